@@ -228,8 +228,8 @@ async fn the_books_survive_the_process_and_a_torn_last_line() {
 async fn the_control_api_shows_the_books_and_sets_the_switches() {
     let exchange = Exchange::start(known()).await;
     exchange.send(&["a"]).await.expect("an answer");
-    let shown: Books = exchange.get("/sim/books").await.json().await.expect("books");
-    assert_eq!(shown, exchange.books());
+    let books: Books = exchange.get("/sim/books").await.json().await.expect("books");
+    assert_eq!(books, exchange.books());
 
     assert_eq!(exchange.put_switches(r#"{"errors":{"next":1}}"#).await, 204);
     let switches: Switches = exchange.get("/sim/switches").await.json().await.expect("switches");

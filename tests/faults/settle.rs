@@ -68,7 +68,7 @@ impl World {
     pub async fn proves(&mut self, truth: &Truth) -> String {
         let again = self.every_number_is_true(truth).await;
         let most = self.answers_lost * EVENTS_IN_A_REQUEST;
-        assert!(again <= most, "{again} delivered again, at most {most} can have been on their way");
+        assert!(again <= most, "{again} delivered again, at most {most} can have been in flight");
         let duplicates = self.audited(truth).await;
         self.say("the books balance");
         let pages = self.no_series_fell().await;

@@ -34,8 +34,8 @@ pub fn query(input: &[u8]) -> bool {
 
 fn in_a_query<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(uri: &Uri) -> bool {
     match query_of::<T>(uri) {
-        Ok(asked) => {
-            let fields = serde_json::to_value(&asked).expect("JSON");
+        Ok(request) => {
+            let fields = serde_json::to_value(&request).expect("JSON");
             bounds(&fields, &["from", "to"]);
             // as the command line sends it
             let mut url = Url::parse("http://h/path").expect("an address");
@@ -43,7 +43,7 @@ fn in_a_query<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(ur
                 url.query_pairs_mut().append_pair(name, &value.as_str().map_or_else(|| value.to_string(), str::to_owned));
             }
             let again = format!("/path?{}", url.query().unwrap_or_default()).parse().expect("an address");
-            assert_eq!(query_of::<T>(&again), Ok(asked), "{again}");
+            assert_eq!(query_of::<T>(&again), Ok(request), "{again}");
             true
         }
         Err(problem) => {
@@ -75,11 +75,11 @@ pub fn body(input: &[u8]) -> bool {
 
 fn in_a_body<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(body: &[u8]) -> bool {
     match body_of::<T>(body) {
-        Ok((asked, reason)) => {
-            let mut fields = serde_json::to_value(&asked).expect("JSON");
+        Ok((request, reason)) => {
+            let mut fields = serde_json::to_value(&request).expect("JSON");
             bounds(&fields, &["at"]);
             fields["reason"] = reason.clone().into();
-            assert_eq!(body_of::<T>(fields.to_string().as_bytes()), Ok((asked, reason)), "{fields}");
+            assert_eq!(body_of::<T>(fields.to_string().as_bytes()), Ok((request, reason)), "{fields}");
             true
         }
         Err(problem) => {

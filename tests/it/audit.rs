@@ -125,7 +125,7 @@ pub fn open(report: &AuditReport) -> Vec<(&str, &str)> {
 }
 
 pub fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {
-    report.joints.iter().find(|found| found.name == joint).unwrap().numbers[name]
+    report.joints.iter().find(|actual| actual.name == joint).unwrap().numbers[name]
 }
 
 pub const SOURCE: &str = "source and ledger";
@@ -215,10 +215,10 @@ async fn a_claim_that_coderd_never_had_is_a_difference() {
     site.consume().await;
     let report = site.audit().await;
     let mut expected = [forged.build_id, site.creation].map(|id| format!("prebuild_claimed:{id}"));
-    let mut found: Vec<_> = differences(&report).into_iter().map(|(joint, kind, id)| (joint, kind, id.to_owned())).collect();
+    let mut actual: Vec<_> = differences(&report).into_iter().map(|(joint, kind, id)| (joint, kind, id.to_owned())).collect();
     expected.sort();
-    found.sort();
-    assert_eq!(found, expected.map(|id| (SOURCE, "not_in_source", id)));
+    actual.sort();
+    assert_eq!(actual, expected.map(|id| (SOURCE, "not_in_source", id)));
 }
 
 #[tokio::test]
@@ -315,8 +315,8 @@ async fn every_manual_change_in_the_ledger_is_named() {
         let site = Site::new().await;
         site.tamper(statement).await;
         let report = site.audit().await;
-        let found = differences(&report);
-        assert!(found.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)), "{statement}: {found:?}");
+        let actual = differences(&report);
+        assert!(actual.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)), "{statement}: {actual:?}");
     }
 }
 
@@ -351,8 +351,8 @@ async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
     let continuous = Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
     let missing = site.coderd.creation().await;
     let stop = CancellationToken::new();
-    let heard = stop.clone();
-    let running = tokio::spawn(async move { continuous.run(&heard).await });
+    let signal = stop.clone();
+    let running = tokio::spawn(async move { continuous.run(&signal).await });
     let seconds = Duration::from_secs(30);
     let logs = || async {
         let findings = site.ledger.run(findings::list).await.unwrap();

@@ -81,10 +81,10 @@ async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
 #[tokio::test]
 async fn check_lists_every_mistake_at_once() {
     let wrong = pipeline("[ledger]\nurl = 'hunter2'\n[log]\nkind = 'pigeon'\n[license.public_keys]\na = 'hunter3'\n");
-    let found = wrong.run("check --output json --set collect.poll_seconds=0").await;
-    assert_eq!((code(&found), found.stderr.as_str()), (2, ""), "{found:?}");
+    let ended = wrong.run("check --output json --set collect.poll_seconds=0").await;
+    assert_eq!((code(&ended), ended.stderr.as_str()), (2, ""), "{ended:?}");
     let keys: Vec<String> =
-        json(&found)["mistakes"].as_array().unwrap().iter().map(|mistake| mistake["key"].as_str().unwrap().to_owned()).collect();
+        json(&ended)["mistakes"].as_array().unwrap().iter().map(|mistake| mistake["key"].as_str().unwrap().to_owned()).collect();
     assert_eq!(keys, ["source.coderd_url", "source.coderd_url", "ledger.url", "log.kind", "license.public_keys.a", "collect.poll_seconds"]);
     let table = wrong.run("check").await;
     assert!(code(&table) == 2 && table.stdout.contains("pipeline.toml:2") && !table.stdout.contains("hunter"), "{table:?}");
@@ -327,25 +327,25 @@ async fn a_slow_statement_is_not_printed_to_the_caller() {
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
-    for (filter, told) in [("info", false), ("info,sqlx::query=warn", true)] {
-        let held = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
+    for (filter, is_logged) in [("info", false), ("info,sqlx::query=warn", true)] {
+        let lock = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
         let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);
         let locked =
             "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";
-        let asked = async {
+        let command = async {
             eventually(Duration::from_secs(30), "the table is locked", || async {
                 sqlx::query_scalar::<_, bool>(locked).fetch_one(pool).await.unwrap()
             })
             .await;
             run_tallyline(&arguments, &[("RUST_LOG", filter)]).await
         };
-        let (held, ended) = tokio::join!(held.execute(pool), asked);
-        held.unwrap();
-        assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, told), "{ended:?}");
-        assert_eq!(ended.stderr.contains("operation=\"select operator_act\""), told, "{ended:?}");
+        let (lock, ended) = tokio::join!(lock.execute(pool), command);
+        lock.unwrap();
+        assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, is_logged), "{ended:?}");
+        assert_eq!(ended.stderr.contains("operation=\"select operator_act\""), is_logged, "{ended:?}");
         for sql in ["order by", "where", "select id"] {
             assert!(!ended.stderr.contains(sql), "{sql} is in {ended:?}");
         }
-        assert!(told || ended.stderr.is_empty(), "{ended:?}");
+        assert!(is_logged || ended.stderr.is_empty(), "{ended:?}");
     }
 }

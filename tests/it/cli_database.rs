@@ -55,13 +55,13 @@ async fn status_hides_processes_that_ended_an_hour_ago() {
     .execute(&database.pool)
     .await
     .unwrap();
-    let shown = async |command: &str| {
+    let processes = async |command: &str| {
         let status = json(&pipeline.run(&format!("{command} --output json")).await);
         let rows = status["processes"].as_array().unwrap().iter();
-        let mut shown: Vec<(i64, bool)> = rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
-        shown.sort_unstable();
-        shown
+        let mut processes: Vec<(i64, bool)> = rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
+        processes.sort_unstable();
+        processes
     };
-    assert_eq!(shown("status").await, [(0, false), (59, true)]);
-    assert_eq!(shown("status --all").await, [(0, false), (59, true), (61, true)]);
+    assert_eq!(processes("status").await, [(0, false), (59, true)]);
+    assert_eq!(processes("status --all").await, [(0, false), (59, true), (61, true)]);
 }

@@ -300,10 +300,10 @@ async fn each_is_named(written: Written) {
         let books = written.books().await;
         books.tamper(statement).await;
         let report = books.audit().await;
-        let found = differences(&report);
-        let named = found.iter().any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
+        let actual = differences(&report);
+        let named = actual.iter().any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
         if !named {
-            missed.push(format!("{statement}: expected {kind} {id} {words:?}, found {found:#?}"));
+            missed.push(format!("{statement}: expected {kind} {id} {words:?}, found {actual:#?}"));
         }
     }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
@@ -334,9 +334,9 @@ async fn events_without_a_record_are_checked_by_digest_and_others_by_record() {
         )
         .await;
     let report = books.audit().await;
-    let found: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
+    let actual: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
     let changed = ("event_changed", event(Topic::WorkspaceBuilds, 7).id());
-    assert_eq!(found, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
+    assert_eq!(actual, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
 }
 
 /// A version that holds the first record and refuses the second.

@@ -62,8 +62,8 @@ async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
     site.ledger.run(async |conn| sources::register(conn, mistyped, introduced_at, None, site.ledger.clock.now()).await).await.unwrap();
     let other = format!("which is source {own} of this ledger");
     eventually(SOON, "the publisher refuses, too", async || {
-        let said = second.stderr();
-        said.contains("refused: ") && said.contains(&other)
+        let output = second.stderr();
+        output.contains("refused: ") && output.contains(&other)
     })
     .await;
     assert_eq!(vendor.books().billed.len(), billed);

@@ -45,7 +45,7 @@ impl Consuming {
 }
 
 /// A ledger with the tests' deployment registered.
-async fn ours() -> (Database, Ledger) {
+async fn new_ledger() -> (Database, Ledger) {
     let (database, ledger) = ledger().await;
     ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     (database, ledger)
@@ -85,7 +85,7 @@ async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64)
 /// Known failure: the offset is committed when a record is delivered, and a crash before its rows are written loses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_never_moves_before_its_rows_are_written() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { lease: Duration::from_secs(3), ..PostgresLogSettings::default() });
     log.create_topics(1).await.unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
@@ -128,7 +128,7 @@ async fn a_position_never_moves_before_its_rows_are_written() {
 /// Known failure: workers finish out of order, and the highest offset is committed for all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_group_never_commits_more_than_is_recorded() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let kafka = support::kafka();
     let log = kafka_log(&kafka);
     log.create_topics(2).await.unwrap();
@@ -172,7 +172,7 @@ async fn the_group_never_commits_more_than_is_recorded() {
 /// Known failure: the store refuses a delivery, and the acknowledgement of the next one covers both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_batch_is_recorded_before_later_ones() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let log = postgres_log(&ledger, 10).await;
     // refused for now, three times: a sequence is not rolled back
     sqlx::raw_sql(
@@ -203,7 +203,7 @@ async fn a_refused_batch_is_recorded_before_later_ones() {
 /// Known failure: a batch that always exceeds a time limit is retried for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let log = postgres_log(&ledger, 100).await;
     sqlx::raw_sql(
         "create function slow() returns trigger language plpgsql as $$
@@ -228,7 +228,7 @@ async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
 /// Known failure: a record that the store refuses costs the batch around it, or blocks it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let log = postgres_log(&ledger, 100).await;
     sqlx::raw_sql(
         "create function refuse() returns trigger language plpgsql as $$
@@ -257,7 +257,7 @@ async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded(
 /// Known failure: after partitions have moved, one of them has no reader, and no alarm is raised.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_partition_is_read_on_after_each_rebalance() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let kafka = support::kafka();
     let log = kafka_log(&kafka);
     log.create_topics(4).await.unwrap();
@@ -292,7 +292,7 @@ async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
 /// Known failure: the last writer of an id wins, or a conflict becomes a duplicate of the batch's own first sighting.
 #[tokio::test]
 async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_remains() {
-    let (_database, ledger) = ours().await;
+    let (_database, ledger) = new_ledger().await;
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let accepted = build(DEPLOYMENT, 1);
@@ -307,8 +307,8 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_rema
     let counts =
         ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 1)), &again, 5, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 4, duplicates: 2, conflicts: 2, ..Counts::default() });
-    let kept: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
-    assert_eq!(kept, [1, 3]);
+    let offsets: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
+    assert_eq!(offsets, [1, 3]);
     let facts = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap().into_iter().flat_map(|entry| entry.facts);
     let events: Vec<Event> = facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect();
     assert_eq!(events, [accepted]);
@@ -317,7 +317,7 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_rema
 /// Known failure: a producer reports success, but the record went to a new topic without readers.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_to_a_missing_topic_fails_and_does_not_create_it() {
-    let (_database, ledger) = ours().await;
+    let (_database, ledger) = new_ledger().await;
     let postgres = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
     for log in [postgres, kafka_log(&support::kafka())] {
         let error = log.append(Topic::AgentUsage, messages(0..3)).await.unwrap_err();

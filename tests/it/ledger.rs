@@ -55,10 +55,10 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
         ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 2)), &second, 12, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 7, accepted: 1, duplicates: 2, conflicts: 2, rejects: 1, held: 1 });
 
-    let kept: Vec<(i64, String)> =
+    let stored: Vec<(i64, String)> =
         sqlx::query_as("select log_offset, verdict from reject order by log_offset").fetch_all(&ledger.pool).await.unwrap();
-    let kept: Vec<_> = kept.iter().map(|(offset, verdict)| (*offset, verdict.as_str())).collect();
-    assert_eq!(kept, [(3, "conflict"), (7, "conflict"), (8, "rejected"), (9, "held")]);
+    let stored: Vec<_> = stored.iter().map(|(offset, verdict)| (*offset, verdict.as_str())).collect();
+    assert_eq!(stored, [(3, "conflict"), (7, "conflict"), (8, "rejected"), (9, "held")]);
     let facts: Vec<Event> = events(&ledger).await;
     assert_eq!(facts, [1, 2, 3].map(|n| build(DEPLOYMENT, n)), "events are as first seen");
     assert_eq!(number(&ledger, "select sum(records) from batch").await, 9);
@@ -236,8 +236,8 @@ async fn a_transaction_that_a_failed_call_left_open_does_not_reach_the_next_call
             .await
             .unwrap()
             .epoch;
-        let kept: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
-        assert_eq!(kept, epoch, "{begin}: what was written is committed");
+        let stored: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
+        assert_eq!(stored, epoch, "{begin}: the write is committed");
     }
 }
 
@@ -472,10 +472,10 @@ async fn a_recovery_that_is_not_complete_does_not_change_the_queue() {
         ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await),
     )
     .await;
-    assert!(!closed.expect("it waits for nobody's publication").unwrap());
+    assert!(!closed.expect("it waits for no publication").unwrap());
     other.rollback().await.unwrap();
     let waits_for = ledger.run(recoveries::open).await.unwrap().unwrap().records_to_read;
-    assert_eq!(waits_for, 3, "a partition that was never read is to be read, too");
+    assert_eq!(waits_for, 3, "an unread partition must be read, too");
     let claim = ledger.run(async |conn| positions::lease(conn, unread, 0, ledger.clock.now()).await).await.unwrap();
     ledger
         .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 2))], 3, ledger.clock.now()).await)

@@ -134,6 +134,6 @@ async fn coderds_own_database_is_refused_as_the_ledger() {
         let checked = site.run("check --connect").await;
         assert!(code(&checked) == 2 && checked.stdout.contains(refusal) && !checked.stdout.contains("grant "), "{checked:?}");
     }
-    let ours: Option<String> = sqlx::query_scalar("select to_regclass('ledger')::text").fetch_one(&database.pool).await.unwrap();
-    assert_eq!(ours, None);
+    let ledger_table: Option<String> = sqlx::query_scalar("select to_regclass('ledger')::text").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(ledger_table, None);
 }

@@ -115,10 +115,10 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
         let before = caught_up_to(&restarted.view);
         restarted.reaches(before + 10).await;
         restarted.end().await;
-        let found = *snapshots::<S>(&ledger.pool).await.last().unwrap();
+        let newest = *snapshots::<S>(&ledger.pool).await.last().unwrap();
         restarted = Running::<S>::start(&ledger, SETTINGS);
         eventually(SOON, "the fold begins", || async { restarted.view.standing().is_some() }).await;
-        assert!(found >= before + 10 && caught_up_to(&restarted.view) >= found, "it begins at the snapshot");
+        assert!(newest >= before + 10 && caught_up_to(&restarted.view) >= newest, "it begins at the snapshot");
         writing.await.unwrap();
     }
     let end = ledger.run(snapshots::head).await.unwrap().number;
@@ -255,7 +255,7 @@ async fn a_fold_reports_when_it_last_reached_the_ledgers_end() {
     ledger.clock.set(noon());
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    assert_eq!(as_of(), Some(noon() + TimeDelta::seconds(5)), "a clock that went back does not take it back");
+    assert_eq!(as_of(), Some(noon() + TimeDelta::seconds(5)), "a clock that steps back does not change it");
     running.end().await;
 }
 
@@ -294,9 +294,9 @@ async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let old = ledger.run(snapshots::head).await.unwrap().incarnation;
-    let kept = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
+    let old_snapshot = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &kept, ledger.clock.now()).await)
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &old_snapshot, ledger.clock.now()).await)
         .await
         .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
@@ -312,23 +312,23 @@ async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
         .await
         .unwrap();
     let new = ledger.run(snapshots::head).await.unwrap().incarnation;
-    eventually(SOON, "it is folded anew", || async {
+    eventually(SOON, "the fold restarts", || async {
         running.view.standing().is_some_and(|standing| standing.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
     assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &kept, ledger.clock.now()).await)
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &old_snapshot, ledger.clock.now()).await)
         .await
         .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [0; 0], "a state of the old ledger is not kept");
     running.end().await;
-    let found = ledger
+    let newest = ledger
         .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(found.sequence, Sequence { incarnation: new, number: 2 });
+    assert_eq!(newest.sequence, Sequence { incarnation: new, number: 2 });
 }
 
 #[tokio::test]
@@ -341,11 +341,11 @@ async fn a_restored_ledger_is_another_incarnation_and_restarts_the_fold() {
     let back = "delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2";
     ledger.pool.execute(back).await.unwrap();
     // the act that records it is now its second batch
-    eventually(SOON, "it is folded anew", || async {
+    eventually(SOON, "the fold restarts", || async {
         running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 2)
     })
     .await;
-    assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "nothing of the lost batch is left");
+    assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "no trace of the lost batch remains");
     let recovering = ledger.run(recoveries::open).await.unwrap().expect("a recovery is open");
     assert!(!recovering.log_ends_known);
     let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act").fetch_all(&ledger.pool).await.unwrap();
@@ -365,7 +365,7 @@ async fn a_restored_ledger_that_grew_again_is_detected_by_its_batches() {
         delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
         insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
     sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
-    eventually(SOON, "it is folded anew", || async {
+    eventually(SOON, "the fold restarts", || async {
         running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 5)
     })
     .await;
@@ -421,11 +421,11 @@ async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    let shown = |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
-    let with_series = shown(DEPLOYMENT, false);
+    let page = |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
+    let with_series = page(DEPLOYMENT, false);
     assert_eq!(with_series.standing.sequence.number, 2);
     assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
-    assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
+    assert!(page(DEPLOYMENT, true).families.is_empty() && page(OTHER_DEPLOYMENT, false).families.is_empty());
     running.end().await;
 }
 

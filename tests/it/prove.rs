@@ -73,7 +73,7 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     // builds of these tests take a second
     assert_eq!(series(&proof), [(total, labels.clone(), None), (seconds, [labels, vec!["regular"]].concat(), Some(1.0))]);
     let accepted = proof.accepted.as_ref().unwrap();
-    let kept: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
+    let stored: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
         "select b.id, named_sequence(b.sequence), b.epoch, b.recorded_at, e.log_offset from workspace_build e join batch b on b.id = e.batch_id
          where build_id = $1",
     )
@@ -82,11 +82,11 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     .await
     .unwrap();
     let batch = &accepted.batch;
-    assert_eq!((batch.id, batch.sequence, batch.epoch, batch.recorded_at), (kept.0, Some(kept.1), Some(kept.2), Some(kept.3)));
+    assert_eq!((batch.id, batch.sequence, batch.epoch, batch.recorded_at), (stored.0, Some(stored.1), Some(stored.2), Some(stored.3)));
     assert_eq!(batch.kind, Some(BatchKind::Log));
     let log = &accepted.log;
     assert_eq!((log.topic.as_str(), log.partition, log.generation), ("tallyline.workspace-builds.v1", Some(0), Some(1)));
-    assert_eq!((log.offset, log.state), (kept.4, LogState::Same));
+    assert_eq!((log.offset, log.state), (stored.4, LogState::Same));
     assert!(accepted.digest_holds && accepted.digest.len() == 64);
     assert_eq!(accepted.event["data"]["build_id"], site.creation.to_string());
     assert!(accepted.publication.is_none() && accepted.license_windows.is_empty() && accepted.exports.is_empty());
@@ -127,9 +127,9 @@ async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
     assert_eq!(proof(&site, &id).await.accepted.unwrap().log.state, LogState::Gone);
 
     // a side that is away leaves the rest of the proof
-    let nobody = coderd::Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
+    let unreachable = coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     let request = ProveRequest { event_id: id, source: None };
-    for coderd in [Some(nobody), None] {
+    for coderd in [Some(unreachable), None] {
         let proof = Desk { coderd, ..desk(&site) }.prove(&request).await.unwrap();
         assert_eq!((proof.source.state, proof.accepted.is_some()), (SourceState::NotAsked, true));
     }

@@ -8,7 +8,7 @@ mod identity;
 mod modes;
 mod requests;
 mod restored;
-mod said;
+mod overrides;
 mod takeover;
 mod verdicts;
 pub mod world;

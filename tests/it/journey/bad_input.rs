@@ -67,7 +67,7 @@ fn build_records() -> Vec<Message> {
     let event = build(DEPLOYMENT, 1);
     let (mut renamed, mut longer) = (event.clone(), event.clone());
     let (Payload::Build(name), Payload::Build(time)) = (&mut renamed.payload, &mut longer.payload) else { unreachable!("it is a build") };
-    name.template_name = "another name is no other event".to_owned();
+    name.template_name = "another name is the same event".to_owned();
     time.completed_at += chrono::TimeDelta::microseconds(1);
     vec![
         event.to_message(),
@@ -122,8 +122,8 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
     .await
     .unwrap();
     let name = |n: u32| uuid::Uuid::from_u128(0xb000_0000 + u128::from(n)).to_string();
-    let stands = [(name(1), "template-1"), (name(4), "template-0"), ("usage-0".to_owned(), "1"), ("usage-6".to_owned(), "1")];
-    assert_eq!(accepted, stands.map(|(id, value)| (id, value.to_owned())));
+    let expected = [(name(1), "template-1"), (name(4), "template-0"), ("usage-0".to_owned(), "1"), ("usage-6".to_owned(), "1")];
+    assert_eq!(accepted, expected.map(|(id, value)| (id, value.to_owned())));
 
     let audit = site.command(&["audit", "--deep", "--output", "json"]).await;
     assert!(audit.status.success(), "{audit:?}");

@@ -100,12 +100,12 @@ impl Journey {
         let truth = self.simulation.truth();
         let lost = &truth.usage[truth.usage.len() / 2].id;
         sqlx::query("delete from usage_event where id = $1").bind(lost).execute(&self.site.database.pool).await.unwrap();
-        let found = self.differences().await;
+        let actual = self.differences().await;
         for difference in [("missing", forged), ("missing", lost), ("usage_without_publication", lost)] {
-            assert!(found.contains(&(difference.0.to_owned(), difference.1.to_owned())), "{difference:?} is not in {found:?}");
+            assert!(actual.contains(&(difference.0.to_owned(), difference.1.to_owned())), "{difference:?} is not in {actual:?}");
         }
-        assert_eq!(found.iter().filter(|(kind, _)| kind == "batch_without_its_events").count(), 1, "{found:?}");
-        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(actual.iter().filter(|(kind, _)| kind == "batch_without_its_events").count(), 1, "{actual:?}");
+        assert_eq!(actual.len(), 4, "{actual:?}");
         self.done("what was tampered with is named");
     }
 

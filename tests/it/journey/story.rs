@@ -230,15 +230,15 @@ impl Journey {
 
     /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer is never read.
     async fn kill_publisher_during_a_request(&mut self) {
-        let taken = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
+        let last_request = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
         eventually(SOON, "a request is on its way", || async {
             let books = self.tallyman.books();
-            books.requests > taken(&books)
+            books.requests > last_request(&books)
         })
         .await;
         self.publish.pause();
         let on_its_way = self.tallyman.books().requests;
-        eventually(SOON, "the vendor has taken it", || async { taken(&self.tallyman.books()) == on_its_way }).await;
+        eventually(SOON, "the vendor has taken it", || async { last_request(&self.tallyman.books()) == on_its_way }).await;
         kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));
         self.kills_of_publishers += 1;
         self.tallyman.set_switches(Switches::default()).unwrap();
@@ -285,7 +285,7 @@ fn kill_and_start_again(process: &mut Process, start: impl FnOnce() -> Process) 
 async fn end_in_order(process: &mut Process) {
     assert!(!process.stderr().contains("stopped"), "{}", process.stderr());
     assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
-    let said = process.stderr();
-    assert!(!said.contains(" ERROR ") && said.lines().last().is_some_and(|last| last.ends_with("stopped")), "{said}");
-    said.lines().filter(|line| line.contains(" WARN ")).for_each(|line| eprintln!("{line}"));
+    let output = process.stderr();
+    assert!(!output.contains(" ERROR ") && output.lines().last().is_some_and(|last| last.ends_with("stopped")), "{output}");
+    output.lines().filter(|line| line.contains(" WARN ")).for_each(|line| eprintln!("{line}"));
 }

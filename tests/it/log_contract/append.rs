@@ -64,13 +64,13 @@ async fn one_key_is_one_partition_in_the_order_of_its_appends(site: Site) {
     for (partition, records) in (0..PARTITIONS).zip(site.read_topic().await) {
         assert!(!records.is_empty(), "40 keys leave no partition of {PARTITIONS} empty");
         for key in partitions.iter().filter(|(_, of)| **of == partition).map(|(key, _)| key) {
-            let found: Vec<String> = records
+            let actual: Vec<String> = records
                 .iter()
                 .filter(|record| record.message.key.as_deref() == Some(key.as_bytes()))
                 .map(|record| body(&record.message))
                 .collect();
             let expected: Vec<String> = (0..2).flat_map(|append| (0..3).map(move |turn| format!("{key} {append} {turn}"))).collect();
-            assert_eq!(found, expected);
+            assert_eq!(actual, expected);
         }
     }
 }
@@ -155,10 +155,10 @@ async fn an_append_waits_for_an_open_one_and_follows_it() {
             open.rollback().await.unwrap();
         }
         let second = other.await.unwrap();
-        let found: Vec<(i64, String)> =
+        let actual: Vec<(i64, String)> =
             site.read_all(partition).await.iter().map(|record| (record.offset, body(&record.message))).collect();
         let expected: &[(i64, &str)] = if commits { &[(0, "held open"), (1, "waits")] } else { &[(0, "waits")] };
-        assert_eq!(found, expected.iter().map(|(offset, body)| (*offset, (*body).to_owned())).collect::<Vec<_>>());
+        assert_eq!(actual, expected.iter().map(|(offset, body)| (*offset, (*body).to_owned())).collect::<Vec<_>>());
         assert_eq!(second, [(partition, expected.last().unwrap().0)]);
     }
 }

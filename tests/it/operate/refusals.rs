@@ -72,7 +72,7 @@ async fn the_shipped_pipelines_have_no_mistake() {
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap().to_owned()).collect();
-    assert!(["kafka.toml", "single.toml"].iter().all(|name| names.iter().any(|found| found == name)), "{names:?}");
+    assert!(["kafka.toml", "single.toml"].iter().all(|name| names.iter().any(|eventually_some| eventually_some == name)), "{names:?}");
     for file in files {
         let file = file.to_str().unwrap();
         let checked = run_tallyline(&["check", "--secrets", "--pipeline", file], &needed).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tallyline::event::{Topic, TopicPartition};
 
-use super::{Kind, SOON, Site, append_builds, found};
+use super::{Kind, SOON, Site, append_builds, eventually_some};
 use crate::support::eventually;
 
 const BUILDS: u32 = 300;
@@ -28,8 +28,8 @@ async fn a_stalled_consumer_logs_it_and_joins_again() {
             .await
             .unwrap();
         append_builds(&log, BUILDS..2 * BUILDS).await;
-        let said = running.says(&["consumer stalled", "tallyline.workspace-builds.v1/0", &format!("\"position\":{position}")]).await;
-        assert!(said.contains("\"log_end\":") && said.contains("\"stalled_seconds\":"), "{said}");
+        let line = running.says(&["consumer stalled", "tallyline.workspace-builds.v1/0", &format!("\"position\":{position}")]).await;
+        assert!(line.contains("\"log_end\":") && line.contains("\"stalled_seconds\":"), "{line}");
         running.says(&["consumer joins again"]).await;
         // it is back in its group, and the partition that cannot be leased blocks no other
         eventually(SOON, "it has joined again", || async { joined(&running.process.stderr()) >= 2 }).await;
@@ -84,11 +84,11 @@ async fn a_retried_batch_is_shown_and_logged_once_and_succeeds_by_itself() {
         eventually(SOON, "it is tried three times", || async { site.count("select last_value from tries").await > 3 }).await;
         running.not_ready("partitions", &[&partition, &reason]).await;
         assert!(running.metrics().await.contains("tallyline_consumer_partitions_not_read 1\n"));
-        found(SOON, "status shows it", async || {
+        eventually_some(SOON, "status shows it", async || {
             let status = site.status().await;
-            let shown =
+            let is_shown =
                 |process: &Value| process["standing"]["consume"]["not_read"][&partition].as_str().is_some_and(|why| why.contains(&reason));
-            status["processes"].as_array().unwrap().iter().any(shown).then_some(())
+            status["processes"].as_array().unwrap().iter().any(is_shown).then_some(())
         })
         .await;
         sqlx::raw_sql("drop trigger refuses on usage_event; drop function refuse; drop sequence tries")

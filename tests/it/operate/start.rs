@@ -17,8 +17,8 @@ async fn an_unreachable_ledger_is_named_and_retried() {
     site.set("ledger.url", &format!("'{url}'"));
     let mut running = site.start("");
     running.not_ready("ledger", &[&proxy.address.to_string()]).await;
-    let said = running.says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "is it started", "waiting"]).await;
-    assert!(said.contains(&site.ledger.name), "{said}");
+    let line = running.says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "is it started", "waiting"]).await;
+    assert!(line.contains(&site.ledger.name), "{line}");
     proxy.open().await;
     running.ready().await;
     running.says(&["reached", "ledger"]).await;

@@ -57,7 +57,7 @@ async fn every_combination_ends_in_order(kind: Kind) {
             let roles: Vec<_> = ROLES.iter().enumerate().filter(|(bit, _)| combination & (1 << bit) != 0).map(|(_, role)| role).collect();
             let words: Vec<String> = roles.iter().map(|(name, _)| format!("--role {name}")).collect();
             let mut running = site.start(&words.join(" "));
-            join_all(roles.iter().map(|(_, said)| running.says(said))).await;
+            join_all(roles.iter().map(|(_, words)| running.says(words))).await;
             let took = running.ends_in_order().await;
             assert!(took < GRACE, "{words:?}: {took:?}");
             assert!(running.process.stderr().contains("\"message\":\"stopped\""), "{words:?}: {}", running.process.stderr());
@@ -98,20 +98,20 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     second.ends_in_order().await;
 
-    let kept: BTreeSet<(String, i64)> = sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
+    let snapshots: BTreeSet<(String, i64)> = sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
         .fetch_all(&site.ledger.pool)
         .await
         .unwrap()
         .into_iter()
         .collect();
     let head = site.count("select next_sequence - 1 from ledger").await;
-    assert_eq!(kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
+    assert_eq!(snapshots.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
     // the collector's last pass may have been recorded after it
-    assert!(kept.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{kept:?} of {head}");
+    assert!(snapshots.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{snapshots:?} of {head}");
     let mut third = site.start("--role serve");
     let line = third.says(&["the fold begins", "metrics"]).await;
     let sequence = serde_json::from_str::<serde_json::Value>(&line).unwrap()["sequence"].as_i64().unwrap();
-    assert!(kept.contains(&("metrics".to_owned(), sequence)), "{line}, kept {kept:?}");
+    assert!(snapshots.contains(&("metrics".to_owned(), sequence)), "{line}, kept {snapshots:?}");
     third.ends_in_order().await;
 }
 

@@ -168,13 +168,13 @@ async fn in_mode_shadow_no_usage_is_held() {
 async fn an_unreachable_side_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
     let log = world.log().await;
-    let nobody = Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
-    for source in [Some(nobody), None] {
+    let unreachable = Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
+    for source in [Some(unreachable), None] {
         let (audits, registry) = (CancellationToken::new(), Registry::new());
         let (reads, own) = (source.is_some(), Some(DEPLOYMENT));
         audit(&world, &log, source.map(|database| (database, DEPLOYMENT)), &registry, &audits);
-        let shown = |source| gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-        assert_eq!(shown(None), reads.then_some(0.0), "whose it is, is not known yet");
+        let timestamp = |source| gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+        assert_eq!(timestamp(None), reads.then_some(0.0), "its deployment is not known yet");
         let audited_at = Arc::new(std::sync::Mutex::new(Vec::new()));
         eventually(DEADLINE, "the log is audited twice", || async {
             let findings = world.ledger.run(findings::list).await.unwrap();
@@ -187,7 +187,7 @@ async fn an_unreachable_side_changes_no_finding_and_the_other_joints_are_still_a
         .await;
         audits.cancel();
         // a joint that this process should audit and never did is visible; another process shows its own joints
-        assert_eq!((shown(None), shown(own)), (None, reads.then_some(0.0)));
+        assert_eq!((timestamp(None), timestamp(own)), (None, reads.then_some(0.0)));
         assert_eq!(gauge(&registry, "tallyline_audit_difference", "source_and_ledger", own), None);
         assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
     }
@@ -221,7 +221,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     .await;
     let age = "update audit_finding set audited_at = audited_at - interval '10 minutes'";
     sqlx::query(age).execute(&world.ledger.pool).await.unwrap();
-    let found = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
+    let audit_time = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
 
     for reports_its_identity in [true, false] {
         let other = support::database().await;
@@ -235,11 +235,11 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
         // each audit compares the source after the log
         for _ in 0..2 {
             let before = audited_at(&world, LOG, None).await;
-            eventually(DEADLINE, "an audit is made", || async { audited_at(&world, LOG, None).await > before }).await;
+            eventually(DEADLINE, "an audit runs", || async { audited_at(&world, LOG, None).await > before }).await;
         }
         stop.cancel();
         task.await.unwrap();
-        assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, found, "{reports_its_identity}");
+        assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, audit_time, "{reports_its_identity}");
     }
     assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
     assert_eq!(world.state("a").await, ("pending".to_owned(), None));
@@ -317,10 +317,10 @@ async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_publi
     assert!(line(&["source", &OTHER.to_string(), "1 of 1 usage events"]), "{status:?}");
     for registry in site.registries.iter().chain([&second.registry]) {
         eventually(DEADLINE, "each process shows both", || async {
-            let shown = |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
+            let timestamp = |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
             ["tallyline_audit_difference", "tallyline_audit_holds_publishing"]
                 .iter()
-                .all(|name| (shown(name, DEPLOYMENT), shown(name, OTHER)) == (Some(0.0), Some(1.0)))
+                .all(|name| (timestamp(name, DEPLOYMENT), timestamp(name, OTHER)) == (Some(0.0), Some(1.0)))
         })
         .await;
     }
@@ -387,14 +387,14 @@ async fn a_retired_deployment_is_not_audited_until_it_is_reinstated() {
     change("retire").await;
     // an audit that had begun before has ended
     the_first_balances_again(&site).await;
-    let shown = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-    eventually(DEADLINE, "its process shows no audit that is due", || async { (shown(Some(OTHER)), shown(None)) == (None, None) }).await;
+    let timestamp = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+    eventually(DEADLINE, "its process shows no audit that is due", || async { (timestamp(Some(OTHER)), timestamp(None)) == (None, None) }).await;
     let before = audited_at(world, SOURCE, Some(OTHER)).await;
     for _ in 0..3 {
         the_first_balances_again(&site).await;
     }
     assert_eq!(audited_at(world, SOURCE, Some(OTHER)).await, before);
-    assert_eq!((shown(Some(OTHER)), shown(None)), (None, None));
+    assert_eq!((timestamp(Some(OTHER)), timestamp(None)), (None, None));
     change("reinstate").await;
     site.finds(SOURCE, "it is audited again", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 1).await;
 }

@@ -67,8 +67,8 @@ async fn an_event_whose_row_differs_is_held_until_it_matches_again() {
 
 fn has_stopped(publisher: &Publisher) -> bool {
     let condition = publisher.condition().get();
-    let told = condition.to_string();
-    matches!(condition, Condition::Stopped(_)) && told.contains("coderd has published usage by itself") && told.contains("--coderd-cut-off")
+    let text = condition.to_string();
+    matches!(condition, Condition::Stopped(_)) && text.contains("coderd has published usage by itself") && text.contains("--coderd-cut-off")
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn publishing_stops_over_restarts_when_coderd_publishes_by_itself() {
     world.add(&["before", "first"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("before", Some(start_time()), None).await;
     let mut publisher = world.publisher();
-    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1, "what coderd published before we began is no matter");
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1, "earlier publications of coderd do not stop it");
 
     world.add(&["second", "third"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("second", Some(start_time() + TimeDelta::seconds(1)), None).await;
@@ -193,13 +193,13 @@ async fn a_source_without_coderds_database_publishes_nothing() {
 #[tokio::test]
 async fn an_unreachable_coderd_database_is_reported_and_holds_no_lease() {
     let mut world = World::new().await;
-    let nowhere = tallyline::coderd::Database::new("postgres://nobody@127.0.0.1:1/coder", std::time::Duration::from_secs(1)).unwrap();
+    let unreachable = tallyline::coderd::Database::new("postgres://unknown@127.0.0.1:1/coder", std::time::Duration::from_secs(1)).unwrap();
     world.add(&[usage("a", start_time())]).await;
-    let there = world.settings.coderd.replace(nowhere);
+    let original = world.settings.coderd.replace(unreachable);
     let mut publisher = world.publisher();
     assert!(publisher.cycle(&world.stop).await.is_err());
     assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains("127.0.0.1:1/coder")));
-    world.settings.coderd = there;
+    world.settings.coderd = original;
     assert_eq!(world.cycle().await.accepted, 1);
 }
 
@@ -217,7 +217,7 @@ async fn a_fault_of_coderds_database_in_mid_cycle_releases_the_leases() {
 #[tokio::test]
 async fn a_pause_records_the_answer_in_flight_and_leases_nothing_new() {
     let mut world = World::with(Switches { latency_ms: 3_000, ..Switches::default() }).await;
-    let (tell, paused) = Paused::told();
+    let (pause_sender, paused) = Paused::told();
     world.settings.paused = paused;
     world.add_many(250).await;
     let mut publisher = world.publisher();
@@ -234,7 +234,7 @@ async fn a_pause_records_the_answer_in_flight_and_leases_nothing_new() {
             reason: "maintenance".into(),
             since: start_time(),
         };
-        tell.send_replace(vec![pause]);
+        pause_sender.send_replace(vec![pause]);
     };
     let (cycle, ()) = tokio::join!(publisher.cycle(&world.stop), pausing);
     assert_eq!((cycle.unwrap().accepted, world.number_in("published").await, world.number_in("pending").await), (100, 100, 150));
@@ -245,7 +245,7 @@ async fn a_pause_records_the_answer_in_flight_and_leases_nothing_new() {
         sqlx::query_scalar("select count(*) from publication where leased_until is not null").fetch_one(&world.ledger.pool).await.unwrap();
     assert_eq!((requests().await, leased), (1, 0));
 
-    tell.send_replace(Vec::new());
+    pause_sender.send_replace(Vec::new());
     world.vendor.set_switches(Switches::default()).unwrap();
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 150);
     assert_eq!(publisher.condition().get(), Condition::Working);

@@ -61,9 +61,9 @@ async fn an_event_whose_answer_was_cut_off_is_delivered_again_byte_for_byte_and_
 async fn without_a_vendor_nothing_counts_as_sent() {
     let mut world = World::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = format!("http://{}/", listener.local_addr().unwrap());
+    let closed = format!("http://{}/", listener.local_addr().unwrap());
     drop(listener);
-    world.settings.tallyman = ClientSettings::new(nobody);
+    world.settings.tallyman = ClientSettings::new(closed);
     world.add(&[usage("a", start_time())]).await;
     let cycle = world.cycle().await;
     assert!(matches!(cycle.failure, Some(SendError::Unreachable(_))), "{cycle:?}");
@@ -96,7 +96,7 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
     let mut dying = world.publisher();
     let delivered = eventually(DEADLINE, "the vendor has taken them", || async { world.vendor.books().billed.len() == 2 });
     tokio::select! {
-        cycle = dying.cycle(&world.stop) => panic!("there is no answer: {cycle:?}"),
+        cycle = dying.cycle(&world.stop) => panic!("unexpected answer: {cycle:?}"),
         () = delivered => {}
     }
     drop(dying);
@@ -114,7 +114,7 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
     }
     let open: i64 =
         sqlx::query_scalar("select count(*) from publication_request where batch_id is null").fetch_one(&world.ledger.pool).await.unwrap();
-    assert_eq!(open, 1, "the request that nobody finished stays visible");
+    assert_eq!(open, 1, "the unfinished request stays visible");
 }
 
 #[tokio::test]
@@ -278,9 +278,9 @@ async fn a_stop_lets_the_request_in_flight_finish() {
     let world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
     world.add_many(150).await;
     let stop = world.stop.child_token();
-    let (mut publisher, heard) = (world.publisher(), stop.clone());
+    let (mut publisher, signal) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(no_mark, &heard).await });
+    let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
     eventually(DEADLINE, "a request is under way", || async {
         sqlx::query_scalar("select count(*) = 1 from publication_request").fetch_one(&world.ledger.pool).await.unwrap()
     })
@@ -302,9 +302,9 @@ async fn a_running_publisher_outlasts_faults() {
     world.settings.poll = Duration::from_millis(20);
     world.add(&[usage("a", start_time())]).await;
     let stop = world.stop.child_token();
-    let (mut publisher, heard) = (world.publisher(), stop.clone());
+    let (mut publisher, signal) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(no_mark, &heard).await });
+    let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
     eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 1 }).await;
     world.add(&[usage("b", start_time())]).await;
     eventually(DEADLINE, "what comes later is published too", || async { world.number_in("published").await == 2 }).await;
@@ -369,7 +369,7 @@ async fn leases_are_released_in_the_lock_order_of_the_ids() {
     };
     let (released, ()) = tokio::join!(released, beside);
     released.unwrap();
-    let left: i64 =
+    let remaining: i64 =
         sqlx::query_scalar("select count(*) from publication where leased_by is not null").fetch_one(&world.ledger.pool).await.unwrap();
-    assert_eq!(left, 0);
+    assert_eq!(remaining, 0);
 }

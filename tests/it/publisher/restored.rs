@@ -41,12 +41,12 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_re
         let mut publisher = world.publisher_in(&registry);
         let (condition, stop) = (publisher.condition(), world.stop.child_token());
         let answers = Arc::new(AtomicBool::new(false));
-        let (log, heard) = (Arc::clone(&answers), stop.clone());
+        let (log, signal) = (Arc::clone(&answers), stop.clone());
         let compare_marks = move || {
             let answer = if log.load(Ordering::SeqCst) { Ok(()) } else { Err(anyhow::anyhow!("the log does not answer")) };
             std::future::ready(answer)
         };
-        let running = tokio::spawn(async move { publisher.run(compare_marks, &heard).await });
+        let running = tokio::spawn(async move { publisher.run(compare_marks, &signal).await });
         // it still shows the backlog, and does nothing about it
         for (number, id) in [(2.0, "a"), (3.0, "b"), (4.0, "c")] {
             eventually(DEADLINE, "what waits is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
@@ -54,8 +54,8 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_re
         }
         assert!(matches!(condition.get(), Condition::Failing(why) if why.contains("the log does not answer")));
         assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
-        let began: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
-        assert_eq!(began, 0);
+        let requests: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+        assert_eq!(requests, 0);
 
         if went_back {
             let restored = RestoreEvidence::Reported {

@@ -63,7 +63,7 @@ async fn each_verdict_is_kept_and_only_retryable_events_are_sent_again() {
     assert!(world.state("never").await.1.is_some_and(|message| !message.is_empty()));
     assert_eq!(world.state("omitted").await.1.as_deref(), Some(LEFT_OUT_MESSAGE));
     let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
-    assert_eq!((pending.events, pending.unanswered), (2, 1), "what was left out may have been taken, what was refused was not");
+    assert_eq!((pending.events, pending.unanswered), (2, 1), "only an omitted event may have been accepted");
 
     // within half a minute, the shortest minute with jitter, neither is due
     world.pass(TimeDelta::seconds(29));
@@ -135,9 +135,9 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
     assert_eq!(publisher.condition().get(), Condition::Working);
     assert_eq!(world.times_billed("a"), 1);
 
-    let kept: Vec<String> =
+    let rows: Vec<String> =
         sqlx::query_scalar("select publication_request::text from publication_request").fetch_all(&world.ledger.pool).await.unwrap();
-    assert!(kept.iter().all(|row| !row.contains(&stray)), "no token is kept");
+    assert!(rows.iter().all(|row| !row.contains(&stray)), "no token is kept");
     let samples: BTreeSet<String> = registry.gather().iter().flat_map(described).collect();
     for expected in [
         "tallyline_publisher_verdicts_total accepted 1",

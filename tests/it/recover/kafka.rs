@@ -117,7 +117,7 @@ async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were
     let lost = unread(&world, claims).await;
     assert!(lost > waiting && unread(&world, Topic::WorkspaceBuilds).await > 0, "{lost} {waiting}");
     world.another_pass().await;
-    assert_eq!(unread(&world, claims).await, lost, "what waits is not sent again by each pass");
+    assert_eq!(unread(&world, claims).await, lost, "the backlog is not appended again by each pass");
 
     delete_topic(&world, claims).await;
     let mut consume = world.site.start("consume", &[]);
@@ -176,13 +176,13 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     let mut consume = world.site.start("consume", &[]);
     world.goes_on_to(0.6).await;
     eventually(SOON, "its partitions are stopped", || {
-        let said = consume.stderr().matches("partition stopped").count();
-        async move { said >= 6 }
+        let stopped = consume.stderr().matches("partition stopped").count();
+        async move { stopped >= 6 }
     })
     .await;
     world.another_pass().await;
     let now = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
-    assert_eq!(now, before, "nothing is claimed while the new topic is not read");
+    assert_eq!(now, before, "completeness is not reported while the new topic is not read");
     assert_eq!(world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await, records);
 
     let plan = world.plan("kafka").await;

@@ -1,13 +1,13 @@
 //! Recovery after a loss of topics, of the ledger or of coderd's database, with real processes on real servers.
 
-mod again;
-mod at_once;
-mod away;
+mod repeated;
+mod concurrent;
+mod late_broker;
 mod coderd;
 mod kafka;
 mod ledger;
 mod scraped;
 mod servers;
 mod standby;
-mod without;
+mod excluded_sources;
 mod world;

@@ -111,8 +111,8 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
     let edit = with(id, MENDED);
     let broken = other.resubmit_rejects(&edit, &operator()).await;
     assert!(matches!(broken, Err(OperationError::Log(_))), "{broken:?}");
-    let shown = site.desk.show_reject(id).await.unwrap();
-    assert_eq!((shown.reject.state.as_str(), shown.reject.acts.len()), ("open", 1));
+    let detail = site.desk.show_reject(id).await.unwrap();
+    assert_eq!((detail.reject.state.as_str(), detail.reject.acts.len()), ("open", 1));
     site.resubmit(edit).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     site.is_accepted_once().await;
@@ -144,12 +144,12 @@ fn reopened(plan: &RecoverPlan) -> Vec<i64> {
 async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recovery() {
     let site = Site::new(Backend::Postgres).await;
     let (read, lost, late) = (usage(DEPLOYMENT, 1), usage(OTHER_DEPLOYMENT, 2), usage(DEPLOYMENT, 4));
-    let mended = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
+    let edit = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
     let id = site.broken(&read).await;
-    site.resubmit(mended(id, &read)).await.unwrap();
+    site.resubmit(edit(id, &read)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     let (id, late_id) = (site.broken(&lost).await, site.broken(&late).await);
-    site.resubmit(mended(id, &lost)).await.unwrap();
+    site.resubmit(edit(id, &lost)).await.unwrap();
     assert_eq!(site.differences().await, [], "it waits in the log");
 
     let emptied = "delete from log_record using log_partition where id = partition_id and topic = 'tallyline.agent-usage.v1';
@@ -161,16 +161,16 @@ async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recov
     let named = "insert into past_position select topic, partition, generation, start_offset, next_offset, records, (select max(id) from operator_act)
         from position where topic like '%usage%'";
     sqlx::raw_sql(named).execute(&site.database.pool).await.unwrap();
-    let gone = site.differences().await.into_iter().filter(|one| one.kind == "passed_and_gone");
-    assert_eq!(gone.map(|one| one.id).collect::<Vec<_>>(), ["usage-2"]);
+    let lost_ids = site.differences().await.into_iter().filter(|one| one.kind == "passed_and_gone");
+    assert_eq!(lost_ids.map(|one| one.id).collect::<Vec<_>>(), ["usage-2"]);
     sqlx::raw_sql("delete from past_position").execute(&site.database.pool).await.unwrap();
 
     site.execute_recovery(&plan).await.unwrap();
     assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [id, late_id]);
     assert_eq!((site.list("resubmitted").await.len(), site.differences().await), (1, vec![]));
     let acts = site.desk.show_reject(id).await.unwrap().reject.acts;
-    assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "what was done is not forgotten");
-    site.resubmit(mended(id, &lost)).await.unwrap();
+    assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "the first act remains");
+    site.resubmit(edit(id, &lost)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_eq!(site.differences().await, []);
     assert!(site.desk.ledger.run(async |conn| rejects::accepted(conn, OTHER_DEPLOYMENT, "usage-2").await).await.unwrap().is_some());
@@ -220,12 +220,12 @@ async fn a_lost_resubmission_is_named_for_every_event_type_and_deployment() {
         ] {
             sqlx::query(undone).bind(event.topic().name()).bind(offset).execute(&site.database.pool).await.unwrap();
         }
-        assert_eq!(site.differences().await, [], "nobody has read so far");
+        assert_eq!(site.differences().await, [], "the consumer has not read it yet");
         let other = crate::support::ledger::event(event.topic(), 100);
         site.desk.log.append(event.topic(), vec![other.to_message()]).await.unwrap();
         assert_eq!(site.consume().await.accepted, 1);
-        let told: Vec<_> = site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
-        assert_eq!(told, [("passed_and_gone".into(), event.id())]);
+        let kinds: Vec<_> = site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
+        assert_eq!(kinds, [("passed_and_gone".into(), event.id())]);
         let forced = Resubmit { force: true, ..with(id, &event.to_structured().to_string()) };
         site.resubmit(forced).await.unwrap();
         assert_eq!((site.differences().await, site.consume().await.accepted), (vec![], 1));

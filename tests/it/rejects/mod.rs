@@ -181,7 +181,7 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
         ])
         .await;
     assert_eq!((counts.accepted, counts.conflicts, counts.rejects, counts.held), (1, 1, 3, 1));
-    let told: Vec<_> = site.list("open").await.into_iter().map(|row| (row.event_id.unwrap(), row.units, row.unit)).collect();
+    let listed: Vec<_> = site.list("open").await.into_iter().map(|row| (row.event_id.unwrap(), row.units, row.unit)).collect();
     let stake = |id: &str, units: Option<u64>, unit: &str| (id.to_owned(), units, units.map(|_| unit.to_owned()));
     // usage-3 is the fourth, so it would have been seats: (3 % 3) + 1
     let expected = [
@@ -191,12 +191,12 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
         stake("usage-4", Some(41), "agents"),
         stake("usage-9", Some(8), "agents"),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(listed, expected);
     let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
     let groups = site.desk.count_rejects(&by_verdict).await.unwrap().groups;
-    let told: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
+    let listed: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
     let units = |unit: &str, number| BTreeMap::from([(unit.to_owned(), number)]);
-    assert_eq!(told, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
+    assert_eq!(listed, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
     let site = Site::new(Backend::Postgres).await;
     let long = format!("\"{}é", "x".repeat(1_022));
     site.take((0..5).map(|n| with_body(&usage(DEPLOYMENT, n), &long)).collect()).await;
-    let (mut after, mut seen) = (0, Vec::new());
+    let (mut after, mut ids) = (0, Vec::new());
     loop {
         let request = ListRejects { which: WhichRejects::default(), after, limit: 2 };
         let page = site.desk.list_rejects(&request).await.unwrap();
@@ -212,14 +212,14 @@ async fn a_page_of_rejects_leads_to_the_next() {
         for row in page.rejects {
             let payload = row.payload.unwrap();
             assert_eq!((payload.length, payload.cut, payload.text.unwrap().len()), (1_025, true, 1_023));
-            seen.push(row.event_id.unwrap());
+            ids.push(row.event_id.unwrap());
         }
         match page.next_after {
             Some(next) => after = next,
             None => break,
         }
     }
-    assert_eq!(seen, ["usage-0", "usage-1", "usage-2", "usage-3", "usage-4"]);
+    assert_eq!(ids, ["usage-0", "usage-1", "usage-2", "usage-3", "usage-4"]);
     let wrong = ListRejects { which: WhichRejects { state: "ajar".into(), ..WhichRejects::default() }, after: 0, limit: 1 };
     assert!(matches!(site.desk.list_rejects(&wrong).await, Err(OperationError::Invalid { field: "state", .. })));
 }
@@ -242,9 +242,9 @@ async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_i
     assert_eq!((old.state.as_str(), new.state.as_str(), new.offset), ("resubmitted", "open", 1));
     // linked by their event id, each way
     for (one, other) in [(old.id, new.id), (new.id, old.id)] {
-        let shown = site.desk.show_reject(one).await.unwrap();
-        assert_eq!(shown.same_event.iter().map(|same| same.id).collect::<Vec<_>>(), [other]);
-        assert_eq!((shown.accepted_sequence, shown.if_resubmitted), (None, Foreseen::Rejected));
+        let detail = site.desk.show_reject(one).await.unwrap();
+        assert_eq!(detail.same_event.iter().map(|same| same.id).collect::<Vec<_>>(), [other]);
+        assert_eq!((detail.accepted_sequence, detail.if_resubmitted), (None, Foreseen::Rejected));
     }
 }
 
@@ -281,9 +281,9 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
     assert_eq!(discarded.ids, [id]);
     assert_forbidden(site.desk.discard_rejects(&discard, &operator()).await, "discarded by operator-1");
 
-    let shown = site.desk.show_reject(id).await.unwrap();
-    assert!(shown.accepted_sequence.is_some());
-    let acts: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str())).collect();
+    let detail = site.desk.show_reject(id).await.unwrap();
+    assert!(detail.accepted_sequence.is_some());
+    let acts: Vec<_> = detail.reject.acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str())).collect();
     assert_eq!(acts, [("discard", "operator-1", "a typo of the producer")]);
     let accepted = "select count(*) from workspace_build where completed_at = timestamptz '2025-08-01T11:56:57Z'";
     assert_eq!(site.number(accepted).await, 1, "17 s - 200 s before noon");
@@ -317,10 +317,10 @@ async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted()
     site.resubmit(Resubmit { force: true, ..edit.clone() }).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_forbidden(site.resubmit(Resubmit { force: true, ..edit }).await, "accepted already");
-    let shown = site.desk.show_reject(id).await.unwrap();
-    let ended: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
+    let detail = site.desk.show_reject(id).await.unwrap();
+    let ended: Vec<_> = detail.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
     assert_eq!(ended, [("discard", false), ("resubmit", true)]);
-    assert_eq!(shown.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
+    assert_eq!(detail.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
 }
 
 #[tokio::test]

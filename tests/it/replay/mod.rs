@@ -94,10 +94,10 @@ impl Site {
     /// At ten a second an execution waits after the first ten records; this stops it there.
     async fn interrupt(&self, plan: &ReplayPlan) {
         let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
-        let heard = stop.clone();
+        let signal = stop.clone();
         let stopping = move |step: Step| {
             if step.doing == "replaying" {
-                heard.cancel();
+                signal.cancel();
             }
         };
         let interrupted = self.desk.execute_replay(&request, &actor(), stopping, &stop).await;

@@ -26,7 +26,7 @@ struct Contract {
     /// With every type closed, so that a field outside the document is found.
     document: Value,
     /// The answers of each operation.
-    seen: BTreeSet<(String, String)>,
+    answers: BTreeSet<(String, String)>,
 }
 
 /// Before the first instant of PostgreSQL.
@@ -46,7 +46,7 @@ impl Contract {
                 close(schema);
             }
         }
-        Contract { process, document, seen: BTreeSet::new() }
+        Contract { process, document, answers: BTreeSet::new() }
     }
 
     /// Sends a request as `scope`, or without a token. Checks that the answer matches the document's `template`, and returns it.
@@ -88,7 +88,7 @@ impl Contract {
             assert!(faults.is_empty(), "{operation} {status}: {faults:?}\n{body}");
         }
         let code = code.to_owned();
-        self.seen.insert((operation, code));
+        self.answers.insert((operation, code));
     }
 
     fn faults(&self, schema: &Value, body: &Value) -> Vec<String> {
@@ -266,7 +266,7 @@ async fn answers_are_what_the_document_says() {
             .map(move |code| (format!("{method} {path}"), code))
             .collect::<Vec<_>>()
     });
-    let unseen: Vec<_> = named.filter(|named| !contract.seen.contains(named)).collect();
+    let unseen: Vec<_> = named.filter(|named| !contract.answers.contains(named)).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
 }
 
@@ -373,7 +373,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
         site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap();
     }
     let process = site.process().await;
-    let shown = async |query: &str| {
+    let acts = async |query: &str| {
         let (status, body) = process.get(&format!("/api/v1/acts{query}")).await;
         assert_eq!(status, 200, "{body}");
         let acts = body["acts"].as_array().unwrap().iter();
@@ -381,15 +381,15 @@ async fn the_audit_trail_is_paged_and_filtered() {
         (acts, body["next_before"].as_i64())
     };
     let all = ["user-001 resume consume", "user-002 pause publish", "user-001 pause consume"];
-    assert_eq!(shown("").await, (all.map(String::from).to_vec(), None));
-    let (first, next) = shown("?limit=2").await;
+    assert_eq!(acts("").await, (all.map(String::from).to_vec(), None));
+    let (first, next) = acts("?limit=2").await;
     assert_eq!(first, all[..2]);
-    assert_eq!(shown(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
-    assert_eq!(shown("?actor=user-001&act=pause").await.0, all[2..]);
-    assert_eq!(shown("?subject=publish").await.0, all[1..2]);
+    assert_eq!(acts(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
+    assert_eq!(acts("?actor=user-001&act=pause").await.0, all[2..]);
+    assert_eq!(acts("?subject=publish").await.0, all[1..2]);
     // the clock is at noon
-    assert_eq!(shown("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
-    assert_eq!(shown("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
+    assert_eq!(acts("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
+    assert_eq!(acts("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
     for field in ["from", "to"] {
         let (status, problem) = process.get(&format!("/api/v1/acts?{field}={FAR}")).await;
         assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");

@@ -88,13 +88,13 @@ async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
             proxy.thaw();
         }
     };
-    let looks = async {
+    let reads = async {
         while begun.elapsed() < length {
             look().await;
             tokio::time::sleep(HELD).await;
         }
     };
-    tokio::join!(gates, looks);
+    tokio::join!(gates, reads);
 }
 
 #[tokio::test]
@@ -119,14 +119,14 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
 
     // The holder dies: another process with a running rebuild shows the same.
     first.vanish();
-    let taken = std::cell::Cell::new(false);
+    let taken_over = std::cell::Cell::new(false);
     held_up(&proxy, 2 * LEASE, async || {
         let page = second.domain("").await;
-        assert!(page == before || page.is_empty() && !taken.get(), "a gap after the handover");
-        taken.set(!page.is_empty());
+        assert!(page == before || page.is_empty() && !taken_over.get(), "a gap after the handover");
+        taken_over.set(!page.is_empty());
     })
     .await;
-    assert!(taken.get(), "nobody took over");
+    assert!(taken_over.get(), "no other process took over");
 
     // Every page in between shows the old state, or at least the new one.
     let deadline = Instant::now() + SOON;

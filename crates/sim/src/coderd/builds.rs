@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, BuildIds, Class, Completed, Deed, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
+use super::acts::{Act, BuildIds, Class, Completed, Change, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
 use super::chance::{log_uniform, one_in, pick, uniform, uuid_from};
 use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
@@ -36,7 +36,7 @@ pub(super) struct Workspace<'a> {
 
 /// A requested build.
 #[derive(Clone, Copy)]
-pub(super) struct Ask {
+pub(super) struct BuildRequest {
     pub class: Class,
     pub transition: Transition,
     pub initiator: Uuid,
@@ -116,7 +116,7 @@ impl<'a> Workspace<'a> {
         self.new_workspace = Some(NewWorkspace { owner: self.owner, name });
         let chance = matches!(ending, Ending::SuccessWithUsageAt(_)) || self.planning.dice.random_ratio(6, 10);
         self.perhaps_task(chance);
-        self.build(Ask {
+        self.build(BuildRequest {
             class: Class::RegularCreation,
             transition: Transition::Start,
             initiator: self.owner,
@@ -133,7 +133,7 @@ impl<'a> Workspace<'a> {
         let name = self.next_name("prebuild");
         self.new_workspace = Some(NewWorkspace { owner: PREBUILDS_USER, name });
         let user = std::mem::replace(&mut self.owner, PREBUILDS_USER);
-        self.build(Ask {
+        self.build(BuildRequest {
             class: Class::PrebuildCreation,
             transition: Transition::Start,
             initiator: PREBUILDS_USER,
@@ -147,7 +147,7 @@ impl<'a> Workspace<'a> {
     /// The claim's first transaction: owner and name. The build follows within milliseconds.
     pub fn hand_over(&mut self) {
         let name = self.next_name("workspace");
-        self.act(self.now, Deed::Claim { workspace: self.id, owner: self.owner, name });
+        self.act(self.now, Change::Claim { workspace: self.id, owner: self.owner, name });
         self.now += uniform(&mut self.planning.dice, (2_000, 40_000));
         let chance = self.planning.dice.random_ratio(1, 2);
         self.perhaps_task(chance);
@@ -162,7 +162,7 @@ impl<'a> Workspace<'a> {
     }
 
     /// One build from queue to end. Afterwards `now` is the time of its end.
-    pub fn build(&mut self, ask: Ask) {
+    pub fn build(&mut self, ask: BuildRequest) {
         let ids = self.queue(ask);
         let queued_at = self.now;
         match ask.ending {
@@ -171,7 +171,7 @@ impl<'a> Workspace<'a> {
                 self.now += uniform(&mut self.planning.dice, self.window.pace.wait);
                 let later = if ask.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
                 let deed =
-                    Deed::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
+                    Change::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
                 self.now += TimeDelta::microseconds(later);
                 self.act(self.now, deed);
             }
@@ -184,7 +184,7 @@ impl<'a> Workspace<'a> {
         }
     }
 
-    fn run(&mut self, ids: BuildIds, ask: Ask, queued_at: DateTime<Utc>) {
+    fn run(&mut self, ids: BuildIds, ask: BuildRequest, queued_at: DateTime<Utc>) {
         let lasts = self.duration(ask.class);
         if let Ending::SuccessWithUsageAt(usage_at) = ask.ending {
             let completed_at = usage_at - TimeDelta::microseconds(120);
@@ -200,10 +200,10 @@ impl<'a> Workspace<'a> {
         match ask.ending {
             Ending::LeftRunning => {}
             Ending::LeftCanceling => {
-                self.act(self.now.min(self.window.to), Deed::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) })
+                self.act(self.now.min(self.window.to), Change::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) })
             }
             Ending::CanceledRunning | Ending::CanceledButFailed => {
-                self.act(self.now, Deed::CancelRunning { build: ids, canceled_at: self.now });
+                self.act(self.now, Change::CancelRunning { build: ids, canceled_at: self.now });
                 self.now += uniform(&mut self.planning.dice, (100_000, 3_000_000)).min(TimeDelta::microseconds(self.window.pace.gap.0));
                 self.fail(ids, ask);
             }
@@ -220,7 +220,7 @@ impl<'a> Workspace<'a> {
         }
     }
 
-    fn queue(&mut self, ask: Ask) -> BuildIds {
+    fn queue(&mut self, ask: BuildRequest) -> BuildIds {
         self.number += 1;
         let dice = &mut self.planning.dice;
         let ids = BuildIds { build: uuid_from(dice), job: uuid_from(dice), workspace: self.id };
@@ -239,7 +239,7 @@ impl<'a> Workspace<'a> {
             reason: ask.reason,
             stage: ask.stage,
         };
-        self.act(self.now, Deed::Queue(Box::new(queued)));
+        self.act(self.now, Change::Queue(Box::new(queued)));
         ids
     }
 
@@ -247,13 +247,13 @@ impl<'a> Workspace<'a> {
     fn acquire(&mut self, build: BuildIds, at: DateTime<Utc>, skew: TimeDelta) {
         let middle = self.planning.config.start + (self.planning.config.end - self.planning.config.start) / 2;
         let workers = &self.deployment.workers;
-        let there = if at < middle { &workers[..workers.len() - 3] } else { &workers[3..] };
-        let worker = pick(&mut self.planning.dice, there);
+        let candidates = if at < middle { &workers[..workers.len() - 3] } else { &workers[3..] };
+        let worker = pick(&mut self.planning.dice, candidates);
         self.now = at;
-        self.act(at, Deed::Acquire { build, worker, started_at: at + skew });
+        self.act(at, Change::Acquire { build, worker, started_at: at + skew });
     }
 
-    fn succeed(&mut self, ids: BuildIds, ask: Ask, usage_at: DateTime<Utc>) {
+    fn succeed(&mut self, ids: BuildIds, ask: BuildRequest, usage_at: DateTime<Utc>) {
         let start = ask.transition == Transition::Start;
         let usage = (start && self.counts_as_agent(usage_at)).then(|| UsageRow {
             id: uuid_from(&mut self.planning.dice).to_string(),
@@ -280,10 +280,10 @@ impl<'a> Workspace<'a> {
             error_code: None,
             success: Some(success),
         };
-        self.acts.push(Act { at: self.now, held_for, deed: Deed::Complete(Box::new(done)) });
+        self.acts.push(Act { at: self.now, held_for, deed: Change::Complete(Box::new(done)) });
     }
 
-    fn fail(&mut self, ids: BuildIds, ask: Ask) {
+    fn fail(&mut self, ids: BuildIds, ask: BuildRequest) {
         let error = match ask.ending {
             Ending::CanceledRunning => one_in(&mut self.planning.dice, 2).then(String::new),
             Ending::CanceledButFailed => Some("terraform apply: interrupted".to_owned()),
@@ -300,7 +300,7 @@ impl<'a> Workspace<'a> {
             error_code: coded.then(|| "REQUIRED_TEMPLATE_VARIABLES".to_owned()),
             success: None,
         };
-        self.act(self.now, Deed::Complete(Box::new(done)));
+        self.act(self.now, Change::Complete(Box::new(done)));
     }
 
     /// Section 2.5: the resource rule counts every successful start of an AI template, the task rule those of a task's workspace. Without
@@ -351,7 +351,7 @@ impl<'a> Workspace<'a> {
         format!("{kind}-{:06}", self.planning.workspaces)
     }
 
-    fn act(&mut self, at: DateTime<Utc>, deed: Deed) {
+    fn act(&mut self, at: DateTime<Utc>, deed: Change) {
         self.acts.push(Act { at, held_for: None, deed });
     }
 }

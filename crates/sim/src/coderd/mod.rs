@@ -13,7 +13,7 @@ mod builds;
 mod chance;
 mod config;
 mod deployment;
-mod furnish;
+mod base_rows;
 mod heartbeats;
 mod licenses;
 mod lives;

@@ -75,12 +75,12 @@ pub(super) async fn are_loaded_and_evaluated(server: &Prometheus) {
         assert_eq!((text(&rule["health"]), text(&rule["state"])), ("ok", expected), "{rule}");
     }
     // Series of every process.
-    let shown: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
+    let series: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
         .iter()
         .flat_map(|begin| names(&rules(), begin))
         .collect();
-    assert!(shown.len() >= 5, "{shown:?}");
-    for name in shown {
+    assert!(series.len() >= 5, "{series:?}");
+    for name in series {
         assert_eq!(server.query(&format!("count({name}) > 0")).await.len(), 1, "{name}");
     }
 }

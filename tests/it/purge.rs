@@ -64,7 +64,7 @@ async fn a_restart_after_a_purge_of_old_builds_is_not_a_second_creation() {
     assert_eq!(differences(&report), []);
     assert_eq!(number(&report, SOURCE, "source_gone"), 2);
     let remarked = |kind: &str| -> BTreeSet<String> {
-        remarks(&report).into_iter().filter(|(found, _)| *found == kind).map(|(_, id)| id.to_owned()).collect()
+        remarks(&report).into_iter().filter(|(name, _)| *name == kind).map(|(_, id)| id.to_owned()).collect()
     };
     assert_eq!(remarked("source_gone"), build_ids(&[first[0].1, first[1].1]));
     assert_eq!(remarked("second_first_start"), build_ids(&restarts), "a second claimant is named");

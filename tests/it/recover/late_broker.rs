@@ -30,9 +30,9 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     proxy.open().await;
     eventually(SOON * 2, "it is seen", || async {
         let sent = world.tallyman.books().requests;
-        let seen = world.count(OPENED).await == 1;
-        assert!(seen || sent == 0, "sent before it is seen");
-        seen
+        let is_detected = world.count(OPENED).await == 1;
+        assert!(is_detected || sent == 0, "sent before it is seen");
+        is_detected
     })
     .await;
     let (actor, _, reason) = world.acts().await.remove(0);

@@ -117,8 +117,8 @@ async fn a_fold_resumes() {
     let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
     let projection = Projection::<MetricsState>::new(ledger, settings);
     let (view, stop) = (projection.view(), CancellationToken::new());
-    let heard = stop.clone();
-    let folding = tokio::spawn(async move { projection.run(&heard).await });
+    let signal = stop.clone();
+    let folding = tokio::spawn(async move { projection.run(&signal).await });
     let goes_on = async || {
         let end = direct.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "the fold reaches the ledger's end", || async { caught_up_to(&view) >= end }).await;
@@ -189,10 +189,10 @@ async fn an_operation_reports_it() {
                 Box::pin(async move { desk.plan_recovery(&request, &|_, _| (), &CancellationToken::new()).await.map(drop) })
             }
         };
-        let said = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();
+        let refusal = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();
         assert!(
-            matches!(&said, OperationError::Ledger(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut),
-            "{operation} of {table}: {said}"
+            matches!(&refusal, OperationError::Ledger(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut),
+            "{operation} of {table}: {refusal}"
         );
     }
 }

@@ -40,7 +40,7 @@ async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     (effect.ids_used_again, effect.ids_used_again_pending, plan.hash)
 }
 
-async fn said(world: &World, log: &Log, hash: String) {
+async fn execute_override(world: &World, log: &Log, hash: String) {
     let actor = Actor { name: "user-001".to_owned(), reason: "coderd was restored".to_owned() };
     let execution = RecoverExecution { hash };
     world.desk(log).execute_recovery(&execution, &actor, &|_, _| {}, &CancellationToken::new()).await.expect("executed");
@@ -71,10 +71,10 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
     assert_eq!(held_back(&registry), 2.0);
     let status = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.queues[0].held_back, 2);
-    let told = &status.queues[0].held_back_first;
-    assert_eq!(told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
-    assert!(told[0].why.starts_with("coderd's row is now dated 2025-08-01T12:03:00Z"), "{told:?}");
-    assert!(told[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{told:?}");
+    let first_held = &status.queues[0].held_back_first;
+    assert_eq!(first_held.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
+    assert!(first_held[0].why.starts_with("coderd's row is now dated 2025-08-01T12:03:00Z"), "{first_held:?}");
+    assert!(first_held[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{first_held:?}");
     let life = world
         .ledger
         .run(async |conn| event_history::publication(conn, world.source.id, "again").await)
@@ -86,7 +86,7 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
     assert!(!audited(&world, &log).await.balanced, "and the books differ");
     let (again, pending, hash) = planned(&world, &log).await;
     assert_eq!((again, pending), (2, 2));
-    said(&world, &log, hash.expect("there is something to do")).await;
+    execute_override(&world, &log, hash.expect("there is something to do")).await;
 
     let report = audited(&world, &log).await;
     assert!(report.balanced, "{report:?}");
@@ -122,7 +122,7 @@ async fn an_override_ends_the_hold_in_mode_shadow_too() {
     sqlx::query(change).execute(&world.coderd).await.unwrap();
     assert_eq!(world.cycle().await.held_back, 1);
     let (_, _, hash) = planned(&world, &log).await;
-    said(&world, &log, hash.expect("there is something to do")).await;
+    execute_override(&world, &log, hash.expect("there is something to do")).await;
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.held_back, cycle.waiting), (0, 1));
@@ -140,13 +140,13 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
         })
         .await
         .unwrap();
-    let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };
+    let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count: not a number".into() };
     let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
     world.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await).await.unwrap();
     world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
     sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();
     let cycle = world.cycle().await;
-    assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "nobody has said anything");
+    assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "no override yet");
 
     let reject: i64 = sqlx::query_scalar("select id from reject").fetch_one(&world.ledger.pool).await.unwrap();
     let act = NewAct {
@@ -178,10 +178,10 @@ async fn held_usage_is_logged_once_with_the_command_that_releases_it() {
     }
     let mut process = world.process(&world.vendor.ingest_url());
     for _ in 0..2 {
-        eventually(SOON, "both are looked at", || async {
+        eventually(SOON, "both are checked", || async {
             let query = "select count(*) from publication where held_for is not null and next_attempt_at > $1";
-            let seen = sqlx::query_scalar::<_, i64>(query).bind(start_time() + TimeDelta::minutes(5)).fetch_one(&world.ledger.pool);
-            seen.await.unwrap() == 2
+            let checked = sqlx::query_scalar::<_, i64>(query).bind(start_time() + TimeDelta::minutes(5)).fetch_one(&world.ledger.pool);
+            checked.await.unwrap() == 2
         })
         .await;
         // due again at once
@@ -192,9 +192,9 @@ async fn held_usage_is_logged_once_with_the_command_that_releases_it() {
             .unwrap();
     }
     assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
-    let said = process.stderr();
-    let lines: Vec<&str> = said.lines().filter(|line| line.contains("usage held back")).collect();
-    assert_eq!(lines.len(), 1, "{said}");
+    let execute_override = process.stderr();
+    let lines: Vec<&str> = execute_override.lines().filter(|line| line.contains("usage held back")).collect();
+    assert_eq!(lines.len(), 1, "{execute_override}");
     for words in ["WARN", "events=2", "first=\"again\"", "recover plan --lost coderd"] {
         assert!(lines[0].contains(words), "{words:?} is not in {}", lines[0]);
     }
@@ -218,7 +218,7 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     let plan = world.desk(&log).plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
     assert_eq!((effect.to_list, effect.unconfirmed), (1, 1), "{effect:?}");
-    said(&world, &log, plan.hash.expect("there is something to do")).await;
+    execute_override(&world, &log, plan.hash.expect("there is something to do")).await;
     world.pass(TimeDelta::minutes(10));
     assert_eq!(world.cycle().await.accepted, 1);
     assert_eq!((world.times_billed("seen"), world.times_billed("forged")), (1, 0));
