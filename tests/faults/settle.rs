@@ -53,8 +53,8 @@ impl World {
         self.say("every publication is settled");
         let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
         let serve = self.shows(SETTLED).await;
-        eventually(SETTLED, "all is folded", || serve.has_folded(sequence)).await;
-        self.say("all is folded");
+        eventually(SETTLED, "the folds are at the ledger's end", || serve.has_folded(sequence)).await;
+        self.say("the folds are at the ledger's end");
     }
 
     /// Whether the ledger has this number of builds and usage rows.

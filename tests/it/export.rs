@@ -93,7 +93,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     let expected = rows.iter().fold(HEADER.to_owned(), |text, (.., line)| text + line);
 
     let (first, totals) = exported(&ledger, &all(sequence)).await;
-    assert!(first == expected, "the file differs from what was recorded");
+    assert!(first == expected, "the file differs from the recorded usage");
     assert_eq!(exported(&ledger, &all(sequence)).await, (first, totals.clone()), "two runs give the same bytes");
     let types = totals.into_iter().map(|(event_type, (events, total, unit))| TypeTotal {
         event_type: event_type.parse().unwrap(),

@@ -71,7 +71,7 @@ async fn number(database: &Database, query: &'static str) -> i64 {
 }
 
 async fn recorded(database: &Database, events: i64) {
-    eventually(SOON, "all is recorded", || async { number(database, "select count(*) from usage_event").await >= events }).await;
+    eventually(SOON, "every record is recorded", || async { number(database, "select count(*) from usage_event").await >= events }).await;
 }
 
 /// Checks that this number of events is recorded, each once, and that the books balance.
@@ -118,7 +118,7 @@ async fn a_position_never_moves_before_its_rows_are_written() {
         let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
         assert!(number(&database, kill).await > 0);
-        eventually(SOON, "it is gone", || async { number(&database, waiting).await == 0 }).await;
+        eventually(SOON, "the task has ended", || async { number(&database, waiting).await == 0 }).await;
     }
     held.rollback().await.unwrap();
     all_is_recorded_once(&database, &ledger, 100).await;
@@ -149,14 +149,14 @@ async fn the_group_never_commits_more_than_is_recorded() {
     let committed = || {
         let group: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", &kafka.brokers).set("group.id", kafka.name(GROUP)).create().unwrap();
-        let mut asked = TopicPartitionList::new();
+        let mut partitions = TopicPartitionList::new();
         let topic = kafka.name(Topic::AgentUsage.name());
-        asked.add_partition_range(&topic, 0, 1);
-        let told = tokio::task::block_in_place(|| group.committed_offsets(asked, Duration::from_secs(20)));
+        partitions.add_partition_range(&topic, 0, 1);
+        let answer = tokio::task::block_in_place(|| group.committed_offsets(partitions, Duration::from_secs(20)));
         let offset = |offset: Offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
-        told.map_or([0, 0], |told| [0, 1].map(|partition| offset(told.find_partition(&topic, partition).unwrap().offset())))
+        answer.map_or([0, 0], |answer| [0, 1].map(|partition| offset(answer.find_partition(&topic, partition).unwrap().offset())))
     };
-    eventually(SOON, "the other partition is read to its end, and the group is told", || async { committed()[1] == ends[1] }).await;
+    eventually(SOON, "the other partition is read to its end, and the group has committed it", || async { committed()[1] == ends[1] }).await;
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(SOON, "the batch waits", || async { number(&database, waiting).await > 0 }).await;
     // more records come after the unfinished batch
@@ -165,7 +165,7 @@ async fn the_group_never_commits_more_than_is_recorded() {
     assert_eq!(committed()[0], 0);
     held.rollback().await.unwrap();
     all_is_recorded_once(&database, &ledger, 200).await;
-    eventually(SOON, "the group is told", || async { committed()[0] > ends[0] }).await;
+    eventually(SOON, "the group has committed the position", || async { committed()[0] > ends[0] }).await;
     consuming.ends().await;
 }
 
@@ -246,7 +246,7 @@ async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded(
     .unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     let consuming = Consuming::start(&log, &ledger);
-    eventually(SOON, "all is read", || async { number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100 })
+    eventually(SOON, "every record is read", || async { number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100 })
         .await;
     assert_eq!(number(&database, "select count(*) from usage_event").await, 99);
     let rejects: Vec<(String, String)> = sqlx::query_as("select cause, detail from reject").fetch_all(&database.pool).await.unwrap();
@@ -322,7 +322,7 @@ async fn an_append_to_a_missing_topic_fails_and_does_not_create_it() {
     for log in [postgres, kafka_log(&support::kafka())] {
         let error = log.append(Topic::AgentUsage, messages(0..3)).await.unwrap_err();
         assert_eq!((error.cause, error.placed), (LogError::NoTopic(Topic::AgentUsage), vec![None; 3]));
-        assert_eq!(log.partitions(Topic::AgentUsage).await, Err(LogError::NoTopic(Topic::AgentUsage)), "nor was it made by asking");
+        assert_eq!(log.partitions(Topic::AgentUsage).await, Err(LogError::NoTopic(Topic::AgentUsage)), "the question does not create the topic");
     }
 }
 

@@ -31,9 +31,9 @@ async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
     ledger.run(async |conn| leases::release(conn, first.clone()).await).await.unwrap();
     let second = ledger.run(async |conn| leases::take(conn, "metrics", "two", LONG).await).await.unwrap().unwrap();
     assert!(second.epoch > first.epoch);
-    assert!(!ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(), "what was lost cannot be renewed");
+    assert!(!ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(), "a lost lease cannot be renewed");
     ledger.run(async |conn| leases::release(conn, first).await).await.unwrap();
-    assert!(ledger.run(async |conn| leases::renew(conn, &second, LONG).await).await.unwrap(), "nor given back");
+    assert!(ledger.run(async |conn| leases::renew(conn, &second, LONG).await).await.unwrap(), "a lost lease cannot be released");
 }
 
 #[tokio::test]
@@ -63,8 +63,8 @@ async fn of_many_concurrent_requests_one_gets_the_lease() {
         })
     });
     let mut holders = 0;
-    for asked in asking.collect::<Vec<_>>() {
-        holders += usize::from(asked.await.unwrap().is_some());
+    for request in asking.collect::<Vec<_>>() {
+        holders += usize::from(request.await.unwrap().is_some());
     }
     assert_eq!(holders, 1);
 }

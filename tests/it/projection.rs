@@ -36,8 +36,8 @@ impl<S: Stage> Running<S> {
     fn start(ledger: &Ledger, settings: ProjectionSettings) -> Self {
         let projection = Projection::<S>::new(ledger.clone(), settings);
         let (view, stop) = (projection.view(), CancellationToken::new());
-        let heard = stop.clone();
-        Running { view, stop, task: tokio::spawn(async move { projection.run(&heard).await }) }
+        let signal = stop.clone();
+        Running { view, stop, task: tokio::spawn(async move { projection.run(&signal).await }) }
     }
 
     async fn reaches(&self, sequence: i64) {

@@ -23,12 +23,12 @@ fn desk(site: &Site) -> Desk {
     Desk { coderd: Some(coderd), deployment: Some(site.coderd.deployment), ..support::ledger::desk(&site.ledger, &site.log) }
 }
 
-async fn asked(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
+async fn prove(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
     desk(site).prove(&ProveRequest { event_id: event_id.to_owned(), source }).await
 }
 
 async fn proof(site: &Site, event_id: &str) -> Proof {
-    asked(site, event_id, None).await.unwrap()
+    prove(site, event_id, None).await.unwrap()
 }
 
 /// Family, label values and observed seconds of each series.
@@ -241,11 +241,11 @@ async fn an_id_of_several_deployments_needs_its_source() {
     site.ledger.run(async |conn| sources::register(conn, other, now, None, site.ledger.clock.now()).await).await.unwrap();
     site.log.append(Topic::AgentUsage, vec![usage_of(other, "usage-1", now)]).await.unwrap();
     site.consume().await;
-    let several = asked(&site, "usage-1", None).await.unwrap_err();
+    let several = prove(&site, "usage-1", None).await.unwrap_err();
     assert!(matches!(&several, OperationError::Invalid { field: "source", message } if message.contains(&other.to_string())), "{several}");
-    let own = asked(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
+    let own = prove(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
     assert_eq!((own.deployment_id, own.source.state), (Some(site.coderd.deployment), SourceState::Same));
-    let foreign = asked(&site, "usage-1", Some(other)).await.unwrap();
+    let foreign = prove(&site, "usage-1", Some(other)).await.unwrap();
     assert_eq!((foreign.deployment_id, foreign.source.state), (Some(other), SourceState::NotAsked));
     assert_eq!(foreign.accepted.unwrap().log.state, LogState::Same);
 }
@@ -286,7 +286,7 @@ async fn a_conflict_is_shown_beside_the_accepted_event() {
 #[tokio::test]
 async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     let site = Site::new().await;
-    let missing = asked(&site, "no-such-usage", None).await.unwrap_err();
+    let missing = prove(&site, "no-such-usage", None).await.unwrap_err();
     let address = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
     let incarnation = site.ledger.run(snapshots::head).await.unwrap().incarnation.to_string();
     assert!(matches!(missing, OperationError::NotFound(_)));

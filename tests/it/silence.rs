@@ -94,7 +94,7 @@ async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     .await;
     assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
     // The server ends the work of its lost client.
-    eventually(SOON, "it is recorded", || async {
+    eventually(SOON, "the batch is recorded", || async {
         ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.is_ok()
     })
     .await;

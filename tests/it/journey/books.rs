@@ -106,7 +106,7 @@ impl Journey {
         }
         assert_eq!(actual.iter().filter(|(kind, _)| kind == "batch_without_its_events").count(), 1, "{actual:?}");
         assert_eq!(actual.len(), 4, "{actual:?}");
-        self.done("what was tampered with is named");
+        self.done("every tampered row is named");
     }
 
     /// Kind and id of the differences of an audit, which must end with status 1.

@@ -137,8 +137,8 @@ impl Journey {
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
         // the collector lives in the past, so its completeness was true; after the first pass it read only possibly new rows
-        let told = "select late, swept_pass_id from collector_progress";
-        let (late, last_sweep): (i64, i64) = sqlx::query_as(told).fetch_one(&self.site.database.pool).await.unwrap();
+        let progress = "select late, swept_pass_id from collector_progress";
+        let (late, last_sweep): (i64, i64) = sqlx::query_as(progress).fetch_one(&self.site.database.pool).await.unwrap();
         assert_eq!((late, last_sweep), (0, 1));
         self.done("handed back, all of the history is in");
     }
@@ -185,7 +185,7 @@ impl Journey {
     /// Waits until the shown state contains everything that the ledger has at this call.
     pub async fn all_is_folded(&self) {
         let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "all is folded", || self.serve[0].has_folded(sequence)).await;
+        eventually(SOON, "the folds are at the ledger's end", || self.serve[0].has_folded(sequence)).await;
     }
 
     /// Ends all processes in order. Checks that the scraper has seen no fault.
@@ -231,14 +231,14 @@ impl Journey {
     /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer is never read.
     async fn kill_publisher_during_a_request(&mut self) {
         let last_request = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
-        eventually(SOON, "a request is on its way", || async {
+        eventually(SOON, "a request is in flight", || async {
             let books = self.tallyman.books();
             books.requests > last_request(&books)
         })
         .await;
         self.publish.pause();
-        let on_its_way = self.tallyman.books().requests;
-        eventually(SOON, "the vendor has taken it", || async { last_request(&self.tallyman.books()) == on_its_way }).await;
+        let in_flight = self.tallyman.books().requests;
+        eventually(SOON, "the vendor has taken it", || async { last_request(&self.tallyman.books()) == in_flight }).await;
         kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));
         self.kills_of_publishers += 1;
         self.tallyman.set_switches(Switches::default()).unwrap();

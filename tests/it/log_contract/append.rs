@@ -95,7 +95,7 @@ async fn a_reader_at_the_end_misses_no_overlapping_append(site: Site) {
     let partition = builds(site.log.append(BUILDS, vec![message("one key", "first")]).await.unwrap()[0].0);
     let mut read = Vec::new();
     let mut next = 0;
-    eventually(Duration::from_secs(60), "all is read", || {
+    eventually(Duration::from_secs(60), "every record is read", || {
         let log = site.log.clone();
         let from = next;
         let records = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(log.read(partition, from, 10))).unwrap();

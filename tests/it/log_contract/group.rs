@@ -94,7 +94,7 @@ impl Books {
     }
 
     async fn eventually_recorded(&self, bodies: &[String]) {
-        eventually(LONG, "all is recorded", || async { self.bodies().len() >= bodies.len() }).await;
+        eventually(LONG, "every record is recorded", || async { self.bodies().len() >= bodies.len() }).await;
         assert_eq!(self.bodies(), bodies, "each once");
     }
 }

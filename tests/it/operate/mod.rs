@@ -256,7 +256,7 @@ impl Running {
 
     /// Waits until it is ready.
     async fn ready(&self) {
-        eventually(SOON, "it is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
+        eventually(SOON, "the process is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
     }
 
     /// Waits until this check fails with a reason that contains all these words, in a living process. Returns the reason.

@@ -17,7 +17,7 @@ async fn serving() -> (Site, Running) {
         site.set(&format!("serve.tokens.the-{scope}"), &format!("'{scope} {text}'"));
     }
     let running = site.start("");
-    eventually(super::SOON, "it is ready", || async { running.get("/readyz").await.0.is_success() }).await;
+    eventually(super::SOON, "the process is ready", || async { running.get("/readyz").await.0.is_success() }).await;
     (site, running)
 }
 

@@ -38,9 +38,9 @@ async fn a_process_is_shown_while_it_runs_and_after_a_kill_and_not_after_a_clean
     sqlx::query(aged).execute(&site.ledger.pool).await.unwrap();
     let status = site.status().await;
     let gone = |status: &Value| -> Vec<bool> { status["processes"].as_array().unwrap().iter().map(|row| row["gone"] == true).collect() };
-    let mut told = gone(&status);
-    told.sort_unstable();
-    assert_eq!(told, [false, true], "{status}");
+    let mut states = gone(&status);
+    states.sort_unstable();
+    assert_eq!(states, [false, true], "{status}");
     assert!(site.command("status").await.stdout.contains("gone"));
     // a day later a living process removes it
     sqlx::query("update process set seen_at = seen_at - interval '1 day' where roles = '{consume}'")

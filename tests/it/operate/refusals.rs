@@ -85,9 +85,9 @@ async fn the_shipped_pipelines_have_no_mistake() {
 #[tokio::test]
 async fn reading_an_empty_database_writes_nothing_and_concurrent_migrations_succeed() {
     let site = Site::bare(Kind::Postgres).await;
-    let looks = futures::future::join_all((0..4).map(|_| site.command("status"))).await;
-    for look in looks {
-        assert!(look.status.code() == Some(3) && look.stderr.contains("run `tallyline migrate`"), "{look:?}");
+    let answers = futures::future::join_all((0..4).map(|_| site.command("status"))).await;
+    for answer in answers {
+        assert!(answer.status.code() == Some(3) && answer.stderr.contains("run `tallyline migrate`"), "{answer:?}");
     }
     assert_eq!(site.count("select count(*) from pg_tables where schemaname = 'public'").await, 0);
     for migrated in futures::future::join_all((0..4).map(|_| site.command("migrate"))).await {

@@ -130,7 +130,7 @@ async fn a_stop_waits_for_the_request_in_flight() {
     let latency_ms = slow.as_millis().try_into().unwrap();
     tallyman.set_switches(Switches { latency_ms, ..Switches::default() }).unwrap();
     let mut publishing = site.start("--role publish");
-    eventually(SOON, "a request is on its way", || async { site.count("select count(*) from publication_request").await == 1 }).await;
+    eventually(SOON, "a request is in flight", || async { site.count("select count(*) from publication_request").await == 1 }).await;
 
     let status = publishing.process.terminate(slow + LEEWAY).await;
     assert_eq!(status.code(), Some(0), "{}", publishing.process.stderr());
@@ -220,7 +220,7 @@ async fn a_frozen_kafka_delays_a_stop_at_most_by_the_grace_period() {
     proxy.thaw();
     let mut next = site.start("");
     site.builds(200).await;
-    eventually(SOON, "it is ready", || async { next.get("/readyz").await.0.is_success() }).await;
+    eventually(SOON, "the process is ready", || async { next.get("/readyz").await.0.is_success() }).await;
     next.ends_in_order().await;
     assert_eq!(site.balanced().await["accepted"], 200);
     eventually(SOON, "all connections end", || async { proxy.connections() == 0 }).await;

@@ -226,7 +226,7 @@ async fn a_pause_records_the_answer_in_flight_and_leases_nothing_new() {
         count.await.unwrap()
     };
     let pausing = async {
-        eventually(Duration::from_secs(30), "the first request is on its way", || async { requests().await == 1 }).await;
+        eventually(Duration::from_secs(30), "the first request is in flight", || async { requests().await == 1 }).await;
         let pause = Pause {
             operation: Pausable::Publish,
             topic: None,

@@ -132,7 +132,7 @@ async fn an_override_ends_the_hold_in_mode_shadow_too() {
 async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() {
     let world = World::new().await;
     // coderd's row cannot be read, and the ledger has accepted an operator's version
-    let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
+    let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("corrected", start_time())) };
     let claim = world
         .ledger
         .run(async |conn| {
@@ -143,7 +143,7 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
     let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count: not a number".into() };
     let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
     world.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await).await.unwrap();
-    world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
+    world.add(&["corrected", "broken"].map(|id| usage(id, start_time()))).await;
     sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "no override yet");
@@ -163,7 +163,7 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));
-    assert_eq!(world.delivered(), ["mended"]);
+    assert_eq!(world.delivered(), ["corrected"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -305,10 +305,10 @@ async fn a_running_publisher_outlasts_faults() {
     let (mut publisher, signal) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
     let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
-    eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 1 }).await;
+    eventually(DEADLINE, "the event is published", || async { world.number_in("published").await == 1 }).await;
     world.add(&[usage("b", start_time())]).await;
-    eventually(DEADLINE, "what comes later is published too", || async { world.number_in("published").await == 2 }).await;
-    eventually(DEADLINE, "all is well again", || async { condition.get() == Condition::Working }).await;
+    eventually(DEADLINE, "later events are published too", || async { world.number_in("published").await == 2 }).await;
+    eventually(DEADLINE, "the publisher works again", || async { condition.get() == Condition::Working }).await;
     stop.cancel();
     tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
     assert_eq!(world.vendor.books().requests, 4);

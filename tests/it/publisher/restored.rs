@@ -49,7 +49,7 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_re
         let running = tokio::spawn(async move { publisher.run(compare_marks, &signal).await });
         // it still shows the backlog, and does nothing about it
         for (number, id) in [(2.0, "a"), (3.0, "b"), (4.0, "c")] {
-            eventually(DEADLINE, "what waits is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
+            eventually(DEADLINE, "the backlog is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
             world.add(&[usage(id, start_time())]).await;
         }
         assert!(matches!(condition.get(), Condition::Failing(why) if why.contains("the log does not answer")));
@@ -76,10 +76,10 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_re
         }
         answers.store(true, Ordering::SeqCst);
         if went_back {
-            eventually(DEADLINE, "it is held", || async { matches!(condition.get(), Condition::Recovering(_)) }).await;
+            eventually(DEADLINE, "the usage is held", || async { matches!(condition.get(), Condition::Recovering(_)) }).await;
             assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
         } else {
-            eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 4 }).await;
+            eventually(DEADLINE, "the event is published", || async { world.number_in("published").await == 4 }).await;
             assert_eq!(world.state("old").await.0, "expired");
         }
         stop.cancel();
@@ -110,7 +110,7 @@ async fn an_answer_to_a_lost_request_is_reported_as_lost_and_counts_once() {
         ids.await.unwrap()
     };
     let restoring = async {
-        eventually(DEADLINE, "a request is on its way", || async { requests().await.len() == 1 }).await;
+        eventually(DEADLINE, "a request is in flight", || async { requests().await.len() == 1 }).await;
         let lost = requests().await[0].to_string();
         restore_to_before_the_request(&world).await;
         lost

@@ -40,7 +40,7 @@ impl<S: Stage> Running<S> {
     /// Waits until everything that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
         let end = ledger.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "all is folded", || async { caught_up_to(&self.view) >= end }).await;
+        eventually(SOON, "the folds are at the ledger's end", || async { caught_up_to(&self.view) >= end }).await;
     }
 
     fn bytes(&self) -> Vec<u8> {

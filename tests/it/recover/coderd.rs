@@ -16,14 +16,14 @@ async fn events_lost_by_coderd_stay_counted_and_are_published_after_an_override(
     let mut publish = world.site.start("publish", &[]);
     world.all_is_in().await;
     let pending = "select count(*) from publication where state = 'pending'";
-    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    eventually(SOON, "every event is published", || async { world.count(pending).await == 0 }).await;
     let backup = world.coderd.back_up(folder.path());
     let earlier = world.simulation.truth();
 
     // a part of the lost rows is already published, a part is not
     world.goes_on_to(0.55).await;
     world.all_is_in().await;
-    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    eventually(SOON, "every event is published", || async { world.count(pending).await == 0 }).await;
     ends(&mut publish).await;
     let published = world.simulation.truth();
     world.goes_on_to(0.6).await;
@@ -40,7 +40,7 @@ async fn events_lost_by_coderd_stay_counted_and_are_published_after_an_override(
     let differs = world.site.command(&["audit", "--patience", "5", "--output", "json"]).await;
     assert_eq!(differs.status.code(), Some(1), "{differs:?}");
     let mut publish = world.site.start("publish", &[]);
-    eventually(SOON, "what is gone is held back", || async {
+    eventually(SOON, "usage without its row is held back", || async {
         world
             .count("select count(*) from publication where held_for = 'coderd_differs' and last_message like 'coderd no longer has%'")
             .await
@@ -68,7 +68,7 @@ async fn events_lost_by_coderd_stay_counted_and_are_published_after_an_override(
 
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
-    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    eventually(SOON, "every event is published", || async { world.count(pending).await == 0 }).await;
     let billed = world.tallyman.books().billed;
     assert!(billed.iter().all(|billed| billed.times == 1));
     assert_eq!(billed.len(), truth.usage.iter().filter(|row| row.published_at.is_none()).count());

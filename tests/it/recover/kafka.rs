@@ -197,7 +197,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     world.everything_is_there().await;
     let pushed = "select count(*) from workspace_build join source on source.id = source_id
         where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
-    eventually(SOON, "what others pushed is read, too", || async { world.count(pushed).await == 3000 }).await;
+    eventually(SOON, "records of other producers are read, too", || async { world.count(pushed).await == 3000 }).await;
     assert!(
         world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap().complete_until
             > before.complete_until

@@ -28,10 +28,10 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     assert_eq!((world.count(OPENED).await, world.tallyman.books().requests), (0, 0));
 
     proxy.open().await;
-    eventually(SOON * 2, "it is seen", || async {
+    eventually(SOON * 2, "the restore is detected", || async {
         let sent = world.tallyman.books().requests;
         let is_detected = world.count(OPENED).await == 1;
-        assert!(is_detected || sent == 0, "sent before it is seen");
+        assert!(is_detected || sent == 0, "sent before the restore is detected");
         is_detected
     })
     .await;
@@ -39,10 +39,10 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     assert_eq!(actor, OURSELVES);
     // and the reach of the lost time
     assert!(reason.contains(", a record of ") && reason.ends_with("and does not know that any more"), "{reason}");
-    eventually(SOON * 2, "it has caught up", || async {
+    eventually(SOON * 2, "the ledger has caught up", || async {
         let sent = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
-        assert!(done || sent == 0, "sent before it has caught up");
+        assert!(done || sent == 0, "sent before the ledger has caught up");
         done
     })
     .await;

@@ -58,19 +58,19 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     journey.site.database.restore(&backup).await;
     journey.done(&format!("restored: {lost} builds lost"));
     let recoveries = "select count(*) from recovery";
-    eventually(SOON, "it is seen", || async { count(&journey, recoveries).await == Some(1) }).await;
+    eventually(SOON, "the restore is detected", || async { count(&journey, recoveries).await == Some(1) }).await;
     let restored = journey.site.ledger.run(recoveries::open).await.unwrap();
     eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.run(snapshots::head).await.unwrap().number);
     assert_ne!(journey.site.ledger.run(snapshots::head).await.unwrap().incarnation, incarnation);
     // until it closes, no process shows the series and nothing is sent
     let checks = std::cell::Cell::new(0);
     let requests = journey.tallyman.books().requests;
-    eventually(SOON, "it has caught up", || async {
+    eventually(SOON, "the ledger has caught up", || async {
         let before = open(&journey).await;
         let domain_series = format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await);
         let sent = journey.tallyman.books().requests;
         if before && open(&journey).await {
-            assert_eq!((domain_series.as_str(), sent), ("", requests), "shown or sent before it has caught up");
+            assert_eq!((domain_series.as_str(), sent), ("", requests), "shown or sent before the ledger has caught up");
             checks.set(checks.get() + 1);
         }
         !open(&journey).await
@@ -208,7 +208,7 @@ async fn an_operator_declares_the_ledger_restored() {
     assert_eq!(world.count("select count(*) from publication where state = 'not_ours'").await, marked(&world, true).await);
     // usage that was too old could have been sent in the lost time
     let mut publish = world.site.start("publish", &[]);
-    eventually(SOON * 2, "all is settled", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON * 2, "every publication is settled", || async { world.count(PENDING).await == 0 }).await;
     assert_eq!(world.count("select count(*) from publication where state = 'unknown'").await, 3 - world.count(THREE_MARKED).await);
     ends(&mut publish).await;
 }
@@ -247,7 +247,7 @@ pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBu
 
 /// Waits until the marks of the consumer group are at the ledger's positions.
 pub async fn group_has_committed(world: &World) {
-    eventually(SOON, "the group was told all of it", || async {
+    eventually(SOON, "the group committed every position", || async {
         let Ok(marks) = world.site.log.marks(GROUP).await else { return false };
         let positions = world.site.ledger.run(positions::list).await.unwrap();
         positions.iter().all(|(at, next)| *next == 0 || marks.iter().any(|mark| mark.partition == *at && mark.next_offset == *next))
@@ -263,11 +263,11 @@ async fn comes_back(world: &World, reason: &str) {
     let mut serve = Serve::start(&world.site);
     let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
     let closed = "select count(*) from recovery where closed_at is not null";
-    eventually(SOON * 2, "it has caught up", || async {
+    eventually(SOON * 2, "the ledger has caught up", || async {
         let (domain_series, sent) = (serve.domain_lines().await, world.tallyman.books().requests);
         let done = world.count(closed).await == 1;
-        assert!(done || sent == sent_before, "sent before it has caught up");
-        assert!(done || !is_known || domain_series.is_empty(), "shown before it has caught up");
+        assert!(done || sent == sent_before, "sent before the ledger has caught up");
+        assert!(done || !is_known || domain_series.is_empty(), "shown before the ledger has caught up");
         done
     })
     .await;
@@ -290,7 +290,7 @@ async fn domain_series(journey: &Journey) -> String {
 async fn all_is_published(journey: &Journey) {
     journey.all_of_coderd_is_in().await;
     eventually(SOON, "the log is read to its ends", || journey.site.has_read_all()).await;
-    eventually(SOON * 2, "all is published", || async { count(journey, PENDING).await == Some(0) }).await;
+    eventually(SOON * 2, "every event is published", || async { count(journey, PENDING).await == Some(0) }).await;
 }
 
 /// None while the ledger does not answer.

@@ -52,7 +52,7 @@ impl Site {
         self.desk.ledger.run(books::add_up).await.unwrap().differences
     }
 
-    /// Checks that the mended event is accepted once, the reject has ended, and the books balance.
+    /// Checks that the corrected event is accepted once, the reject has ended, and the books balance.
     async fn is_accepted_once(&self) {
         assert_eq!(self.number("select count(*) from usage_event where quantity = 5").await, 1);
         assert_eq!(self.number("select count(*) from publication").await, 1);
@@ -91,7 +91,7 @@ async fn a_crash_after_the_append_that_is_recorded_meanwhile_ends_without_anothe
         site.resubmit(with(id, MENDED)).await.unwrap_err();
         site.is_well_again().await;
         assert_eq!(site.consume().await.accepted, 1);
-        // a differently mended event is in conflict with the accepted one
+        // another correction is in conflict with the accepted one
         let other = site.resubmit(with(id, r#"{"count": 6}"#)).await;
         assert!(matches!(other, Err(OperationError::Forbidden(_))), "{other:?}");
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
@@ -125,7 +125,7 @@ async fn of_several_resubmissions_those_in_the_log_are_closed_and_the_others_sta
     site.desk.log.append(Topic::WorkspaceBuilds, vec![with_body(&build(DEPLOYMENT, 1), "broken")]).await.unwrap();
     assert_eq!(site.consume().await.rejects, 1);
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
-    // one of the two topics is gone
+    // one of the two topics is deleted
     let removal = "delete from log_partition where topic = 'tallyline.workspace-builds.v1'";
     sqlx::raw_sql(removal).execute(&site.database.pool).await.unwrap();
     let some = site.resubmit(Resubmit { force: true, ..as_is(&ids) }).await;
@@ -186,7 +186,7 @@ async fn a_resubmission_still_in_the_log_after_its_start_moved_is_not_open_again
     for (id, event) in &refused {
         site.resubmit(with(*id, &event.to_structured().to_string())).await.unwrap();
     }
-    // the first of them is gone before it was read
+    // retention removes the first of them unread
     let expired =
         "delete from log_record using log_partition where id = partition_id and topic = 'tallyline.agent-usage.v1' and record_offset = 2;
         update log_partition set start_offset = 3 where topic = 'tallyline.agent-usage.v1'";

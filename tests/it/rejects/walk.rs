@@ -1,4 +1,4 @@
-//! An operator's commands: a bad record is found, mended, resubmitted, counted once and published once. Held usage is admitted by the
+//! An operator's commands: a bad record is found, corrected, resubmitted, counted once and published once. Held usage is admitted by the
 //! version that knows it.
 
 use std::time::Duration;
@@ -176,7 +176,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: 
     let placed = site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
     held_by_an_earlier_version(&operators, placed[0].0).await;
     let mut consumers = [site.start("consume", &[]), site.start("consume", &[])];
-    eventually(SOON, "it is accepted", || async { site.accepted().await == 1 }).await;
+    eventually(SOON, "the event is accepted", || async { site.accepted().await == 1 }).await;
     eventually(SOON, "it is read to the end", || site.has_read_all()).await;
     let rows = operators.list("all").await;
     let acts: Vec<_> = rows[0].acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.ended_it)).collect();

@@ -101,20 +101,20 @@ impl Contract {
 
 /// Types that are flattened into others: these close them.
 fn flattened(document: &Value) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+    let mut references = BTreeSet::new();
     let mut left = vec![document];
     while let Some(value) = left.pop() {
         match value {
             Value::Object(fields) => {
                 let parts = fields.get("allOf").and_then(Value::as_array).into_iter().flatten();
-                found.extend(parts.filter_map(|part| part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)));
+                references.extend(parts.filter_map(|part| part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)));
                 left.extend(fields.values());
             }
             Value::Array(items) => left.extend(items),
             _ => {}
         }
     }
-    found
+    references
 }
 
 /// Allows only the named fields.
@@ -217,7 +217,7 @@ async fn answers_are_what_the_document_says() {
     let mut contract = Contract::of(process).await;
     assert_eq!(contract.get("/readyz").await.0, 503);
     stopped.lock().unwrap().clear();
-    eventually(SOON, "it is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
+    eventually(SOON, "the process is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
     for path in ["/healthz", "/readyz", "/openapi.json", "/api/v2/entitlements", "/api/v1/status", "/api/v1/acts", "/api/v1/pauses"] {
         let (status, body) = contract.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
@@ -315,15 +315,15 @@ async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
     ] {
         let request = Client::new().post(format!("{url}{query}")).bearer_auth("admin").header(name, value).body(body.clone());
         let answer = request.send().await.unwrap();
-        let found = answer.status();
+        let code = answer.status();
         let problem: Value = answer.json().await.unwrap();
         assert_eq!(
-            (found.as_u16(), problem["field"].as_str()),
+            (code.as_u16(), problem["field"].as_str()),
             (status, field),
             "{query} {value} {}: {problem}",
             &body[..body.len().min(80)]
         );
-        contract.hold(&method, path, found, &problem);
+        contract.hold(&method, path, code, &problem);
     }
     let nothing = json!({ "pauses": [] });
     assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);

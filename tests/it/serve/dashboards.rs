@@ -274,8 +274,8 @@ async fn quantiles_are_near(scraped: &Scraped, dashboard: &Dashboard) {
                 let truths = after.quantiles(kind, quantile.parse().unwrap(), labels);
                 assert_eq!(actual.iter().filter(|(_, actual)| actual.is_finite()).count(), truths.len(), "{actual:?}");
                 for (names, truth) in truths {
-                    let shown = |name: &str| if name.is_empty() { "no preset" } else { name }.to_owned();
-                    let wanted = LABELS.iter().zip(&names).map(|(label, name)| ((*label).to_owned(), shown(name))).collect();
+                    let label_text = |name: &str| if name.is_empty() { "no preset" } else { name }.to_owned();
+                    let wanted = LABELS.iter().zip(&names).map(|(label, name)| ((*label).to_owned(), label_text(name))).collect();
                     let one = actual.iter().find(|(labels, _)| *labels == wanted).unwrap_or_else(|| panic!("no {wanted:?}"));
                     near(one.1, truth, &format!("{kind:?} {names:?} {quantile}"));
                 }
@@ -313,7 +313,7 @@ async fn freshness_is_shown(scraped: &Scraped, dashboard: &Dashboard) {
     let age = scraped.number(&dashboard.interpolated(&dashboard.expr("Age of what is complete", "A"), &all())).await;
     assert!((age - (scraped.now - noon().timestamp() as f64)).abs() < 0.001, "{age}");
     let sequence = async |reference| scraped.number(&dashboard.interpolated(&dashboard.expr("Shown sequence", reference), &all())).await;
-    let (shown, ledger) = (sequence("A").await, sequence("B").await);
-    assert!(shown > 0.0 && ledger > 0.0 && shown >= ledger, "{shown} of {ledger}");
-    assert_eq!(scraped.process.telemetry("tallyline_shown_sequence").await, shown);
+    let (shown_sequence, ledger) = (sequence("A").await, sequence("B").await);
+    assert!(shown_sequence > 0.0 && ledger > 0.0 && shown_sequence >= ledger, "{shown_sequence} of {ledger}");
+    assert_eq!(scraped.process.telemetry("tallyline_shown_sequence").await, shown_sequence);
 }

@@ -52,9 +52,9 @@ async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
             site.record(Topic::WorkspaceBuilds, (recorded..recorded + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
             site.record(Topic::PrebuildClaims, vec![claim(DEPLOYMENT, recorded)]).await;
             recorded += 10;
-            let shown = [watcher.observe(&processes[0]).await, watcher.observe(&processes[1]).await];
-            assert_ne!(shown, [true, true], "no lease ended, and both showed the series");
-            pages += usize::from(shown != [false, false]);
+            let holders = [watcher.observe(&processes[0]).await, watcher.observe(&processes[1]).await];
+            assert_ne!(holders, [true, true], "no lease ended, and both showed the series");
+            pages += usize::from(holders != [false, false]);
         }
         let holds = processes[0].telemetry("tallyline_metrics_lease_held").await > 0.0;
         let holder = usize::from(!holds);
@@ -90,11 +90,11 @@ async fn a_fold_below_the_shown_sequence_is_withheld() {
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 2)]).await;
     eventually(SOON, "more is shown", || async { current.domain("").await.values().sum::<f64>() > before.values().sum() }).await;
     let after = current.domain("").await;
-    let shown = current.telemetry("tallyline_shown_sequence").await;
+    let sequence = current.telemetry("tallyline_shown_sequence").await;
     current.end().await;
 
     eventually(SOON, "the slow one has the right to show", || async { slow.telemetry("tallyline_metrics_lease_held").await > 0.0 }).await;
-    assert!(slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await < shown);
+    assert!(slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await < sequence);
     assert_eq!(slow.domain("").await, BTreeMap::new());
     assert!(slow.telemetry("tallyline_metrics_withheld_total{reason=\"behind\"}").await > 0.0);
     slow.end().await;
@@ -137,8 +137,8 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
     assert_eq!(process.scrape("").await.get(&complete_until()), None);
 
     site.record(Topic::WorkspaceBuilds, (50..60).map(|n| build(DEPLOYMENT, n)).collect()).await;
-    let shown = process.shows("").await;
-    let total: f64 = shown.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
+    let series = process.shows("").await;
+    let total: f64 = series.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
     assert_eq!(total, (0..60).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64, "the first page holds all of the backfill");
     assert_eq!(process.telemetry(&complete_until()).await, crate::support::ledger::noon().timestamp() as f64);
 }

@@ -42,7 +42,7 @@ async fn a_process_is_ready_once_its_dependencies_are() {
             api.own.coderd = Some(source);
         })
         .await;
-    eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
+    eventually(SOON, "the process is ready", || async { ready(&process).await.0 == 200 }).await;
     let (_, body) = ready(&process).await;
     let checks: Vec<&String> = body["checks"].as_object().unwrap().keys().collect();
     assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]);
@@ -80,7 +80,7 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
             api.own.coderd = Some(source);
         })
         .await;
-    eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
+    eventually(SOON, "the process is ready", || async { ready(&process).await.0 == 200 }).await;
 
     let before = proxy.accepted();
     let client = reqwest::Client::new();

@@ -78,7 +78,7 @@ fn truth(builds: u32) -> f64 {
 }
 
 /// Lets single statements through for `length`, and calls `look` in between.
-async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
+async fn held_up(proxy: &Proxy, length: Duration, mut reader: impl AsyncFnMut()) {
     let begun = Instant::now();
     let gates = async {
         while begun.elapsed() < length {
@@ -90,7 +90,7 @@ async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
     };
     let reads = async {
         while begun.elapsed() < length {
-            look().await;
+            reader().await;
             tokio::time::sleep(HELD).await;
         }
     };
@@ -154,7 +154,7 @@ async fn a_rebuild_below_the_shown_sequence_blocks_no_process_and_a_stalled_one_
     // No bytes get through any more: its state is old, and another process may show a newer one.
     proxy.freeze();
     let holder = || site.ledger.run(async |conn| leases::holder(conn, "metrics").await);
-    eventually(SOON, "it gives way", || async { holder().await.unwrap().is_none() }).await;
+    eventually(SOON, "the stalled process yields", || async { holder().await.unwrap().is_none() }).await;
     assert_eq!(slow.get("/readyz").await.1["checks"]["projections"]["ok"], false);
 
     // Another process finished, showed that state, and ended.

@@ -73,8 +73,8 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
     let edited = json!({ "ids": [ids[0]], "edit": r#"{"count": 3}"#, "reason": "a field too much" });
     let (status, unchanged) = contract.change(Method::POST, resubmit, resubmit, Some(json!({ "ids": [ids[0]] }))).await;
     assert_eq!(status, 409, "it would be refused again: {unchanged}");
-    let (status, went) = contract.change(Method::POST, resubmit, resubmit, Some(edited.clone())).await;
-    assert_eq!((status, &went["records"][0]["foreseen"]), (200, &json!("accepted")), "{went}");
+    let (status, answer) = contract.change(Method::POST, resubmit, resubmit, Some(edited.clone())).await;
+    assert_eq!((status, &answer["records"][0]["foreseen"]), (200, &json!("accepted")), "{answer}");
     let (status, again) = contract.change(Method::POST, resubmit, resubmit, Some(edited)).await;
     assert!(status == 409 && again["message"].as_str().unwrap().contains("no longer open: it was resubmitted by the-admin"), "{again}");
 
