@@ -118,7 +118,7 @@ async fn a_position_never_moves_before_its_rows_are_written() {
         let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
         assert!(number(&database, kill).await > 0);
-        eventually(SOON, "the task has ended", || async { number(&database, waiting).await == 0 }).await;
+        eventually(SOON, "the session has ended", || async { number(&database, waiting).await == 0 }).await;
     }
     held.rollback().await.unwrap();
     all_is_recorded_once(&database, &ledger, 100).await;
