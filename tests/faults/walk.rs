@@ -162,11 +162,14 @@ fn match_words(expected: &[&str], words: &[&str]) -> Option<Vec<(&'static str, S
 #[test]
 fn a_page_is_parsed_and_compared_with_the_output() {
     let page = "# A\n## Before\n    $ no\n## It\n\nText `$ no`.\n\n    $ one X\n    a b\n\n    $ two\n## After\n    $ no\n";
-    let of =
-        |command: &str, lines: &[&str]| PageCommand { command: command.to_owned(), lines: lines.iter().map(|line| (*line).to_owned()).collect() };
+    let of = |command: &str, lines: &[&str]| PageCommand {
+        command: command.to_owned(),
+        lines: lines.iter().map(|line| (*line).to_owned()).collect(),
+    };
     assert_eq!(commands(page, "It"), [of("one X", &["a b"]), of("two", &[])]);
-    let learn =
-        |expected: &str, output: &str| match_words(&expected.split_whitespace().collect::<Vec<_>>(), &output.split_whitespace().collect::<Vec<_>>());
+    let learn = |expected: &str, output: &str| {
+        match_words(&expected.split_whitespace().collect::<Vec<_>>(), &output.split_whitespace().collect::<Vec<_>>())
+    };
     assert_eq!(learn("a … c… d", "a x y cc d"), Some(vec![]));
     assert_eq!(learn("UNITS …", "3"), Some(vec![("UNITS", "3".to_owned())]));
     for (expected, output) in [("a", "a b"), ("a b", "a"), ("a", "b"), ("a … c", "a b"), ("b…", "cb"), ("", "a")] {

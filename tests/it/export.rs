@@ -92,9 +92,9 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     rows.sort();
     let expected = rows.iter().fold(HEADER.to_owned(), |text, (.., line)| text + line);
 
-    let (first, totals) = exported(&ledger, &all(sequence)).await;
+    let (first, exported_totals) = exported(&ledger, &all(sequence)).await;
     assert!(first == expected, "the file differs from the recorded usage");
-    assert_eq!(exported(&ledger, &all(sequence)).await, (first, totals.clone()), "two runs give the same bytes");
+    assert_eq!(exported(&ledger, &all(sequence)).await, (first, exported_totals.clone()), "two runs give the same bytes");
     let types = totals.into_iter().map(|(event_type, (events, total, unit))| TypeTotal {
         event_type: event_type.parse().unwrap(),
         unit,
@@ -102,7 +102,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
         events,
         quantity: total.to_string(),
     });
-    assert_eq!(totals, Totals { events: 5_600, types: types.collect() });
+    assert_eq!(exported_totals, Totals { events: 5_600, types: types.collect() });
 }
 
 #[tokio::test]

@@ -156,7 +156,8 @@ async fn the_group_never_commits_more_than_is_recorded() {
         let offset = |offset: Offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
         answer.map_or([0, 0], |answer| [0, 1].map(|partition| offset(answer.find_partition(&topic, partition).unwrap().offset())))
     };
-    eventually(SOON, "the other partition is read to its end, and the group has committed it", || async { committed()[1] == ends[1] }).await;
+    eventually(SOON, "the other partition is read to its end, and the group has committed it", || async { committed()[1] == ends[1] })
+        .await;
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(SOON, "the batch waits", || async { number(&database, waiting).await > 0 }).await;
     // more records come after the unfinished batch
@@ -246,8 +247,10 @@ async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded(
     .unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     let consuming = Consuming::start(&log, &ledger);
-    eventually(SOON, "every record is read", || async { number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100 })
-        .await;
+    eventually(SOON, "every record is read", || async {
+        number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100
+    })
+    .await;
     assert_eq!(number(&database, "select count(*) from usage_event").await, 99);
     let rejects: Vec<(String, String)> = sqlx::query_as("select cause, detail from reject").fetch_all(&database.pool).await.unwrap();
     assert_eq!(rejects, [("ledger".to_owned(), "refused".to_owned())]);
@@ -322,7 +325,11 @@ async fn an_append_to_a_missing_topic_fails_and_does_not_create_it() {
     for log in [postgres, kafka_log(&support::kafka())] {
         let error = log.append(Topic::AgentUsage, messages(0..3)).await.unwrap_err();
         assert_eq!((error.cause, error.placed), (LogError::NoTopic(Topic::AgentUsage), vec![None; 3]));
-        assert_eq!(log.partitions(Topic::AgentUsage).await, Err(LogError::NoTopic(Topic::AgentUsage)), "the question does not create the topic");
+        assert_eq!(
+            log.partitions(Topic::AgentUsage).await,
+            Err(LogError::NoTopic(Topic::AgentUsage)),
+            "the question does not create the topic"
+        );
     }
 }
 

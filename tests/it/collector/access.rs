@@ -9,7 +9,7 @@ use tallyline::ledger::passes;
 use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
-use super::{store, produced, settings, source_of};
+use super::{produced, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 #[tokio::test]
@@ -68,7 +68,8 @@ async fn the_grants_suffice_and_give_no_more() {
         coderd.creation().await;
         coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
         let (role, url) = role(&coderd).await;
-        let error = store.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap().pass().await;
+        let error =
+            store.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap().pass().await;
         let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = error else { panic!("{error:?}") };
         assert!(grants.iter().any(|grant| *grant == format!("grant select (id, username) on users to {role};")), "{grants:?}");
         grant(&coderd, &role).await;

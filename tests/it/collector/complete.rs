@@ -10,7 +10,7 @@ use tallyline::event::Topic;
 use tallyline::license::PublicKeys;
 use tallyline_sim::coderd::SchemaVersion;
 
-use super::{store, produced, recreate_topic, settings, source_of};
+use super::{produced, recreate_topic, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 #[tokio::test]
@@ -30,7 +30,10 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
     let second = collector.pass().await.unwrap();
     assert_eq!(store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, first.complete_until);
     store.consume().await;
-    assert_eq!(store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, second.complete_until);
+    assert_eq!(
+        store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until,
+        second.complete_until
+    );
     collector.pass().await.unwrap();
     let remaining: i64 = sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&store.ledger.pool).await.unwrap();
     assert_eq!(remaining, 0, "passes that were reached are not kept");

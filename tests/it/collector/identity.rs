@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::access::{grant, role, run};
-use super::{Store, store, produced, settings, source_of};
+use super::{Store, produced, settings, source_of, store};
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
 use crate::support::ledger::desk;

@@ -12,7 +12,7 @@ use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
 use super::cost::Reads;
-use super::{Store, store, produced, source_of};
+use super::{Store, produced, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 /// A deployment whose first sweep is over, and a clock that the test moves.

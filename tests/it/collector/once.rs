@@ -11,7 +11,7 @@ use tallyline::collectors::{CollectError, Settings};
 use tallyline::event::{PREBUILDS_USER, Topic};
 use tallyline_sim::coderd::SchemaVersion;
 
-use super::{store, produced, recreate_topic, settings};
+use super::{produced, recreate_topic, settings, store};
 use crate::support::coderd::{Build, Coderd};
 use crate::support::eventually;
 

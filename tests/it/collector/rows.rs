@@ -11,7 +11,7 @@ use tallyline::ledger::{LicenseState, known, licenses};
 use tallyline::license::PublicKeys;
 use tallyline_sim::coderd::{Config, SchemaVersion, Simulation};
 
-use super::{store, produced, settings, source_of};
+use super::{produced, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 use crate::support::database;
 

@@ -13,7 +13,7 @@ use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{store, produced, settings, source_of};
+use super::{produced, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 use crate::support::eventually;
 
@@ -161,8 +161,15 @@ async fn an_unreachable_coderd_is_retried() {
     let later = format!("{}/{name}", coderd.database.url.rsplit_once('/').unwrap().0);
     let stop = CancellationToken::new();
     let fast = Settings { poll_interval: Duration::from_millis(50), deployment_id: Some(coderd.deployment), ..settings() };
-    let running =
-        tokio::spawn(run(fast, source_of(&later), PublicKeys::new(), store.log.clone(), store.ledger.clone(), Clock::system(), stop.clone()));
+    let running = tokio::spawn(run(
+        fast,
+        source_of(&later),
+        PublicKeys::new(),
+        store.log.clone(),
+        store.ledger.clone(),
+        Clock::system(),
+        stop.clone(),
+    ));
     coderd.creation().await;
     coderd.database.pool.close().await;
     let admin = sqlx::PgPool::connect(&crate::support::setting("TALLYLINE_TEST_POSTGRES")).await.unwrap();

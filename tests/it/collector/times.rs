@@ -11,7 +11,7 @@ use tallyline::collectors::{Collector, Settings};
 use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
-use super::{Store, store, settings, source_of};
+use super::{Store, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 const ODD: [&str; 5] = ["infinity", "-infinity", "294000-01-01 00:00:00Z", "20000-01-01 00:00:00Z", "0044-03-15 00:00:00Z BC"];

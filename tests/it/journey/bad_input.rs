@@ -95,7 +95,7 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
             .fetch_all(&site.database.pool)
             .await
             .unwrap();
-    let rows: Vec<(&str, i64, &str, &str)> =
+    let summary: Vec<(&str, i64, &str, &str)> =
         rows.iter().map(|row| (row.topic.as_str(), row.log_offset, row.verdict.as_str(), row.cause.as_str())).collect();
     let (builds, usages) = (Topic::WorkspaceBuilds.name(), Topic::AgentUsage.name());
     let expected = [
@@ -110,7 +110,7 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
         (usages, 5, "rejected", "tombstone"),
         (usages, 6, "conflict", "conflict"),
     ];
-    assert_eq!(rows, expected);
+    assert_eq!(summary, expected);
     assert_eq!(rows[0].payload.as_deref(), Some(&b"\0 no JSON"[..]), "kept as found");
     assert_eq!((rows[6].event_id.as_deref(), rows[8].payload.is_none()), (Some("usage-3"), true));
 

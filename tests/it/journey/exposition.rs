@@ -92,13 +92,13 @@ struct Timestamp {
 
 /// One series on the page.
 #[derive(Debug)]
-pub struct Series {
+pub struct ShownSeries {
     pub value: Value,
     pub created: Option<DateTime<Utc>>,
 }
 
 /// The domain series of the protobuf page.
-pub async fn scrape(metrics: &str) -> BTreeMap<Key, Series> {
+pub async fn scrape(metrics: &str) -> BTreeMap<Key, ShownSeries> {
     let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
     let answer = reqwest::Client::new().get(metrics).header(ACCEPT, protobuf).send().await.expect("an answer");
     assert!(answer.headers()["content-type"].to_str().expect("text").starts_with("application/vnd.google.protobuf"), "{answer:?}");
@@ -119,10 +119,10 @@ pub async fn scrape(metrics: &str) -> BTreeMap<Key, Series> {
     page
 }
 
-fn read(metric: Metric) -> Series {
+fn read(metric: Metric) -> ShownSeries {
     match (metric.counter, metric.histogram) {
-        (Some(counter), None) => Series { value: Value::Counter(counter.value), created: counter.created.map(|at| at.at()) },
-        (None, Some(histogram)) => Series { created: histogram.created.as_ref().map(Timestamp::at), value: histogram.value() },
+        (Some(counter), None) => ShownSeries { value: Value::Counter(counter.value), created: counter.created.map(|at| at.at()) },
+        (None, Some(histogram)) => ShownSeries { created: histogram.created.as_ref().map(Timestamp::at), value: histogram.value() },
         other => panic!("neither a counter nor a histogram: {other:?}"),
     }
 }

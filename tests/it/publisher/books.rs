@@ -388,7 +388,8 @@ async fn a_retired_deployment_is_not_audited_until_it_is_reinstated() {
     // an audit that had begun before has ended
     the_first_balances_again(&site).await;
     let timestamp = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-    eventually(DEADLINE, "its process shows no audit that is due", || async { (timestamp(Some(OTHER)), timestamp(None)) == (None, None) }).await;
+    eventually(DEADLINE, "its process shows no audit that is due", || async { (timestamp(Some(OTHER)), timestamp(None)) == (None, None) })
+        .await;
     let before = audited_at(world, SOURCE, Some(OTHER)).await;
     for _ in 0..3 {
         the_first_balances_again(&site).await;

@@ -181,7 +181,12 @@ async fn the_vendor_is_sent_coderds_own_id_after_another_coderd_was_accepted() {
         detail: serde_json::Value::Null,
     };
     let new_identity = SourceIdentity { deployment_id: other, ..bound };
-    world.ledger.run(async |conn| identity::accept(conn, DEPLOYMENT, new_identity, &act, world.ledger.clock.now()).await).await.unwrap().unwrap();
+    world
+        .ledger
+        .run(async |conn| identity::accept(conn, DEPLOYMENT, new_identity, &act, world.ledger.clock.now()).await)
+        .await
+        .unwrap()
+        .unwrap();
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.failure), (1, None));
     assert_eq!(vendor.books().times_billed(other, "a"), 1);

@@ -74,7 +74,10 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
     let first_held = &status.queues[0].held_back_first;
     assert_eq!(first_held.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
     assert!(first_held[0].why.starts_with("coderd's row is now dated 2025-08-01T12:03:00Z"), "{first_held:?}");
-    assert!(first_held[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{first_held:?}");
+    assert!(
+        first_held[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"),
+        "{first_held:?}"
+    );
     let life = world
         .ledger
         .run(async |conn| event_history::publication(conn, world.source.id, "again").await)

@@ -138,7 +138,8 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
 
     site.record(Topic::WorkspaceBuilds, (50..60).map(|n| build(DEPLOYMENT, n)).collect()).await;
     let series = process.shows("").await;
-    let total: f64 = series.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
+    let total: f64 =
+        series.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
     assert_eq!(total, (0..60).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64, "the first page holds all of the backfill");
     assert_eq!(process.telemetry(&complete_until()).await, crate::support::ledger::noon().timestamp() as f64);
 }

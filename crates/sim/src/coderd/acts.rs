@@ -14,7 +14,7 @@ pub struct Act {
     /// How long its transaction stays open after it wrote its timestamps.
     pub held_for: Option<TimeDelta>,
     /// The rows that it writes.
-    pub deed: Change,
+    pub change: Change,
 }
 
 /// The rows that a transaction writes.
@@ -50,7 +50,7 @@ impl Act {
     /// Dates the act as a replica with a slow clock does. Heartbeats keep their hour, and licenses their issuer's dates.
     pub(super) fn date_back(&mut self, behind: TimeDelta) {
         self.at -= behind;
-        match &mut self.deed {
+        match &mut self.change {
             Change::Acquire { started_at, .. } => *started_at -= behind,
             Change::CancelRunning { canceled_at, .. } => *canceled_at -= behind,
             Change::CancelPending { canceled_at, completed_at, .. } => {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::acts::{Act, Class, Completed, Change, Queued, Transition, UsageKind, UsageRow};
+use super::acts::{Act, Change, Class, Completed, Queued, Transition, UsageKind, UsageRow};
 use super::config::{Config, PREBUILDS_USER};
 use super::deployment::Deployment;
 use super::signing::LicenseKey;
@@ -90,7 +90,7 @@ impl Books {
 
     /// Notes the effect of the act.
     pub fn note(&mut self, act: &Act) {
-        match &act.deed {
+        match &act.change {
             Change::Queue(queued) => self.queued(queued, act.at),
             Change::Acquire { build, started_at, .. } => {
                 if let Some(open) = self.open.get_mut(&build.build) {
@@ -297,9 +297,9 @@ mod tests {
             Desk { books: Books::new(&deployment), config, deployment, now: start }
         }
 
-        fn act(&mut self, deed: Change) {
+        fn act(&mut self, change: Change) {
             self.now += TimeDelta::seconds(1);
-            self.books.note(&Act { at: self.now, held_for: None, deed });
+            self.books.note(&Act { at: self.now, held_for: None, change });
         }
 
         fn queue(

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, BuildIds, Class, Completed, Change, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
+use super::acts::{Act, BuildIds, Change, Class, Completed, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
 use super::chance::{log_uniform, one_in, pick, uniform, uuid_from};
 use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
@@ -170,10 +170,10 @@ impl<'a> Workspace<'a> {
             Ending::CanceledPending | Ending::BulkCanceled => {
                 self.now += uniform(&mut self.planning.dice, self.window.pace.wait);
                 let later = if ask.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
-                let deed =
+                let change =
                     Change::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
                 self.now += TimeDelta::microseconds(later);
-                self.act(self.now, deed);
+                self.act(self.now, change);
             }
             Ending::ReapedPending | Ending::ReapedUnstarted => {
                 let delay = self.reaping_delay();
@@ -280,7 +280,7 @@ impl<'a> Workspace<'a> {
             error_code: None,
             success: Some(success),
         };
-        self.acts.push(Act { at: self.now, held_for, deed: Change::Complete(Box::new(done)) });
+        self.acts.push(Act { at: self.now, held_for, change: Change::Complete(Box::new(done)) });
     }
 
     fn fail(&mut self, ids: BuildIds, ask: BuildRequest) {
@@ -351,7 +351,7 @@ impl<'a> Workspace<'a> {
         format!("{kind}-{:06}", self.planning.workspaces)
     }
 
-    fn act(&mut self, at: DateTime<Utc>, deed: Change) {
-        self.acts.push(Act { at, held_for: None, deed });
+    fn act(&mut self, at: DateTime<Utc>, change: Change) {
+        self.acts.push(Act { at, held_for: None, change });
     }
 }

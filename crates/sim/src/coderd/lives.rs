@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, Class, Change, Transition};
+use super::acts::{Act, Change, Class, Transition};
 use super::builds::{BuildRequest, Ending, Workspace};
 use super::chance::{Subject, dice, log_uniform, one_in, pick, uniform};
 use super::config::{Config, PREBUILDS_USER};
@@ -91,8 +91,11 @@ impl LifePlanner {
 
     /// The acts that make second versions active.
     pub fn promotions(&self) -> Vec<Act> {
-        let act =
-            |&(template, version, at): &(Uuid, Uuid, DateTime<Utc>)| Act { at, held_for: None, deed: Change::Promote { template, version } };
+        let act = |&(template, version, at): &(Uuid, Uuid, DateTime<Utc>)| Act {
+            at,
+            held_for: None,
+            change: Change::Promote { template, version },
+        };
         self.promotions.iter().map(act).collect()
     }
 
@@ -110,8 +113,9 @@ impl LifePlanner {
                 continue;
             }
             let life = self.life(deployment, window, story);
-            let counts =
-                |act: &&Act| matches!(act.deed, Change::Complete(_) | Change::CancelPending { .. }) && (!window.history || act.at <= window.to);
+            let counts = |act: &&Act| {
+                matches!(act.change, Change::Complete(_) | Change::CancelPending { .. }) && (!window.history || act.at <= window.to)
+            };
             done += life.iter().filter(counts).count();
             acts.extend(life);
         }
@@ -306,7 +310,14 @@ impl Workspace<'_> {
                 1 => Ending::SuccessSkewed,
                 _ => Ending::Success,
             };
-            self.build(BuildRequest { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
+            self.build(BuildRequest {
+                class: Class::Other,
+                transition: Transition::Start,
+                initiator: self.owner,
+                reason,
+                stage: None,
+                ending,
+            });
         }
         if one_in(&mut self.planning.dice, 3) && self.pause() {
             let reason = if one_in(&mut self.planning.dice, 3) { "autodelete" } else { "initiator" };
@@ -315,7 +326,14 @@ impl Workspace<'_> {
     }
 
     fn end_of_life(&mut self, initiator: Uuid, reason: &'static str) {
-        self.build(BuildRequest { class: Class::Other, transition: Transition::Delete, initiator, reason, stage: None, ending: Ending::Success });
+        self.build(BuildRequest {
+            class: Class::Other,
+            transition: Transition::Delete,
+            initiator,
+            reason,
+            stage: None,
+            ending: Ending::Success,
+        });
         self.deleted = true;
     }
 

@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::base_rows;
 use super::chance::{Subject, dice};
 use super::deployment::{Deployment, Preset, Template};
-use super::base_rows;
 use super::script::Script;
 use super::truth::Rename;
 

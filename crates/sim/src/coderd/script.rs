@@ -45,7 +45,7 @@ impl Script {
         ensure!(config.start < config.end, "a history starts before it ends");
         let deployment = Deployment::plan(&config);
         let (signer, licenses) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
-        let upload = |(at, row)| Act { at, held_for: None, deed: Change::License(Box::new(row)) };
+        let upload = |(at, row)| Act { at, held_for: None, change: Change::License(Box::new(row)) };
         let mut acts: Vec<Act> = licenses.into_iter().map(upload).collect();
         let window = Window { from: config.start, to: config.end, pace: Pace::LIFE, history: true };
         let mut lives = LifePlanner::new(&config, &deployment);
@@ -95,7 +95,7 @@ impl Script {
 
     /// Adds acts to the plan. Returns the number of builds that they queue.
     fn add(&mut self, mut acts: Vec<Act>) -> usize {
-        let builds = acts.iter().filter(|act| matches!(act.deed, Change::Queue(_))).count();
+        let builds = acts.iter().filter(|act| matches!(act.change, Change::Queue(_))).count();
         acts.extend(self.heartbeats.publishing(&acts));
         acts.extend(self.acts.drain(..));
         acts.sort_by_key(|act| act.at);
@@ -115,7 +115,7 @@ impl Script {
     /// The next act that is due at `now`, noted in the books. Removed presets are also removed from it.
     pub fn next(&mut self, now: DateTime<Utc>) -> Option<Act> {
         let mut act = self.acts.pop_front_if(|act| act.at <= now)?;
-        if let Change::Queue(queued) = &mut act.deed {
+        if let Change::Queue(queued) = &mut act.change {
             queued.preset = queued.preset.filter(|preset| !self.books.removed_presets.contains(preset));
         }
         self.slow_clock.second_replica = !self.slow_clock.second_replica;
@@ -133,7 +133,7 @@ impl Script {
 
 /// The instants at which the known licenses' windows begin and end.
 fn edges(acts: &[Act]) -> Vec<DateTime<Utc>> {
-    let windows = acts.iter().filter_map(|act| match &act.deed {
+    let windows = acts.iter().filter_map(|act| match &act.change {
         Change::License(license) if license.known_key => Some([license.claims.nbf, license.claims.exp]),
         _ => None,
     });

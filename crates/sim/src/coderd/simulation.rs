@@ -169,7 +169,7 @@ impl Simulation {
     pub async fn upload_license(&mut self, claims: Claims, at: DateTime<Utc>) -> anyhow::Result<()> {
         let id = claims.jti.parse().context("the claim jti is a UUID")?;
         let row = licenses::row(&self.script.signer, claims, id, true)?;
-        let act = Act { at, held_for: None, deed: Change::License(Box::new(row)) };
+        let act = Act { at, held_for: None, change: Change::License(Box::new(row)) };
         self.script.books.note(&act);
         self.commit(&mut vec![act]).await
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::acts::{Act, Completed, Change, Queued, UsageRow};
+use super::acts::{Act, Change, Completed, Queued, UsageRow};
 use super::schema::SchemaVersion;
 
 type Time = DateTime<Utc>;
@@ -49,11 +49,13 @@ struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     fn add(&mut self, act: &'a Act) {
-        match &act.deed {
+        match &act.change {
             Change::Queue(queued) => self.queued.push((act.at, queued)),
             Change::Acquire { build, worker, started_at } => self.acquired.push((build.job, *worker, *started_at)),
             Change::CancelRunning { build, canceled_at } => self.canceled.push((build.job, *canceled_at, None)),
-            Change::CancelPending { build, canceled_at, completed_at } => self.canceled.push((build.job, *canceled_at, Some(*completed_at))),
+            Change::CancelPending { build, canceled_at, completed_at } => {
+                self.canceled.push((build.job, *canceled_at, Some(*completed_at)))
+            }
             Change::Complete(done) => {
                 self.completed.push(done);
                 self.used.extend(done.success.iter().filter_map(|success| success.usage.as_ref()));
@@ -316,7 +318,7 @@ impl<'a> Batch<'a> {
     /// Writes rare acts one by one.
     async fn rest(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
         for act in &self.rest {
-            let query = match &act.deed {
+            let query = match &act.change {
                 Change::License(license) => sqlx::query("insert into licenses (uploaded_at, jwt, exp, uuid) values ($1, $2, $3, $4)")
                     .bind(act.at)
                     .bind(&license.jwt)

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::books::{Delivery, Outcome};
 use super::connection::Scissors;
-use super::state::{State, Shared};
+use super::state::{ServerState, Shared};
 use super::switches::{Behaviour, CutMoment};
 use super::wire::{self, Accepted, Answer, Received, Rejected};
 
@@ -123,7 +123,7 @@ impl Delivered {
         events.iter().map(|event| self.delivery(event, Outcome::RequestFailed, false)).collect()
     }
 
-    fn judge(&self, state: &mut State, events: &[Received]) -> (Answer, Vec<Delivery>) {
+    fn judge(&self, state: &mut ServerState, events: &[Received]) -> (Answer, Vec<Delivery>) {
         let mut answer = Answer::default();
         let mut deliveries = Vec::with_capacity(events.len());
         for event in events {

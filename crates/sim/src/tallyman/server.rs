@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::books::{Bookkeeping, Books};
 use super::connection::{CuttableListener, Scissors};
 use super::ingest::{failure, ingest};
-use super::state::{State, Shared};
+use super::state::{ServerState, Shared};
 use super::switches::{Running, Switches};
 
 /// The configuration of a simulated Tallyman.
@@ -77,7 +77,7 @@ impl Tallyman {
             deployment_ids: config.deployment_ids,
             clock,
             stop: stop.clone(),
-            state: Mutex::new(State { books, running: Running::new(config.switches) }),
+            state: Mutex::new(ServerState { books, running: Running::new(config.switches) }),
         });
         let routes = routes(Arc::clone(&shared)).into_make_service_with_connect_info::<Scissors>();
         let serve = axum::serve(CuttableListener(listener), routes).with_graceful_shutdown(stop.cancelled_owned());

@@ -15,17 +15,17 @@ pub struct Shared {
     pub deployment_ids: Vec<Uuid>,
     pub clock: Clock,
     pub stop: CancellationToken,
-    pub state: Mutex<State>,
+    pub state: Mutex<ServerState>,
 }
 
 /// The state that requests change.
-pub struct State {
+pub struct ServerState {
     pub books: Bookkeeping,
     pub running: Running,
 }
 
 impl Shared {
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, ServerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
