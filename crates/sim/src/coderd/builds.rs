@@ -162,14 +162,14 @@ impl<'a> Workspace<'a> {
     }
 
     /// One build from queue to end. Afterwards `now` is the time of its end.
-    pub fn build(&mut self, ask: BuildRequest) {
-        let ids = self.queue(ask);
+    pub fn build(&mut self, request: BuildRequest) {
+        let ids = self.queue(request);
         let queued_at = self.now;
-        match ask.ending {
+        match request.ending {
             Ending::LeftPending => {}
             Ending::CanceledPending | Ending::BulkCanceled => {
                 self.now += uniform(&mut self.planning.dice, self.window.pace.wait);
-                let later = if ask.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
+                let later = if request.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
                 let change =
                     Change::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
                 self.now += TimeDelta::microseconds(later);
@@ -178,26 +178,29 @@ impl<'a> Workspace<'a> {
             Ending::ReapedPending | Ending::ReapedUnstarted => {
                 let delay = self.reaping_delay();
                 self.now += delay;
-                self.fail(ids, ask);
+                self.fail(ids, request);
             }
-            _ => self.run(ids, ask, queued_at),
+            _ => self.run(ids, request, queued_at),
         }
     }
 
-    fn run(&mut self, ids: BuildIds, ask: BuildRequest, queued_at: DateTime<Utc>) {
-        let lasts = self.duration(ask.class);
-        if let Ending::SuccessWithUsageAt(usage_at) = ask.ending {
+    fn run(&mut self, ids: BuildIds, request: BuildRequest, queued_at: DateTime<Utc>) {
+        let lasts = self.duration(request.class);
+        if let Ending::SuccessWithUsageAt(usage_at) = request.ending {
             let completed_at = usage_at - TimeDelta::microseconds(120);
             self.acquire(ids, queued_at + (completed_at - queued_at) / 4, TimeDelta::zero());
             self.now = completed_at;
-            return self.succeed(ids, ask, usage_at);
+            return self.succeed(ids, request, usage_at);
         }
         let wait = log_uniform(&mut self.planning.dice, self.window.pace.wait);
-        let skew =
-            if ask.ending == Ending::SuccessSkewed { lasts + uniform(&mut self.planning.dice, (1, 2_000_000)) } else { TimeDelta::zero() };
+        let skew = if request.ending == Ending::SuccessSkewed {
+            lasts + uniform(&mut self.planning.dice, (1, 2_000_000))
+        } else {
+            TimeDelta::zero()
+        };
         self.acquire(ids, self.now + wait, skew);
         self.now += lasts;
-        match ask.ending {
+        match request.ending {
             Ending::LeftRunning => {}
             Ending::LeftCanceling => {
                 self.act(self.now.min(self.window.to), Change::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) })
@@ -205,28 +208,28 @@ impl<'a> Workspace<'a> {
             Ending::CanceledRunning | Ending::CanceledButFailed => {
                 self.act(self.now, Change::CancelRunning { build: ids, canceled_at: self.now });
                 self.now += uniform(&mut self.planning.dice, (100_000, 3_000_000)).min(TimeDelta::microseconds(self.window.pace.gap.0));
-                self.fail(ids, ask);
+                self.fail(ids, request);
             }
             Ending::Reaped => {
                 let delay = self.reaping_delay();
                 self.now += delay;
-                self.fail(ids, ask);
+                self.fail(ids, request);
             }
-            Ending::Failure => self.fail(ids, ask),
+            Ending::Failure => self.fail(ids, request),
             _ => {
                 let usage_at = self.now + uniform(&mut self.planning.dice, (20, 900));
-                self.succeed(ids, ask, usage_at);
+                self.succeed(ids, request, usage_at);
             }
         }
     }
 
-    fn queue(&mut self, ask: BuildRequest) -> BuildIds {
+    fn queue(&mut self, request: BuildRequest) -> BuildIds {
         self.number += 1;
         let dice = &mut self.planning.dice;
         let ids = BuildIds { build: uuid_from(dice), job: uuid_from(dice), workspace: self.id };
         let queued = Queued {
             ids,
-            class: ask.class,
+            class: request.class,
             new_workspace: self.new_workspace.take(),
             new_task: self.new_task.take(),
             organization: self.template.organization,
@@ -234,10 +237,10 @@ impl<'a> Workspace<'a> {
             version: self.version.id,
             preset: self.preset,
             number: self.number,
-            transition: ask.transition,
-            initiator: ask.initiator,
-            reason: ask.reason,
-            stage: ask.stage,
+            transition: request.transition,
+            initiator: request.initiator,
+            reason: request.reason,
+            stage: request.stage,
         };
         self.act(self.now, Change::Queue(Box::new(queued)));
         ids
@@ -253,15 +256,15 @@ impl<'a> Workspace<'a> {
         self.act(at, Change::Acquire { build, worker, started_at: at + skew });
     }
 
-    fn succeed(&mut self, ids: BuildIds, ask: BuildRequest, usage_at: DateTime<Utc>) {
-        let start = ask.transition == Transition::Start;
+    fn succeed(&mut self, ids: BuildIds, request: BuildRequest, usage_at: DateTime<Utc>) {
+        let start = request.transition == Transition::Start;
         let usage = (start && self.counts_as_agent(usage_at)).then(|| UsageRow {
             id: uuid_from(&mut self.planning.dice).to_string(),
             kind: UsageKind::ManagedAgents,
             quantity: 1,
             created_at: usage_at,
         });
-        let pool = ask.class == Class::PrebuildCreation;
+        let pool = request.class == Class::PrebuildCreation;
         let success = Success {
             has_ai_task: if self.by_task_rule(self.now) { self.task } else { start && self.template.ai },
             has_external_agent: start && self.template.external_agent,
@@ -269,11 +272,11 @@ impl<'a> Workspace<'a> {
             daily_cost: if start { self.planning.dice.random_range(0..40) } else { 0 },
             usage,
         };
-        let error = (ask.ending == Ending::SuccessWithEmptyError).then(String::new);
+        let error = (request.ending == Ending::SuccessWithEmptyError).then(String::new);
         let held_for = self.held(success.usage.is_none());
         let done = Completed {
             ids,
-            transition: ask.transition,
+            transition: request.transition,
             completed_at: self.now,
             start_at_end: false,
             error,
@@ -283,19 +286,19 @@ impl<'a> Workspace<'a> {
         self.acts.push(Act { at: self.now, held_for, change: Change::Complete(Box::new(done)) });
     }
 
-    fn fail(&mut self, ids: BuildIds, ask: BuildRequest) {
-        let error = match ask.ending {
+    fn fail(&mut self, ids: BuildIds, request: BuildRequest) {
+        let error = match request.ending {
             Ending::CanceledRunning => one_in(&mut self.planning.dice, 2).then(String::new),
             Ending::CanceledButFailed => Some("terraform apply: interrupted".to_owned()),
             Ending::Reaped | Ending::ReapedPending | Ending::ReapedUnstarted => Some("job was reaped: no sign of life".to_owned()),
             _ => Some("terraform apply: exit status 1".to_owned()),
         };
-        let coded = ask.ending == Ending::Failure && one_in(&mut self.planning.dice, 4);
+        let coded = request.ending == Ending::Failure && one_in(&mut self.planning.dice, 4);
         let done = Completed {
             ids,
-            transition: ask.transition,
+            transition: request.transition,
             completed_at: self.now,
-            start_at_end: ask.ending == Ending::ReapedPending,
+            start_at_end: request.ending == Ending::ReapedPending,
             error,
             error_code: coded.then(|| "REQUIRED_TEMPLATE_VARIABLES".to_owned()),
             success: None,
