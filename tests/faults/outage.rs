@@ -185,7 +185,7 @@ async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: 
 
 async fn rejects_are_corrected(world: &mut World, walk: &mut Walk, bad: &UsageTruth) {
     walk.run("tallyline rejects list").await;
-    assert_eq!((walk.known("EVENT_ID"), walk.known("UNITS")), (bad.id.as_str(), bad.quantity.to_string().as_str()));
+    assert_eq!((walk.value("EVENT_ID"), walk.value("UNITS")), (bad.id.as_str(), bad.quantity.to_string().as_str()));
     walk.run("tallyline rejects show").await;
     walk.run("echo").await;
     walk.run("tallyline rejects resubmit").await;

@@ -8,7 +8,7 @@ use tallyline_sim::coderd::Truth;
 
 use crate::proof::{EVENTS_IN_A_REQUEST, Proof};
 use crate::support::eventually;
-use crate::watch::Seen;
+use crate::watch::Observations;
 use crate::world::World;
 
 /// All events in flight arrive within this. It covers the takeover of a dead collector (17 s, its lease), its pass, the log and the folds.
@@ -92,7 +92,7 @@ impl World {
 
     /// Checks all pages; returns their number.
     pub async fn no_series_fell(&mut self) -> usize {
-        let Seen { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
+        let Observations { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{} faults of the series: {:?}", faults.len(), &faults[..faults.len().min(5)]);
         assert!(pages > 0 && changed > 0, "{changed} of {pages} pages were new");
         pages

@@ -89,7 +89,7 @@ impl Walk {
     }
 
     /// The value of this placeholder.
-    pub fn values(&self, name: &str) -> &str {
+    pub fn value(&self, name: &str) -> &str {
         &self.values[name]
     }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::simulated::{introduction, pipeline, vendor};
 use super::site::{Backend, Serve, Site};
-use super::watch::{Seen, Watch};
+use super::watch::{Observations, Watch};
 use crate::support::process::Process;
 use crate::support::{self, Database, eventually};
 
@@ -190,7 +190,7 @@ impl Journey {
 
     /// Ends all processes in order. Checks that the scraper has seen no fault.
     pub async fn ended(&mut self) {
-        let Seen { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
+        let Observations { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{}: {:?}", faults.len(), &faults[..faults.len().min(5)]);
         assert_eq!(holders.len(), 3, "shown by one, the other, and the first again: {holders:?}");
         assert!(holders[0] == holders[2] && !series.is_empty() && changed > 3, "{holders:?}, {changed} of {pages} pages were new");

@@ -1,6 +1,6 @@
 //! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent. A failover without loss changes nothing.
 
-use super::ledger::the_group_was_told;
+use super::ledger::group_has_committed;
 use super::servers::{Pair, Replication};
 use super::world::{SOON, World, ends};
 use crate::journey::site::Serve;
@@ -47,7 +47,7 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     let mut publish = world.site.start("publish", &[]);
     world.goes_on_to(0.6).await;
     world.all_is_in().await;
-    the_group_was_told(&world).await;
+    group_has_committed(&world).await;
     eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
     for process in [&mut collect, &mut consume, &mut publish] {
         ends(process).await;
