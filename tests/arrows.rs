@@ -86,7 +86,7 @@ struct Arrow {
 }
 
 #[test]
-fn no_part_names_what_it_may_not() {
+fn no_part_names_a_forbidden_part() {
     let arrows = all_arrows();
     let wrong: Vec<String> = arrows.iter().filter_map(fault).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -96,10 +96,10 @@ fn no_part_names_what_it_may_not() {
 }
 
 #[test]
-fn every_part_is_listed_and_every_listed_part_is_there() {
+fn every_part_is_listed_and_every_listed_part_exists() {
     let listed: BTreeSet<String> = ARROWS.iter().map(|(part, _)| (*part).to_owned()).collect();
-    let there: BTreeSet<String> = source_files().iter().filter_map(|source| part_of(&source.file)).collect();
-    assert_eq!(listed, there);
+    let existing: BTreeSet<String> = source_files().iter().filter_map(|source| part_of(&source.file)).collect();
+    assert_eq!(listed, existing);
 }
 
 #[test]
@@ -167,13 +167,13 @@ fn an_import_is_resolved_to_the_file_that_defines_the_item() {
 }
 
 #[test]
-fn a_circle_is_found_and_a_re_export_is_not_one() {
-    let found = |parent: &str, child: &str| {
+fn a_circle_is_found_and_a_re_export_is_not_a_circle() {
+    let circles_of = |parent: &str, child: &str| {
         let sources = [("src/log/mod.rs", parent), ("src/log/read.rs", child), ("src/log/batch.rs", "use super::Log;")];
         circles(&imports(&sources.map(|(file, text)| Source { file: file.into(), text: text.to_owned() })))
     };
-    assert!(found("mod read; pub use read::Reader; pub struct Log;", "use super::Log;").is_empty());
-    let circle = found("mod read; use read::Reader; pub struct Log;", "use super::batch::Batch;");
+    assert!(circles_of("mod read; pub use read::Reader; pub struct Log;", "use super::Log;").is_empty());
+    let circle = circles_of("mod read; use read::Reader; pub struct Log;", "use super::batch::Batch;");
     assert_eq!(circle.len(), 1);
     for line in ["log/mod.rs names log::read::Reader", "log/read.rs names log::batch::Batch", "log/batch.rs names log::Log"] {
         assert!(circle[0].contains(line), "{}", circle[0]);

@@ -113,7 +113,7 @@ async fn an_event_older_than_30_days_is_refused_for_ever() {
 }
 
 #[tokio::test]
-async fn events_are_refused_and_left_out_as_the_switches_say() {
+async fn events_are_refused_and_left_out_according_to_the_switches() {
     let exchange = Exchange::with(Switches {
         events: vec![
             rule(Behaviour::RefuseForNow, "now"),
@@ -189,7 +189,7 @@ async fn a_cut_connection_is_unanswered_whether_or_not_the_events_were_taken() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_given_up_by_the_client() {
+async fn the_client_abandons_a_slow_answer() {
     let exchange = Exchange::with(Switches { latency_ms: 60_000, ..Switches::default() }).await;
     let hurried = ClientSettings { url: exchange.vendor.ingest_url(), request_timeout: Duration::from_millis(100) };
     let client = TallymanClient::new(&hurried).expect("a client");
@@ -228,8 +228,8 @@ async fn the_books_survive_the_process_and_a_torn_last_line() {
 async fn the_control_api_shows_the_books_and_sets_the_switches() {
     let exchange = Exchange::start(known()).await;
     exchange.send(&["a"]).await.expect("an answer");
-    let shown: Books = exchange.get("/sim/books").await.json().await.expect("books");
-    assert_eq!(shown, exchange.books());
+    let books: Books = exchange.get("/sim/books").await.json().await.expect("books");
+    assert_eq!(books, exchange.books());
 
     assert_eq!(exchange.put_switches(r#"{"errors":{"next":1}}"#).await, 204);
     let switches: Switches = exchange.get("/sim/switches").await.json().await.expect("switches");

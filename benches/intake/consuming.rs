@@ -51,7 +51,7 @@ pub fn in_a_process_of_its_own(consuming: &Consuming) -> Result<Consumed> {
         .stderr(Stdio::inherit())
         .output()?;
     ensure!(output.status.success(), "the consuming process failed: {}", output.status);
-    serde_json::from_slice(&output.stdout).context("what the consuming process told")
+    serde_json::from_slice(&output.stdout).context("report of the consuming process")
 }
 
 /// Consumes until every event is in the ledger, then reports on stdout.

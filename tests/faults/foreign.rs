@@ -80,8 +80,8 @@ impl World {
         self.open_transaction = Some(open);
         let is_held = |row: &Json| row["topic"].as_str().is_some_and(|topic| held.ends_with(topic));
         let waiting = |row: &Json| is_held(row) && row["in_open_transaction"].as_i64() > Some(0);
-        let shown = self.partitions().await;
-        assert!(shown.iter().any(waiting), "the open transaction in {held} is shown as waiting: {shown:?}");
+        let partitions = self.partitions().await;
+        assert!(partitions.iter().any(waiting), "the open transaction in {held} is shown as waiting: {partitions:?}");
     }
 
     pub async fn foreign_transaction_ends(&mut self, roll: u64) {
@@ -108,8 +108,8 @@ impl World {
         for role in ["collect", "publish"] {
             let mut process = self.site.start(role, &["--set", &setting]);
             eventually(MET, &format!("{role} with a wrong deployment id is refused"), || {
-                let said = process.stderr();
-                let refused = said.contains(&right) && said.contains(&wrong);
+                let output = process.stderr();
+                let refused = output.contains(&right) && output.contains(&wrong);
                 async move { refused }
             })
             .await;

@@ -26,7 +26,7 @@ const FARTHEST_STEP_SECONDS: u64 = 40 * 24 * 3600;
 
 impl World {
     /// Runs one round, until all processes work again.
-    pub async fn suffer(&mut self, round: &Round, servers: &mut Servers, coderd: &Coderd) {
+    pub async fn run_round(&mut self, round: &Round, servers: &mut Servers, coderd: &Coderd) {
         tokio::time::sleep(round.calm).await;
         let alone = round.faults.len() == 1;
         for fault in &round.faults {
@@ -43,7 +43,7 @@ impl World {
             self.end_fault(fault, servers, coderd).await;
             self.say(&format!("{:?} is over", fault.kind));
         }
-        self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all moves again").await;
+        self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all roles work again").await;
     }
 
     async fn begin_fault(&mut self, fault: Fault, alone: bool, servers: &mut Servers, coderd: &Coderd) {
@@ -148,7 +148,7 @@ impl World {
     async fn new_records_are_recorded(&mut self, come: Duration, recorded: Duration, what: &str) {
         let (begun, before) = (Instant::now(), self.site.appended().await);
         eventually(come, &format!("{what}: records come"), || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
-        let (came, ends) = (begun.elapsed(), self.log_ends().await);
+        let (arrival, ends) = (begun.elapsed(), self.log_ends().await);
         let begun = Instant::now();
         let reached = async {
             while !self.behind(&ends).await.is_empty() {
@@ -160,7 +160,7 @@ impl World {
         }
         let took = begun.elapsed();
         self.slowest = self.slowest.max(took);
-        self.say(&format!("{what}: records came within {came:.1?}, and were recorded within {took:.1?}"));
+        self.say(&format!("{what}: records came within {arrival:.1?}, and were recorded within {took:.1?}"));
     }
 
     /// Kills the publisher during a request, if there is usage to publish. In half of the cases it is first frozen until the vendor has the
@@ -170,10 +170,10 @@ impl World {
         if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await {
             if roll.is_multiple_of(2) {
                 self.member(Place::Publish).process().pause();
-                let taken = self.within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1).await;
-                self.say(if taken { "the vendor has taken a request that the publisher will not hear of" } else { "a request was lost" });
+                let is_taken = self.within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1).await;
+                self.say(if is_taken { "the vendor took a request whose answer is lost" } else { "a request was lost" });
             } else {
-                self.say("a request is on its way");
+                self.say("a request is in flight");
             }
         }
         self.kill(Place::Publish);
@@ -214,7 +214,7 @@ impl World {
         self.add(Place::ConsumeC).await;
         if alone {
             let process = self.member(Place::ConsumeC).process();
-            eventually(TAKEN_OVER, "the third consumer has its part", || {
+            eventually(TAKEN_OVER, "the third consumer has partitions", || {
                 let assigned = process.stderr().contains("partitions assigned");
                 async move { assigned }
             })
@@ -234,19 +234,19 @@ impl World {
                 }
                 member.process().pause();
                 member.proxy.thaw();
-                if self.a_transaction_stands_still().await {
+                if self.has_blocked_transaction().await {
                     return time + 1;
                 }
                 self.member(place).process().resume();
             }
-            unreachable!("there is no end")
+            unreachable!("the loop has no end")
         };
         let Ok(attempts) = tokio::time::timeout(MET, attempt).await else { panic!("{place:?} was not frozen within a transaction") };
         self.say(&format!("{place:?} is frozen within a transaction, at attempt {attempts}"));
     }
 
     /// Whether a transaction of the ledger waits for its client longer than any running one does.
-    async fn a_transaction_stands_still(&self) -> bool {
+    async fn has_blocked_transaction(&self) -> bool {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
              and state_change < clock_timestamp() - interval '200 milliseconds'";
         for _ in 0..30 {

@@ -56,33 +56,33 @@ async fn the_books_balance_after_every_schedule_of_faults() {
     let mut servers = None;
     for seed in runs.seeds() {
         if runs.has_passed(seed) {
-            runs.tell(&format!("seed {seed} passed before, on this commit: skipped"));
+            runs.report(&format!("seed {seed} passed before, on this commit: skipped"));
             continue;
         }
         let schedule = Schedule::of(seed);
-        runs.tell(&schedule.to_string());
+        runs.report(&schedule.to_string());
         let begun = Instant::now();
         let run = async {
             let servers = match &mut servers {
                 Some(servers) => servers,
                 none => none.insert(Servers::start().await),
             };
-            suffer(&schedule, servers).await
+            run_schedule(&schedule, servers).await
         };
-        let told = runs.watch_over(&schedule, run).await;
+        let summary = runs.watch_over(&schedule, run).await;
         runs.passed(seed);
-        runs.tell(&format!("seed {seed} passed in {:.1} s: {told}", begun.elapsed().as_secs_f64()));
+        runs.report(&format!("seed {seed} passed in {:.1} s: {summary}", begun.elapsed().as_secs_f64()));
     }
 }
 
 /// Runs one schedule with continuous traffic.
-async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
+async fn run_schedule(schedule: &Schedule, servers: &mut Servers) -> String {
     let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
     let (coderd, stop) = (Arc::new(Mutex::new(simulation)), CancellationToken::new());
     // a separate task: coderd lives on while faults block
     let lives = tokio::spawn(traffic::live(Arc::clone(&coderd), stop.clone()));
     for round in &schedule.rounds {
-        world.suffer(round, servers, &coderd).await;
+        world.run_round(round, servers, &coderd).await;
     }
     stop.cancel();
     lives.await.expect("coderd lives");
@@ -92,7 +92,7 @@ async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
     }
     let truth = coderd.lock().await.truth();
     world.settle(&truth).await;
-    let told = world.proves(&truth).await;
+    let summary = world.proves(&truth).await;
     world.end_all(servers).await;
-    told
+    summary
 }

@@ -24,7 +24,7 @@ const BUILDS_OF_THE_HOUR: usize = 300;
 const BUILDS_OF_THE_OUTAGE: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_readmes_way_back_after_an_outage_is_one() {
+async fn the_steps_after_an_outage_restore_every_number() {
     let _turn = crate::TURN.lock().await;
     let mut servers = Servers::start().await;
     let (mut world, mut simulation) = World::begin_behind(HOUR + OUTAGE, SEED, Backend::Kafka, &servers).await;
@@ -47,16 +47,16 @@ async fn the_readmes_way_back_after_an_outage_is_one() {
 
     walk.run("tallyline replay plan").await;
     walk.run("tallyline replay execute").await;
-    rejects_are_mended(&mut world, &mut walk, &bad).await;
+    rejects_are_corrected(&mut world, &mut walk, &bad).await;
     let truth = simulation.truth();
     world.settle(&truth).await;
 
     walk.run("tallyline audit").await;
     walk.run("tallyline prove").await;
     walk.end();
-    its_life_is_told(&world, &bad).await;
+    history_is_complete(&world, &bad).await;
     let again = world.every_number_is_true(&truth).await;
-    assert!((1..=delivered).contains(&again), "{again} delivered again, {delivered} were delivered in the lost time");
+    assert!((1..=delivered).contains(&again), "{again} delivered again, {delivered} delivered in the lost time");
     assert_eq!(count(&world, "select count(*) from usage_event").await, i64::try_from(truth.usage.len()).expect("small"));
     world.no_series_fell().await;
     world.end_all(&servers).await;
@@ -76,9 +76,9 @@ async fn an_hour_passes(world: &mut World, simulation: &mut Simulation) -> Usage
     world.end_each().await;
     goes_on(simulation, OUTAGE, BUILDS_OF_THE_HOUR).await;
     let truth = simulation.truth();
-    let (old, ours) = (count(world, "select count(*) from usage_event").await, |row: &&UsageTruth| row.build_id.is_some());
-    assert_eq!(usize::try_from(old), Ok(before), "all that is older is in the ledger");
-    let row = truth.usage.iter().filter(ours).max_by_key(|row| row.inserted_at).expect("an agent").clone();
+    let (old, of_build) = (count(world, "select count(*) from usage_event").await, |row: &&UsageTruth| row.build_id.is_some());
+    assert_eq!(usize::try_from(old), Ok(before), "all older rows are in the ledger");
+    let row = truth.usage.iter().filter(of_build).max_by_key(|row| row.inserted_at).expect("an agent").clone();
     let quantity = UsageQuantity::ManagedAgents(u64::try_from(row.quantity).expect("a count"));
     let usage = Usage { id: row.id.clone(), quantity, created_at: row.created_at, marks: PublishMarks::default() };
     let event = Event { deployment: truth.deployment_id, payload: Payload::Usage(usage) };
@@ -97,14 +97,14 @@ const OPEN_REJECTS: &str = "select count(*) from reject where state = 'open'";
 /// Kafka is down for ten minutes. Then the processes restart: only a restart moves their clocks. When Kafka is back, all go on.
 async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: &mut Servers, walk: &mut Walk) {
     servers.kafka.stop().await;
-    world.say("Kafka is away");
+    world.say("Kafka is down");
     let complete_until = complete_until(world).await;
     let accepted = world.site.accepted().await;
     let watch = walk.start("tallyline status");
     goes_on(simulation, TimeDelta::zero(), BUILDS_OF_THE_OUTAGE).await;
     world.end_each().await;
     world.start_each(TimeDelta::zero());
-    eventually(SETTLED, "status says that the log is away, and all processes are there", || async {
+    eventually(SETTLED, "status shows the log as unreachable, and all processes", || async {
         let page = last_page(&watch.process.stdout());
         page.contains("\nthe log: ") && page.matches(" alive ").count() == Place::ALL.len()
     })
@@ -120,7 +120,7 @@ async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: 
     world.say("Kafka is back");
     let truth = simulation.truth();
     world.settle(&truth).await;
-    eventually(SETTLED, "status says that all is read", || async {
+    eventually(SETTLED, "status shows the log as read to its end", || async {
         let page = last_page(&watch.process.stdout());
         let mut partitions = page.lines().filter(|line| line.starts_with("tallyline.")).peekable();
         !page.contains("\nthe log: ") && partitions.peek().is_some() && partitions.all(|line| line.split_whitespace().nth(4) == Some("0"))
@@ -132,9 +132,9 @@ async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: 
 }
 
 /// The last page of a watch.
-fn last_page(said: &str) -> String {
-    let begin = said.rfind("\n\nledger ").map_or(0, |newline| newline + 2);
-    said[begin..].to_owned()
+fn last_page(output: &str) -> String {
+    let begin = output.rfind("\n\nledger ").map_or(0, |newline| newline + 2);
+    output[begin..].to_owned()
 }
 
 /// The completeness in `status`.
@@ -170,8 +170,8 @@ async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: 
     let ends = world.site.ends().await;
     let unread: i64 = world.behind(&ends).await.iter().map(|(_, position, end)| end - position).sum();
     let plan = walk.run("tallyline recover plan").await;
-    let told = plan.lines().find_map(|line| line.strip_prefix("records of the log to read")).expect("the page shows it");
-    assert_eq!(told.trim().parse(), Ok(unread), "{plan}");
+    let records = plan.lines().find_map(|line| line.strip_prefix("records of the log to read")).expect("the page shows it");
+    assert_eq!(records.trim().parse(), Ok(unread), "{plan}");
     walk.run("tallyline recover execute").await;
     walk.run("tallyline status").await;
     world.start_each(TimeDelta::zero());
@@ -183,9 +183,9 @@ async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: 
     world.say("the recovery is over");
 }
 
-async fn rejects_are_mended(world: &mut World, walk: &mut Walk, bad: &UsageTruth) {
+async fn rejects_are_corrected(world: &mut World, walk: &mut Walk, bad: &UsageTruth) {
     walk.run("tallyline rejects list").await;
-    assert_eq!((walk.known("EVENT_ID"), walk.known("UNITS")), (bad.id.as_str(), bad.quantity.to_string().as_str()));
+    assert_eq!((walk.value("EVENT_ID"), walk.value("UNITS")), (bad.id.as_str(), bad.quantity.to_string().as_str()));
     walk.run("tallyline rejects show").await;
     walk.run("echo").await;
     walk.run("tallyline rejects resubmit").await;
@@ -194,7 +194,7 @@ async fn rejects_are_mended(world: &mut World, walk: &mut Walk, bad: &UsageTruth
 }
 
 /// It was refused, resubmitted by an operator with a reason, accepted once, and published in a request that the vendor knows.
-async fn its_life_is_told(world: &World, bad: &UsageTruth) {
+async fn history_is_complete(world: &World, bad: &UsageTruth) {
     let proved = world.site.command(&["prove", &bad.id, "--output", "json"]).await;
     let proof: Json = serde_json::from_str(&proved.stdout).unwrap_or_else(|error| panic!("{error}: {proved:?}"));
     let [refusal] = proof["refusals"].as_array().expect("refusals").as_slice() else { panic!("{proof}") };

@@ -52,17 +52,17 @@ impl Runs {
     }
 
     /// Writes past the test runner, which hides the output of passing tests.
-    pub fn tell(&self, text: &str) {
+    pub fn report(&self, text: &str) {
         writeln!(std::io::stderr(), "{text}").expect("stderr");
     }
 
     /// Reports a schedule that fails, and how to repeat it.
     pub async fn watch_over<T>(&self, schedule: &Schedule, run: impl Future<Output = T>) -> T {
         match AssertUnwindSafe(run).catch_unwind().await {
-            Ok(told) => told,
+            Ok(summary) => summary,
             Err(panic) => {
                 let seed = schedule.seed;
-                self.tell(&format!("FAILED: {schedule}\nrun it again: scripts/test --faults 1 --seed {seed}"));
+                self.report(&format!("FAILED: {schedule}\nrun it again: scripts/test --faults 1 --seed {seed}"));
                 resume_unwind(panic)
             }
         }

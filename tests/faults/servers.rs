@@ -80,8 +80,8 @@ impl SmallDisk {
     fn fill(&self) {
         let to = format!("of={}", self.path("filler").display());
         let filled = self.inside("dd").args(["if=/dev/zero", "bs=64k", "status=none", &to]).output().expect("run dd");
-        let said = String::from_utf8_lossy(&filled.stderr).into_owned();
-        assert!(!filled.status.success() && said.contains("No space left on device"), "the disk is not full: {said}");
+        let stderr = String::from_utf8_lossy(&filled.stderr).into_owned();
+        assert!(!filled.status.success() && stderr.contains("No space left on device"), "the disk is not full: {stderr}");
     }
 
     fn empty(&self) {
@@ -102,12 +102,12 @@ impl Postgres {
         let disk = SmallDisk::mount().await;
         let mut command = Postgres::program(&disk, "initdb", "KILL");
         command.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--wal-segsize=1", "-D"]);
-        let mut made = Process::spawn({
+        let mut initdb = Process::spawn({
             command.arg(disk.path("data"));
             command
         });
-        let status = made.ends_within(SOON).await;
-        assert!(status.success(), "initdb: {}{}", made.stdout(), made.stderr());
+        let status = initdb.ends_within(SOON).await;
+        assert!(status.success(), "initdb: {}{}", initdb.stdout(), initdb.stderr());
         let port = free_port();
         let server = Postgres::run(&disk, port);
         let mut postgres = Postgres { disk, port, server };
@@ -223,7 +223,7 @@ impl Kafka {
         let brokers = format!("127.0.0.1:{broker}");
         let settings = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES")).expect("the properties of scripts/test");
         // the last of two equal names applies; a site with the new group protocol must shorten the session of 45 s
-        let ours = format!(
+        let overrides = format!(
             "controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://{brokers}
@@ -236,7 +236,7 @@ group.consumer.heartbeat.interval.ms=1000
 ",
             folder.path().join("data").display()
         );
-        std::fs::write(folder.path().join("kafka.properties"), settings + &ours).expect("write the properties");
+        std::fs::write(folder.path().join("kafka.properties"), settings + &overrides).expect("write the properties");
         let format = ["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"];
         let mut formatted = Kafka::program(&folder, &format);
         let status = formatted.ends_within(SOON).await;
@@ -265,8 +265,8 @@ group.consumer.heartbeat.interval.ms=1000
         let waited = async {
             loop {
                 assert!(self.server.runs(), "Kafka ended: {}", self.server.stdout());
-                let asked = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, Duration::from_millis(500)));
-                if asked.is_ok_and(|answer| !answer.brokers().is_empty()) {
+                let metadata = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, Duration::from_millis(500)));
+                if metadata.is_ok_and(|answer| !answer.brokers().is_empty()) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;

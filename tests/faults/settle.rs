@@ -8,7 +8,7 @@ use tallyline_sim::coderd::Truth;
 
 use crate::proof::{EVENTS_IN_A_REQUEST, Proof};
 use crate::support::eventually;
-use crate::watch::Seen;
+use crate::watch::Observations;
 use crate::world::World;
 
 /// All events in flight arrive within this. It covers the takeover of a dead collector (17 s, its lease), its pass, the log and the folds.
@@ -53,8 +53,8 @@ impl World {
         self.say("every publication is settled");
         let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
         let serve = self.shows(SETTLED).await;
-        eventually(SETTLED, "all is folded", || serve.has_folded(sequence)).await;
-        self.say("all is folded");
+        eventually(SETTLED, "the folds are at the ledger's end", || serve.has_folded(sequence)).await;
+        self.say("the folds are at the ledger's end");
     }
 
     /// Whether the ledger has this number of builds and usage rows.
@@ -68,7 +68,7 @@ impl World {
     pub async fn proves(&mut self, truth: &Truth) -> String {
         let again = self.every_number_is_true(truth).await;
         let most = self.answers_lost * EVENTS_IN_A_REQUEST;
-        assert!(again <= most, "{again} delivered again, at most {most} can have been on their way");
+        assert!(again <= most, "{again} delivered again, at most {most} can have been in flight");
         let duplicates = self.audited(truth).await;
         self.say("the books balance");
         let pages = self.no_series_fell().await;
@@ -92,7 +92,7 @@ impl World {
 
     /// Checks all pages; returns their number.
     pub async fn no_series_fell(&mut self) -> usize {
-        let Seen { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
+        let Observations { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{} faults of the series: {:?}", faults.len(), &faults[..faults.len().min(5)]);
         assert!(pages > 0 && changed > 0, "{changed} of {pages} pages were new");
         pages

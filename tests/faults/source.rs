@@ -89,7 +89,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn what_a_purge_removed_is_still_counted_and_a_restart_creates_nothing() {
+async fn purged_builds_stay_counted_and_a_restart_is_not_a_creation() {
     let database = database().await;
     let end = Clock::system().now();
     let config = Config::history(5, SchemaVersion::Sep2026, end - TimeDelta::days(20), end, 600);
@@ -103,11 +103,11 @@ async fn what_a_purge_removed_is_still_counted_and_a_restart_creates_nothing() {
     let truth = simulation.truth();
     let again = truth.builds.len() - before.builds.len();
     assert!(again > 10 && removed.len() > 200, "{again} starts after {} builds were removed", removed.len());
-    assert_eq!(truth.creation_totals(), before.creation_totals(), "no creation twice");
+    assert_eq!(truth.creation_totals(), before.creation_totals(), "each creation is counted once");
     let numbers = Numbers::of_truth(&truth, DateTime::UNIX_EPOCH);
-    let (kept, now) = (before_purges(&database.url).await, &database.pool);
-    assert_eq!(Numbers::of_coderd(&kept, &truth.names(), DateTime::UNIX_EPOCH).await, numbers, "as if nothing had been removed");
+    let (full_history, now) = (before_purges(&database.url).await, &database.pool);
+    assert_eq!(Numbers::of_coderd(&full_history, &truth.names(), DateTime::UNIX_EPOCH).await, numbers, "as if nothing had been removed");
     assert_ne!(Numbers::of_coderd(now, &truth.names(), DateTime::UNIX_EPOCH).await, numbers);
-    let there: Vec<Uuid> = sqlx::query_scalar("select id from workspace_builds").fetch_all(now).await.expect("builds");
-    assert!(removed.iter().all(|id| !there.contains(id)));
+    let remaining: Vec<Uuid> = sqlx::query_scalar("select id from workspace_builds").fetch_all(now).await.expect("builds");
+    assert!(removed.iter().all(|id| !remaining.contains(id)));
 }

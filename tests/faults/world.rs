@@ -197,7 +197,7 @@ impl World {
     }
 
     pub fn member(&mut self, place: Place) -> &mut Member {
-        self.members.iter_mut().find(|member| member.place == place).expect("it is there")
+        self.members.iter_mut().find(|member| member.place == place).expect("the process is running")
     }
 
     pub fn members(&mut self) -> &mut [Member] {
@@ -231,14 +231,14 @@ impl World {
 
     /// None of these faults makes a partition unreadable or breaks an invariant.
     fn never_stopped(&mut self, place: Place) {
-        let said = self.member(place).process().stderr();
-        assert!(!said.contains("partition stopped") && !said.contains("panicked"), "{place:?}: {said}");
+        let stderr = self.member(place).process().stderr();
+        assert!(!stderr.contains("partition stopped") && !stderr.contains("panicked"), "{place:?}: {stderr}");
     }
 
     /// Restarts it with a clock that is off by `offset` seconds.
     pub fn start(&mut self, place: Place, offset: i64) {
         let World { site, members, .. } = self;
-        let member = members.iter_mut().find(|member| member.place == place).expect("it is there");
+        let member = members.iter_mut().find(|member| member.place == place).expect("the process is running");
         member.proxy.thaw();
         let offset = offset.to_string();
         let arguments = ["--set", member.ledger.as_str(), "--clock-offset", offset.as_str()];
@@ -278,7 +278,7 @@ impl World {
 
     /// The process that shows the domain series, once there is one.
     pub async fn shows(&self, within: Duration) -> &Serve {
-        let shown = async {
+        let series = async {
             loop {
                 for serve in self.members.iter().filter_map(Member::serve) {
                     if !serve.domain_lines().await.is_empty() {
@@ -288,7 +288,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(within, shown).await.unwrap_or_else(|_| panic!("nobody shows the domain series within {within:?}"))
+        tokio::time::timeout(within, series).await.unwrap_or_else(|_| panic!("no process shows the domain series within {within:?}"))
     }
 
     /// Ends all processes in order and frees their resources.

@@ -52,9 +52,9 @@ pub fn claims(input: &[u8]) -> bool {
 
 /// Checks that accepted claims survive JSON in PostgreSQL and can be judged at any instant.
 fn accepted(claims: &LicenseClaims) {
-    let kept = serde_json::to_string(claims).expect("JSON");
-    assert!(!kept.contains("\\u0000"), "PostgreSQL's jsonb refuses NUL");
-    assert_eq!(serde_json::from_str::<LicenseClaims>(&kept).expect("readable").to_owned(), *claims);
+    let json = serde_json::to_string(claims).expect("JSON");
+    assert!(!json.contains("\\u0000"), "PostgreSQL's jsonb refuses NUL");
+    assert_eq!(serde_json::from_str::<LicenseClaims>(&json).expect("readable").to_owned(), *claims);
     let ends: [DateTime<Utc>; 4] =
         [DateTime::UNIX_EPOCH, claims.not_before, claims.expires_at, "9999-12-31T23:59:59Z".parse().expect("a time")];
     for now in ends {
@@ -87,8 +87,8 @@ pub fn key(input: &[u8]) -> bool {
     let added = keys.add("test", &text);
     assert_eq!(keys.len(), usize::from(added.is_ok()));
     if let Err(error) = &added {
-        assert!(error.to_string().contains("test"), "the key's name is told: {error}");
-        assert!(text.trim().len() < 20 || !error.to_string().contains(text.trim()), "and not what stands in its place");
+        assert!(error.to_string().contains("test"), "the key's name is reported: {error}");
+        assert!(text.trim().len() < 20 || !error.to_string().contains(text.trim()), "the key itself is not named");
     }
     let judged = keys.verify(&TOKEN);
     assert!(added.is_err() || matches!(judged, Ok(_) | Err(LicenseError::BadSignature(_))), "{judged:?}");

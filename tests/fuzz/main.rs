@@ -82,12 +82,12 @@ fn fuzz(name: &str, target: Target, runs: u64) {
         // the same bytes give the same answer, or a finding could not be repeated
         let begun = Instant::now();
         let answer = catch_unwind(AssertUnwindSafe(|| (target(input), target(input))));
-        assert!(begun.elapsed() < 2 * LONGEST, "{name}, {what}: {:?} for {}", begun.elapsed(), shown(input));
+        assert!(begun.elapsed() < 2 * LONGEST, "{name}, {what}: {:?} for {}", begun.elapsed(), display(input));
         match answer {
             Ok((true, true)) => accepted += 1,
             Ok((false, false)) => refused += 1,
-            Ok(_) => panic!("{name}, {what}: two answers to {}", shown(input)),
-            Err(_) => panic!("{name}, {what}: the target panicked on {}", shown(input)),
+            Ok(_) => panic!("{name}, {what}: two answers to {}", display(input)),
+            Err(_) => panic!("{name}, {what}: the target panicked on {}", display(input)),
         }
     };
     for (index, input) in corpus.iter().enumerate() {
@@ -98,15 +98,15 @@ fn fuzz(name: &str, target: Target, runs: u64) {
         try_one(&mutate::one(&corpus, &mut chance), &format!("FUZZ_SEED={seed}, run {run}"));
     }
     println!("{name}: {accepted} accepted, {refused} refused, {:.1} s", begun.elapsed().as_secs_f64());
-    assert!(accepted > 0 && refused > 0, "a target that only ever says one thing checks nothing: {accepted} accepted, {refused} refused");
+    assert!(accepted > 0 && refused > 0, "a target with one answer for all inputs checks nothing: {accepted} accepted, {refused} refused");
 }
 
 /// The input in a form for the corpus; a long one is kept in a file.
-fn shown(input: &[u8]) -> String {
+fn display(input: &[u8]) -> String {
     if input.len() <= 4096 {
         return format!("b\"{}\"", input.escape_ascii());
     }
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{}", std::process::id()));
-    let kept = std::fs::write(&path, input);
-    format!("{} bytes, {}", input.len(), kept.map_or_else(|error| error.to_string(), |()| format!("kept in {}", path.display())))
+    let result = std::fs::write(&path, input);
+    format!("{} bytes, {}", input.len(), result.map_or_else(|error| error.to_string(), |()| format!("kept in {}", path.display())))
 }

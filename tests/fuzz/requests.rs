@@ -71,11 +71,11 @@ pub fn body(input: &[u8]) -> bool {
 
 fn in_a_body<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> bool {
     match body_of::<T>(body) {
-        Ok((asked, reason)) => {
-            let mut fields = serde_json::to_value(&asked).expect("JSON");
+        Ok((request, reason)) => {
+            let mut fields = serde_json::to_value(&request).expect("JSON");
             bounds(&fields, &["at"]);
             fields["reason"] = reason.clone().into();
-            assert_eq!(body_of::<T>(fields.to_string().as_bytes()), Ok((asked, reason)), "{fields}");
+            assert_eq!(body_of::<T>(fields.to_string().as_bytes()), Ok((request, reason)), "{fields}");
             true
         }
         Err(problem) => {

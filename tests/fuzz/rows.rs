@@ -79,8 +79,8 @@ pub fn build(input: &[u8]) -> bool {
             false
         }
         Err(unknown) => {
-            let said = unknown.to_string();
-            assert!(["transition", "job_status", "prebuilt_workspace_stage"].iter().any(|field| said.contains(field)), "{said}");
+            let text = unknown.to_string();
+            assert!(["transition", "job_status", "prebuilt_workspace_stage"].iter().any(|field| text.contains(field)), "{text}");
             false
         }
     }

@@ -125,7 +125,7 @@ pub fn open(report: &AuditReport) -> Vec<(&str, &str)> {
 }
 
 pub fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {
-    report.joints.iter().find(|found| found.name == joint).unwrap().numbers[name]
+    report.joints.iter().find(|actual| actual.name == joint).unwrap().numbers[name]
 }
 
 pub const SOURCE: &str = "source and ledger";
@@ -133,7 +133,7 @@ const LOG: &str = "log and ledger";
 const VENDOR: &str = "ledger and vendor";
 
 #[tokio::test]
-async fn books_that_nobody_touched_balance() {
+async fn unchanged_books_balance() {
     let site = Site::new().await;
     let report = site.audit().await;
     assert_eq!(differences(&report), []);
@@ -154,7 +154,7 @@ async fn books_that_nobody_touched_balance() {
 }
 
 #[tokio::test]
-async fn what_coderd_has_and_the_ledger_has_not_is_missing() {
+async fn a_row_of_coderd_without_its_event_is_missing() {
     let site = Site::new().await;
     let build = site.coderd.creation().await;
     let now = site.coderd.now().await;
@@ -165,7 +165,7 @@ async fn what_coderd_has_and_the_ledger_has_not_is_missing() {
 }
 
 #[tokio::test]
-async fn what_is_only_on_its_way_is_no_difference_once_a_later_pass_is_in() {
+async fn a_row_in_flight_is_not_a_difference_once_a_later_pass_is_recorded() {
     let mut site = Site::new().await;
     site.coderd.creation().await;
     let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
@@ -179,7 +179,7 @@ async fn what_is_only_on_its_way_is_no_difference_once_a_later_pass_is_in() {
 }
 
 #[tokio::test]
-async fn what_coderd_rewrote_is_a_remark_and_what_it_may_rewrite_is_none() {
+async fn a_rewritten_row_is_a_remark_unless_coderd_may_rewrite_the_field() {
     let site = Site::new().await;
     let rename = "update workspaces set name = 'renamed' where id = (select workspace_id from workspace_builds where id = $1)";
     site.tamper_source(rename, site.creation).await;
@@ -215,14 +215,14 @@ async fn a_claim_that_coderd_never_had_is_a_difference() {
     site.consume().await;
     let report = site.audit().await;
     let mut expected = [forged.build_id, site.creation].map(|id| format!("prebuild_claimed:{id}"));
-    let mut found: Vec<_> = differences(&report).into_iter().map(|(joint, kind, id)| (joint, kind, id.to_owned())).collect();
+    let mut actual: Vec<_> = differences(&report).into_iter().map(|(joint, kind, id)| (joint, kind, id.to_owned())).collect();
     expected.sort();
-    found.sort();
-    assert_eq!(found, expected.map(|id| (SOURCE, "not_in_source", id)));
+    actual.sort();
+    assert_eq!(actual, expected.map(|id| (SOURCE, "not_in_source", id)));
 }
 
 #[tokio::test]
-async fn usage_that_tells_something_else_than_coderds_row_is_a_difference() {
+async fn usage_that_differs_from_coderds_row_is_a_difference() {
     let site = Site::new().await;
     site.tamper_source("update usage_events set event_data = '{\"count\": 2}' where $1::uuid is not null", site.creation).await;
     assert_eq!(differences(&site.audit().await), [(SOURCE, "differs", "usage-1")]);
@@ -247,7 +247,7 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
 }
 
 #[tokio::test]
-async fn what_the_consumer_rejected_or_holds_is_open_work_and_no_imbalance_until_it_is_discarded() {
+async fn rejected_and_held_records_are_open_work_and_balance_until_they_are_discarded() {
     let mut site = Site::new().await;
     let now = site.coderd.now().await;
     site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
@@ -289,7 +289,7 @@ async fn a_build_that_this_version_cannot_read_is_open_work() {
 
 /// Each row: a change to the ledger by hand, and the difference that the audit reports.
 #[tokio::test]
-async fn whatever_is_changed_in_the_ledger_by_hand_is_named() {
+async fn every_manual_change_in_the_ledger_is_named() {
     let rows: [(&str, &str, &str, &str); 9] = [
         ("delete from usage_event", LOG, "batch_without_its_events", "batch "),
         ("delete from usage_event", VENDOR, "usage_without_publication", "usage-1"),
@@ -315,8 +315,8 @@ async fn whatever_is_changed_in_the_ledger_by_hand_is_named() {
         let site = Site::new().await;
         site.tamper(statement).await;
         let report = site.audit().await;
-        let found = differences(&report);
-        assert!(found.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)), "{statement}: {found:?}");
+        let actual = differences(&report);
+        assert!(actual.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)), "{statement}: {actual:?}");
     }
 }
 
@@ -328,7 +328,7 @@ async fn another_record_under_a_read_offset_is_named() {
 }
 
 #[tokio::test]
-async fn records_that_nobody_has_read_are_waiting_and_no_difference() {
+async fn unread_records_are_backlog_and_not_a_difference() {
     let site = Site::new().await;
     site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
     let report = site.audit().await;
@@ -342,7 +342,7 @@ async fn source_finding(site: &Site) -> Option<Finding> {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
+async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
     let mut site = Site::new().await;
     let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
     let source = Some((database, site.coderd.deployment));
@@ -351,8 +351,8 @@ async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
     let continuous = Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
     let missing = site.coderd.creation().await;
     let stop = CancellationToken::new();
-    let heard = stop.clone();
-    let running = tokio::spawn(async move { continuous.run(&heard).await });
+    let signal = stop.clone();
+    let running = tokio::spawn(async move { continuous.run(&signal).await });
     let seconds = Duration::from_secs(30);
     let logs = || async {
         let findings = site.ledger.run(findings::list).await.unwrap();

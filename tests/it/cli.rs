@@ -81,10 +81,10 @@ async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
 #[tokio::test]
 async fn check_lists_every_mistake_at_once() {
     let wrong = pipeline("[ledger]\nurl = 'hunter2'\n[log]\nkind = 'pigeon'\n[license.public_keys]\na = 'hunter3'\n");
-    let found = wrong.run("check --output json --set collect.poll_seconds=0").await;
-    assert_eq!((code(&found), found.stderr.as_str()), (2, ""), "{found:?}");
+    let ended = wrong.run("check --output json --set collect.poll_seconds=0").await;
+    assert_eq!((code(&ended), ended.stderr.as_str()), (2, ""), "{ended:?}");
     let keys: Vec<String> =
-        json(&found)["mistakes"].as_array().unwrap().iter().map(|mistake| mistake["key"].as_str().unwrap().to_owned()).collect();
+        json(&ended)["mistakes"].as_array().unwrap().iter().map(|mistake| mistake["key"].as_str().unwrap().to_owned()).collect();
     assert_eq!(keys, ["source.coderd_url", "source.coderd_url", "ledger.url", "log.kind", "license.public_keys.a", "collect.poll_seconds"]);
     let table = wrong.run("check").await;
     assert!(code(&table) == 2 && table.stdout.contains("pipeline.toml:2") && !table.stdout.contains("hunter"), "{table:?}");
@@ -102,7 +102,7 @@ async fn check_lists_every_mistake_at_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_reached_is_said_plainly_and_without_the_password() {
+async fn an_unreachable_server_is_reported_without_the_password() {
     let port = support::ports::free_port();
     let nowhere = pipeline(&format!("roles = ['consume']\nledger.url = 'postgres://teller:hunter2@127.0.0.1:{port}/books'\n"));
     for command in ["status", "migrate", "export usage --from 2025-01-01 --to 2025-02-01 -o -"] {
@@ -215,7 +215,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
 }
 
 /// Plans and executes a replay on a log that has more than the ledger. `words` select this log.
-async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words: &str) {
+async fn replay_adds_missing_events_once(database: &Database, log: &Log, words: &str) {
     let pipeline = Pipeline::on(database);
     let run = async |command: &str| pipeline.run(&format!("{command} {words}")).await;
     assert_eq!(code(&run("migrate").await), 0);
@@ -281,22 +281,22 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
 }
 
 #[tokio::test]
-async fn replay_on_postgres_adds_what_is_missing_once() {
+async fn replay_on_postgres_adds_missing_events_once() {
     let database = database().await;
     let log = Log::postgres(database.pool.clone(), PostgresLogSettings::default());
-    replay_adds_what_is_missing_once(&database, &log, "").await;
+    replay_adds_missing_events_once(&database, &log, "").await;
 }
 
 #[tokio::test]
-async fn replay_on_kafka_adds_what_is_missing_once() {
+async fn replay_on_kafka_adds_missing_events_once() {
     let (database, kafka) = (database().await, support::kafka());
     let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
     let words = format!("--set log.kind=kafka --set kafka.brokers={} --set kafka.topic_prefix={}", kafka.brokers, kafka.prefix);
-    replay_adds_what_is_missing_once(&database, &log, &words).await;
+    replay_adds_missing_events_once(&database, &log, &words).await;
 }
 
 #[tokio::test]
-async fn a_reader_that_has_gone_is_no_panic() {
+async fn a_closed_output_pipe_is_not_a_panic() {
     let good = pipeline("roles = ['consume']\nledger.url = 'postgres://h/d'\n");
     for (words, exit) in [(vec!["check", "--pipeline", &good.file], 0), (vec!["--help"], 0)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
@@ -322,7 +322,7 @@ async fn the_clock_can_be_shifted() {
 }
 
 #[tokio::test]
-async fn a_slow_statement_is_not_told_to_who_waits_for_the_answer() {
+async fn a_slow_statement_is_not_printed_to_the_caller() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
@@ -332,20 +332,20 @@ async fn a_slow_statement_is_not_told_to_who_waits_for_the_answer() {
         let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);
         let locked =
             "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";
-        let asked = async {
+        let command = async {
             eventually(Duration::from_secs(30), "the table is locked", || async {
                 sqlx::query_scalar::<_, bool>(locked).fetch_one(pool).await.unwrap()
             })
             .await;
             run_tallyline(&arguments, &[("RUST_LOG", filter)]).await
         };
-        let (held, ended) = tokio::join!(held.execute(pool), asked);
-        held.unwrap();
-        assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, told), "{ended:?}");
-        assert_eq!(ended.stderr.contains("operation=\"select operator_act\""), told, "{ended:?}");
+        let (lock, ended) = tokio::join!(lock.execute(pool), command);
+        lock.unwrap();
+        assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, is_logged), "{ended:?}");
+        assert_eq!(ended.stderr.contains("operation=\"select operator_act\""), is_logged, "{ended:?}");
         for sql in ["order by", "where", "select id"] {
             assert!(!ended.stderr.contains(sql), "{sql} is in {ended:?}");
         }
-        assert!(told || ended.stderr.is_empty(), "{ended:?}");
+        assert!(is_logged || ended.stderr.is_empty(), "{ended:?}");
     }
 }

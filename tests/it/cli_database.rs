@@ -4,7 +4,7 @@ use crate::cli::{Pipeline, assert_refused, code, json, pipeline};
 use crate::support::database;
 
 #[tokio::test]
-async fn a_database_error_is_said_once_and_without_lines_of_postgres_source() {
+async fn a_database_error_is_reported_once_and_without_postgres_source_lines() {
     let database = database().await;
     let role = format!("r{}", uuid::Uuid::new_v4().simple());
     let run = async |statement: String| sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
@@ -43,7 +43,7 @@ async fn a_migration_may_take_as_long_as_it_needs() {
 }
 
 #[tokio::test]
-async fn status_hides_processes_that_have_been_gone_for_an_hour() {
+async fn status_hides_processes_that_ended_an_hour_ago() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
@@ -55,13 +55,13 @@ async fn status_hides_processes_that_have_been_gone_for_an_hour() {
     .execute(&database.pool)
     .await
     .unwrap();
-    let shown = async |command: &str| {
+    let processes = async |command: &str| {
         let status = json(&pipeline.run(&format!("{command} --output json")).await);
         let rows = status["processes"].as_array().unwrap().iter();
-        let mut shown: Vec<(i64, bool)> = rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
-        shown.sort_unstable();
-        shown
+        let mut processes: Vec<(i64, bool)> = rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
+        processes.sort_unstable();
+        processes
     };
-    assert_eq!(shown("status").await, [(0, false), (59, true)]);
-    assert_eq!(shown("status --all").await, [(0, false), (59, true), (61, true)]);
+    assert_eq!(processes("status").await, [(0, false), (59, true)]);
+    assert_eq!(processes("status --all").await, [(0, false), (59, true), (61, true)]);
 }

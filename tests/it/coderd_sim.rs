@@ -53,7 +53,7 @@ async fn both_oracles_agree(schema: SchemaVersion) {
 /// Checks that both oracles have the same numbers.
 async fn agree(coderd: &PgPool, truth: &Truth) {
     let names = truth.names();
-    assert_eq!(rows(coderd).await, told(truth));
+    assert_eq!(rows(coderd).await, truth_rows(truth));
     assert_eq!(oracle::creation_totals(coderd, &names).await, truth.creation_totals());
     let middle = truth.builds[truth.builds.len() / 2].completed_at;
     for introduced in [DateTime::UNIX_EPOCH, middle, middle + TimeDelta::microseconds(1)] {
@@ -109,9 +109,9 @@ async fn usage_agrees(coderd: &PgPool, truth: &Truth) {
 async fn licenses_agree(coderd: &PgPool, truth: &Truth) {
     let stored: Vec<(String, DateTime<Utc>, Uuid)> =
         sqlx::query_as("select jwt, exp, uuid from licenses order by uploaded_at, id").fetch_all(coderd).await.unwrap();
-    let told: Vec<_> = truth.licenses.iter().map(|license| (license.jwt.clone(), license.claims.exp, license.uuid)).collect();
-    assert_eq!(stored.len(), told.len());
-    assert!(told.iter().all(|license| stored.contains(license)));
+    let truth_rows: Vec<_> = truth.licenses.iter().map(|license| (license.jwt.clone(), license.claims.exp, license.uuid)).collect();
+    assert_eq!(stored.len(), truth_rows.len());
+    assert!(truth_rows.iter().all(|license| stored.contains(license)));
     for license in &truth.licenses {
         let (start, end) = (license.claims.nbf, license.claims.exp);
         let agents = || truth.usage.iter().filter(|row| row.event_type == UsageKind::ManagedAgents);
@@ -150,7 +150,7 @@ async fn rows(coderd: &PgPool) -> Rows {
 }
 
 /// The completed builds in the simulator's truth.
-fn told(truth: &Truth) -> Rows {
+fn truth_rows(truth: &Truth) -> Rows {
     let row = |build: &tallyline_sim::coderd::truth::BuildTruth| {
         let transition = match build.transition {
             Transition::Start => "start",
@@ -204,7 +204,7 @@ async fn a_late_commit_is_invisible_while_later_completions_are_there() {
             continue;
         }
         let visible = rows(&database.pool).await;
-        let truth = told(&simulation.truth());
+        let truth = truth_rows(&simulation.truth());
         let hidden: Vec<_> = truth.iter().filter(|(id, _)| !visible.contains_key(*id)).map(|(_, row)| row.5).collect();
         assert_eq!(hidden.len(), simulation.held());
         overtaken += usize::from(visible.values().any(|row| hidden.iter().any(|at| row.5 > *at)));
@@ -245,7 +245,7 @@ async fn in_real_time_builds_complete_now_and_both_oracles_agree() {
 }
 
 #[tokio::test]
-async fn the_command_writes_what_is_true_and_the_key_that_verifies_the_licenses() {
+async fn the_command_writes_the_truth_and_the_key_that_verifies_the_licenses() {
     let database = support::database().await;
     let folder = tempfile::tempdir().unwrap();
     let (truth_file, key_file) = (folder.path().join("truth.json"), folder.path().join("license.pem"));
@@ -269,15 +269,15 @@ async fn the_command_writes_what_is_true_and_the_key_that_verifies_the_licenses(
 }
 
 #[tokio::test]
-async fn what_changes_behind_a_reader_changes_the_rows_and_not_the_truth() {
+async fn later_changes_change_the_rows_and_not_the_truth() {
     let database = support::database().await;
     let config = history(6, SchemaVersion::TasksEra, 3, 300);
     let mut simulation = Simulation::start(config.clone(), &database.url).await.unwrap();
     simulation.finish().await.unwrap();
-    let before = told(&simulation.truth());
+    let before = truth_rows(&simulation.truth());
     let acquired = simulation.acquire_a_canceled_job(config.end).await.unwrap().expect("a job was canceled while pending");
     let removed = simulation.remove_a_build().await.unwrap().expect("a build completed");
-    assert_eq!(told(&simulation.truth()), before);
+    assert_eq!(truth_rows(&simulation.truth()), before);
     let after = rows(&database.pool).await;
     assert_eq!((before[&acquired].4, after[&acquired].4), (None, Some(config.end)));
     assert!(before.contains_key(&removed) && !after.contains_key(&removed));
@@ -290,7 +290,7 @@ async fn what_changes_behind_a_reader_changes_the_rows_and_not_the_truth() {
 }
 
 #[tokio::test]
-async fn the_catalog_tells_the_eras_apart() {
+async fn the_catalog_distinguishes_the_eras() {
     let probes = "select
         exists (select from information_schema.columns where table_name = 'workspace_builds' and column_name = 'has_ai_task') as ai_flag,
         to_regclass('tasks') is not null as tasks,
@@ -304,8 +304,8 @@ async fn the_catalog_tells_the_eras_apart() {
     ] {
         let database = support::database().await;
         tallyline_sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), schema).await.unwrap();
-        let found: (bool, bool, bool, bool, bool, bool) = sqlx::query_as(probes).fetch_one(&database.pool).await.unwrap();
-        assert_eq!(found, expected, "{schema:?}");
+        let actual: (bool, bool, bool, bool, bool, bool) = sqlx::query_as(probes).fetch_one(&database.pool).await.unwrap();
+        assert_eq!(actual, expected, "{schema:?}");
 
         let usage = |id: &'static str, kind: &'static str, at: &'static str| {
             sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, $2, '{}', $3::text::timestamptz)")

@@ -300,27 +300,27 @@ async fn each_is_named(written: Written) {
         let books = written.books().await;
         books.tamper(statement).await;
         let report = books.audit().await;
-        let found = differences(&report);
-        let named = found.iter().any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
+        let actual = differences(&report);
+        let named = actual.iter().any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
         if !named {
-            missed.push(format!("{statement}: expected {kind} {id} {words:?}, found {found:#?}"));
+            missed.push(format!("{statement}: expected {kind} {id} {words:?}, found {actual:#?}"));
         }
     }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
 #[tokio::test]
-async fn whatever_is_changed_by_hand_is_named_with_kafka() {
+async fn every_manual_change_is_named_on_kafka() {
     each_is_named(Written::kafka().await).await;
 }
 
 #[tokio::test]
-async fn whatever_is_changed_by_hand_is_named_with_postgresql() {
+async fn every_manual_change_is_named_on_the_postgres_log() {
     each_is_named(Written::postgres().await).await;
 }
 
 #[tokio::test]
-async fn what_the_log_no_longer_holds_is_checked_by_its_digest_and_the_rest_by_its_record() {
+async fn events_without_a_record_are_checked_by_digest_and_others_by_record() {
     let written = Written::postgres().await;
     let books = written.books().await;
     let log = &written._database.as_ref().unwrap().pool;
@@ -334,9 +334,9 @@ async fn what_the_log_no_longer_holds_is_checked_by_its_digest_and_the_rest_by_i
         )
         .await;
     let report = books.audit().await;
-    let found: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
+    let actual: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
     let changed = ("event_changed", event(Topic::WorkspaceBuilds, 7).id());
-    assert_eq!(found, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
+    assert_eq!(actual, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
 }
 
 /// A version that holds the first record and refuses the second.
@@ -364,7 +364,7 @@ async fn rejects(books: &Books) -> Vec<i64> {
 const USAGE: TopicPartition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
 
 #[tokio::test]
-async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_and_no_difference() {
+async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_difference() {
     let written = Written::postgres().await;
     let books = written.unread().await;
     books.read(Topic::AgentUsage, 1000, earlier).await;
@@ -396,7 +396,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_a
 }
 
 #[tokio::test]
-async fn a_reject_of_a_replay_that_ran_ahead_of_a_later_version_is_no_difference() {
+async fn a_reject_of_a_replay_that_ran_ahead_of_a_later_version_is_not_a_difference() {
     let written = Written::postgres().await;
     let books = written.unread().await;
     let range = ReplayRange { partition: USAGE, generation: 1, first_offset: 0, next_offset: 0, end_offset: 5 };

@@ -92,9 +92,9 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     rows.sort();
     let expected = rows.iter().fold(HEADER.to_owned(), |text, (.., line)| text + line);
 
-    let (first, shown) = exported(&ledger, &all(sequence)).await;
-    assert!(first == expected, "the file differs from what was recorded");
-    assert_eq!(exported(&ledger, &all(sequence)).await, (first, shown.clone()), "two runs give the same bytes");
+    let (first, exported_totals) = exported(&ledger, &all(sequence)).await;
+    assert!(first == expected, "the file differs from the recorded usage");
+    assert_eq!(exported(&ledger, &all(sequence)).await, (first, exported_totals.clone()), "two runs give the same bytes");
     let types = totals.into_iter().map(|(event_type, (events, total, unit))| TypeTotal {
         event_type: event_type.parse().unwrap(),
         unit,
@@ -102,11 +102,11 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
         events,
         quantity: total.to_string(),
     });
-    assert_eq!(shown, Totals { events: 5_600, types: types.collect() });
+    assert_eq!(exported_totals, Totals { events: 5_600, types: types.collect() });
 }
 
 #[tokio::test]
-async fn the_range_holds_its_beginning_and_not_its_end_and_one_source_alone() {
+async fn the_range_includes_its_start_excludes_its_end_and_has_one_source() {
     let (_database, ledger) = registered_ledger().await;
     let tick = TimeDelta::microseconds(1);
     let (from, to) = (noon(), noon() + TimeDelta::hours(1));
@@ -132,7 +132,7 @@ async fn the_range_holds_its_beginning_and_not_its_end_and_one_source_alone() {
 }
 
 #[tokio::test]
-async fn what_comes_later_does_not_change_what_was_known_then() {
+async fn later_batches_do_not_change_an_earlier_export() {
     let (_database, ledger) = registered_ledger().await;
     let one = |id: &str| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon());
     let before = record(&ledger, &[one("published"), one("settled"), one("waits")]).await;
@@ -162,7 +162,7 @@ async fn what_comes_later_does_not_change_what_was_known_then() {
 }
 
 #[tokio::test]
-async fn a_late_word_of_the_vendor_does_not_change_what_was_known_before() {
+async fn a_late_verdict_does_not_change_an_earlier_export() {
     let (_database, ledger) = registered_ledger().await;
     record(&ledger, &[usage(DEPLOYMENT, "late", UsageQuantity::ManagedAgents(1), noon())]).await;
     let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();

@@ -155,7 +155,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
 }
 
 #[tokio::test]
-async fn what_the_log_holds_unread_is_not_complete() {
+async fn unread_records_of_the_log_make_the_range_incomplete() {
     let site = Site::new(DEPLOYMENT).await;
     let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
@@ -187,7 +187,7 @@ async fn usage_of_the_range_that_was_recorded_later_makes_an_earlier_sequence_in
 }
 
 #[tokio::test]
-async fn what_is_recorded_while_completeness_is_checked_is_in_the_file() {
+async fn usage_recorded_during_the_completeness_check_is_in_the_file() {
     let site = Site::new(DEPLOYMENT).await;
     let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;

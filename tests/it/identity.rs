@@ -40,8 +40,10 @@ async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
         let query = "select count(*) from publication where state = 'pending'";
         sqlx::query_scalar(query).fetch_one(&site.database.pool).await.unwrap()
     };
-    eventually(SOON, "all is billed", async || !vendor.books().billed.is_empty() && site.has_read_all().await && pending().await == 0)
-        .await;
+    eventually(SOON, "every event is billed", async || {
+        !vendor.books().billed.is_empty() && site.has_read_all().await && pending().await == 0
+    })
+    .await;
     let (billed, accepted) = (vendor.books().billed.len(), site.accepted().await);
 
     let set = format!("source.deployment_id={mistyped}");
@@ -62,8 +64,8 @@ async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
     site.ledger.run(async |conn| sources::register(conn, mistyped, introduced_at, None, site.ledger.clock.now()).await).await.unwrap();
     let other = format!("which is source {own} of this ledger");
     eventually(SOON, "the publisher refuses, too", async || {
-        let said = second.stderr();
-        said.contains("refused: ") && said.contains(&other)
+        let output = second.stderr();
+        output.contains("refused: ") && output.contains(&other)
     })
     .await;
     assert_eq!(vendor.books().billed.len(), billed);

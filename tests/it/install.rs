@@ -100,7 +100,7 @@ impl Install {
                 _ => panic!("{command}"),
             }
         }
-        panic!("nothing was run");
+        panic!("no command was run");
     }
 
     /// Runs it in a shell. Puts the shown deployment id into the pipeline file.
@@ -110,10 +110,10 @@ impl Install {
         let ended = shell.output().expect("a shell");
         assert!(ended.status.success(), "{command}: {ended:?}");
         if command.contains("deployment_id()") {
-            let shown = String::from_utf8(ended.stdout).unwrap();
-            assert_eq!(shown.trim(), self.coderd.deployment.to_string());
+            let output = String::from_utf8(ended.stdout).unwrap();
+            assert_eq!(output.trim(), self.coderd.deployment.to_string());
             let text = std::fs::read_to_string(&self.file).unwrap();
-            std::fs::write(&self.file, text.replace("00000000-0000-4000-8000-000000000000", shown.trim())).unwrap();
+            std::fs::write(&self.file, text.replace("00000000-0000-4000-8000-000000000000", output.trim())).unwrap();
         }
     }
 }
@@ -164,7 +164,7 @@ async fn the_steps_of_the_install_page_count_builds_on_postgres() {
 }
 
 #[tokio::test]
-async fn check_connect_lists_all_that_is_missing_with_the_statement_that_gives_it() {
+async fn check_connect_lists_every_missing_grant_with_its_statement() {
     let mut install = Install::new("kafka.toml").await;
     drop(install.follow().await);
     let reader = install.filled("tally_reader");
@@ -173,15 +173,15 @@ async fn check_connect_lists_all_that_is_missing_with_the_statement_that_gives_i
          revoke execute on function tallyline.oldest_transaction() from {reader}"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&install.coderd.database.pool).await.unwrap();
-    let nobody = ports::free_port();
-    let brokers = format!("kafka.brokers=127.0.0.1:{nobody}");
+    let unused = ports::free_port();
+    let brokers = format!("kafka.brokers=127.0.0.1:{unused}");
     let ended = install.tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", &brokers]).await;
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
     for problem in [
         format!("grant select (is_default) on organizations to {reader};"),
         format!("grant select (username) on users to {reader};"),
         format!("grant execute on function tallyline.oldest_transaction() to {reader};"),
-        format!("127.0.0.1:{nobody}"),
+        format!("127.0.0.1:{unused}"),
     ] {
         assert!(ended.stdout.contains(&problem), "{problem}: {ended:?}");
     }
@@ -197,7 +197,7 @@ async fn check_connect_lists_all_that_is_missing_with_the_statement_that_gives_i
 }
 
 #[tokio::test]
-async fn a_ledger_role_without_rights_is_told_the_statements_that_give_them() {
+async fn a_ledger_role_without_rights_gets_the_statements_that_grant_them() {
     let install = Install::new("single.toml").await;
     let (role, database) = (install.filled("tally_ledger"), support::database().await);
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create role {role} login"))).execute(&database.pool).await.unwrap();

@@ -1,5 +1,5 @@
 //! Known failures of other pipelines: each test is named after the promise instead. The collector's tests have one more:
-//! `what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass`, for an id that is seen but not stored.
+//! `records_that_the_log_did_not_store_are_appended_by_the_next_pass`, for an id that is seen but not stored.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ impl Consuming {
 }
 
 /// A ledger with the tests' deployment registered.
-async fn ours() -> (Database, Ledger) {
+async fn new_ledger() -> (Database, Ledger) {
     let (database, ledger) = ledger().await;
     ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     (database, ledger)
@@ -71,7 +71,7 @@ async fn number(database: &Database, query: &'static str) -> i64 {
 }
 
 async fn recorded(database: &Database, events: i64) {
-    eventually(SOON, "all is recorded", || async { number(database, "select count(*) from usage_event").await >= events }).await;
+    eventually(SOON, "every record is recorded", || async { number(database, "select count(*) from usage_event").await >= events }).await;
 }
 
 /// Checks that this number of events is recorded, each once, and that the books balance.
@@ -84,8 +84,8 @@ async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64)
 
 /// Known failure: the offset is committed when a record is delivered, and a crash before its rows are written loses it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_position_is_never_claimed_before_its_rows_are_written() {
-    let (database, ledger) = ours().await;
+async fn a_position_never_moves_before_its_rows_are_written() {
+    let (database, ledger) = new_ledger().await;
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { lease: Duration::from_secs(3), ..PostgresLogSettings::default() });
     log.create_topics(1).await.unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_position_is_never_claimed_before_its_rows_are_written() {
         let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
         assert!(number(&database, kill).await > 0);
-        eventually(SOON, "it is gone", || async { number(&database, waiting).await == 0 }).await;
+        eventually(SOON, "the session has ended", || async { number(&database, waiting).await == 0 }).await;
     }
     held.rollback().await.unwrap();
     all_is_recorded_once(&database, &ledger, 100).await;
@@ -127,8 +127,8 @@ async fn a_position_is_never_claimed_before_its_rows_are_written() {
 
 /// Known failure: workers finish out of order, and the highest offset is committed for all of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_group_is_never_told_of_more_than_is_recorded() {
-    let (database, ledger) = ours().await;
+async fn the_group_never_commits_more_than_is_recorded() {
+    let (database, ledger) = new_ledger().await;
     let kafka = support::kafka();
     let log = kafka_log(&kafka);
     log.create_topics(2).await.unwrap();
@@ -149,14 +149,15 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
     let committed = || {
         let group: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", &kafka.brokers).set("group.id", kafka.name(GROUP)).create().unwrap();
-        let mut asked = TopicPartitionList::new();
+        let mut partitions = TopicPartitionList::new();
         let topic = kafka.name(Topic::AgentUsage.name());
-        asked.add_partition_range(&topic, 0, 1);
-        let told = tokio::task::block_in_place(|| group.committed_offsets(asked, Duration::from_secs(20)));
+        partitions.add_partition_range(&topic, 0, 1);
+        let answer = tokio::task::block_in_place(|| group.committed_offsets(partitions, Duration::from_secs(20)));
         let offset = |offset: Offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
-        told.map_or([0, 0], |told| [0, 1].map(|partition| offset(told.find_partition(&topic, partition).unwrap().offset())))
+        answer.map_or([0, 0], |answer| [0, 1].map(|partition| offset(answer.find_partition(&topic, partition).unwrap().offset())))
     };
-    eventually(SOON, "the other partition is read to its end, and the group is told", || async { committed()[1] == ends[1] }).await;
+    eventually(SOON, "the other partition is read to its end, and the group has committed it", || async { committed()[1] == ends[1] })
+        .await;
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(SOON, "the batch waits", || async { number(&database, waiting).await > 0 }).await;
     // more records come after the unfinished batch
@@ -165,14 +166,14 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
     assert_eq!(committed()[0], 0);
     held.rollback().await.unwrap();
     all_is_recorded_once(&database, &ledger, 200).await;
-    eventually(SOON, "the group is told", || async { committed()[0] > ends[0] }).await;
+    eventually(SOON, "the group has committed the position", || async { committed()[0] > ends[0] }).await;
     consuming.ends().await;
 }
 
 /// Known failure: the store refuses a delivery, and the acknowledgement of the next one covers both.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
-    let (database, ledger) = ours().await;
+async fn a_refused_batch_is_recorded_before_later_ones() {
+    let (database, ledger) = new_ledger().await;
     let log = postgres_log(&ledger, 10).await;
     // refused for now, three times: a sequence is not rolled back
     sqlx::raw_sql(
@@ -203,7 +204,7 @@ async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
 /// Known failure: a batch that always exceeds a time limit is retried for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let log = postgres_log(&ledger, 100).await;
     sqlx::raw_sql(
         "create function slow() returns trigger language plpgsql as $$
@@ -228,7 +229,7 @@ async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
 /// Known failure: a record that the store refuses costs the batch around it, or blocks it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let log = postgres_log(&ledger, 100).await;
     sqlx::raw_sql(
         "create function refuse() returns trigger language plpgsql as $$
@@ -246,8 +247,10 @@ async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded(
     .unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     let consuming = Consuming::start(&log, &ledger);
-    eventually(SOON, "all is read", || async { number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100 })
-        .await;
+    eventually(SOON, "every record is read", || async {
+        number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100
+    })
+    .await;
     assert_eq!(number(&database, "select count(*) from usage_event").await, 99);
     let rejects: Vec<(String, String)> = sqlx::query_as("select cause, detail from reject").fetch_all(&database.pool).await.unwrap();
     assert_eq!(rejects, [("ledger".to_owned(), "refused".to_owned())]);
@@ -257,7 +260,7 @@ async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded(
 /// Known failure: after partitions have moved, one of them has no reader, and no alarm is raised.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_partition_is_read_on_after_each_rebalance() {
-    let (database, ledger) = ours().await;
+    let (database, ledger) = new_ledger().await;
     let kafka = support::kafka();
     let log = kafka_log(&kafka);
     log.create_topics(4).await.unwrap();
@@ -291,8 +294,8 @@ async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
 
 /// Known failure: the last writer of an id wins, or a conflict becomes a duplicate of the batch's own first sighting.
 #[tokio::test]
-async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands() {
-    let (_database, ledger) = ours().await;
+async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_remains() {
+    let (_database, ledger) = new_ledger().await;
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let accepted = build(DEPLOYMENT, 1);
@@ -307,8 +310,8 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stan
     let counts =
         ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 1)), &again, 5, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 4, duplicates: 2, conflicts: 2, ..Counts::default() });
-    let kept: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
-    assert_eq!(kept, [1, 3]);
+    let offsets: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
+    assert_eq!(offsets, [1, 3]);
     let facts = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap().into_iter().flat_map(|entry| entry.facts);
     let events: Vec<Event> = facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect();
     assert_eq!(events, [accepted]);
@@ -316,19 +319,23 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stan
 
 /// Known failure: a producer reports success, but the record went to a new topic without readers.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_taken_for_a_topic_that_does_not_exist() {
-    let (_database, ledger) = ours().await;
+async fn an_append_to_a_missing_topic_fails_and_does_not_create_it() {
+    let (_database, ledger) = new_ledger().await;
     let postgres = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
     for log in [postgres, kafka_log(&support::kafka())] {
         let error = log.append(Topic::AgentUsage, messages(0..3)).await.unwrap_err();
         assert_eq!((error.cause, error.placed), (LogError::NoTopic(Topic::AgentUsage), vec![None; 3]));
-        assert_eq!(log.partitions(Topic::AgentUsage).await, Err(LogError::NoTopic(Topic::AgentUsage)), "nor was it made by asking");
+        assert_eq!(
+            log.partitions(Topic::AgentUsage).await,
+            Err(LogError::NoTopic(Topic::AgentUsage)),
+            "the question does not create the topic"
+        );
     }
 }
 
 /// Known failure: the oldest event of the queue is refused for now, and all later ones wait until it expires.
 #[tokio::test]
-async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
+async fn an_event_refused_for_now_does_not_delay_later_events() {
     let ids = (0..120).map(|index| format!("event-{index:04}")).collect();
     let rule = EventRule { behaviour: Behaviour::RefuseForNow, ids, fraction: 0.0, until: None, times: Some(1) };
     let world = World::with(Switches { events: vec![rule], ..Switches::default() }).await;
@@ -350,14 +357,14 @@ async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
 fn each_failure_has_its_test() {
     let tests = crate::bad_input::table::tests();
     for name in [
-        "a_position_is_never_claimed_before_its_rows_are_written",
-        "what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass",
-        "the_group_is_never_told_of_more_than_is_recorded",
-        "a_batch_that_was_refused_is_recorded_before_any_behind_it",
+        "a_position_never_moves_before_its_rows_are_written",
+        "records_that_the_log_did_not_store_are_appended_by_the_next_pass",
+        "the_group_never_commits_more_than_is_recorded",
+        "a_refused_batch_is_recorded_before_later_ones",
         "every_partition_is_read_on_after_each_rebalance",
-        "the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands",
-        "nothing_is_taken_for_a_topic_that_does_not_exist",
-        "an_event_refused_for_now_does_not_hold_back_the_ones_behind_it",
+        "the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_remains",
+        "an_append_to_a_missing_topic_fails_and_does_not_create_it",
+        "an_event_refused_for_now_does_not_delay_later_events",
     ] {
         assert_eq!(tests.iter().filter(|test| *test == name).count(), 1, "{name}");
     }

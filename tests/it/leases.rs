@@ -31,9 +31,9 @@ async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
     ledger.run(async |conn| leases::release(conn, first.clone()).await).await.unwrap();
     let second = ledger.run(async |conn| leases::take(conn, "metrics", "two", LONG).await).await.unwrap().unwrap();
     assert!(second.epoch > first.epoch);
-    assert!(!ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(), "what was lost cannot be renewed");
+    assert!(!ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(), "a lost lease cannot be renewed");
     ledger.run(async |conn| leases::release(conn, first).await).await.unwrap();
-    assert!(ledger.run(async |conn| leases::renew(conn, &second, LONG).await).await.unwrap(), "nor given back");
+    assert!(ledger.run(async |conn| leases::renew(conn, &second, LONG).await).await.unwrap(), "a lost lease cannot be released");
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
 }
 
 #[tokio::test]
-async fn of_many_who_ask_at_once_one_gets_it() {
+async fn of_many_concurrent_requests_one_gets_the_lease() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
     let asking = (0..16).map(|number| {
         let ledger = ledger.clone();
@@ -63,14 +63,14 @@ async fn of_many_who_ask_at_once_one_gets_it() {
         })
     });
     let mut holders = 0;
-    for asked in asking.collect::<Vec<_>>() {
-        holders += usize::from(asked.await.unwrap().is_some());
+    for request in asking.collect::<Vec<_>>() {
+        holders += usize::from(request.await.unwrap().is_some());
     }
     assert_eq!(holders, 1);
 }
 
 #[tokio::test]
-async fn who_has_lost_the_lease_records_neither_passes_nor_licenses() {
+async fn a_former_holder_records_neither_passes_nor_licenses() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
     let source_id = ledger
         .run(async |conn| sources::register(conn, Uuid::from_u128(1), DateTime::UNIX_EPOCH, None, ledger.clock.now()).await)

@@ -55,10 +55,10 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
         ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 2)), &second, 12, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 7, accepted: 1, duplicates: 2, conflicts: 2, rejects: 1, held: 1 });
 
-    let kept: Vec<(i64, String)> =
+    let stored: Vec<(i64, String)> =
         sqlx::query_as("select log_offset, verdict from reject order by log_offset").fetch_all(&ledger.pool).await.unwrap();
-    let kept: Vec<_> = kept.iter().map(|(offset, verdict)| (*offset, verdict.as_str())).collect();
-    assert_eq!(kept, [(3, "conflict"), (7, "conflict"), (8, "rejected"), (9, "held")]);
+    let stored: Vec<_> = stored.iter().map(|(offset, verdict)| (*offset, verdict.as_str())).collect();
+    assert_eq!(stored, [(3, "conflict"), (7, "conflict"), (8, "rejected"), (9, "held")]);
     let facts: Vec<Event> = events(&ledger).await;
     assert_eq!(facts, [1, 2, 3].map(|n| build(DEPLOYMENT, n)), "events are as first seen");
     assert_eq!(number(&ledger, "select sum(records) from batch").await, 9);
@@ -99,7 +99,7 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
 }
 
 #[tokio::test]
-async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
+async fn a_consumer_without_the_lease_or_with_another_position_writes_nothing() {
     let (_database, ledger) = registered_ledger().await;
     let of = partition(Topic::WorkspaceBuilds, 3);
     let lost = ledger.run(async |conn| positions::lease(conn, of, 40, ledger.clock.now()).await).await.unwrap();
@@ -236,13 +236,13 @@ async fn a_transaction_that_a_failed_call_left_open_does_not_reach_the_next_call
             .await
             .unwrap()
             .epoch;
-        let kept: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
-        assert_eq!(kept, epoch, "{begin}: what was written is committed");
+        let stored: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
+        assert_eq!(stored, epoch, "{begin}: the write is committed");
     }
 }
 
 #[tokio::test]
-async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
+async fn a_deployment_is_introduced_once_and_delays_no_batch_of_others() {
     let (database, ledger) = ledger().await;
     let baseline = Baseline { until: noon(), creations: Vec::new(), started: vec![uuid::Uuid::from_u128(7)] };
     let mut busy = database.pool.begin().await.unwrap();
@@ -270,7 +270,7 @@ async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
 }
 
 #[tokio::test]
-async fn large_tables_are_estimated_from_a_part_and_say_so() {
+async fn large_tables_are_estimated_from_a_part_and_marked_as_such() {
     let (_database, ledger) = ledger().await;
     let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     // about 30 MB: every fifth event is a seat count
@@ -299,7 +299,7 @@ async fn large_tables_are_estimated_from_a_part_and_say_so() {
 }
 
 #[tokio::test]
-async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
+async fn data_that_postgres_cannot_store_is_refused_and_not_retried() {
     let (_database, ledger) = registered_ledger().await;
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
@@ -346,7 +346,7 @@ async fn sessions_that_began_read_only_are_not_kept() {
 
 /// As after a second restore of one backup: the ledger has the incarnation of the first restore.
 #[tokio::test]
-async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark() {
+async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_mark() {
     let (_database, ledger) = registered_ledger().await;
     let place = partition(Topic::AgentUsage, 0);
     let claim = ledger.run(async |conn| positions::lease(conn, place, 0, ledger.clock.now()).await).await.unwrap();
@@ -401,7 +401,7 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
 }
 
 #[tokio::test]
-async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
+async fn rejects_stay_open_where_the_log_may_have_lost_their_resubmission() {
     let (_database, ledger) = registered_ledger().await;
     let place = partition(Topic::AgentUsage, 0);
     let claim = ledger.run(async |conn| positions::lease(conn, place, 0, ledger.clock.now()).await).await.unwrap();
@@ -444,7 +444,7 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
 }
 
 #[tokio::test]
-async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
+async fn a_recovery_that_is_not_complete_does_not_change_the_queue() {
     let (_database, ledger) = ledger().await;
     let [read, unread] = [0, 1].map(|number| partition(Topic::AgentUsage, number));
     register(&ledger, &[DEPLOYMENT]).await;
@@ -476,10 +476,10 @@ async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
         ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await),
     )
     .await;
-    assert!(!closed.expect("it waits for nobody's publication").unwrap());
+    assert!(!closed.expect("it waits for no publication").unwrap());
     other.rollback().await.unwrap();
     let waits_for = ledger.run(recoveries::open).await.unwrap().unwrap().records_to_read;
-    assert_eq!(waits_for, 3, "a partition that was never read is to be read, too");
+    assert_eq!(waits_for, 3, "an unread partition must be read, too");
     let claim = ledger.run(async |conn| positions::lease(conn, unread, 0, ledger.clock.now()).await).await.unwrap();
     ledger
         .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 2))], 3, ledger.clock.now()).await)

@@ -42,9 +42,9 @@ async fn tables_of_another_application_need_no_right() {
 async fn a_current_schema_needs_no_right_to_create() {
     let database = database().await;
     let (role, ledger, url) = role(&database).await;
-    let asked = format!("grant create on schema public to {role};");
-    assert_refused(&migrate(&url).await, 3, &asked);
-    run(&database, &asked).await;
+    let grants = format!("grant create on schema public to {role};");
+    assert_refused(&migrate(&url).await, 3, &grants);
+    run(&database, &grants).await;
     assert_eq!(code(&migrate(&url).await), 0);
     run(&database, &format!("revoke create on schema public from {role}")).await;
     let ended = migrate(&url).await;
@@ -58,9 +58,9 @@ async fn a_role_with_a_schema_of_its_own_needs_nothing_in_public() {
     let database = database().await;
     let (role, ledger, url) = role(&database).await;
     run(&database, "drop schema public cascade").await;
-    let asked = format!("create schema {role} authorization {role};");
-    assert_eq!(ledger.run(async |conn| rights::missing(conn, true).await).await.unwrap(), std::slice::from_ref(&asked));
-    assert_refused(&migrate(&url).await, 3, &asked);
+    let grants = format!("create schema {role} authorization {role};");
+    assert_eq!(ledger.run(async |conn| rights::missing(conn, true).await).await.unwrap(), std::slice::from_ref(&grants));
+    assert_refused(&migrate(&url).await, 3, &grants);
     run(&database, &format!("create schema books authorization {role}; alter role {role} set search_path = books")).await;
     let ended = migrate(&url).await;
     assert_eq!(code(&ended), 0, "{ended:?}");
@@ -72,7 +72,7 @@ async fn a_role_with_a_schema_of_its_own_needs_nothing_in_public() {
 }
 
 #[tokio::test]
-async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_batches() {
+async fn a_role_that_owns_no_table_gets_grants_for_each_table_and_the_batch_sequence() {
     let database = database().await;
     let (role, ledger, _) = role(&database).await;
     assert_eq!(code(&migrate(&database.url).await), 0);
@@ -86,19 +86,19 @@ async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_
         ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.is_err(),
         "a batch takes its id from the sequence"
     );
-    let asked = ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap();
+    let grants = ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap();
     let expected = [
         format!("grant select, insert, update, delete on replay to {role};"),
         format!("grant usage on sequence public.batch_id_seq to {role};"),
     ];
-    assert_eq!(asked, expected);
-    run(&database, &asked.concat()).await;
+    assert_eq!(grants, expected);
+    run(&database, &grants.concat()).await;
     assert!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap().is_empty());
     assert_eq!(ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.unwrap().accepted, 1);
 }
 
 #[tokio::test]
-async fn a_role_that_did_not_migrate_is_told_of_the_migrations_and_of_the_right_to_connect() {
+async fn a_role_that_did_not_migrate_gets_grants_for_the_migrations_and_the_connection() {
     let database = database().await;
     let (role, ledger, url) = role(&database).await;
     assert_eq!(code(&migrate(&database.url).await), 0);
@@ -108,12 +108,12 @@ async fn a_role_that_did_not_migrate_is_told_of_the_migrations_and_of_the_right_
         &format!("{all} {role}; grant usage on all sequences in schema public to {role}; revoke all on _sqlx_migrations from {role}"),
     )
     .await;
-    let asked = format!("grant select on _sqlx_migrations to {role};");
-    assert_eq!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap(), std::slice::from_ref(&asked));
+    let grants = format!("grant select on _sqlx_migrations to {role};");
+    assert_eq!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap(), std::slice::from_ref(&grants));
     let error = ledger.check_schema().await.unwrap_err().to_string();
-    assert!(error.ends_with(&format!("let an administrator run:\n{asked}")), "{error}");
-    assert_refused(&migrate(&url).await, 3, &asked);
-    run(&database, &asked).await;
+    assert!(error.ends_with(&format!("let an administrator run:\n{grants}")), "{error}");
+    assert_refused(&migrate(&url).await, 3, &grants);
+    run(&database, &grants).await;
     assert_eq!(code(&migrate(&url).await), 0);
 
     run(&database, &format!("revoke connect on database {} from public", database.name)).await;
@@ -134,6 +134,6 @@ async fn coderds_own_database_is_refused_as_the_ledger() {
         let checked = site.run("check --connect").await;
         assert!(code(&checked) == 2 && checked.stdout.contains(refusal) && !checked.stdout.contains("grant "), "{checked:?}");
     }
-    let ours: Option<String> = sqlx::query_scalar("select to_regclass('ledger')::text").fetch_one(&database.pool).await.unwrap();
-    assert_eq!(ours, None);
+    let ledger_table: Option<String> = sqlx::query_scalar("select to_regclass('ledger')::text").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(ledger_table, None);
 }

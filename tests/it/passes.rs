@@ -94,7 +94,7 @@ async fn a_thousand_passes_of_an_idle_deployment_add_no_rows() {
 }
 
 #[tokio::test]
-async fn every_pass_that_is_not_reached_counts_once_it_is() {
+async fn an_unreached_pass_counts_once_it_is_reached() {
     let site = Site::new().await;
     let id = site.source.id;
     for minute in 1..=3 {
@@ -129,7 +129,7 @@ async fn every_pass_that_is_not_reached_counts_once_it_is() {
 }
 
 #[tokio::test]
-async fn a_pass_that_appended_something_is_withdrawn_without_those_before_it() {
+async fn a_pass_that_appended_something_is_withdrawn_without_earlier_passes() {
     let site = Site::new().await;
     let unproven = |minute, end, produced| NewPass { unproven_after: Some(0), produced, full_sweep: false, ..site.pass(minute, end) };
     site.record(&unproven(1, 1, 1)).await.unwrap();
@@ -147,7 +147,7 @@ async fn a_pass_that_appended_something_is_withdrawn_without_those_before_it() {
 
 /// An attempt that failed may have appended something that the next pass neither appends nor waits for.
 #[tokio::test]
-async fn a_pass_that_is_not_proven_is_withdrawn_also_where_it_appended_nothing() {
+async fn an_unproven_pass_is_withdrawn_even_if_it_appended_nothing() {
     let site = Site::new().await;
     site.record(&NewPass { full_sweep: false, produced: 1, ..site.pass(1, 1) }).await.unwrap();
     for minute in 2..=3 {
@@ -253,7 +253,7 @@ async fn a_collector_goes_on_only_from_its_own_last_pass() {
 }
 
 #[tokio::test]
-async fn nothing_is_reported_that_a_failover_took_from_the_log() {
+async fn completeness_excludes_records_lost_in_a_log_failover() {
     let site = Site::new().await;
     let log = Log::postgres(site.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();

@@ -36,8 +36,8 @@ impl<S: Stage> Running<S> {
     fn start(ledger: &Ledger, settings: ProjectionSettings) -> Self {
         let projection = Projection::<S>::new(ledger.clone(), settings);
         let (view, stop) = (projection.view(), CancellationToken::new());
-        let heard = stop.clone();
-        Running { view, stop, task: tokio::spawn(async move { projection.run(&heard).await }) }
+        let signal = stop.clone();
+        Running { view, stop, task: tokio::spawn(async move { projection.run(&signal).await }) }
     }
 
     async fn reaches(&self, sequence: i64) {
@@ -115,10 +115,10 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
         let before = caught_up_to(&restarted.view);
         restarted.reaches(before + 10).await;
         restarted.end().await;
-        let found = *snapshots::<S>(&ledger.pool).await.last().unwrap();
+        let newest = *snapshots::<S>(&ledger.pool).await.last().unwrap();
         restarted = Running::<S>::start(&ledger, SETTINGS);
         eventually(SOON, "the fold begins", || async { restarted.view.freshness().is_some() }).await;
-        assert!(found >= before + 10 && caught_up_to(&restarted.view) >= found, "it begins at the snapshot");
+        assert!(newest >= before + 10 && caught_up_to(&restarted.view) >= newest, "it begins at the snapshot");
         writing.await.unwrap();
     }
     let end = ledger.run(snapshots::head).await.unwrap().number;
@@ -145,7 +145,7 @@ async fn licenses_are_bit_for_bit_the_same_from_zero_and_from_snapshots_in_the_m
 }
 
 #[tokio::test]
-async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
+async fn a_fold_gives_the_sums_of_the_events_for_each_deployment() {
     let (_database, ledger) = ledger().await;
     write(&ledger, 0..3).await;
     let numbers = || [0_u32, 100_000].into_iter().flat_map(|first| first..first + 60);
@@ -163,7 +163,7 @@ async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
 }
 
 #[tokio::test]
-async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_came_and_did_not_go() {
+async fn a_registered_source_starts_with_its_baseline_and_its_current_licenses() {
     let (_database, ledger) = ledger().await;
     let named = |preset: &str, creations| BaselineRow {
         organization_name: "organization-1".into(),
@@ -231,7 +231,7 @@ fn license(seconds: i64) -> LicenseClaims {
 }
 
 #[tokio::test]
-async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
+async fn a_fold_to_an_earlier_sequence_gives_the_state_of_that_time() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     write_one(&ledger, 2).await;
@@ -245,7 +245,7 @@ async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
 }
 
 #[tokio::test]
-async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
+async fn a_fold_reports_when_it_last_reached_the_ledgers_end() {
     let (_database, ledger) = ledger().await;
     let running = Running::<LicensesState>::start(&ledger, SETTINGS);
     let as_of = || running.view.freshness().and_then(|freshness| freshness.as_of);
@@ -255,12 +255,12 @@ async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
     ledger.clock.set(noon());
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    assert_eq!(as_of(), Some(noon() + TimeDelta::seconds(5)), "a clock that went back does not take it back");
+    assert_eq!(as_of(), Some(noon() + TimeDelta::seconds(5)), "a clock that steps back does not change it");
     running.end().await;
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_on() {
+async fn the_last_state_remains_during_a_database_outage_and_the_fold_resumes() {
     let (database, ledger) = ledger().await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     write_one(&ledger, 1).await;
@@ -288,15 +288,15 @@ async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_
 }
 
 #[tokio::test]
-async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_counts() {
+async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let old = ledger.run(snapshots::head).await.unwrap().incarnation;
-    let kept = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
+    let old_snapshot = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &kept, ledger.clock.now()).await)
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &old_snapshot, ledger.clock.now()).await)
         .await
         .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
@@ -312,27 +312,27 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
         .await
         .unwrap();
     let new = ledger.run(snapshots::head).await.unwrap().incarnation;
-    eventually(SOON, "it is folded anew", || async {
+    eventually(SOON, "the fold restarts", || async {
         running.view.freshness().is_some_and(|freshness| freshness.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
     assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &kept, ledger.clock.now()).await)
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &old_snapshot, ledger.clock.now()).await)
         .await
         .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [0; 0], "a state of the old ledger is not kept");
     running.end().await;
-    let found = ledger
+    let newest = ledger
         .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(found.sequence, Sequence { incarnation: new, number: 2 });
+    assert_eq!(newest.sequence, Sequence { incarnation: new, number: 2 });
 }
 
 #[tokio::test]
-async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
+async fn a_restored_ledger_is_another_incarnation_and_restarts_the_fold() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
@@ -341,11 +341,11 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     let back = "delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2";
     ledger.pool.execute(back).await.unwrap();
     // the act that records it is now its second batch
-    eventually(SOON, "it is folded anew", || async {
+    eventually(SOON, "the fold restarts", || async {
         running.view.freshness().is_some_and(|freshness| freshness.sequence.incarnation != old && freshness.sequence.number == 2)
     })
     .await;
-    assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "nothing of the lost batch is left");
+    assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "no trace of the lost batch remains");
     let recovering = ledger.run(recoveries::open).await.unwrap().expect("a recovery is open");
     assert!(!recovering.log_ends_known);
     let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act").fetch_all(&ledger.pool).await.unwrap();
@@ -354,7 +354,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
+async fn a_restored_ledger_that_grew_again_is_detected_by_its_batches() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
@@ -365,7 +365,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
         delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
         insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
     sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
-    eventually(SOON, "it is folded anew", || async {
+    eventually(SOON, "the fold restarts", || async {
         running.view.freshness().is_some_and(|freshness| freshness.sequence.incarnation != old && freshness.sequence.number == 5)
     })
     .await;
@@ -385,7 +385,7 @@ async fn a_hole_ends_the_fold_and_nothing_is_shown() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_cannot_be_read_is_as_none() {
+async fn an_unreadable_snapshot_is_ignored() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
@@ -402,7 +402,7 @@ async fn a_snapshot_that_cannot_be_read_is_as_none() {
 }
 
 #[tokio::test]
-async fn snapshots_are_kept_while_it_runs_and_only_where_there_is_something_new() {
+async fn snapshots_are_saved_during_a_run_and_only_after_new_batches() {
     let (_database, ledger) = ledger().await;
     let running = Running::<LicensesState>::start(&ledger, ProjectionSettings { snapshot: Duration::ZERO, ..SETTINGS });
     for (n, sequence) in [(1, 2), (2, 3), (4, 4)] {
@@ -425,7 +425,7 @@ async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
     let with_series = shown(DEPLOYMENT, false);
     assert_eq!(with_series.freshness.sequence.number, 2);
     assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
-    assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
+    assert!(page(DEPLOYMENT, true).families.is_empty() && page(OTHER_DEPLOYMENT, false).families.is_empty());
     running.end().await;
 }
 

@@ -29,7 +29,7 @@ async fn asked(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proo
 }
 
 async fn proof(site: &Site, event_id: &str) -> Proof {
-    asked(site, event_id, None).await.unwrap()
+    prove(site, event_id, None).await.unwrap()
 }
 
 /// Family, label values and observed seconds of each series.
@@ -74,7 +74,7 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     // builds of these tests take a second
     assert_eq!(series(&proof), [(total, labels.clone(), None), (seconds, [labels, vec!["regular"]].concat(), Some(1.0))]);
     let accepted = proof.accepted.as_ref().unwrap();
-    let kept: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
+    let stored: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
         "select b.id, named_sequence(b.sequence), b.epoch, b.recorded_at, e.log_offset from workspace_build e join batch b on b.id = e.batch_id
          where build_id = $1",
     )
@@ -83,11 +83,11 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     .await
     .unwrap();
     let batch = &accepted.batch;
-    assert_eq!((batch.id, batch.sequence, batch.epoch, batch.recorded_at), (kept.0, Some(kept.1), Some(kept.2), Some(kept.3)));
+    assert_eq!((batch.id, batch.sequence, batch.epoch, batch.recorded_at), (stored.0, Some(stored.1), Some(stored.2), Some(stored.3)));
     assert_eq!(batch.kind, Some(BatchKind::Log));
     let log = &accepted.log;
     assert_eq!((log.topic.as_str(), log.partition, log.generation), ("tallyline.workspace-builds.v1", Some(0), Some(1)));
-    assert_eq!((log.offset, log.state), (kept.4, LogState::Same));
+    assert_eq!((log.offset, log.state), (stored.4, LogState::Same));
     assert!(accepted.digest_holds && accepted.digest.len() == 64);
     assert_eq!(accepted.event["data"]["build_id"], site.creation.to_string());
     assert!(accepted.publication.is_none() && accepted.license_windows.is_empty() && accepted.exports.is_empty());
@@ -110,7 +110,7 @@ async fn a_claim_and_its_build_are_two_events_and_only_the_claim_is_timed() {
 }
 
 #[tokio::test]
-async fn what_coderd_the_log_or_somebody_changed_since_is_said() {
+async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
     let site = Site::new().await;
     let id = format!("workspace_build_completed:{}", site.creation);
     let rewrite = "update provisioner_jobs set started_at = started_at - interval '1 second'
@@ -128,7 +128,7 @@ async fn what_coderd_the_log_or_somebody_changed_since_is_said() {
     assert_eq!(proof(&site, &id).await.accepted.unwrap().log.state, LogState::Gone);
 
     // a side that is away leaves the rest of the proof
-    let nobody = coderd::Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
+    let unreachable = coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     let request = ProveRequest { event_id: id, source: None };
     for coderd in [Some(nobody), None] {
         let proof = ask(&Desk { coderd, ..desk(&site) }, &request).await.unwrap();
@@ -242,17 +242,17 @@ async fn an_id_of_several_deployments_needs_its_source() {
     site.ledger.run(async |conn| sources::register(conn, other, now, None, site.ledger.clock.now()).await).await.unwrap();
     site.log.append(Topic::AgentUsage, vec![usage_of(other, "usage-1", now)]).await.unwrap();
     site.consume().await;
-    let several = asked(&site, "usage-1", None).await.unwrap_err();
+    let several = prove(&site, "usage-1", None).await.unwrap_err();
     assert!(matches!(&several, OperationError::Invalid { field: "source", message } if message.contains(&other.to_string())), "{several}");
-    let own = asked(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
+    let own = prove(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
     assert_eq!((own.deployment_id, own.source.state), (Some(site.coderd.deployment), SourceState::Same));
-    let foreign = asked(&site, "usage-1", Some(other)).await.unwrap();
+    let foreign = prove(&site, "usage-1", Some(other)).await.unwrap();
     assert_eq!((foreign.deployment_id, foreign.source.state), (Some(other), SourceState::NotAsked));
     assert_eq!(foreign.accepted.unwrap().log.state, LogState::Same);
 }
 
 #[tokio::test]
-async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
+async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
     let mut site = Site::new().await;
     let now = site.coderd.now().await;
     site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
@@ -274,7 +274,7 @@ async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
 }
 
 #[tokio::test]
-async fn a_conflict_stands_beside_the_accepted_event() {
+async fn a_conflict_is_shown_beside_the_accepted_event() {
     let site = Site::new().await;
     let other = usage_of(site.coderd.deployment, "usage-1", site.coderd.now().await + TimeDelta::hours(1));
     site.log.append(Topic::AgentUsage, vec![other]).await.unwrap();
@@ -285,9 +285,9 @@ async fn a_conflict_stands_beside_the_accepted_event() {
 }
 
 #[tokio::test]
-async fn what_is_known_nowhere_is_not_found_and_says_where_was_looked() {
+async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     let site = Site::new().await;
-    let missing = asked(&site, "no-such-usage", None).await.unwrap_err();
+    let missing = prove(&site, "no-such-usage", None).await.unwrap_err();
     let address = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
     let incarnation = site.ledger.run(snapshots::head).await.unwrap().incarnation.to_string();
     assert!(matches!(missing, OperationError::NotFound(_)));

@@ -17,11 +17,11 @@ use crate::support::{self, eventually};
 async fn every_test_has_a_database_of_its_own() {
     let (one, other) = (support::database().await, support::database().await);
     sqlx::query("create table only_here (id int)").execute(&one.pool).await.unwrap();
-    let found: Vec<(String,)> = sqlx::query_as("select current_database() || '.' || relname from pg_class where relname = 'only_here'")
+    let rows: Vec<(String,)> = sqlx::query_as("select current_database() || '.' || relname from pg_class where relname = 'only_here'")
         .fetch_all(&one.pool)
         .await
         .unwrap();
-    assert_eq!(found, [(format!("{}.only_here", one.name),)]);
+    assert_eq!(rows, [(format!("{}.only_here", one.name),)]);
     let elsewhere: Option<(String,)> = sqlx::query_as("select to_regclass('only_here')::text where to_regclass('only_here') is not null")
         .fetch_optional(&other.pool)
         .await
@@ -121,10 +121,10 @@ async fn a_process_is_paused_resumed_terminated_and_killed() {
 
     let mut process = begin();
     process.pause();
-    eventually(Duration::from_secs(10), "it stands still", || async { state(process.pid()) == "T" }).await;
+    eventually(Duration::from_secs(10), "the process is stopped", || async { state(process.pid()) == "T" }).await;
     assert!(process.runs());
     process.resume();
-    eventually(Duration::from_secs(10), "it goes on", || async { state(process.pid()) == "S" }).await;
+    eventually(Duration::from_secs(10), "the process runs again", || async { state(process.pid()) == "S" }).await;
     assert_eq!(process.terminate(Duration::from_secs(10)).await.signal(), Some(15));
     assert!(!process.runs());
 

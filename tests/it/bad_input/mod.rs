@@ -14,7 +14,7 @@ use crate::support::ledger::{DEPLOYMENT, build, noon, partition, registered_ledg
 
 /// The disposition of one record.
 #[derive(Debug, PartialEq)]
-enum Became {
+enum Outcome {
     Accepted,
     Duplicate,
     /// Verdict, cause, and the row's detail.
@@ -25,7 +25,7 @@ enum Became {
 struct Recorded {
     _database: Database,
     ledger: Ledger,
-    became: Vec<Became>,
+    outcomes: Vec<Outcome>,
 }
 
 /// Reads and records the messages as a consumer does. Both good builds must be there, and every refused record must be unchanged. The books
@@ -47,28 +47,28 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
         .await
         .unwrap();
 
-    let mut became = Vec::new();
+    let mut outcomes = Vec::new();
     for (offset, message) in (0..).zip(&all) {
-        became.push(what_became(&ledger, offset, message).await);
+        outcomes.push(outcome(&ledger, offset, message).await);
     }
-    assert_eq!(counts, counted(&became));
-    assert_eq!((&became[0], &became[all.len() - 1]), (&Became::Accepted, &Became::Accepted), "the good ones around it");
+    assert_eq!(counts, counted(&outcomes));
+    assert_eq!((&outcomes[0], &outcomes[all.len() - 1]), (&Outcome::Accepted, &Outcome::Accepted), "the good records around it");
     let facts = events(&ledger).await;
     assert!(facts.contains(&first) && facts.contains(&last));
     assert_eq!(ledger.run(books::add_up).await.unwrap().differences, []);
-    became.remove(0);
-    became.pop();
-    Recorded { _database: database, ledger, became }
+    outcomes.remove(0);
+    outcomes.pop();
+    Recorded { _database: database, ledger, outcomes }
 }
 
 /// The expected counts of a batch with these dispositions.
-fn counted(became: &[Became]) -> Counts {
-    let of = |holds: &dyn Fn(&Became) -> bool| i32::try_from(became.iter().filter(|one| holds(one)).count()).unwrap();
-    let refused = |verdict: &str| of(&|one| matches!(one, Became::Refused(found, _, _) if found == verdict));
+fn counted(outcomes: &[Outcome]) -> Counts {
+    let of = |holds: &dyn Fn(&Outcome) -> bool| i32::try_from(outcomes.iter().filter(|one| holds(one)).count()).unwrap();
+    let refused = |verdict: &str| of(&|one| matches!(one, Outcome::Refused(one, _, _) if one == verdict));
     Counts {
         records: of(&|_| true),
-        accepted: of(&|one| *one == Became::Accepted),
-        duplicates: of(&|one| *one == Became::Duplicate),
+        accepted: of(&|one| *one == Outcome::Accepted),
+        duplicates: of(&|one| *one == Outcome::Duplicate),
         conflicts: refused("conflict"),
         rejects: refused("rejected"),
         held: refused("held"),
@@ -77,7 +77,7 @@ fn counted(became: &[Became]) -> Counts {
 
 type RefusedRow = (String, String, String, Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>);
 
-async fn what_became(ledger: &Ledger, offset: i64, message: &Message) -> Became {
+async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
     let row: Option<RefusedRow> =
         sqlx::query_as("select verdict, cause, detail, record_key, payload, headers from reject where log_offset = $1")
             .bind(offset)
@@ -93,15 +93,15 @@ async fn what_became(ledger: &Ledger, offset: i64, message: &Message) -> Became 
     .await
     .unwrap();
     match row {
-        None if accepted == 0 => Became::Duplicate,
-        None => Became::Accepted,
+        None if accepted == 0 => Outcome::Duplicate,
+        None => Outcome::Accepted,
         Some((verdict, cause, detail, key, payload, headers)) => {
             assert_eq!(accepted, 0, "the record at {offset} is in two places");
-            assert_eq!((key, payload), (message.key.clone(), message.payload.clone()), "as it was found");
+            assert_eq!((key, payload), (message.key.clone(), message.payload.clone()), "the record is unchanged");
             let headers: Vec<(String, Option<String>)> = serde_json::from_slice(&headers).unwrap();
             let names: Vec<&String> = message.headers.iter().map(|(name, _)| name).collect();
-            assert_eq!(headers.iter().map(|(name, _)| name).collect::<Vec<_>>(), names, "as they were found");
-            Became::Refused(verdict, cause, detail)
+            assert_eq!(headers.iter().map(|(name, _)| name).collect::<Vec<_>>(), names, "the headers are unchanged");
+            Outcome::Refused(verdict, cause, detail)
         }
     }
 }
@@ -115,9 +115,9 @@ async fn events(ledger: &Ledger) -> Vec<Event> {
 /// Checks that each message is refused with this verdict and cause, and that the row's detail contains these words.
 async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
     let messages: Vec<Message> = rows.iter().map(|(message, _)| message.clone()).collect();
-    let found = recorded(&messages).await;
-    for ((_, words), became) in rows.iter().zip(&found.became) {
-        let Became::Refused(found_verdict, found_cause, detail) = became else { panic!("accepted, though {words:?}") };
+    let recording = recorded(&messages).await;
+    for ((_, words), outcome) in rows.iter().zip(&recording.outcomes) {
+        let Outcome::Refused(found_verdict, found_cause, detail) = outcome else { panic!("accepted, though {words:?}") };
         assert_eq!((found_verdict.as_str(), found_cause.as_str()), (verdict, cause), "{detail}");
         assert!(detail.contains(words), "{words:?} is not in {detail:?}");
     }
@@ -125,7 +125,7 @@ async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
 
 /// Checks that every message is accepted.
 async fn all_accepted(messages: &[Message]) -> Recorded {
-    let found = recorded(messages).await;
-    assert!(found.became.iter().all(|became| *became == Became::Accepted), "{:?}", found.became);
-    found
+    let recording = recorded(messages).await;
+    assert!(recording.outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{:?}", recording.outcomes);
+    recording
 }

@@ -6,7 +6,7 @@ use tallyline::consumer;
 use tallyline::event::{Event, KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Payload, Topic, UsageQuantity};
 use uuid::Uuid;
 
-use super::{Became, all_accepted, all_refused, events, recorded, recorded_as};
+use super::{Outcome, all_accepted, all_refused, events, recorded, recorded_as};
 use crate::support::ledger::{DEPLOYMENT, build, claim, usage};
 
 /// The binary form of `event` with this body.
@@ -59,7 +59,7 @@ async fn a_record_without_a_needed_ce_header_is_rejected() {
 }
 
 #[tokio::test]
-async fn a_ce_header_that_stands_twice_is_rejected() {
+async fn a_repeated_ce_header_is_rejected() {
     let twice = |name: &str, value: Option<&str>| {
         let mut message = build(DEPLOYMENT, 1).to_message();
         message.headers.push((name.to_owned(), value.map(|value| value.as_bytes().to_vec())));
@@ -76,10 +76,10 @@ async fn a_ce_header_that_stands_twice_is_rejected() {
 }
 
 #[tokio::test]
-async fn structured_mode_is_understood() {
+async fn structured_mode_is_accepted() {
     let sent = [build(DEPLOYMENT, 1), claim(DEPLOYMENT, 2), usage(DEPLOYMENT, 3)];
-    let found = all_accepted(&sent.clone().map(|event| structured(event.to_structured()))).await;
-    let facts = events(&found.ledger).await;
+    let recording = all_accepted(&sent.clone().map(|event| structured(event.to_structured()))).await;
+    let facts = events(&recording.ledger).await;
     assert!(sent.iter().all(|event| facts.contains(event)), "the same events as in binary mode");
     let mut twice = build(DEPLOYMENT, 4).to_structured().to_string();
     twice.insert_str(1, "\"id\":\"another\",");
@@ -92,12 +92,12 @@ async fn an_oversized_record_is_rejected_and_its_hash_and_beginning_are_kept() {
     let event = build(DEPLOYMENT, 1);
     let rows = [MAX_PAYLOAD_BYTES + 1, 1024 * 1024].map(|bytes| {
         let message = with_body(&event, vec![b' '; bytes]);
-        let found = Message::from_log(message.key, message.headers, message.payload.as_deref());
-        assert_eq!(found.payload.as_ref().map(Vec::len), Some(KEPT_PAYLOAD_BYTES));
+        let recording = Message::from_log(message.key, message.headers, message.payload.as_deref());
+        assert_eq!(recording.payload.as_ref().map(Vec::len), Some(KEPT_PAYLOAD_BYTES));
         let sha256 = hex::encode(Sha256::digest(vec![b' '; bytes]));
-        (found, format!("the body has {bytes} bytes, more than 262144; only its first 65536 bytes and its SHA-256 are kept, {sha256}"))
+        (recording, format!("the body has {bytes} bytes, more than 262144; only its first 65536 bytes and its SHA-256 are kept, {sha256}"))
     });
-    let rows = rows.iter().map(|(found, words)| (found.clone(), words.as_str())).collect();
+    let rows = rows.iter().map(|(recording, words)| (recording.clone(), words.as_str())).collect();
     all_refused(rows, "rejected", "oversized").await;
 }
 
@@ -115,7 +115,7 @@ async fn deep_nesting_is_rejected() {
 }
 
 #[tokio::test]
-async fn a_json_key_that_stands_twice_is_rejected() {
+async fn a_repeated_json_key_is_rejected() {
     let event = usage(DEPLOYMENT, 1);
     let rows = vec![
         (with_body(&event, r#"{"count":1,"count":2}"#), "\"count\" occurs twice"),
@@ -201,9 +201,9 @@ async fn a_time_outside_the_years_1970_to_9999_is_rejected() {
         let Payload::Build(build) = &mut event.payload else { unreachable!("it is a build") };
         (build.completed_at, build.started_at) = (time.parse().unwrap(), Some("1970-01-01T00:00:00Z".parse().unwrap()));
     }
-    let found = all_accepted(&edges.clone().map(|event| event.to_message())).await;
-    let facts = events(&found.ledger).await;
-    assert!(edges.iter().all(|event| facts.contains(event)), "they come back to the microsecond");
+    let recording = all_accepted(&edges.clone().map(|event| event.to_message())).await;
+    let facts = events(&recording.ledger).await;
+    assert!(edges.iter().all(|event| facts.contains(event)), "times are exact to the microsecond");
 }
 
 #[tokio::test]
@@ -228,8 +228,8 @@ async fn a_number_that_does_not_fit_is_rejected() {
     let mut most = self::usage(DEPLOYMENT, 4);
     let Payload::Usage(event) = &mut most.payload else { unreachable!("it is usage") };
     event.quantity = UsageQuantity::ManagedAgents(u64::MAX);
-    let found = all_accepted(&[most.to_message()]).await;
-    assert!(events(&found.ledger).await.contains(&most));
+    let recording = all_accepted(&[most.to_message()]).await;
+    assert!(events(&recording.ledger).await.contains(&most));
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn an_unknown_field_is_rejected() {
 }
 
 #[tokio::test]
-async fn data_behind_the_event_is_rejected() {
+async fn data_after_the_event_is_rejected() {
     let behind = |event: &Event, more: &str| {
         let mut message = event.to_message();
         message.payload.as_mut().unwrap().extend_from_slice(more.as_bytes());
@@ -276,10 +276,10 @@ async fn an_id_with_another_content_is_a_conflict() {
     let mut other = first.clone();
     let Payload::Usage(event) = &mut other.payload else { unreachable!("it is usage") };
     event.quantity = UsageQuantity::ManagedAgents(77);
-    let found = recorded(&[first.to_message(), other.to_message(), first.to_message()]).await;
-    assert!(matches!(&found.became[1], Became::Refused(verdict, _, detail) if verdict == "conflict" && detail.contains("usage-1")));
-    assert_eq!((&found.became[0], &found.became[2]), (&Became::Accepted, &Became::Duplicate));
-    assert_eq!(events(&found.ledger).await.into_iter().filter(|event| *event == first).count(), 1, "the first stands");
+    let recording = recorded(&[first.to_message(), other.to_message(), first.to_message()]).await;
+    assert!(matches!(&recording.outcomes[1], Outcome::Refused(verdict, _, detail) if verdict == "conflict" && detail.contains("usage-1")));
+    assert_eq!((&recording.outcomes[0], &recording.outcomes[2]), (&Outcome::Accepted, &Outcome::Duplicate));
+    assert_eq!(events(&recording.ledger).await.into_iter().filter(|event| *event == first).count(), 1, "the first remains");
 }
 
 #[tokio::test]
@@ -308,16 +308,16 @@ fn noise(bytes: usize) -> String {
 }
 
 #[tokio::test]
-async fn an_event_in_a_topic_that_is_not_its_own_is_rejected() {
+async fn an_event_in_another_types_topic_is_rejected() {
     let strays = [claim(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)];
     let messages = strays.map(|event| event.to_message());
-    let found = recorded_as(&messages, |record| consumer::read_from(Topic::WorkspaceBuilds, record)).await;
+    let recording = recorded_as(&messages, |record| consumer::read_from(Topic::WorkspaceBuilds, record)).await;
     let detail =
         |event_type: &str, own: &str| format!("event type \"{event_type}\" belongs in {own}, not in tallyline.workspace-builds.v1");
-    let refused = |detail| Became::Refused("rejected".to_owned(), "foreign_topic".to_owned(), detail);
+    let refused = |detail| Outcome::Refused("rejected".to_owned(), "foreign_topic".to_owned(), detail);
     let expected = [
         refused(detail("prebuild_claimed_v1", "tallyline.prebuild-claims.v1")),
         refused(detail("dc_managed_agents_v1", "tallyline.agent-usage.v1")),
     ];
-    assert_eq!(found.became, expected);
+    assert_eq!(recording.outcomes, expected);
 }

@@ -14,12 +14,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         match path.extension() {
-            _ if path.is_dir() => sources(&path, found),
-            Some(kind) if kind == "rs" => found.push(path),
+            _ if path.is_dir() => sources(&path, files),
+            Some(kind) if kind == "rs" => files.push(path),
             _ => {}
         }
     }

@@ -9,19 +9,19 @@ use tallyline::ledger::passes;
 use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
-use super::{ours, produced, settings, source_of};
+use super::{produced, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 #[tokio::test]
 async fn schemas_with_and_without_ai_task_flags_are_read() {
     for (version, flag) in [(SchemaVersion::TasksEra, Some(true)), (SchemaVersion::Sep2026, None)] {
-        let (coderd, ours) = (Coderd::new(version).await, ours().await);
+        let (coderd, store) = (Coderd::new(version).await, store().await);
         let id = coderd.creation().await;
         if flag.is_some() {
             sqlx::query("update workspace_builds set has_ai_task = true").execute(&coderd.database.pool).await.unwrap();
         }
-        ours.collector(settings(), &coderd).await.pass().await.unwrap();
-        assert_eq!(ours.builds().await[&id].has_ai_task, flag);
+        store.collector(settings(), &coderd).await.pass().await.unwrap();
+        assert_eq!(store.builds().await[&id].has_ai_task, flag);
         let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
         let catalog = reader.catalog().await.unwrap();
         assert_eq!((catalog.has_ai_task, catalog.usage_events, catalog.has_runtime()), (flag.is_some(), true, true));
@@ -30,14 +30,14 @@ async fn schemas_with_and_without_ai_task_flags_are_read() {
 
 #[tokio::test]
 async fn an_upgrade_of_coderd_while_collecting_is_noticed() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::TasksEra).await, ours().await);
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let (coderd, store) = (Coderd::new(SchemaVersion::TasksEra).await, store().await);
+    let mut collector = store.collector(settings(), &coderd).await;
     coderd.creation().await;
     collector.pass().await.unwrap();
     sqlx::query("alter table workspace_builds drop column has_ai_task").execute(&coderd.database.pool).await.unwrap();
     let id = coderd.creation().await;
     collector.pass().await.unwrap();
-    assert_eq!(ours.builds().await[&id].has_ai_task, None);
+    assert_eq!(store.builds().await[&id].has_ai_task, None);
     sqlx::query("alter table workspace_builds rename column reason to why").execute(&coderd.database.pool).await.unwrap();
     let error = collector.pass().await.unwrap_err();
     assert!(error.to_string().contains("workspace_builds.reason"), "{error}");
@@ -64,15 +64,16 @@ pub(super) async fn run(coderd: &Coderd, statements: &str) {
 #[tokio::test]
 async fn the_grants_suffice_and_give_no_more() {
     for version in [SchemaVersion::TasksEra, SchemaVersion::Sep2026] {
-        let (coderd, ours) = (Coderd::new(version).await, ours().await);
+        let (coderd, store) = (Coderd::new(version).await, store().await);
         coderd.creation().await;
         coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
         let (role, url) = role(&coderd).await;
-        let error = ours.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap().pass().await;
+        let error =
+            store.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap().pass().await;
         let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = error else { panic!("{error:?}") };
         assert!(grants.iter().any(|grant| *grant == format!("grant select (id, username) on users to {role};")), "{grants:?}");
         grant(&coderd, &role).await;
-        let mut collector = ours.open(settings(), &url).await.unwrap().unwrap();
+        let mut collector = store.open(settings(), &url).await.unwrap().unwrap();
         assert_eq!(collector.source().deployment_id, coderd.deployment);
         let report = collector.pass().await.unwrap();
         assert_eq!(produced(&report), (1, 0, 1));
@@ -108,41 +109,41 @@ async fn own(coderd: &Coderd, role: &str) {
 }
 
 #[tokio::test]
-async fn what_earlier_grants_gave_is_revoked_but_for_what_monitoring_may_share() {
+async fn earlier_grants_are_revoked_except_those_that_monitoring_may_share() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let ((admin, admin_url), (role, url)) = (role(&coderd).await, role(&coderd).await);
     own(&coderd, &admin).await;
-    let given = format!(
+    let earlier_grants = format!(
         "grant create on database {} to {admin}; grant usage on schema public to {admin}; grant pg_read_all_stats to {admin}, {role};
          grant select (input) on provisioner_jobs to {role}",
         coderd.database.name
     );
-    run(&coderd, &given).await;
+    run(&coderd, &earlier_grants).await;
     // without the right to revoke a role from others
     let as_admin = sqlx::PgPool::connect(&admin_url).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(&role))).execute(&as_admin).await.unwrap();
     let as_role = sqlx::PgPool::connect(&url).await.unwrap();
-    let kept: (bool, bool, bool) = sqlx::query_as(
+    let remaining: (bool, bool, bool) = sqlx::query_as(
         "select pg_has_role('pg_read_all_stats', 'usage'), has_column_privilege('provisioner_jobs', 'input', 'select'),
              tallyline.deployment_id() is not null and (select sees_all from tallyline.oldest_transaction())",
     )
     .fetch_one(&as_role)
     .await
     .unwrap();
-    assert_eq!(kept, (true, false, true));
+    assert_eq!(remaining, (true, false, true));
     assert!(source_of(&url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn the_owner_of_coderds_tables_needs_no_grants() {
     for version in [SchemaVersion::TasksEra, SchemaVersion::Sep2026] {
-        let (coderd, ours) = (Coderd::new(version).await, ours().await);
+        let (coderd, store) = (Coderd::new(version).await, store().await);
         let (owner, url) = role(&coderd).await;
         own(&coderd, &owner).await;
         let workspace = coderd.workspace().await;
         coderd.build(&Build { stage: 2, ..coderd.first_start(workspace).await }).await;
         let required = Settings { identity_required: true, ..settings() };
-        let mut collector = ours.open(required.clone(), &url).await.unwrap().unwrap();
+        let mut collector = store.open(required.clone(), &url).await.unwrap().unwrap();
         assert_eq!(collector.source().deployment_id, coderd.deployment);
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.complete_until), ((1, 1, 0), None), "a claim; other sessions are not seen");
@@ -151,23 +152,23 @@ async fn the_owner_of_coderds_tables_needs_no_grants() {
         collector.close().await;
         run(&coderd, &format!("grant pg_read_all_stats to {owner}")).await;
         for url in [&url, &coderd.database.url] {
-            let mut collector = ours.open(required.clone(), url).await.unwrap().unwrap();
+            let mut collector = store.open(required.clone(), url).await.unwrap().unwrap();
             assert!(collector.pass().await.unwrap().complete_until.is_some());
             collector.close().await;
             assert!(source_of(url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
         }
         // an open transaction is also seen without the function
         let mut open = coderd.database.pool.begin().await.unwrap();
-        let began: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *open).await.unwrap();
+        let opened_at: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *open).await.unwrap();
         let mut reader = source_of(&url).connect().await.unwrap();
         let catalog = reader.catalog().await.unwrap();
-        assert!(reader.horizon(&catalog).await.unwrap().complete_before().unwrap() <= began);
+        assert!(reader.horizon(&catalog).await.unwrap().complete_before().unwrap() <= opened_at);
         open.rollback().await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn the_stage_of_workspace_builds_is_all_that_is_read_of_job_inputs() {
+async fn only_the_stage_of_workspace_builds_is_read_of_job_inputs() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let workspace = coderd.workspace().await;
     let build = coderd.build(&Build { stage: 2, ..coderd.first_start(workspace).await }).await;
@@ -239,13 +240,13 @@ async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
 }
 
 #[tokio::test]
-async fn a_missing_function_is_named_with_what_makes_it() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn a_missing_function_is_named_with_the_command_that_creates_it() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
     run(&coderd, &format!("revoke execute on function tallyline.prebuild_stages(uuid[]) from {role}")).await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
-    let mut collector = ours.open(settings, &url).await.unwrap().unwrap();
+    let mut collector = store.open(settings, &url).await.unwrap().unwrap();
     let error = collector.pass().await.unwrap_err().to_string();
     assert!(error.ends_with(&format!("grant execute on function tallyline.prebuild_stages(uuid[]) to {role};")), "{error}");
     run(&coderd, "drop schema tallyline cascade").await;
@@ -261,15 +262,15 @@ async fn a_missing_function_is_named_with_what_makes_it() {
 }
 
 #[tokio::test]
-async fn a_schema_or_a_database_that_may_not_be_used_is_named_with_its_grant() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn a_forbidden_schema_or_database_is_named_with_its_grant() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
     run(&coderd, &format!("revoke usage on schema public from public, {role}; revoke select (is_default) on organizations from {role}"))
         .await;
     let schema = format!("grant usage on schema public to {role};");
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
-    let mut collector = ours.open(settings, &url).await.unwrap().unwrap();
+    let mut collector = store.open(settings, &url).await.unwrap().unwrap();
     let default_organization = format!("grant select (is_default) on organizations to {role};");
     let warning = collector.warning().unwrap();
     assert!(warning.ends_with(&format!("{schema} {default_organization}")), "{warning}");
@@ -287,13 +288,13 @@ async fn a_schema_or_a_database_that_may_not_be_used_is_named_with_its_grant() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn without_the_right_to_see_other_sessions_completeness_is_not_reported() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
     run(&coderd, &format!("revoke execute on function tallyline.oldest_transaction() from {role}")).await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
-    let mut collector = ours.open(settings.clone(), &url).await.unwrap().unwrap();
+    let mut collector = store.open(settings.clone(), &url).await.unwrap().unwrap();
     coderd.creation().await;
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.complete_until), ((1, 0, 0), None));
@@ -302,11 +303,11 @@ async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
     coderd.build(&build).await;
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 0));
-    ours.consume().await;
+    store.consume().await;
     let source = collector.source().id;
-    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
+    assert_eq!(store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
     let from = Settings { from: Some(coderd.now().await - TimeDelta::days(1)), ..settings };
-    let another = super::ours().await;
+    let another = super::store().await;
     assert!(matches!(another.open(from, &url).await, Err(CollectError::FromUncertain)));
 }
 

@@ -10,96 +10,99 @@ use tallyline::event::Topic;
 use tallyline::license::PublicKeys;
 use tallyline_sim::coderd::SchemaVersion;
 
-use super::{ours, produced, recreate_topic, settings, source_of};
+use super::{produced, recreate_topic, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 #[tokio::test]
 async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     coderd.creation().await;
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     let source = collector.source().id;
     let first = collector.pass().await.unwrap();
-    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
-    assert!(!ours.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap());
-    ours.consume().await;
-    let completeness = ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap();
+    assert_eq!(store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
+    assert!(!store.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap());
+    store.consume().await;
+    let completeness = store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap();
     assert_eq!((completeness.complete_until, completeness.runtime_complete_until), (first.complete_until, first.runtime_complete_until));
-    assert!(ours.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap());
+    assert!(store.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap());
     coderd.creation().await;
     let second = collector.pass().await.unwrap();
-    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, first.complete_until);
-    ours.consume().await;
-    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, second.complete_until);
+    assert_eq!(store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, first.complete_until);
+    store.consume().await;
+    assert_eq!(
+        store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until,
+        second.complete_until
+    );
     collector.pass().await.unwrap();
-    let left: i64 = sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&ours.ledger.pool).await.unwrap();
-    assert_eq!(left, 0, "passes that were reached are not kept");
-    assert!(ours.ledger.run(async |conn| passes::is_confirmed(conn, source, first.pass_id).await).await.unwrap());
+    let remaining: i64 = sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&store.ledger.pool).await.unwrap();
+    assert_eq!(remaining, 0, "passes that were reached are not kept");
+    assert!(store.ledger.run(async |conn| passes::is_confirmed(conn, source, first.pass_id).await).await.unwrap());
 }
 
 #[tokio::test]
-async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn completeness_is_not_reported_while_the_log_ends_before_the_ledgers_position() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     for _ in 0..12 {
         coderd.creation().await;
     }
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     let source = collector.source().id;
     let first = collector.pass().await.unwrap();
-    ours.consume().await;
+    store.consume().await;
     let lost = coderd.creation().await;
     assert_eq!(collector.pass().await.unwrap().builds, 1);
-    recreate_topic(&ours, Topic::WorkspaceBuilds).await;
-    let found = coderd.creation().await;
+    recreate_topic(&store, Topic::WorkspaceBuilds).await;
+    let later_build = coderd.creation().await;
     for builds in [1, 0] {
         let report = collector.pass().await.unwrap();
         assert_eq!((report.builds, report.complete_until, report.runtime_complete_until), (builds, None, None));
         assert_eq!(
-            ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until,
+            store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until,
             first.complete_until
         );
     }
     // A source whose first passes are in that time is not shown as backfilled.
     let other = Coderd::new(SchemaVersion::Sep2026).await;
     let others = other.creation().await;
-    let mut newcomer = ours.collector(settings(), &other).await;
+    let mut newcomer = store.collector(settings(), &other).await;
     assert!(newcomer.pass().await.unwrap().full_sweep);
     newcomer.pass().await.unwrap();
-    assert!(!ours.ledger.run(async |conn| passes::is_backfilled(conn, newcomer.source().id).await).await.unwrap());
+    assert!(!store.ledger.run(async |conn| passes::is_backfilled(conn, newcomer.source().id).await).await.unwrap());
     // As after a recovery: the ledger reads the new topic from its start.
     sqlx::query("update position set next_offset = 0, last_offset = null, last_record = null where topic like '%workspace-builds%'")
-        .execute(&ours.ledger.pool)
+        .execute(&store.ledger.pool)
         .await
         .unwrap();
-    assert_eq!(collector.pass().await.unwrap().complete_until, None, "this pass still relied on what the old topic held");
+    assert_eq!(collector.pass().await.unwrap().complete_until, None, "this pass still relied on records of the old topic");
     let report = collector.pass().await.unwrap();
-    assert_eq!((report.full_sweep, report.builds), (true, 1), "what nobody had read is appended again");
+    assert_eq!((report.full_sweep, report.builds), (true, 1), "unread rows are appended again");
     assert!(report.complete_until > first.complete_until);
-    assert_eq!(ours.builds().await.into_keys().collect::<BTreeSet<_>>(), BTreeSet::from([lost, found, others]));
+    assert_eq!(store.builds().await.into_keys().collect::<BTreeSet<_>>(), BTreeSet::from([lost, later_build, others]));
 }
 
 #[tokio::test]
-async fn a_collector_comes_up_beside_a_recreated_topic() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn a_collector_starts_beside_a_recreated_topic() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     for _ in 0..12 {
         coderd.creation().await;
     }
-    let mut first = ours.collector(settings(), &coderd).await;
+    let mut first = store.collector(settings(), &coderd).await;
     first.pass().await.unwrap();
-    ours.consume().await;
-    recreate_topic(&ours, Topic::WorkspaceBuilds).await;
+    store.consume().await;
+    recreate_topic(&store, Topic::WorkspaceBuilds).await;
     coderd.creation().await;
     assert_eq!(first.pass().await.unwrap().builds, 1);
     drop(first);
-    let mut second = ours.collector(settings(), &coderd).await;
+    let mut second = store.collector(settings(), &coderd).await;
     let report = second.pass().await.unwrap();
     assert_eq!((report.full_sweep, report.builds, report.complete_until), (true, 0, None), "known from the new topic");
 }
 
 #[tokio::test]
-async fn what_is_found_later_than_claimed_is_counted() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
-    let mut collector = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
+async fn rows_older_than_the_reported_completeness_are_counted() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    let mut collector = store.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
     collector.pass().await.unwrap();
     let build = Build { completed_at: coderd.now().await - TimeDelta::hours(5), ..coderd.first_start(coderd.workspace().await).await };
     coderd.build(&build).await;
@@ -109,10 +112,10 @@ async fn what_is_found_later_than_claimed_is_counted() {
 }
 
 #[tokio::test]
-async fn a_build_that_cannot_be_read_holds_the_claim_back_only_while_it_is_there() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn an_unreadable_build_delays_completeness_only_while_it_exists() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let id = coderd.build(&Build { stage: 3, ..coderd.first_start(coderd.workspace().await).await }).await;
-    let mut collector = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
+    let mut collector = store.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
     for _ in 0..2 {
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.complete_until), ((0, 0, 0), None));
@@ -123,11 +126,11 @@ async fn a_build_that_cannot_be_read_holds_the_claim_back_only_while_it_is_there
 
 #[tokio::test]
 async fn on_a_given_clock_the_source_is_complete_by_that_clock() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let begin = "2026-01-10T12:00:00Z".parse::<DateTime<Utc>>().unwrap();
     let clock = Clock::manual(begin);
     let settings = Settings { margin: TimeDelta::seconds(60), ..settings() };
-    let (source, log, ledger) = (source_of(&coderd.database.url), ours.log.clone(), ours.ledger.clone());
+    let (source, log, ledger) = (source_of(&coderd.database.url), store.log.clone(), store.ledger.clone());
     let mut collector = Collector::open(settings, source, PublicKeys::new(), log, ledger, clock.clone()).await.unwrap().unwrap();
     let report = collector.pass().await.unwrap();
     assert_eq!(report.complete_until, Some(begin - TimeDelta::seconds(60)));

@@ -12,13 +12,13 @@ use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
 use super::cost::Reads;
-use super::{Ours, ours, produced, source_of};
+use super::{Store, produced, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 /// A deployment whose first sweep is over, and a clock that the test moves.
 struct Site {
     coderd: Coderd,
-    ours: Ours,
+    store: Store,
     clock: Clock,
     begun: DateTime<Utc>,
     settings: Settings,
@@ -27,18 +27,18 @@ struct Site {
 impl Site {
     /// The clock is an hour behind, so that the test can move it without passing the database's clock.
     async fn new() -> (Site, Collector) {
-        let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+        let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
         let begun = coderd.now().await - TimeDelta::hours(1);
         let settings = Settings { deployment_id: Some(coderd.deployment), ..Settings::new("test") };
-        let site = Site { coderd, ours, clock: Clock::manual(begun), begun, settings };
+        let site = Site { coderd, store, clock: Clock::manual(begun), begun, settings };
         let mut collector = site.open().await;
         assert!(collector.pass().await.unwrap().full_sweep);
-        site.ours.consume().await;
+        site.store.consume().await;
         (site, collector)
     }
 
     async fn open(&self) -> Collector {
-        let (log, ledger) = (self.ours.log.clone(), self.ours.ledger.clone());
+        let (log, ledger) = (self.store.log.clone(), self.store.ledger.clone());
         let source = source_of(&self.coderd.database.url);
         Collector::open(self.settings.clone(), source, PublicKeys::new(), log, ledger, self.clock.clone()).await.unwrap().unwrap()
     }
@@ -66,7 +66,7 @@ impl Site {
 }
 
 #[tokio::test]
-async fn a_build_that_comes_90_s_late_or_of_a_clock_3_minutes_behind_is_found_within_two_minutes() {
+async fn a_build_90_s_late_or_of_a_clock_3_minutes_slow_is_found_within_two_minutes() {
     for (late, restarted) in [(90, false), (90, true), (180, false), (180, true)] {
         let (site, mut collector) = Site::new().await;
         site.later(TimeDelta::seconds(200));
@@ -76,7 +76,7 @@ async fn a_build_that_comes_90_s_late_or_of_a_clock_3_minutes_behind_is_found_wi
         site.later(TimeDelta::seconds(320));
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 1), "{late} s, restarted: {restarted}");
-        assert!(site.ours.builds().await.contains_key(&id));
+        assert!(site.store.builds().await.contains_key(&id));
         site.later(TimeDelta::seconds(400));
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "once");
     }
@@ -93,31 +93,31 @@ async fn usage_dated_9_days_back_is_found_within_minutes() {
         site.later(TimeDelta::minutes(5));
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.full_sweep, report.late), ((0, 0, 2), false, 2), "restarted: {restarted}");
-        assert_eq!(site.ours.usage_ids().await, ["nine", "thirty"]);
+        assert_eq!(site.store.usage_ids().await, ["nine", "thirty"]);
         // The ledger has not read it, then it has: the collector knows it in both cases.
         for minutes in [10, 15] {
             site.later(TimeDelta::minutes(minutes));
             assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
-            site.ours.consume().await;
+            site.store.consume().await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_day_that_differs_for_a_rejected_row_still_shows_the_next_late_one() {
+async fn a_day_that_differs_by_a_rejected_row_still_shows_the_next_late_row() {
     let (site, mut collector) = Site::new().await;
     let dated = site.begun - TimeDelta::days(9);
     site.coderd.usage("rejected", "dc_managed_agents_v1", json!({"count": 0}), dated).await;
     for minutes in [5, 10] {
         site.later(TimeDelta::minutes(minutes));
         collector.pass().await.unwrap();
-        site.ours.consume().await;
+        site.store.consume().await;
     }
-    assert_eq!(site.ours.usage_ids().await, ["rejected"], "sent once");
+    assert_eq!(site.store.usage_ids().await, ["rejected"], "sent once");
     site.coderd.usage("late", "dc_managed_agents_v1", json!({"count": 1}), dated).await;
     site.later(TimeDelta::minutes(15));
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 1));
-    assert_eq!(site.ours.usage_ids().await, ["late", "rejected"]);
+    assert_eq!(site.store.usage_ids().await, ["late", "rejected"]);
 }
 
 /// Counts over all types would be the same on both sides.
@@ -132,8 +132,8 @@ async fn a_late_row_is_found_beside_a_forged_one_of_another_type_and_the_same_da
         marks: PublishMarks::default(),
     };
     let forged = Event { deployment: site.coderd.deployment, payload: Payload::Usage(forged) };
-    site.ours.log.append(Topic::AgentUsage, vec![forged.to_message()]).await.unwrap();
-    site.ours.consume().await;
+    site.store.log.append(Topic::AgentUsage, vec![forged.to_message()]).await.unwrap();
+    site.store.consume().await;
     site.coderd.usage("late", "dc_managed_agents_v1", json!({"count": 1}), dated).await;
     site.later(TimeDelta::minutes(5));
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 1));
@@ -145,7 +145,7 @@ async fn a_consumer_that_is_always_a_pass_behind_does_not_postpone_the_counts_of
     let (site, mut collector) = Site::new().await;
     let mut late = 0;
     for minutes in 1..=5 {
-        let ends = site.ours.ends().await;
+        let ends = site.store.ends().await;
         site.coderd
             .usage(&format!("now-{minutes}"), "dc_managed_agents_v1", json!({"count": 1}), site.at(TimeDelta::minutes(minutes)))
             .await;
@@ -154,10 +154,10 @@ async fn a_consumer_that_is_always_a_pass_behind_does_not_postpone_the_counts_of
         }
         site.later(TimeDelta::minutes(minutes));
         late += collector.pass().await.unwrap().late;
-        site.ours.consume_to(&ends).await;
+        site.store.consume_to(&ends).await;
     }
     assert_eq!(late, 1);
-    assert!(site.ours.usage_ids().await.contains(&"nine".to_owned()));
+    assert!(site.store.usage_ids().await.contains(&"nine".to_owned()));
 }
 
 #[tokio::test]
@@ -193,38 +193,38 @@ async fn counts_of_days_read_the_rows_of_these_days_by_the_index() {
 }
 
 #[tokio::test]
-async fn what_the_audit_misses_is_fetched_by_id() {
+async fn rows_that_the_audit_misses_are_fetched_by_id() {
     let (site, mut collector) = Site::new().await;
     let source = collector.source().id;
     let build = site.build_completed(site.begun - TimeDelta::hours(5)).await;
     site.coderd.usage("old", "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(40)).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "neither is near");
-    let asked = [format!("workspace_build_completed:{build}"), "old".to_owned(), "not there".to_owned()];
-    assert_eq!(site.ours.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &asked).await).await.unwrap(), 3);
+    let ids = [format!("workspace_build_completed:{build}"), "old".to_owned(), "not there".to_owned()];
+    assert_eq!(site.store.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &ids).await).await.unwrap(), 3);
     assert_eq!(
-        site.ours.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &asked).await).await.unwrap(),
+        site.store.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &ids).await).await.unwrap(),
         0,
         "asked for already"
     );
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 1));
     assert_eq!(
-        site.ours.ledger.run(async |conn| collector_requests::fetches(conn, source, 10).await).await.unwrap(),
+        site.store.ledger.run(async |conn| collector_requests::fetches(conn, source, 10).await).await.unwrap(),
         Vec::<String>::new(),
         "answered"
     );
-    site.ours.consume().await;
+    site.store.consume().await;
     // The ledger lost a row: the collector does not rely on its memory.
     collector.pass().await.unwrap();
-    sqlx::query("delete from workspace_build").execute(&site.ours.ledger.pool).await.unwrap();
+    sqlx::query("delete from workspace_build").execute(&site.store.ledger.pool).await.unwrap();
     collector.pass().await.unwrap();
-    site.ours.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &asked).await).await.unwrap();
+    site.store.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &ids).await).await.unwrap();
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
 #[tokio::test]
 async fn a_requested_sweep_reads_everything_in_the_next_pass() {
     let (site, mut collector) = Site::new().await;
-    let (source, ledger) = (collector.source().id, site.ours.ledger.clone());
+    let (source, ledger) = (collector.source().id, site.store.ledger.clone());
     site.build_completed(site.begun - TimeDelta::hours(5)).await;
     ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
     let report = collector.pass().await.unwrap();
@@ -255,7 +255,7 @@ async fn late_rows_are_counted_with_their_age() {
     assert_eq!(collector.pass().await.unwrap().late, 2);
     let families = registry.gather();
     let family = families.iter().find(|family| family.name() == "tallyline_collector_late_seconds").unwrap();
-    let seen: Vec<(String, u64, f64)> = family
+    let samples: Vec<(String, u64, f64)> = family
         .get_metric()
         .iter()
         .map(|metric| {
@@ -263,5 +263,5 @@ async fn late_rows_are_counted_with_their_age() {
             (metric.get_label()[0].value().to_owned(), histogram.get_sample_count(), histogram.get_sample_sum())
         })
         .collect();
-    assert_eq!(seen, [("build".to_owned(), 1, 600.0), ("usage".to_owned(), 1, 9.0 * 86_400.0 + 360.0)]);
+    assert_eq!(samples, [("build".to_owned(), 1, 600.0), ("usage".to_owned(), 1, 9.0 * 86_400.0 + 360.0)]);
 }

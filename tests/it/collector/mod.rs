@@ -29,17 +29,17 @@ use crate::support::coderd::Coderd;
 use crate::support::ledger::ledger_at;
 
 /// Tallyline's side: a ledger and a log in one database.
-struct Ours {
+struct Store {
     ledger: Ledger,
     log: Log,
     _database: Database,
 }
 
-async fn ours() -> Ours {
+async fn store() -> Store {
     let (database, ledger) = ledger_at(Clock::system()).await;
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(3).await.unwrap();
-    Ours { ledger, log, _database: database }
+    Store { ledger, log, _database: database }
 }
 
 /// All clocks of a test are the machine's, so no margin is needed. Its collectors take over from each other.
@@ -51,7 +51,7 @@ fn source_of(url: &str) -> coderd::Database {
     coderd::Database::new(url, Duration::from_secs(30)).unwrap()
 }
 
-impl Ours {
+impl Store {
     async fn open(&self, settings: Settings, url: &str) -> Result<Option<Collector>, CollectError> {
         let keys = PublicKeys::new();
         Collector::open(settings, source_of(url), keys, self.log.clone(), self.ledger.clone(), Clock::system()).await
@@ -180,11 +180,11 @@ fn produced(report: &PassReport) -> (i32, i32, i32) {
 }
 
 /// Recreates a topic, as an operator can: all its records are gone, and it begins at 0.
-async fn recreate_topic(ours: &Ours, topic: Topic) {
+async fn recreate_topic(store: &Store, topic: Topic) {
     for statement in [
         "delete from log_record where partition_id in (select id from log_partition where topic = $1)",
         "update log_partition set start_offset = 0, next_offset = 0 where topic = $1",
     ] {
-        sqlx::query(statement).bind(topic.name()).execute(&ours.ledger.pool).await.unwrap();
+        sqlx::query(statement).bind(topic.name()).execute(&store.ledger.pool).await.unwrap();
     }
 }

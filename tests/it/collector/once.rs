@@ -11,13 +11,13 @@ use tallyline::collectors::{CollectError, Settings};
 use tallyline::event::{PREBUILDS_USER, Topic};
 use tallyline_sim::coderd::SchemaVersion;
 
-use super::{ours, produced, recreate_topic, settings};
+use super::{produced, recreate_topic, settings, store};
 use crate::support::coderd::{Build, Coderd};
 use crate::support::eventually;
 
 #[tokio::test]
 async fn nothing_is_appended_twice_after_a_restart() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     for _ in 0..5 {
         let workspace = coderd.workspace().await;
         coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(workspace).await }).await;
@@ -25,7 +25,7 @@ async fn nothing_is_appended_twice_after_a_restart() {
     }
     coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
     let sweeping = Settings { sweep_interval: TimeDelta::zero(), page: 3, ..settings() };
-    let mut first = ours.collector(sweeping.clone(), &coderd).await;
+    let mut first = store.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&first.pass().await.unwrap()), (10, 5, 1));
     assert_eq!(produced(&first.pass().await.unwrap()), (0, 0, 0), "nothing is in the ledger yet");
     // As after kill -9 between the log's acknowledgement and the pass's record.
@@ -33,43 +33,43 @@ async fn nothing_is_appended_twice_after_a_restart() {
     for statement in
         ["delete from collector_pass", "delete from collector_progress", "insert into collector_progress (source_id) select id from source"]
     {
-        sqlx::query(statement).execute(&ours.ledger.pool).await.unwrap();
+        sqlx::query(statement).execute(&store.ledger.pool).await.unwrap();
     }
-    let mut second = ours.collector(sweeping.clone(), &coderd).await;
+    let mut second = store.collector(sweeping.clone(), &coderd).await;
     let report = second.pass().await.unwrap();
     assert_eq!((produced(&report), report.full_sweep), ((0, 0, 0), true), "known from the log");
-    ours.consume().await;
+    store.consume().await;
     drop(second);
-    let mut third = ours.collector(sweeping, &coderd).await;
+    let mut third = store.collector(sweeping, &coderd).await;
     assert_eq!(produced(&third.pass().await.unwrap()), (0, 0, 0), "known from the ledger");
     coderd.creation().await;
     assert_eq!(produced(&third.pass().await.unwrap()), (1, 0, 0));
-    assert_eq!((ours.builds().await.len(), ours.claims().await.len(), ours.usage_ids().await.len()), (11, 5, 1));
+    assert_eq!((store.builds().await.len(), store.claims().await.len(), store.usage_ids().await.len()), (11, 5, 1));
 }
 
 #[tokio::test]
-async fn what_a_failover_took_from_the_log_within_a_pass_is_appended_again() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
-    let mut collector = ours.collector(settings(), &coderd).await;
+async fn records_lost_in_a_log_failover_during_a_pass_are_appended_again() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    let mut collector = store.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
     coderd.creation().await;
     // when the pass waits for the licenses, it has appended its row
     let mut lock = coderd.database.pool.begin().await.unwrap();
     sqlx::query("lock table licenses in access exclusive mode").execute(&mut *lock).await.unwrap();
     let pass = tokio::spawn(async move { collector.pass().await });
-    eventually(Duration::from_secs(30), "the row is appended", || async { ours.records(Topic::WorkspaceBuilds).await.len() == 1 }).await;
-    recreate_topic(&ours, Topic::WorkspaceBuilds).await;
+    eventually(Duration::from_secs(30), "the row is appended", || async { store.records(Topic::WorkspaceBuilds).await.len() == 1 }).await;
+    recreate_topic(&store, Topic::WorkspaceBuilds).await;
     lock.rollback().await.unwrap();
     let answer = pass.await.unwrap();
     assert!(matches!(answer, Err(CollectError::LeaseLost)), "{answer:?}");
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.complete_until.is_some()), ((1, 0, 0), true));
 }
 
 #[tokio::test]
-async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_appended_again_once() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let claimed = async || {
         let workspace = coderd.workspace().await;
         coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(workspace).await }).await;
@@ -77,13 +77,13 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once
     };
     let sweeping = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
     let read = claimed().await;
-    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    let mut collector = store.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
-    ours.consume_topic(Topic::WorkspaceBuilds).await;
+    store.consume_topic(Topic::WorkspaceBuilds).await;
     // while the ledger has not read its claim, neither this collector nor the next appends it again
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
     drop(collector);
-    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    let mut collector = store.collector(sweeping.clone(), &coderd).await;
     for _ in 0..2 {
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
     }
@@ -92,59 +92,59 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once
     drop(collector);
 
     // one build is in the ledger, the other in the log, and both claims are lost
-    recreate_topic(&ours, Topic::PrebuildClaims).await;
-    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    recreate_topic(&store, Topic::PrebuildClaims).await;
+    let mut collector = store.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 2, 0), "the build that waits goes again with its claim");
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
-    let claims = || async { ours.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>() };
+    let claims = || async { store.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>() };
     assert_eq!(claims().await, BTreeSet::from([read, waiting]));
-    ours.consume().await;
+    store.consume().await;
     drop(collector);
-    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    let mut collector = store.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
     drop(collector);
 
     // a claim that the ledger refused or that an operator discarded stays refused
     for state in ["open", "discarded"] {
         let refused = claimed().await;
-        let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+        let mut collector = store.collector(sweeping.clone(), &coderd).await;
         assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
         drop(collector);
-        ours.consume_topic(Topic::WorkspaceBuilds).await;
-        ours.refuse_claims(state).await;
-        let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+        store.consume_topic(Topic::WorkspaceBuilds).await;
+        store.refuse_claims(state).await;
+        let mut collector = store.collector(sweeping.clone(), &coderd).await;
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "{refused} is {state}");
     }
 }
 
 #[tokio::test]
 async fn a_usage_type_that_is_not_known_yet_is_held_once() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     sqlx::raw_sql("alter table usage_events drop constraint usage_event_type_check; alter table usage_events disable trigger all")
         .execute(&coderd.database.pool)
         .await
         .unwrap();
     coderd.usage("gpu", "dc_gpu_hours_v1", json!({"hours": 3}), coderd.now().await).await;
     coderd.usage("none", "dc_managed_agents_v1", json!({"count": 0}), coderd.now().await).await;
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     assert_eq!(collector.pass().await.unwrap().usage, 2);
     drop(collector);
     let sweep = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
-    let mut sweeping = ours.collector(sweep.clone(), &coderd).await;
+    let mut sweeping = store.collector(sweep.clone(), &coderd).await;
     assert_eq!(sweeping.pass().await.unwrap().usage, 0, "known from the log");
     drop(sweeping);
-    ours.consume().await;
-    let mut sweeping = ours.collector(sweep, &coderd).await;
+    store.consume().await;
+    let mut sweeping = store.collector(sweep, &coderd).await;
     assert_eq!(sweeping.pass().await.unwrap().usage, 0, "held and rejected records are known");
     let verdicts: Vec<(String, String)> =
-        sqlx::query_as("select event_id, verdict from reject order by event_id").fetch_all(&ours.ledger.pool).await.unwrap();
+        sqlx::query_as("select event_id, verdict from reject order by event_id").fetch_all(&store.ledger.pool).await.unwrap();
     assert_eq!(verdicts, [("gpu".to_owned(), "held".to_owned()), ("none".to_owned(), "rejected".to_owned())]);
 }
 
 #[tokio::test]
 async fn a_connection_that_is_cut_costs_one_pass() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    let mut collector = store.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
     let cut: i64 = sqlx::query_scalar(
         "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity
@@ -162,9 +162,9 @@ async fn a_connection_that_is_cut_costs_one_pass() {
 
 /// A known failure of other pipelines: an id is seen but not stored. Each topic refuses once; the others store their records.
 #[tokio::test]
-async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
-    let mut collector = ours.collector(settings(), &coderd).await;
+async fn records_that_the_log_did_not_store_are_appended_by_the_next_pass() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    let mut collector = store.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
     sqlx::raw_sql(
         "create table refusing (topic text);
@@ -178,7 +178,7 @@ async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() 
          $$;
          create trigger refuses before insert on log_record for each row execute function refuse()",
     )
-    .execute(&ours.ledger.pool)
+    .execute(&store.ledger.pool)
     .await
     .unwrap();
     for topic in Topic::ALL {
@@ -186,18 +186,18 @@ async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() 
         coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(claimed).await }).await;
         coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(claimed).await }).await;
         coderd.usage(topic.name(), "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
-        sqlx::query("insert into refusing values ($1)").bind(topic.name()).execute(&ours.ledger.pool).await.unwrap();
-        let stored = ours.records(topic).await.len();
+        sqlx::query("insert into refusing values ($1)").bind(topic.name()).execute(&store.ledger.pool).await.unwrap();
+        let stored = store.records(topic).await.len();
         assert!(matches!(collector.pass().await, Err(CollectError::Append(_))), "{topic:?}");
-        assert_eq!(ours.records(topic).await.len(), stored);
-        sqlx::query("delete from refusing").execute(&ours.ledger.pool).await.unwrap();
+        assert_eq!(store.records(topic).await.len(), stored);
+        sqlx::query("delete from refusing").execute(&store.ledger.pool).await.unwrap();
         // records stored before the refusal are known; a claim is appended again before its build
         let expected = if topic == Topic::AgentUsage { (0, 0, 1) } else { (2, 1, 1) };
         assert_eq!(produced(&collector.pass().await.unwrap()), expected, "{topic:?}");
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "{topic:?}");
     }
-    ours.consume().await;
+    store.consume().await;
     let stored = "select (select count(*) from workspace_build), (select count(*) from prebuild_claim), (select count(*) from usage_event)";
-    let stored: (i64, i64, i64) = sqlx::query_as(stored).fetch_one(&ours.ledger.pool).await.unwrap();
-    assert_eq!((stored, ours.ledger.run(books::add_up).await.unwrap().differences), ((6, 3, 3), vec![]));
+    let stored: (i64, i64, i64) = sqlx::query_as(stored).fetch_one(&store.ledger.pool).await.unwrap();
+    assert_eq!((stored, store.ledger.run(books::add_up).await.unwrap().differences), ((6, 3, 3), vec![]));
 }

@@ -11,7 +11,7 @@ use tallyline::collectors::{Collector, Settings};
 use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
-use super::{Ours, ours, settings, source_of};
+use super::{Store, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
 
 const ODD: [&str; 5] = ["infinity", "-infinity", "294000-01-01 00:00:00Z", "20000-01-01 00:00:00Z", "0044-03-15 00:00:00Z BC"];
@@ -46,71 +46,71 @@ async fn pass(collector: &mut Collector) -> tallyline::collectors::PassReport {
 }
 
 /// Checks that each row is one open reject with the cause `field`, and that it names the field.
-async fn each_is_one_reject(ours: &Ours, fields: &BTreeMap<String, &'static str>) {
+async fn each_is_one_reject(store: &Store, fields: &BTreeMap<String, &'static str>) {
     let rejects: Vec<(String, String, String)> =
-        sqlx::query_as("select event_id, cause, detail from reject where state = 'open'").fetch_all(&ours.ledger.pool).await.unwrap();
-    let found: BTreeMap<&String, &String> = rejects.iter().map(|(id, _, detail)| (id, detail)).collect();
-    assert_eq!((found.len(), rejects.len()), (fields.len(), fields.len()), "{rejects:?}");
+        sqlx::query_as("select event_id, cause, detail from reject where state = 'open'").fetch_all(&store.ledger.pool).await.unwrap();
+    let details: BTreeMap<&String, &String> = rejects.iter().map(|(id, _, detail)| (id, detail)).collect();
+    assert_eq!((details.len(), rejects.len()), (fields.len(), fields.len()), "{rejects:?}");
     assert!(rejects.iter().all(|(_, cause, _)| cause == "field"), "{rejects:?}");
     for (id, field) in fields {
-        let detail = found.get(id).unwrap_or_else(|| panic!("{id} is not among the rejects: {rejects:?}"));
+        let detail = details.get(id).unwrap_or_else(|| panic!("{id} is not among the rejects: {rejects:?}"));
         assert!(detail.contains(&format!("field {field} ")), "{id}: {detail}");
     }
 }
 
 #[tokio::test]
 async fn every_row_with_an_odd_time_is_one_reject_that_names_the_field() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let good = coderd.creation().await;
     let fields = odd_rows(&coderd).await;
     let small = Settings { page: 2, ..settings() };
-    let mut collector = ours.collector(small.clone(), &coderd).await;
+    let mut collector = store.collector(small.clone(), &coderd).await;
     assert!(pass(&mut collector).await.full_sweep);
     // Before the ledger has read the log: this collector and the next know the rows as in flight.
     assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
     collector.close().await;
-    let mut collector = ours.collector(small.clone(), &coderd).await;
+    let mut collector = store.collector(small.clone(), &coderd).await;
     assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
-    ours.consume().await;
-    each_is_one_reject(&ours, &fields).await;
-    let builds: Vec<Uuid> = sqlx::query_scalar("select build_id from workspace_build").fetch_all(&ours.ledger.pool).await.unwrap();
+    store.consume().await;
+    each_is_one_reject(&store, &fields).await;
+    let builds: Vec<Uuid> = sqlx::query_scalar("select build_id from workspace_build").fetch_all(&store.ledger.pool).await.unwrap();
     assert_eq!(builds, [good]);
     // Afterwards: in incremental passes and in sweeps.
     for sweep in [TimeDelta::days(1), TimeDelta::zero()] {
         collector.close().await;
-        collector = ours.collector(Settings { sweep_interval: sweep, ..small.clone() }, &coderd).await;
+        collector = store.collector(Settings { sweep_interval: sweep, ..small.clone() }, &coderd).await;
         assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
     }
-    ours.consume().await;
-    each_is_one_reject(&ours, &fields).await;
+    store.consume().await;
+    each_is_one_reject(&store, &fields).await;
 }
 
 #[tokio::test]
 async fn an_odd_time_that_comes_between_two_passes_is_one_reject_too() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
-    let mut collector = ours.collector(Settings { page: 2, ..settings() }, &coderd).await;
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    let mut collector = store.collector(Settings { page: 2, ..settings() }, &coderd).await;
     pass(&mut collector).await;
     let fields = odd_rows(&coderd).await;
     let report = pass(&mut collector).await;
     assert!(!report.full_sweep);
-    ours.consume().await;
+    store.consume().await;
     // Only a sweep finds rows dated before all time, like all rows dated that far back.
     collector.close().await;
-    let mut sweeping = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
+    let mut sweeping = store.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
     pass(&mut sweeping).await;
-    ours.consume().await;
-    each_is_one_reject(&ours, &fields).await;
+    store.consume().await;
+    each_is_one_reject(&store, &fields).await;
 }
 
 #[tokio::test]
 async fn the_audit_sees_rows_with_odd_times_as_open_work() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let fields = odd_rows(&coderd).await;
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     let source = Some((source_of(&coderd.database.url), coderd.deployment));
     pass(&mut collector).await;
-    ours.consume().await;
-    let audit = Audit { ledger: ours.ledger.clone(), log: ours.log.clone(), source, patience: Duration::ZERO };
+    store.consume().await;
+    let audit = Audit { ledger: store.ledger.clone(), log: store.log.clone(), source, patience: Duration::ZERO };
     let report = audit.run().await.unwrap();
     let joint = &report.joints[0];
     assert_eq!(joint.differences, []);
@@ -122,24 +122,24 @@ async fn the_audit_sees_rows_with_odd_times_as_open_work() {
 
 #[tokio::test]
 async fn marks_that_become_odd_after_acceptance_change_nothing() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     pass(&mut collector).await;
-    ours.consume().await;
+    store.consume().await;
     sqlx::query("update usage_events set publish_started_at = '-infinity', published_at = 'infinity'")
         .execute(&coderd.database.pool)
         .await
         .unwrap();
     let source = Some((source_of(&coderd.database.url), coderd.deployment));
-    let audit = Audit { ledger: ours.ledger.clone(), log: ours.log.clone(), source, patience: Duration::ZERO };
+    let audit = Audit { ledger: store.ledger.clone(), log: store.log.clone(), source, patience: Duration::ZERO };
     let report = audit.run().await.unwrap();
     assert!(report.balanced && report.joints[0].open.is_empty(), "{report:?}");
 }
 
 #[tokio::test]
 async fn odd_times_of_marks_hours_and_licenses_are_read() {
-    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     sqlx::raw_sql(
         "insert into licenses (uploaded_at, jwt, exp, uuid) values ('-infinity', 'a.b.c', 'infinity', gen_random_uuid()),
              ('294000-01-01Z', 'd.e.f', '294000-01-01Z', gen_random_uuid());
@@ -151,9 +151,9 @@ async fn odd_times_of_marks_hours_and_licenses_are_read() {
     .execute(&coderd.database.pool)
     .await
     .unwrap();
-    let mut collector = ours.collector(settings(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     assert!(pass(&mut collector).await.runtime_complete_until.is_some());
-    let licenses = ours.ledger.run(async |conn| licenses::present(conn, collector.source().id).await).await.unwrap();
+    let licenses = store.ledger.run(async |conn| licenses::present(conn, collector.source().id).await).await.unwrap();
     assert!(licenses.len() == 2 && licenses.iter().all(|license| license.uploaded_at.is_none()), "{licenses:?}");
     let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
     let mark = reader.latest_publish_mark().await.unwrap().unwrap();

@@ -8,13 +8,13 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, register, usage};
 
 #[tokio::test]
-async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on_kafka() {
-    what_is_no_event_becomes_a_row_and_the_partition_moves_on(Backend::Kafka).await;
+async fn bad_input_becomes_rows_and_later_records_are_recorded_on_kafka() {
+    bad_input_becomes_rows_and_later_records_are_recorded(Backend::Kafka).await;
 }
 
 #[tokio::test]
-async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on_the_postgres_log() {
-    what_is_no_event_becomes_a_row_and_the_partition_moves_on(Backend::Postgres).await;
+async fn bad_input_becomes_rows_and_later_records_are_recorded_on_the_postgres_log() {
+    bad_input_becomes_rows_and_later_records_are_recorded(Backend::Postgres).await;
 }
 
 /// A record that is not an accepted event.
@@ -67,7 +67,7 @@ fn build_records() -> Vec<Message> {
     let event = build(DEPLOYMENT, 1);
     let (mut renamed, mut longer) = (event.clone(), event.clone());
     let (Payload::Build(name), Payload::Build(time)) = (&mut renamed.payload, &mut longer.payload) else { unreachable!("it is a build") };
-    name.template_name = "another name is no other event".to_owned();
+    name.template_name = "another name is the same event".to_owned();
     time.completed_at += chrono::TimeDelta::microseconds(1);
     vec![
         event.to_message(),
@@ -80,7 +80,7 @@ fn build_records() -> Vec<Message> {
     ]
 }
 
-async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Backend) {
+async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend) {
     let site = Site::new(backend, "roles = ['consume']\n").await;
     register(&site.ledger, &[DEPLOYMENT]).await;
     let mut consumer = site.start("consume", &[]);
@@ -95,7 +95,7 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
             .fetch_all(&site.database.pool)
             .await
             .unwrap();
-    let told: Vec<(&str, i64, &str, &str)> =
+    let summary: Vec<(&str, i64, &str, &str)> =
         rows.iter().map(|row| (row.topic.as_str(), row.log_offset, row.verdict.as_str(), row.cause.as_str())).collect();
     let (builds, usages) = (Topic::WorkspaceBuilds.name(), Topic::AgentUsage.name());
     let expected = [
@@ -110,7 +110,7 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
         (usages, 5, "rejected", "tombstone"),
         (usages, 6, "conflict", "conflict"),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(summary, expected);
     assert_eq!(rows[0].payload.as_deref(), Some(&b"\0 no JSON"[..]), "kept as found");
     assert_eq!((rows[6].event_id.as_deref(), rows[8].payload.is_none()), (Some("usage-3"), true));
 
@@ -122,8 +122,8 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
     .await
     .unwrap();
     let name = |n: u32| uuid::Uuid::from_u128(0xb000_0000 + u128::from(n)).to_string();
-    let stands = [(name(1), "template-1"), (name(4), "template-0"), ("usage-0".to_owned(), "1"), ("usage-6".to_owned(), "1")];
-    assert_eq!(accepted, stands.map(|(id, value)| (id, value.to_owned())));
+    let expected = [(name(1), "template-1"), (name(4), "template-0"), ("usage-0".to_owned(), "1"), ("usage-6".to_owned(), "1")];
+    assert_eq!(accepted, expected.map(|(id, value)| (id, value.to_owned())));
 
     let audit = site.command(&["audit", "--deep", "--output", "json"]).await;
     assert!(audit.status.success(), "{audit:?}");

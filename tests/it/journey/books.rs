@@ -85,7 +85,7 @@ impl Journey {
     }
 
     /// The audit names each change by hand.
-    pub async fn what_is_tampered_with_is_named(&mut self) {
+    pub async fn every_tampered_row_is_named(&mut self) {
         let forged = "forged-00000000-0000-4000-8000-000000000000";
         sqlx::query(
             "insert into usage_events (id, event_type, event_data, created_at) values ($1, 'dc_managed_agents_v1', '{\"count\": 1}', $2)",
@@ -100,13 +100,13 @@ impl Journey {
         let truth = self.simulation.truth();
         let lost = &truth.usage[truth.usage.len() / 2].id;
         sqlx::query("delete from usage_event where id = $1").bind(lost).execute(&self.site.database.pool).await.unwrap();
-        let found = self.differences().await;
+        let actual = self.differences().await;
         for difference in [("missing", forged), ("missing", lost), ("usage_without_publication", lost)] {
-            assert!(found.contains(&(difference.0.to_owned(), difference.1.to_owned())), "{difference:?} is not in {found:?}");
+            assert!(actual.contains(&(difference.0.to_owned(), difference.1.to_owned())), "{difference:?} is not in {actual:?}");
         }
-        assert_eq!(found.iter().filter(|(kind, _)| kind == "batch_without_its_events").count(), 1, "{found:?}");
-        assert_eq!(found.len(), 4, "{found:?}");
-        self.done("what was tampered with is named");
+        assert_eq!(actual.iter().filter(|(kind, _)| kind == "batch_without_its_events").count(), 1, "{actual:?}");
+        assert_eq!(actual.len(), 4, "{actual:?}");
+        self.done("every tampered row is named");
     }
 
     /// Kind and id of the differences of an audit, which must end with status 1.

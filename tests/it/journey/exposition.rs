@@ -92,19 +92,19 @@ struct Timestamp {
 
 /// One series on the page.
 #[derive(Debug)]
-pub struct Shown {
+pub struct ShownSeries {
     pub value: Value,
     pub created: Option<DateTime<Utc>>,
 }
 
 /// The domain series of the protobuf page.
-pub async fn scrape(metrics: &str) -> BTreeMap<Key, Shown> {
+pub async fn scrape(metrics: &str) -> BTreeMap<Key, ShownSeries> {
     let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
     let answer = reqwest::Client::new().get(metrics).header(ACCEPT, protobuf).send().await.expect("an answer");
     assert!(answer.headers()["content-type"].to_str().expect("text").starts_with("application/vnd.google.protobuf"), "{answer:?}");
     let body = answer.bytes().await.expect("a body");
     let mut body = &body[..];
-    let mut shown = BTreeMap::new();
+    let mut page = BTreeMap::new();
     while !body.is_empty() {
         let family = Family::decode_length_delimited(&mut body).expect("a family");
         if !family.name.starts_with("coderd_") && family.name != "tallyline_negative_durations_total" {
@@ -113,16 +113,16 @@ pub async fn scrape(metrics: &str) -> BTreeMap<Key, Shown> {
         for metric in family.metric {
             let labels = metric.label.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
             let key = (family.name.clone(), labels);
-            assert!(shown.insert(key.clone(), read(metric)).is_none(), "{key:?} is there twice");
+            assert!(page.insert(key.clone(), read(metric)).is_none(), "{key:?} is there twice");
         }
     }
-    shown
+    page
 }
 
-fn read(metric: Metric) -> Shown {
+fn read(metric: Metric) -> ShownSeries {
     match (metric.counter, metric.histogram) {
-        (Some(counter), None) => Shown { value: Value::Counter(counter.value), created: counter.created.map(|at| at.at()) },
-        (None, Some(histogram)) => Shown { created: histogram.created.as_ref().map(Timestamp::at), value: histogram.value() },
+        (Some(counter), None) => ShownSeries { value: Value::Counter(counter.value), created: counter.created.map(|at| at.at()) },
+        (None, Some(histogram)) => ShownSeries { created: histogram.created.as_ref().map(Timestamp::at), value: histogram.value() },
         other => panic!("neither a counter nor a histogram: {other:?}"),
     }
 }

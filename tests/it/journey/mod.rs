@@ -44,6 +44,6 @@ async fn every_number_is_true_in_the_end(backend: Backend, schema: SchemaVersion
     journey.every_number_is_true().await;
     journey.replayed_without_effect().await;
     journey.ended().await;
-    journey.what_is_tampered_with_is_named().await;
+    journey.every_tampered_row_is_named().await;
     eprintln!("journey on {backend:?} took {:.1?}", begun.elapsed());
 }

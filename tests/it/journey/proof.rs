@@ -39,16 +39,16 @@ impl Proof<'_> {
         assert_eq!(numbers, coderds, "the two oracles");
         assert_eq!(oracle::clock_skews(self.coderd).await as u64, truth.clock_skews);
 
-        let shown = exposition::scrape(&self.serve.metrics).await;
+        let page = exposition::scrape(&self.serve.metrics).await;
         let expected = numbers.series();
         let instants = expected::instants(truth, self.introduced_at);
         for (key, value) in &expected {
-            let series = shown.get(key).unwrap_or_else(|| panic!("{key:?} is not shown, it should be {value:?}"));
+            let series = page.get(key).unwrap_or_else(|| panic!("{key:?} is not shown, it should be {value:?}"));
             assert_eq!(&series.value, value, "{key:?}");
             let created = series.created.unwrap_or_else(|| panic!("{key:?} does not say since when"));
             assert!(instants[key].contains(&created), "{key:?} begins at {created}, when nothing happened");
         }
-        let unexpected: Vec<_> = shown.keys().filter(|key| !expected.contains_key(*key)).collect();
+        let unexpected: Vec<_> = page.keys().filter(|key| !expected.contains_key(*key)).collect();
         assert!(unexpected.is_empty(), "{unexpected:?}");
         let samples: BTreeMap<String, f64> = expected.iter().flat_map(|(key, value)| expected::samples(key, value)).collect();
         assert_eq!(watch::parsed(&self.serve.domain_lines().await), samples, "the text page");
@@ -103,8 +103,8 @@ impl Proof<'_> {
     /// number of repeated deliveries.
     pub async fn bill_is_true(&self, books: &Books) -> usize {
         let truth = self.truth;
-        let ours = |row: &&UsageTruth| row.published_at.is_none();
-        let publishable: BTreeMap<&str, &UsageTruth> = truth.usage.iter().filter(ours).map(|row| (row.id.as_str(), row)).collect();
+        let unpublished = |row: &&UsageTruth| row.published_at.is_none();
+        let publishable: BTreeMap<&str, &UsageTruth> = truth.usage.iter().filter(unpublished).map(|row| (row.id.as_str(), row)).collect();
         let states = oracle::usage_states(self.coderd, Clock::system().now()).await;
         let open = |state: &UsageState| matches!(state, UsageState::Pending | UsageState::PendingAfterFailure);
         let left: BTreeSet<&str> = states.iter().filter(|(_, state)| open(state)).map(|(id, _)| id.as_str()).collect();

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::simulated::{introduction, pipeline, vendor};
 use super::site::{Backend, Serve, Site};
-use super::watch::{Seen, Watch};
+use super::watch::{Observations, Watch};
 use crate::support::process::Process;
 use crate::support::{self, Database, eventually};
 
@@ -105,7 +105,7 @@ impl Journey {
         self.serve[0].process.kill();
         kill_and_start_again(&mut self.consume[1], || self.site.start("consume", &[]));
         eprintln!("the first server and consumer 1 killed at {there} events");
-        self.publisher_dies_with_a_request_on_its_way().await;
+        self.kill_publisher_during_a_request().await;
         self.history(middle, SECOND_PART, 4).await;
         self.await_holder(1, "the series are handed over").await;
         self.serve[0].start_again(&self.site);
@@ -137,8 +137,8 @@ impl Journey {
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
         // the collector lives in the past, so its completeness was true; after the first pass it read only possibly new rows
-        let told = "select late, swept_pass_id from collector_progress";
-        let (late, last_sweep): (i64, i64) = sqlx::query_as(told).fetch_one(&self.site.database.pool).await.unwrap();
+        let progress = "select late, swept_pass_id from collector_progress";
+        let (late, last_sweep): (i64, i64) = sqlx::query_as(progress).fetch_one(&self.site.database.pool).await.unwrap();
         assert_eq!((late, last_sweep), (0, 1));
         self.done("handed back, all of the history is in");
     }
@@ -185,12 +185,12 @@ impl Journey {
     /// Waits until the shown state contains everything that the ledger has at this call.
     pub async fn all_is_folded(&self) {
         let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "all is folded", || self.serve[0].has_folded(sequence)).await;
+        eventually(SOON, "the folds are at the ledger's end", || self.serve[0].has_folded(sequence)).await;
     }
 
     /// Ends all processes in order. Checks that the scraper has seen no fault.
     pub async fn ended(&mut self) {
-        let Seen { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
+        let Observations { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{}: {:?}", faults.len(), &faults[..faults.len().min(5)]);
         assert_eq!(holders.len(), 3, "shown by one, the other, and the first again: {holders:?}");
         assert!(holders[0] == holders[2] && !series.is_empty() && changed > 3, "{holders:?}, {changed} of {pages} pages were new");
@@ -229,16 +229,16 @@ impl Journey {
     }
 
     /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer is never read.
-    async fn publisher_dies_with_a_request_on_its_way(&mut self) {
-        let taken = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
-        eventually(SOON, "a request is on its way", || async {
+    async fn kill_publisher_during_a_request(&mut self) {
+        let last_request = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
+        eventually(SOON, "a request is in flight", || async {
             let books = self.tallyman.books();
-            books.requests > taken(&books)
+            books.requests > last_request(&books)
         })
         .await;
         self.publish.pause();
-        let on_its_way = self.tallyman.books().requests;
-        eventually(SOON, "the vendor has taken it", || async { taken(&self.tallyman.books()) == on_its_way }).await;
+        let in_flight = self.tallyman.books().requests;
+        eventually(SOON, "the vendor has taken it", || async { last_request(&self.tallyman.books()) == in_flight }).await;
         kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));
         self.kills_of_publishers += 1;
         self.tallyman.set_switches(Switches::default()).unwrap();
@@ -285,7 +285,7 @@ fn kill_and_start_again(process: &mut Process, start: impl FnOnce() -> Process) 
 async fn end_in_order(process: &mut Process) {
     assert!(!process.stderr().contains("stopped"), "{}", process.stderr());
     assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
-    let said = process.stderr();
-    assert!(!said.contains(" ERROR ") && said.lines().last().is_some_and(|last| last.ends_with("stopped")), "{said}");
-    said.lines().filter(|line| line.contains(" WARN ")).for_each(|line| eprintln!("{line}"));
+    let output = process.stderr();
+    assert!(!output.contains(" ERROR ") && output.lines().last().is_some_and(|last| last.ends_with("stopped")), "{output}");
+    output.lines().filter(|line| line.contains(" WARN ")).for_each(|line| eprintln!("{line}"));
 }

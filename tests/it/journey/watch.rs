@@ -14,7 +14,7 @@ type Series = BTreeMap<String, f64>;
 
 /// The scraper's observations until now.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Observations {
     /// The last page.
     pub series: Series,
     /// Which of the two answered; each change once.
@@ -27,7 +27,7 @@ pub struct Seen {
     pub faults: Vec<String>,
 }
 
-impl Seen {
+impl Observations {
     fn add(&mut self, holder: usize, series: Series) {
         for (name, before) in &self.series {
             match series.get(name) {
@@ -47,7 +47,7 @@ impl Seen {
 
 /// The running scraper.
 pub struct Watch {
-    seen: Arc<Mutex<Seen>>,
+    observations: Arc<Mutex<Observations>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -55,31 +55,31 @@ pub struct Watch {
 impl Watch {
     /// Scrapes both addresses in turn, five times a second, one request at a time.
     pub fn start(metrics: [String; 2]) -> Watch {
-        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), CancellationToken::new());
-        let (seeing, heard) = (Arc::clone(&seen), stop.clone());
+        let (observations, stop) = (Arc::new(Mutex::new(Observations::default())), CancellationToken::new());
+        let (recorder, signal) = (Arc::clone(&observations), stop.clone());
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(Duration::from_millis(200));
-            while heard.run_until_cancelled(ticks.tick()).await.is_some() {
+            while signal.run_until_cancelled(ticks.tick()).await.is_some() {
                 for (holder, address) in metrics.iter().enumerate() {
                     let series = parsed(&page(address).await.unwrap_or_default());
                     if !series.is_empty() {
-                        seeing.lock().expect("no panic").add(holder, series);
+                        recorder.lock().expect("no panic").add(holder, series);
                     }
                 }
             }
         });
-        Watch { seen, stop, task }
+        Watch { observations, stop, task }
     }
 
     /// The processes that showed the series, in order.
     pub fn holders(&self) -> Vec<usize> {
-        self.seen.lock().expect("no panic").holders.clone()
+        self.observations.lock().expect("no panic").holders.clone()
     }
 
-    pub async fn end(self) -> Seen {
+    pub async fn end(self) -> Observations {
         self.stop.cancel();
         self.task.await.expect("no panic");
-        self.seen.lock().expect("no panic").clone()
+        self.observations.lock().expect("no panic").clone()
     }
 }
 
@@ -95,10 +95,10 @@ pub fn parsed(page: &str) -> Series {
 #[test]
 fn a_fall_and_a_series_that_is_gone_are_faults() {
     let series = |text: &str| parsed(text);
-    let mut seen = Seen::default();
-    seen.add(0, series("a{x=\"1 2\"} 5\nb 1\n"));
-    seen.add(1, series("a{x=\"1 2\"} 5\nb 2\nc 1\n"));
-    assert_eq!((seen.faults.len(), seen.holders.clone(), seen.changed), (0, vec![0, 1], 2));
-    seen.add(1, series("a{x=\"1 2\"} 4\nc 1\n"));
-    assert_eq!(seen.faults, ["a{x=\"1 2\"} fell from 5 to 4", "b has disappeared, it was 2"]);
+    let mut observations = Observations::default();
+    observations.add(0, series("a{x=\"1 2\"} 5\nb 1\n"));
+    observations.add(1, series("a{x=\"1 2\"} 5\nb 2\nc 1\n"));
+    assert_eq!((observations.faults.len(), observations.holders.clone(), observations.changed), (0, vec![0, 1], 2));
+    observations.add(1, series("a{x=\"1 2\"} 4\nc 1\n"));
+    assert_eq!(observations.faults, ["a{x=\"1 2\"} fell from 5 to 4", "b has disappeared, it was 2"]);
 }

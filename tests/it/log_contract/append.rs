@@ -11,14 +11,14 @@ use super::{BUILDS, body, builds, message, on_both_logs};
 use crate::support::eventually;
 
 on_both_logs!(
-    what_is_appended_is_read_back_as_it_was,
+    appended_records_are_read_back_unchanged,
     one_key_is_one_partition_in_the_order_of_its_appends,
-    a_reader_at_the_end_misses_nothing_of_appends_that_overlap,
-    topics_are_created_once_and_drift_is_told,
-    a_topic_that_is_not_there_is_named,
+    a_reader_at_the_end_misses_no_overlapping_append,
+    topics_are_created_once_and_drift_is_reported,
+    a_missing_topic_is_named,
 );
 
-async fn what_is_appended_is_read_back_as_it_was(site: Site) {
+async fn appended_records_are_read_back_unchanged(site: Site) {
     let header = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
     let messages = vec![
         message("plain", "body"),
@@ -64,18 +64,18 @@ async fn one_key_is_one_partition_in_the_order_of_its_appends(site: Site) {
     for (partition, records) in (0..PARTITIONS).zip(site.read_topic().await) {
         assert!(!records.is_empty(), "40 keys leave no partition of {PARTITIONS} empty");
         for key in partitions.iter().filter(|(_, of)| **of == partition).map(|(key, _)| key) {
-            let found: Vec<String> = records
+            let actual: Vec<String> = records
                 .iter()
                 .filter(|record| record.message.key.as_deref() == Some(key.as_bytes()))
                 .map(|record| body(&record.message))
                 .collect();
             let expected: Vec<String> = (0..2).flat_map(|append| (0..3).map(move |turn| format!("{key} {append} {turn}"))).collect();
-            assert_eq!(found, expected);
+            assert_eq!(actual, expected);
         }
     }
 }
 
-async fn a_reader_at_the_end_misses_nothing_of_appends_that_overlap(site: Site) {
+async fn a_reader_at_the_end_misses_no_overlapping_append(site: Site) {
     const APPENDERS: usize = 4;
     const APPENDS: usize = 25;
     let appenders: Vec<_> = (0..APPENDERS)
@@ -95,7 +95,7 @@ async fn a_reader_at_the_end_misses_nothing_of_appends_that_overlap(site: Site) 
     let partition = builds(site.log.append(BUILDS, vec![message("one key", "first")]).await.unwrap()[0].0);
     let mut read = Vec::new();
     let mut next = 0;
-    eventually(Duration::from_secs(60), "all is read", || {
+    eventually(Duration::from_secs(60), "every record is read", || {
         let log = site.log.clone();
         let from = next;
         let records = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(log.read(partition, from, 10))).unwrap();
@@ -121,7 +121,7 @@ async fn a_reader_at_the_end_misses_nothing_of_appends_that_overlap(site: Site) 
 
 /// PostgreSQL only: a transaction can stay open there.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_append_waits_for_one_that_is_open_and_comes_after_it() {
+async fn an_append_waits_for_an_open_one_and_follows_it() {
     for commits in [true, false] {
         let site = Site::new(Kind::Postgres).await;
         let pool = &site.database.as_ref().unwrap().pool;
@@ -155,10 +155,10 @@ async fn an_append_waits_for_one_that_is_open_and_comes_after_it() {
             open.rollback().await.unwrap();
         }
         let second = other.await.unwrap();
-        let found: Vec<(i64, String)> =
+        let actual: Vec<(i64, String)> =
             site.read_all(partition).await.iter().map(|record| (record.offset, body(&record.message))).collect();
         let expected: &[(i64, &str)] = if commits { &[(0, "held open"), (1, "waits")] } else { &[(0, "waits")] };
-        assert_eq!(found, expected.iter().map(|(offset, body)| (*offset, (*body).to_owned())).collect::<Vec<_>>());
+        assert_eq!(actual, expected.iter().map(|(offset, body)| (*offset, (*body).to_owned())).collect::<Vec<_>>());
         assert_eq!(second, [(partition, expected.last().unwrap().0)]);
     }
 }
@@ -169,7 +169,7 @@ fn partition_of(key: &str) -> u64 {
     (hash ^ (hash >> 32)) % u64::try_from(PARTITIONS).unwrap()
 }
 
-async fn topics_are_created_once_and_drift_is_told(site: Site) {
+async fn topics_are_created_once_and_drift_is_reported(site: Site) {
     for topic in tallyline::event::Topic::ALL {
         assert_eq!(site.log.partitions(topic).await.unwrap(), (0..PARTITIONS).collect::<Vec<_>>());
     }
@@ -182,7 +182,7 @@ async fn topics_are_created_once_and_drift_is_told(site: Site) {
 
 /// A topic that another program created with too short a retention.
 #[tokio::test]
-async fn a_short_retention_is_told() {
+async fn a_short_retention_is_reported() {
     use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
     let site = Site::bare(Kind::Kafka).await;
     let kafka = site.kafka.as_ref().unwrap();
@@ -211,14 +211,14 @@ async fn a_short_retention_is_told() {
     assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), [format!("{BUILDS}: retention is 7 days, expected at least 35")]);
 }
 
-async fn a_topic_that_is_not_there_is_named(site: Site) {
+async fn a_missing_topic_is_named(site: Site) {
     let site = Site::bare(site.kind).await;
     assert_eq!(site.log.partitions(BUILDS).await, Err(LogError::NoTopic(BUILDS)));
     assert_eq!(site.log.watermarks(builds(0)).await, Err(LogError::NoTopic(BUILDS)));
 }
 
 #[tokio::test]
-async fn a_log_that_does_not_answer_is_told_in_time() {
+async fn an_unresponsive_log_is_reported_in_time() {
     // A port that was just freed has no listener.
     let port = crate::support::ports::free_port();
     let mut settings = KafkaSettings::new(&format!("127.0.0.1:{port}"));
@@ -244,7 +244,7 @@ async fn a_log_that_does_not_answer_is_told_in_time() {
 }
 
 #[test]
-fn a_wrong_property_is_told_at_once() {
+fn a_wrong_property_is_reported_at_once() {
     for (name, value) in [("no.such.property", "1"), ("session.timeout.ms", "soon"), ("acks", "1"), ("enable.auto.commit", "true")] {
         let mut settings = KafkaSettings::new("127.0.0.1:1");
         settings.properties.insert(name.to_owned(), value.to_owned());

@@ -18,14 +18,14 @@ use crate::support::process::Process;
 on_every_group!(
     a_consumer_gets_everything_in_batches_of_one_partition,
     consumers_share_the_partitions_and_each_record_is_recorded_once,
-    the_partitions_of_a_consumer_killed_with_9_move,
+    the_partitions_of_a_killed_consumer_move,
     partitions_left_out_are_not_read_until_they_are_started,
     held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer,
-    starting_anew_shows_nothing_that_was_read_before,
+    a_restarted_partition_delivers_no_batch_of_its_earlier_start,
     an_offset_that_the_log_does_not_hold_stops_only_its_partition,
-    a_consumer_that_takes_nothing_for_long_keeps_its_partitions,
-    partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back,
-    a_consumer_that_is_told_to_stop_leaves,
+    a_consumer_that_takes_no_batch_for_long_keeps_its_partitions,
+    partitions_that_moved_while_no_batch_was_taken_are_read_when_they_return,
+    a_stopped_consumer_leaves_the_group,
 );
 
 /// More than the broker's default of 45 s to notice a killed member in the new group protocol.
@@ -94,7 +94,7 @@ impl Books {
     }
 
     async fn eventually_recorded(&self, bodies: &[String]) {
-        eventually(LONG, "all is recorded", || async { self.bodies().len() >= bodies.len() }).await;
+        eventually(LONG, "every record is recorded", || async { self.bodies().len() >= bodies.len() }).await;
         assert_eq!(self.bodies(), bodies, "each once");
     }
 }
@@ -211,7 +211,7 @@ async fn consumers_share_the_partitions_and_each_record_is_recorded_once(site: S
 
 const ADDRESS: &str = "LOG_CONTRACT_ADDRESS";
 
-async fn the_partitions_of_a_consumer_killed_with_9_move(site: Site) {
+async fn the_partitions_of_a_killed_consumer_move(site: Site) {
     let before = append(&site.log, "before", 100).await;
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "log_contract::group::the_process_that_is_killed", "--nocapture"]).env(ADDRESS, site.address());
@@ -230,7 +230,7 @@ async fn the_partitions_of_a_consumer_killed_with_9_move(site: Site) {
 
 /// Consumes everything until it is killed.
 #[tokio::test]
-#[ignore = "not a test: what the_partitions_of_a_consumer_killed_with_9_move starts and kills"]
+#[ignore = "not a test: what the_partitions_of_a_killed_consumer_move starts and kills"]
 async fn the_process_that_is_killed() {
     let address = std::env::var(ADDRESS).expect("the log's address, from the test that starts this");
     let books = Arc::new(Books::default());
@@ -329,7 +329,7 @@ async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their
     consumer.leave().await;
 }
 
-async fn starting_anew_shows_nothing_that_was_read_before(site: Site) {
+async fn a_restarted_partition_delivers_no_batch_of_its_earlier_start(site: Site) {
     ten_in_each(&site).await;
     let end = ends(&site).await[0];
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
@@ -389,7 +389,7 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
     consumer.leave().await;
 }
 
-async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site) {
+async fn a_consumer_that_takes_no_batch_for_long_keeps_its_partitions(site: Site) {
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
     // Far more batches than the buffer takes, for longer than a member's silence (6 s) or lease (2 s) may last.
@@ -413,7 +413,7 @@ async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site)
     consumer.leave().await;
 }
 
-async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back(site: Site) {
+async fn partitions_that_moved_while_no_batch_was_taken_are_read_when_they_return(site: Site) {
     let books = Arc::new(Books::default());
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
@@ -437,7 +437,7 @@ async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_ba
     worker.leave().await;
 }
 
-async fn a_consumer_that_is_told_to_stop_leaves(site: Site) {
+async fn a_stopped_consumer_leaves_the_group(site: Site) {
     let stop = CancellationToken::new();
     let mut consumer = site.log.join(GROUP, stop.clone()).unwrap();
     assigned(&mut consumer, |_| None).await;

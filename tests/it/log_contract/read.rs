@@ -93,7 +93,7 @@ async fn several_readers_do_not_disturb_each_other(site: Site) {
 
 /// Kafka only: a transaction of another producer leaves markers in the log, and an aborted one leaves invisible offsets.
 #[tokio::test(flavor = "multi_thread")]
-async fn offsets_that_are_missing_are_passed_over() {
+async fn missing_offsets_are_skipped() {
     use rdkafka::producer::Producer as _;
     let site = Site::new(Kind::Kafka).await;
     let kafka = site.kafka.as_ref().unwrap();
@@ -136,7 +136,7 @@ async fn offsets_that_are_missing_are_passed_over() {
 
 /// PostgreSQL only: on Kafka the broker removes expired records.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_expired_and_recorded_is_removed() {
+async fn expired_recorded_records_are_removed() {
     let site = Site::new(Kind::Postgres).await;
     let (pool, partition) = (&site.database.as_ref().unwrap().pool, builds(twenty(&site).await));
     let Log::Postgres(log) = &site.log else { panic!("a log in PostgreSQL") };

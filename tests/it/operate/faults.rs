@@ -38,7 +38,7 @@ async fn all_is_recorded_once(site: &Site) {
 }
 
 /// Cuts all connections `times` times in the middle of the server's bytes.
-async fn cut_again_and_again(proxy: &Proxy, times: u32, bytes: u64) {
+async fn cut_repeatedly(proxy: &Proxy, times: u32, bytes: u64) {
     for _ in 0..times {
         proxy.cut_after(bytes);
         let what = "so much was sent that the connections were cut";
@@ -61,7 +61,7 @@ async fn postgres_connections_cut_under_load_lose_and_double_nothing() {
         site.set("ledger.url", &format!("'{url}'"));
         let mut running = site.start("");
         running.says(&["partitions assigned"]).await;
-        cut_again_and_again(&proxy, 8, 20_000).await;
+        cut_repeatedly(&proxy, 8, 20_000).await;
         all_is_recorded_once(&site).await;
         running.ready().await;
         assert!(!running.process.stderr().contains("partition stopped"), "{}", running.process.stderr());
@@ -78,7 +78,7 @@ async fn kafka_cut_and_frozen_under_load_loses_and_doubles_nothing() {
     site.set("kafka.brokers", &format!("'{}'", proxy.address));
     let mut running = site.start("");
     running.says(&["partitions assigned"]).await;
-    cut_again_and_again(&proxy, 4, 200_000).await;
+    cut_repeatedly(&proxy, 4, 200_000).await;
     proxy.freeze();
     // longer than the group waits: the group considers the member dead
     running.not_ready("log", &["Kafka at"]).await;

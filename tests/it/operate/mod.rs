@@ -188,12 +188,12 @@ struct Coderd {
     simulation: Simulation,
 }
 
-/// Repeats `look` until it returns a value.
-async fn found<T>(deadline: Duration, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+/// Repeats `probe` until it returns a value.
+async fn eventually_some<T>(deadline: Duration, what: &str, probe: impl AsyncFn() -> Option<T>) -> T {
     let searched = async {
         loop {
-            if let Some(found) = look().await {
-                return found;
+            if let Some(value) = probe().await {
+                return value;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -223,7 +223,7 @@ impl Running {
 
     /// Waits for a line that contains all these words.
     async fn says(&self, words: &[&str]) -> String {
-        found(SOON, &format!("it says {words:?}"), async || {
+        eventually_some(SOON, &format!("it says {words:?}"), async || {
             let text = self.process.stderr();
             text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
         })
@@ -256,12 +256,12 @@ impl Running {
 
     /// Waits until it is ready.
     async fn ready(&self) {
-        eventually(SOON, "it is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
+        eventually(SOON, "the process is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
     }
 
     /// Waits until this check fails with a reason that contains all these words, in a living process. Returns the reason.
     async fn not_ready(&self, check: &str, words: &[&str]) -> String {
-        let why = found(SOON, &format!("{check} is not ready because {words:?}"), async || {
+        let why = eventually_some(SOON, &format!("{check} is not ready because {words:?}"), async || {
             let (status, body) = self.get("/readyz").await;
             let check = &body["checks"][check];
             let why = check["why"].as_str().filter(|why| words.iter().all(|word| why.contains(word)))?;

@@ -17,7 +17,7 @@ async fn serving() -> (Site, Running) {
         site.set(&format!("serve.tokens.the-{scope}"), &format!("'{scope} {text}'"));
     }
     let running = site.start("");
-    eventually(super::SOON, "it is ready", || async { running.get("/readyz").await.0.is_success() }).await;
+    eventually(super::SOON, "the process is ready", || async { running.get("/readyz").await.0.is_success() }).await;
     (site, running)
 }
 
@@ -33,7 +33,7 @@ fn json(ended: &Ended) -> Value {
 }
 
 #[tokio::test]
-async fn a_command_shows_the_same_whichever_way_it_asks() {
+async fn a_command_shows_the_same_with_and_without_the_api() {
     let (site, mut running) = serving().await;
     append_builds(&site.log(), 0..5).await;
     site.builds(5).await;
@@ -76,7 +76,7 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
 }
 
 #[tokio::test]
-async fn a_loss_is_made_good_over_the_api() {
+async fn a_loss_is_recovered_over_the_api() {
     let (site, mut running) = serving().await;
     append_builds(&site.log(), 0..5).await;
     site.builds(5).await;
@@ -134,17 +134,17 @@ async fn a_loss_is_made_good_over_the_api() {
 }
 
 #[tokio::test]
-async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
+async fn a_refusal_over_the_api_has_its_reason_and_exit_code() {
     let (_site, mut running) = serving().await;
     let api = running.api().await;
     let nowhere = format!("http://127.0.0.1:{}", free_port());
-    for (at, words, token, code, said) in [
+    for (at, words, token, code, message) in [
         (&api, "status", "", 2, "401 Unauthorized: a valid bearer token is needed"),
         (&api, "status", "--token env:ENFORCE", 2, "this needs a token of scope read; the-enforce has the scope enforce"),
         (&api, "status", "--token env:NOT_SET", 2, "NOT_SET is not set"),
         (&api, "status", "--token hunter2", 2, "--token must be env:NAME"),
         (&api, "pause consume --reason x", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
-        (&api, "pause consume --reason x --as somebody", "--token env:ADMIN", 2, "--as cannot be used with --api"),
+        (&api, "pause consume --reason x --as user-001", "--token env:ADMIN", 2, "--as cannot be used with --api"),
         (&api, "pause consume", "--token env:ADMIN", 2, "reason: is missing: it goes into the audit trail"),
         (&api, "recover plan --lost ledger", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
         (&api, "recover execute --plan 0", "--token env:ADMIN", 4, "404 Not Found: no recovery was planned under 0"),
@@ -153,7 +153,7 @@ async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
         (&"http://10.0.0.1:8090".to_owned(), "status", "--token env:READ", 2, "must be https:// beyond this machine"),
     ] {
         let ended = over(at, words, token).await;
-        assert!(ended.status.code() == Some(code) && ended.stderr.contains(said), "{words} {token}: {ended:?}");
+        assert!(ended.status.code() == Some(code) && ended.stderr.contains(message), "{words} {token}: {ended:?}");
         assert!(!ended.stderr.contains("hunter2") && !ended.stderr.contains("the read token"), "{ended:?}");
     }
     // with the variable only

@@ -37,7 +37,7 @@ async fn nothing_moves(site: &Site) {
 }
 
 #[tokio::test]
-async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes_on_without_loss() {
+async fn a_paused_topic_is_not_read_across_restarts_and_resumes_without_loss() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let site = Site::registered(kind).await;
         let (mut one, mut other) = (site.start("--role consume"), site.start("--role consume"));
@@ -51,7 +51,7 @@ async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes
         for process in [&one, &other] {
             process.says(&["consume of tallyline.workspace-builds.v1 is paused by user-001", "maintenance"]).await;
         }
-        eventually(SOON, "what was read is held", || async {
+        eventually(SOON, "records that were read are held", || async {
             [&one, &other].iter().any(|process| process.process.stderr().contains("partitions held"))
         })
         .await;
@@ -75,24 +75,24 @@ async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes
 }
 
 #[tokio::test]
-async fn what_the_state_forbids_is_refused_with_who_and_why() {
+async fn a_forbidden_change_is_refused_with_actor_and_reason() {
     let site = Site::registered(Kind::Postgres).await;
-    let said = site.refused("resume publish", 4).await;
-    assert!(said.contains("publish is not paused"), "{said}");
-    let said = site.refused("pause publish", 2).await;
-    assert!(said.contains("reason"), "{said}");
-    let said = site.refused("pause publish --topic tallyline.agent-usage.v1 --reason x", 2).await;
-    assert!(said.contains("only consume goes by topics"), "{said}");
-    let said = site.refused("pause consume --topic builds --reason x", 2).await;
-    assert!(said.contains("tallyline.agent-usage.v1"), "{said}");
+    let message = site.refused("resume publish", 4).await;
+    assert!(message.contains("publish is not paused"), "{message}");
+    let message = site.refused("pause publish", 2).await;
+    assert!(message.contains("reason"), "{message}");
+    let message = site.refused("pause publish --topic tallyline.agent-usage.v1 --reason x", 2).await;
+    assert!(message.contains("only consume goes by topics"), "{message}");
+    let message = site.refused("pause consume --topic builds --reason x", 2).await;
+    assert!(message.contains("tallyline.agent-usage.v1"), "{message}");
 
     site.done("pause consume --topic tallyline.agent-usage.v1 --as user-001 --reason inspection").await;
-    let said = site.refused("resume consume", 4).await;
-    assert!(said.contains("consume is not paused") && said.contains("tallyline.agent-usage.v1 is paused by user-001"), "{said}");
+    let message = site.refused("resume consume", 4).await;
+    assert!(message.contains("consume is not paused") && message.contains("tallyline.agent-usage.v1 is paused by user-001"), "{message}");
     // all may be paused beside one; then that one is paused twice
     site.done("pause consume --as user-002 --reason upgrade").await;
-    let said = site.refused("pause consume --topic tallyline.prebuild-claims.v1 --reason x", 4).await;
-    assert!(said.contains("paused by user-002") && said.contains("upgrade"), "{said}");
+    let message = site.refused("pause consume --topic tallyline.prebuild-claims.v1 --reason x", 4).await;
+    assert!(message.contains("paused by user-002") && message.contains("upgrade"), "{message}");
     let paused = site.status().await["pauses"].clone();
     assert_eq!(paused.as_array().map(Vec::len), Some(2), "{paused}");
     site.done("resume consume").await;
@@ -101,7 +101,7 @@ async fn what_the_state_forbids_is_refused_with_who_and_why() {
 }
 
 #[tokio::test]
-async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_everywhere() {
+async fn paused_collecting_publishing_and_exporting_are_shown_everywhere() {
     let mut site = Site::new(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'publish', 'serve']");
@@ -125,8 +125,8 @@ async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_every
         ("select pass_id from collector_progress", "select count(*) from publication where leased_until > clock_timestamp()");
     let before = site.count(passes).await;
 
-    let said = site.refused("export usage --from 2020-01-01 --to 2030-01-01 -o -", 4).await;
-    assert!(said.contains("export is paused by user-001") && said.contains("maintenance"), "{said}");
+    let message = site.refused("export usage --from 2020-01-01 --to 2030-01-01 -o -", 4).await;
+    assert!(message.contains("export is paused by user-001") && message.contains("maintenance"), "{message}");
     let (code, readiness) = running.get("/readyz").await;
     assert_eq!(code, 200, "{readiness}");
     assert!(readiness["checks"]["pauses"]["why"].as_str().unwrap().contains("collect is paused by user-001"), "{readiness}");
@@ -137,8 +137,8 @@ async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_every
     assert!(metrics.contains("tallyline_paused{operation=\"consume\",topic=\"\"} 0\n"), "{metrics}");
     let status = site.status().await;
     assert_eq!(status["pauses"].as_array().map(Vec::len), Some(3), "{status}");
-    let standing = running.standing(&site).await;
-    assert!(standing["collect"]["standing"].as_str().unwrap().contains("collect is paused"), "{standing}");
+    let state = running.state(&site).await;
+    assert!(state["collect"]["standing"].as_str().unwrap().contains("collect is paused"), "{state}");
     assert_eq!((site.count(passes).await, site.count(requests).await), (before, 0));
 
     for operation in ["collect", "publish", "export"] {

@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-use super::{Kind, Running, SOON, Site, append_builds, found};
+use super::{Kind, Running, SOON, Site, append_builds, eventually_some};
 use crate::support::eventually;
 
 impl Running {
     /// The process's own report of its state, newly written.
-    pub(super) async fn standing(&self, site: &Site) -> Value {
+    pub(super) async fn state(&self, site: &Site) -> Value {
         let pid = i64::from(self.process.pid());
         sqlx::query("update process set standing = '{}'").execute(&site.ledger.pool).await.unwrap();
-        found(SOON, "the process tells how it stands", async || {
+        eventually_some(SOON, "the process reports its state", async || {
             let status = site.status().await;
             let process = status["processes"].as_array()?.iter().find(|process| process["pid"] == pid)?.clone();
             (process["standing"] != serde_json::json!({})).then(|| process["standing"].clone())
@@ -20,14 +20,14 @@ impl Running {
 }
 
 #[tokio::test]
-async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_after_a_clean_end() {
+async fn a_process_is_shown_while_it_runs_and_after_a_kill_and_not_after_a_clean_end() {
     let site = Site::registered(Kind::Postgres).await;
     append_builds(&site.log(), 0..50).await;
     let (mut clean, mut killed) = (site.start(""), site.start("--role consume"));
     site.builds(50).await;
     eventually(SOON, "both are shown", || async { site.count("select count(*) from process").await == 2 }).await;
-    let standing = clean.standing(&site).await;
-    assert!(standing["serve"]["api"].is_string() && standing["consume"]["partitions"].is_object(), "{standing}");
+    let state = clean.state(&site).await;
+    assert!(state["serve"]["api"].is_string() && state["consume"]["partitions"].is_object(), "{state}");
     let roles: Vec<String> =
         sqlx::query_scalar("select array_to_string(roles, ',') from process order by 1").fetch_all(&site.ledger.pool).await.unwrap();
     assert_eq!(roles, ["consume", "consume,serve"]);
@@ -38,31 +38,31 @@ async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_af
     sqlx::query(aged).execute(&site.ledger.pool).await.unwrap();
     let status = site.status().await;
     let gone = |status: &Value| -> Vec<bool> { status["processes"].as_array().unwrap().iter().map(|row| row["gone"] == true).collect() };
-    let mut told = gone(&status);
-    told.sort_unstable();
-    assert_eq!(told, [false, true], "{status}");
+    let mut states = gone(&status);
+    states.sort_unstable();
+    assert_eq!(states, [false, true], "{status}");
     assert!(site.command("status").await.stdout.contains("gone"));
     // a day later a living process removes it
     sqlx::query("update process set seen_at = seen_at - interval '1 day' where roles = '{consume}'")
         .execute(&site.ledger.pool)
         .await
         .unwrap();
-    eventually(SOON, "it is forgotten", || async { site.count("select count(*) from process").await == 1 }).await;
+    eventually(SOON, "it is not shown any more", || async { site.count("select count(*) from process").await == 1 }).await;
 
     clean.ends_in_order().await;
     assert_eq!(site.count("select count(*) from process").await, 0);
 }
 
 #[tokio::test]
-async fn a_process_that_does_not_serve_shows_its_own_telemetry_where_it_is_told_to() {
+async fn a_process_without_the_role_serve_shows_its_telemetry_at_the_configured_address() {
     let mut site = Site::registered(Kind::Postgres).await;
     site.set("telemetry.listen", "'127.0.0.1:0'");
     append_builds(&site.log(), 0..50).await;
     let mut running = site.start("--role consume");
     site.builds(50).await;
-    let said = running.says(&["\"message\":\"listening\"", "\"telemetry\":"]).await;
-    let said: Value = serde_json::from_str(&said).unwrap();
-    let at = format!("http://{}", said["telemetry"].as_str().unwrap());
+    let line = running.says(&["\"message\":\"listening\"", "\"telemetry\":"]).await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let at = format!("http://{}", line["telemetry"].as_str().unwrap());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let get = async |path: &str| {
         let answer = client.get(format!("{at}{path}")).send().await.unwrap();

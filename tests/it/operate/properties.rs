@@ -3,7 +3,7 @@
 use super::{Kind, Site};
 
 #[tokio::test]
-async fn wrong_kafka_properties_are_named_with_what_to_do_and_without_their_values() {
+async fn wrong_kafka_properties_are_named_with_the_fix_and_without_their_values() {
     let mut site = Site::bare(Kind::Kafka).await;
     let lines = [
         ("sasl.passwrd", "hunter2-a", "is unknown to librdkafka"),
@@ -34,7 +34,7 @@ async fn wrong_kafka_properties_are_named_with_what_to_do_and_without_their_valu
 
 /// librdkafka refuses some only when it creates a client.
 #[tokio::test]
-async fn what_librdkafka_refuses_later_is_told_without_values_too() {
+async fn properties_that_librdkafka_refuses_later_are_reported_without_values() {
     for (name, value) in
         [("ssl.key.pem", "hunter2"), ("ssl.ca.location", "/nowhere/hunter2"), ("partition.assignment.strategy", "range,hunter2")]
     {

@@ -38,7 +38,7 @@ struct State {
     bytes: AtomicU64,
     connections: AtomicUsize,
     /// All connections ever accepted.
-    taken: AtomicUsize,
+    accepted: AtomicUsize,
     /// The number of bytes from the server after which the proxy cuts by itself.
     cut_at: AtomicU64,
     cut_itself: AtomicBool,
@@ -75,7 +75,7 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             bytes: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
-            taken: AtomicUsize::new(0),
+            accepted: AtomicUsize::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             cut_itself: AtomicBool::new(false),
             freeze_after: AtomicU64::new(0),
@@ -145,8 +145,8 @@ impl Proxy {
     }
 
     /// The number of connections accepted since the proxy was created, open or not.
-    pub fn taken(&self) -> usize {
-        self.state.taken.load(Ordering::SeqCst)
+    pub fn accepted(&self) -> usize {
+        self.state.accepted.load(Ordering::SeqCst)
     }
 
     pub fn connections(&self) -> usize {
@@ -178,7 +178,7 @@ async fn carry(client: TcpStream, server: String, state: Arc<State>) {
         }
     });
     state.connections.fetch_add(1, Ordering::SeqCst);
-    state.taken.fetch_add(1, Ordering::SeqCst);
+    state.accepted.fetch_add(1, Ordering::SeqCst);
     tokio::select! {
         () = carried => {}
         _ = cut.changed() => {}

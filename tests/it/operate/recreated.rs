@@ -97,7 +97,7 @@ async fn a_reader_of_a_kafka_topic_that_was_recreated_reads_the_new_one() {
 }
 
 #[tokio::test]
-async fn a_kafka_topic_recreated_while_nobody_looked_stops_and_is_said_by_every_command() {
+async fn a_kafka_topic_recreated_between_runs_stops_and_every_command_reports_it() {
     let (site, mut running) = recorded(Kind::Kafka).await;
     running.ends_in_order().await;
     delete_topic(&site, Topic::WorkspaceBuilds).await;
@@ -123,7 +123,7 @@ async fn a_postgres_log_that_was_truncated_stops() {
 }
 
 #[tokio::test]
-async fn a_postgres_log_whose_tables_were_emptied_and_made_again_stops() {
+async fn a_postgres_log_whose_tables_were_emptied_and_recreated_stops() {
     let (site, mut running) = recorded(Kind::Postgres).await;
     let partitions = "truncate log_record, log_partition, log_topic";
     sqlx::query(partitions).execute(&site.ledger.pool).await.unwrap();

@@ -72,7 +72,7 @@ async fn the_shipped_pipelines_have_no_mistake() {
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap().to_owned()).collect();
-    assert!(["kafka.toml", "single.toml"].iter().all(|name| names.iter().any(|found| found == name)), "{names:?}");
+    assert!(["kafka.toml", "single.toml"].iter().all(|name| names.iter().any(|eventually_some| eventually_some == name)), "{names:?}");
     for file in files {
         let file = file.to_str().unwrap();
         let checked = run_tallyline(&["check", "--secrets", "--pipeline", file], &needed).await;
@@ -83,11 +83,11 @@ async fn the_shipped_pipelines_have_no_mistake() {
 }
 
 #[tokio::test]
-async fn a_look_at_an_empty_database_writes_nothing_and_many_may_migrate_at_once() {
+async fn reading_an_empty_database_writes_nothing_and_concurrent_migrations_succeed() {
     let site = Site::bare(Kind::Postgres).await;
-    let looks = futures::future::join_all((0..4).map(|_| site.command("status"))).await;
-    for look in looks {
-        assert!(look.status.code() == Some(3) && look.stderr.contains("run `tallyline migrate`"), "{look:?}");
+    let answers = futures::future::join_all((0..4).map(|_| site.command("status"))).await;
+    for answer in answers {
+        assert!(answer.status.code() == Some(3) && answer.stderr.contains("run `tallyline migrate`"), "{answer:?}");
     }
     assert_eq!(site.count("select count(*) from pg_tables where schemaname = 'public'").await, 0);
     for migrated in futures::future::join_all((0..4).map(|_| site.command("migrate"))).await {

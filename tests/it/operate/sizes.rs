@@ -9,7 +9,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sha2::{Digest as _, Sha256};
 use tallyline::event::{Topic, TopicPartition};
 
-use super::{Kind, Running, SOON, Site, append_builds, found};
+use super::{Kind, Running, SOON, Site, append_builds, eventually_some};
 use crate::support::{eventually, setting};
 
 /// Unpacked; it is about 10 KB packed.
@@ -58,7 +58,7 @@ async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_s
     append_builds(&log, 50..150).await;
     site.builds(150).await;
 
-    let row = found(SOON, "the record is a reject", async || {
+    let row = eventually_some(SOON, "the record is a reject", async || {
         let query = "select id, detail, octet_length(payload), whole_bytes, whole_sha256 from reject where cause = 'oversized'";
         sqlx::query_as::<_, (i64, String, i32, i64, Vec<u8>)>(query).fetch_optional(&site.ledger.pool).await.unwrap()
     })
@@ -73,9 +73,9 @@ async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_s
     site.balanced().await;
     let deep = site.command("audit --deep --output json --patience 1").await;
     assert_eq!(deep.status.code(), Some(0), "{deep:?}");
-    let shown = site.command(&format!("rejects show {} --output json", row.0)).await;
-    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
-    assert_eq!((&shown["payload"]["length"], &shown["payload"]["cut"]), (&LARGE.into(), &true.into()));
+    let reject = site.command(&format!("rejects show {} --output json", row.0)).await;
+    let reject: serde_json::Value = serde_json::from_str(&reject.stdout).unwrap();
+    assert_eq!((&reject["payload"]["length"], &reject["payload"]["cut"]), (&LARGE.into(), &true.into()));
     let resubmitted = site.command(&format!("rejects resubmit {} --force --reason a-test", row.0)).await;
     assert_eq!(resubmitted.status.code(), Some(4), "{resubmitted:?}");
     assert!(resubmitted.stderr.contains("kept only in part"), "{resubmitted:?}");
@@ -99,7 +99,7 @@ async fn a_batch_that_unpacks_beyond_the_limit_is_one_reject_and_stops_nothing()
     let mut running = site.start("");
     site.builds(150).await;
 
-    let rejects: Vec<(i64, i64, String)> = found(SOON, "each batch is a reject", async || {
+    let rejects: Vec<(i64, i64, String)> = eventually_some(SOON, "each batch is a reject", async || {
         let query = "select id, log_offset, detail from reject where cause = 'oversized' order by log_offset";
         let rejects: Vec<_> = sqlx::query_as(query).fetch_all(&site.ledger.pool).await.unwrap();
         (rejects.len() == 2).then_some(rejects)
@@ -170,7 +170,7 @@ async fn a_damaged_batch_stops_its_partition_until_it_is_removed_and_recovered()
     running.not_ready("partitions", &[&at.to_string(), &format!("offset {first} cannot be read"), "recover plan --lost kafka"]).await;
     running.says(&["partition stopped", &at.to_string(), "cannot be read"]).await;
     assert!(running.metrics().await.contains("tallyline_consumer_partitions_not_read 1\n"));
-    found(SOON, "status shows it, and the other partitions are read", async || {
+    eventually_some(SOON, "status shows it, and the other partitions are read", async || {
         let status = site.status().await;
         let processes = status["processes"].as_array()?.iter();
         let mut reasons = processes.filter_map(|one| one["standing"]["consume"]["not_read"][at.to_string()].as_str());
@@ -210,20 +210,20 @@ async fn brokers_that_refuse_our_records_by_size_are_shown_with_the_setting_to_c
     };
     limit("200").await;
     let mut running = site.start("");
-    let standing = found(SOON, "status shows it", async || {
+    let state = eventually_some(SOON, "status shows it", async || {
         let status = site.status().await;
-        let standing = status["processes"][0]["standing"]["collect"]["standing"].as_str()?.to_owned();
-        standing.contains("max.message.bytes").then_some(standing)
+        let state = status["processes"][0]["standing"]["collect"]["standing"].as_str()?.to_owned();
+        state.contains("max.message.bytes").then_some(state)
     })
     .await;
-    assert!(standing.contains(&topic), "{standing}");
+    assert!(state.contains(&topic), "{state}");
     let metrics = running.metrics().await;
     let counter = "tallyline_collector_refused_by_size_total{topic=\"tallyline.workspace-builds.v1\"} ";
     let count = metrics.lines().find_map(|line| line.strip_prefix(counter)?.parse::<f64>().ok());
     assert!(count.is_some_and(|count| count >= 1.0), "{metrics}");
 
     limit("1048588").await;
-    found(SOON, "all is collected once the limit is raised", async || {
+    eventually_some(SOON, "all is collected once the limit is raised", async || {
         let status = site.status().await;
         (status["sources"][0]["backfilled"] == true).then_some(())
     })

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tallyline::event::{Topic, TopicPartition};
 
-use super::{Kind, SOON, Site, append_builds, found};
+use super::{Kind, SOON, Site, append_builds, eventually_some};
 use crate::support::eventually;
 
 const BUILDS: u32 = 300;
 
 #[tokio::test]
-async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again() {
+async fn a_stalled_consumer_logs_it_and_joins_again() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let mut site = Site::registered(kind).await;
         site.set("consume.stall_seconds", "2");
@@ -59,7 +59,7 @@ async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again
 }
 
 #[tokio::test]
-async fn a_batch_that_is_retried_is_shown_and_logged_once_and_goes_on_by_itself() {
+async fn a_retried_batch_is_shown_and_logged_once_and_succeeds_by_itself() {
     let site = Site::registered(Kind::Postgres).await;
     let mut running = site.start("");
     running.ready().await;
@@ -84,11 +84,11 @@ async fn a_batch_that_is_retried_is_shown_and_logged_once_and_goes_on_by_itself(
         eventually(SOON, "it is tried three times", || async { site.count("select last_value from tries").await > 3 }).await;
         running.not_ready("partitions", &[&partition, &reason]).await;
         assert!(running.metrics().await.contains("tallyline_consumer_partitions_not_read 1\n"));
-        found(SOON, "status shows it", async || {
+        eventually_some(SOON, "status shows it", async || {
             let status = site.status().await;
-            let shown =
+            let is_shown =
                 |process: &Value| process["standing"]["consume"]["not_read"][&partition].as_str().is_some_and(|why| why.contains(&reason));
-            status["processes"].as_array().unwrap().iter().any(shown).then_some(())
+            status["processes"].as_array().unwrap().iter().any(is_shown).then_some(())
         })
         .await;
         sqlx::raw_sql("drop trigger refuses on usage_event; drop function refuse; drop sequence tries")

@@ -11,14 +11,14 @@ use super::{Kind, SOON, Site};
 use crate::support::eventually;
 
 #[tokio::test]
-async fn a_ledger_that_is_not_there_is_named_and_waited_for() {
+async fn an_unreachable_ledger_is_named_and_retried() {
     let mut site = Site::new(Kind::Postgres).await;
     let (mut proxy, url) = Proxy::to_database(&site.ledger.url);
     site.set("ledger.url", &format!("'{url}'"));
     let mut running = site.start("");
     running.not_ready("ledger", &[&proxy.address.to_string()]).await;
-    let said = running.says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "is it started", "waiting"]).await;
-    assert!(said.contains(&site.ledger.name), "{said}");
+    let line = running.says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "is it started", "waiting"]).await;
+    assert!(line.contains(&site.ledger.name), "{line}");
     proxy.open().await;
     running.ready().await;
     running.says(&["reached", "ledger"]).await;
@@ -27,7 +27,7 @@ async fn a_ledger_that_is_not_there_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_does_not_answer_is_named_and_waited_for() {
+async fn an_unresponsive_ledger_is_named_and_retried() {
     let mut site = Site::new(Kind::Postgres).await;
     let (mut proxy, url) = Proxy::to_database(&site.ledger.url);
     site.set("ledger.url", &format!("'{url}'"));
@@ -42,7 +42,7 @@ async fn a_ledger_that_does_not_answer_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_is_not_migrated_is_said_and_waited_for() {
+async fn a_ledger_without_migrations_is_reported_and_retried() {
     let site = Site::bare(Kind::Postgres).await;
     let mut running = site.start("");
     running.not_ready("ledger", &["run `tallyline migrate`"]).await;
@@ -53,7 +53,7 @@ async fn a_ledger_that_is_not_migrated_is_said_and_waited_for() {
 }
 
 #[tokio::test]
-async fn topics_that_are_not_there_are_said_and_waited_for() {
+async fn missing_topics_are_reported_and_retried() {
     let mut site = Site::new(Kind::Postgres).await;
     let mut other = Site::bare(Kind::Kafka).await;
     // the ledger is migrated, the topics are not created
@@ -68,7 +68,7 @@ async fn topics_that_are_not_there_are_said_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_kafka_that_is_not_there_is_named_and_waited_for() {
+async fn an_unreachable_kafka_is_named_and_retried() {
     let mut site = Site::new(Kind::Kafka).await;
     let (_turn, mut proxy) = proxy::kafka().await;
     site.set("kafka.brokers", &format!("'{}'", proxy.address));
@@ -81,7 +81,7 @@ async fn a_kafka_that_is_not_there_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_coderd_that_is_not_there_is_named_and_waited_for() {
+async fn an_unreachable_coderd_is_named_and_retried() {
     let mut site = Site::new(Kind::Postgres).await;
     let coderd = site.with_coderd().await;
     let (mut proxy, url) = Proxy::to_database(&coderd.database.url);
@@ -98,7 +98,7 @@ async fn a_coderd_that_is_not_there_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_tallyman_that_is_not_there_is_named_and_waited_for() {
+async fn an_unreachable_tallyman_is_named_and_retried() {
     let mut site = Site::new(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     let stop = CancellationToken::new();

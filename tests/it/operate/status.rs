@@ -5,7 +5,7 @@ use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
 use tallyline::ledger::{Ledger, LedgerSettings};
 
-use super::{Kind, SOON, Site, append_builds, found};
+use super::{Kind, SOON, Site, append_builds, eventually_some};
 use crate::support::process::tallyline;
 
 /// A record that is not an event.
@@ -14,7 +14,7 @@ fn garbage() -> Message {
 }
 
 #[tokio::test]
-async fn status_shows_where_everything_stands() {
+async fn status_shows_the_state_of_everything() {
     let mut site = Site::new(Kind::Postgres).await;
     let coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
@@ -22,7 +22,7 @@ async fn status_shows_where_everything_stands() {
     let mut running = site.start("");
     running.ready().await;
     site.log().append(Topic::AgentUsage, vec![garbage(), garbage()]).await.unwrap();
-    let answer = found(SOON, "the source is complete and the rejects are there", async || {
+    let answer = eventually_some(SOON, "the source is complete and the rejects are there", async || {
         let answer = site.status().await;
         let lag: i64 = answer["partitions"].as_array().unwrap().iter().map(|row| row["lag"].as_i64().unwrap()).sum();
         let complete = answer["sources"][0]["complete_until"].is_string();
@@ -93,7 +93,7 @@ async fn status_shows_where_everything_stands() {
 }
 
 #[tokio::test]
-async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forgets() {
+async fn lag_is_shown_in_records_and_seconds_with_the_time_until_records_expire() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let site = Site::registered(kind).await;
         let log = site.log();
@@ -102,14 +102,14 @@ async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forget
             status["partitions"].as_array().unwrap().iter().map(|row| row["lag"].as_i64().unwrap_or_else(|| panic!("{status}"))).sum()
         };
         let status = site.status().await;
-        assert_eq!(lag(&status), 100, "nobody has read anything: {status}");
+        assert_eq!(lag(&status), 100, "no record is read: {status}");
         let day = 24 * 3600;
         for row in status["partitions"].as_array().unwrap() {
             let (lag, behind, loss) = (row["lag"].as_i64(), row["lag_seconds"].as_i64(), row["loss_in_seconds"].as_i64());
             match (kind, lag) {
                 (_, Some(0)) => assert_eq!((behind, loss), (Some(0), None), "{row}"),
                 (Kind::Postgres, _) => {
-                    assert!((0..120).contains(&behind.unwrap()) && loss.is_none(), "the log keeps what was not read: {row}")
+                    assert!((0..120).contains(&behind.unwrap()) && loss.is_none(), "the log keeps unread records: {row}")
                 }
                 // each is rounded down to whole seconds
                 (Kind::Kafka, _) => assert!((35 * day - 1..=35 * day).contains(&(loss.unwrap() + behind.unwrap())), "{row}"),
@@ -117,17 +117,17 @@ async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forget
         }
         let mut running = site.start("");
         site.builds(100).await;
-        let caught_up = found(SOON, "nothing waits", async || Some(site.status().await).filter(|status| lag(status) == 0)).await;
+        let caught_up = eventually_some(SOON, "nothing waits", async || Some(site.status().await).filter(|status| lag(status) == 0)).await;
         assert!(caught_up["partitions"].as_array().unwrap().iter().all(|row| row["lag_seconds"] == 0), "{caught_up}");
         running.ends_in_order().await;
     }
 }
 
 #[tokio::test]
-async fn a_watch_shows_one_answer_after_the_other_and_ends_when_it_is_told_to() {
+async fn a_watch_repeats_its_answer_until_a_signal() {
     let site = Site::registered(Kind::Postgres).await;
     let mut watch = tallyline(&["status", "--watch", "1", "--output", "json", "--pipeline", &site.file()], &[]);
-    found(SOON, "three answers", async || (watch.stdout().lines().count() >= 3).then_some(())).await;
+    eventually_some(SOON, "three answers", async || (watch.stdout().lines().count() >= 3).then_some(())).await;
     watch.signal("INT");
     assert_eq!(watch.ends_within(SOON).await.code(), Some(0), "{}", watch.stderr());
     let answers: Vec<Value> = watch.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -136,7 +136,7 @@ async fn a_watch_shows_one_answer_after_the_other_and_ends_when_it_is_told_to() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_appended_while_status_is_read_is_not_in_an_open_transaction() {
+async fn records_appended_during_status_are_not_in_an_open_transaction() {
     let site = Site::registered(Kind::Postgres).await;
     let log = site.log();
     let ledger = Ledger::open(&LedgerSettings { url: site.ledger.url.clone(), connections: 2 }, Clock::system()).unwrap();

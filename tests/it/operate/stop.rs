@@ -57,7 +57,7 @@ async fn every_combination_ends_in_order(kind: Kind) {
             let roles: Vec<_> = ROLES.iter().enumerate().filter(|(bit, _)| combination & (1 << bit) != 0).map(|(_, role)| role).collect();
             let words: Vec<String> = roles.iter().map(|(name, _)| format!("--role {name}")).collect();
             let mut running = site.start(&words.join(" "));
-            join_all(roles.iter().map(|(_, said)| running.says(said))).await;
+            join_all(roles.iter().map(|(_, words)| running.says(words))).await;
             let took = running.ends_in_order().await;
             assert!(took < GRACE, "{words:?}: {took:?}");
             assert!(running.process.stderr().contains("\"message\":\"stopped\""), "{words:?}: {}", running.process.stderr());
@@ -98,25 +98,25 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     second.ends_in_order().await;
 
-    let kept: BTreeSet<(String, i64)> = sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
+    let snapshots: BTreeSet<(String, i64)> = sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
         .fetch_all(&site.ledger.pool)
         .await
         .unwrap()
         .into_iter()
         .collect();
     let head = site.count("select next_sequence - 1 from ledger").await;
-    assert_eq!(kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
+    assert_eq!(snapshots.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
     // the collector's last pass may have been recorded after it
-    assert!(kept.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{kept:?} of {head}");
+    assert!(snapshots.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{snapshots:?} of {head}");
     let mut third = site.start("--role serve");
     let line = third.says(&["fold begins", "metrics"]).await;
     let sequence = serde_json::from_str::<serde_json::Value>(&line).unwrap()["sequence"].as_i64().unwrap();
-    assert!(kept.contains(&("metrics".to_owned(), sequence)), "{line}, kept {kept:?}");
+    assert!(snapshots.contains(&("metrics".to_owned(), sequence)), "{line}, kept {snapshots:?}");
     third.ends_in_order().await;
 }
 
 #[tokio::test]
-async fn a_request_to_the_vendor_that_is_on_its_way_is_waited_for() {
+async fn a_stop_waits_for_the_request_in_flight() {
     let mut site = Site::registered(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     let stop = CancellationToken::new();
@@ -130,7 +130,7 @@ async fn a_request_to_the_vendor_that_is_on_its_way_is_waited_for() {
     let latency_ms = slow.as_millis().try_into().unwrap();
     tallyman.set_switches(Switches { latency_ms, ..Switches::default() }).unwrap();
     let mut publishing = site.start("--role publish");
-    eventually(SOON, "a request is on its way", || async { site.count("select count(*) from publication_request").await == 1 }).await;
+    eventually(SOON, "a request is in flight", || async { site.count("select count(*) from publication_request").await == 1 }).await;
 
     let status = publishing.process.terminate(slow + LEEWAY).await;
     assert_eq!(status.code(), Some(0), "{}", publishing.process.stderr());
@@ -158,7 +158,7 @@ async fn frozen(site: &mut Site) -> (Proxy, Running) {
 }
 
 #[tokio::test]
-async fn a_ledger_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
+async fn a_frozen_ledger_delays_a_stop_at_most_by_the_grace_period() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let mut site = Site::registered(kind).await;
         let direct = format!("'{}'", site.ledger.url);
@@ -189,7 +189,7 @@ async fn a_second_signal_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
+async fn a_process_that_waits_for_a_server_ends_at_once() {
     let mut site = Site::registered(Kind::Kafka).await;
     let (_turn, proxy) = proxy::kafka().await;
     let direct = site.ledger.url.clone();
@@ -205,7 +205,7 @@ async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_kafka_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
+async fn a_frozen_kafka_delays_a_stop_at_most_by_the_grace_period() {
     let mut site = Site::registered(Kind::Kafka).await;
     let (_turn, mut proxy) = proxy::kafka().await;
     proxy.open().await;
@@ -220,7 +220,7 @@ async fn a_kafka_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
     proxy.thaw();
     let mut next = site.start("");
     site.builds(200).await;
-    eventually(SOON, "it is ready", || async { next.get("/readyz").await.0.is_success() }).await;
+    eventually(SOON, "the process is ready", || async { next.get("/readyz").await.0.is_success() }).await;
     next.ends_in_order().await;
     assert_eq!(site.balanced().await["accepted"], 200);
     eventually(SOON, "all connections end", || async { proxy.connections() == 0 }).await;

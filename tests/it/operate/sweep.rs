@@ -16,7 +16,7 @@ async fn old_build(coderd: &Coderd) {
 }
 
 #[tokio::test]
-async fn a_sweep_is_asked_for_and_watched_until_it_is_in_the_ledger() {
+async fn a_requested_sweep_is_followed_until_it_is_in_the_ledger() {
     let (mut site, coderd) = (Site::new(Kind::Postgres).await, Coderd::new(SchemaVersion::Sep2026).await);
     site.set("source.coderd_url", &format!("'{}'", coderd.database.url));
     site.set("source.deployment_id", &format!("'{}'", coderd.deployment));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tallyline::event::{Event, Topic};
 use tallyline::log::Log;
 
-use super::{Kind, Running, SOON, Site, found, messages};
+use super::{Kind, Running, SOON, Site, eventually_some, messages};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, claim, usage};
 
@@ -39,9 +39,9 @@ async fn append(log: &Log, round: u32) -> BTreeMap<(String, i32), i64> {
 
 /// The partitions that a process reads, by its own report.
 async fn read_by(site: &Site, running: &Running) -> BTreeSet<(String, i32)> {
-    let standing = running.standing(site).await;
+    let state = running.state(site).await;
     let partition = |name: &String| name.rsplit_once('/').map(|(topic, partition)| (topic.to_owned(), partition.parse().unwrap())).unwrap();
-    standing["consume"]["partitions"].as_object().unwrap().keys().map(partition).collect()
+    state["consume"]["partitions"].as_object().unwrap().keys().map(partition).collect()
 }
 
 async fn all_read(site: &Site, ends: &BTreeMap<(String, i32), i64>, but: &BTreeSet<(String, i32)>, deadline: Duration) {
@@ -60,7 +60,7 @@ async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_st
     let mut others = vec![site.start("--role consume"), site.start("--role consume")];
     all_read(&site, &append(&log, 0).await, &BTreeSet::new(), SOON).await;
     for running in [&survivor, &others[0], &others[1]] {
-        found(SOON, "each of the three reads some", async || (read_by(&site, running).await.len() == 3).then_some(())).await;
+        eventually_some(SOON, "each of the three reads some", async || (read_by(&site, running).await.len() == 3).then_some(())).await;
     }
 
     let lost = read_by(&site, &others[0]).await;
@@ -95,7 +95,7 @@ async fn says_in_time(running: &Running, words: &str) {
 }
 
 #[tokio::test]
-async fn a_killed_collector_is_replaced_in_time_however_rarely_it_looks_at_coderd() {
+async fn a_killed_collector_is_replaced_in_time_with_any_poll_interval() {
     let mut site = Site::new(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("collect.poll_seconds", "30");

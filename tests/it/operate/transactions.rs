@@ -54,7 +54,7 @@ async fn all_is_read(site: &Site) {
 }
 
 #[tokio::test]
-async fn control_records_and_aborted_records_are_stepped_over_also_where_a_partition_is_idle() {
+async fn control_records_and_aborted_records_are_skipped_also_on_an_idle_partition() {
     let site = Site::registered(Kind::Kafka).await;
     let log = site.log();
     let mut running = site.start("");
@@ -74,7 +74,7 @@ async fn control_records_and_aborted_records_are_stepped_over_also_where_a_parti
 
     site.builds(BUILDS + 1).await;
     all_is_read(&site).await;
-    assert_eq!(site.count("select count(*) from workspace_build").await, BUILDS + 1, "what was aborted is not counted");
+    assert_eq!(site.count("select count(*) from workspace_build").await, BUILDS + 1, "aborted records are not counted");
     let numbers = site.balanced().await;
     assert_eq!((&numbers["records"], &numbers["records_waiting_in_the_log"]), (&(BUILDS + 1).into(), &0.into()));
     let deep = site.command("audit --deep --output json --patience 1").await;
@@ -121,7 +121,7 @@ async fn an_open_transaction_of_another_producer_is_shown_as_waiting_and_nothing
     assert!(table.contains("tallyline.workspace-builds.v1/0: 1 offsets wait until another producer's open transaction ends"), "{table}");
 
     producer.commit_transaction(SOON).unwrap();
-    eventually(SOON, "all is complete again", || async { complete_until().await >= Some(claimed) }).await;
+    eventually(SOON, "the source is complete again", || async { complete_until().await >= Some(claimed) }).await;
     all_is_read(&site).await;
     assert!(running.ends_in_order().await < Duration::from_secs(30));
 }

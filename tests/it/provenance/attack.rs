@@ -89,8 +89,8 @@ async fn honest(events: &[Event]) -> Vec<serde_json::Value> {
     world.consume(Signatures::default()).await;
     let books = world.books().await;
     let all = serde_json::to_string(&books).unwrap();
-    for shown in ["coderd_workspace_creation_total{", "coderd_prebuilt_workspace_claim_duration_seconds_count{", "\"agents\""] {
-        assert!(all.contains(shown), "the books say {shown}");
+    for words in ["coderd_workspace_creation_total{", "coderd_prebuilt_workspace_claim_duration_seconds_count{", "\"agents\""] {
+        assert!(all.contains(words), "the books say {words}");
     }
     books
 }

@@ -187,7 +187,7 @@ async fn forged_rejects_of_its_deployment_do_not_stop_a_collector() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_oversized_row_is_one_reject_and_its_source_is_collected_on() {
+async fn an_oversized_row_is_one_reject_and_collection_of_its_source_continues() {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     world.consume(key()).await;
     let large = json!({"count": 1, "note": "x".repeat(300_000)});

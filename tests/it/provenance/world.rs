@@ -152,12 +152,12 @@ impl World {
              union all select to_jsonb(f) from workspace_first_start f
              order by 1";
         let mut books: Vec<Value> = sqlx::query_scalar(query).fetch_all(&self.ledger.pool).await.unwrap();
-        books.extend(self.shown().await);
+        books.extend(self.pages().await);
         books
     }
 
     /// The page of `/metrics` and the managed agents of each deployment.
-    async fn shown(&self) -> Vec<Value> {
+    async fn pages(&self) -> Vec<Value> {
         let metrics = fold_to::<MetricsState>(&self.ledger, i64::MAX).await.unwrap().state;
         let licenses = fold_to::<LicensesState>(&self.ledger, i64::MAX).await.unwrap().state;
         let pages = metrics.deployments().map(|(deployment, metrics)| {

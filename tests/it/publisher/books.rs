@@ -116,7 +116,7 @@ async fn nothing_is_sent(publisher: &mut Publisher, world: &World) {
 }
 
 #[tokio::test]
-async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_until_it_is_mended() {
+async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_until_it_is_repaired() {
     let site = Audited::new().await;
     let world = &site.world;
     let mut publishers = [world.publisher(), world.publisher()];
@@ -154,7 +154,7 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_unt
 }
 
 #[tokio::test]
-async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
+async fn in_mode_shadow_no_usage_is_held() {
     let mut site = Audited::new().await;
     site.world.settings.sole = false;
     site.add(usage("a", start_time())).await;
@@ -165,16 +165,16 @@ async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
 }
 
 #[tokio::test]
-async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_audited() {
+async fn an_unreachable_side_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
     let log = world.log().await;
-    let nobody = Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
-    for source in [Some(nobody), None] {
+    let unreachable = Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
+    for source in [Some(unreachable), None] {
         let (audits, registry) = (CancellationToken::new(), Registry::new());
         let (reads, own) = (source.is_some(), Some(DEPLOYMENT));
         audit(&world, &log, source.map(|database| (database, DEPLOYMENT)), &registry, &audits);
-        let shown = |source| gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-        assert_eq!(shown(None), reads.then_some(0.0), "whose it is, is not known yet");
+        let timestamp = |source| gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+        assert_eq!(timestamp(None), reads.then_some(0.0), "its deployment is not known yet");
         let audited_at = Arc::new(std::sync::Mutex::new(Vec::new()));
         eventually(DEADLINE, "the log is audited twice", || async {
             let findings = world.ledger.run(findings::list).await.unwrap();
@@ -187,7 +187,7 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
         .await;
         audits.cancel();
         // a joint that this process should audit and never did is visible; another process shows its own joints
-        assert_eq!((shown(None), shown(own)), (None, reads.then_some(0.0)));
+        assert_eq!((timestamp(None), timestamp(own)), (None, reads.then_some(0.0)));
         assert_eq!(gauge(&registry, "tallyline_audit_difference", "source_and_ledger", own), None);
         assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
     }
@@ -221,7 +221,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     .await;
     let age = "update audit_finding set audited_at = audited_at - interval '10 minutes'";
     sqlx::query(age).execute(&world.ledger.pool).await.unwrap();
-    let found = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
+    let audit_time = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
 
     for reports_its_identity in [true, false] {
         let other = support::database().await;
@@ -235,11 +235,11 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
         // each audit compares the source after the log
         for _ in 0..2 {
             let before = audited_at(&world, LOG, None).await;
-            eventually(DEADLINE, "an audit is made", || async { audited_at(&world, LOG, None).await > before }).await;
+            eventually(DEADLINE, "an audit runs", || async { audited_at(&world, LOG, None).await > before }).await;
         }
         stop.cancel();
         task.await.unwrap();
-        assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, found, "{reports_its_identity}");
+        assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, audit_time, "{reports_its_identity}");
     }
     assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
     assert_eq!(world.state("a").await, ("pending".to_owned(), None));
@@ -297,7 +297,7 @@ async fn the_first_balances_again(site: &Audited) {
 }
 
 #[tokio::test]
-async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_on() {
+async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_published() {
     let site = Audited::new().await;
     let world = &site.world;
     let mut publisher = world.publisher();
@@ -317,10 +317,10 @@ async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_o
     assert!(line(&["source", &OTHER.to_string(), "1 of 1 usage events"]), "{status:?}");
     for registry in site.registries.iter().chain([&second.registry]) {
         eventually(DEADLINE, "each process shows both", || async {
-            let shown = |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
+            let timestamp = |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
             ["tallyline_audit_difference", "tallyline_audit_holds_publishing"]
                 .iter()
-                .all(|name| (shown(name, DEPLOYMENT), shown(name, OTHER)) == (Some(0.0), Some(1.0)))
+                .all(|name| (timestamp(name, DEPLOYMENT), timestamp(name, OTHER)) == (Some(0.0), Some(1.0)))
         })
         .await;
     }
@@ -337,7 +337,7 @@ async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_o
 }
 
 #[tokio::test]
-async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
+async fn findings_of_a_retired_deployment_are_shown_until_an_operator_dismisses_them() {
     let site = Audited::new().await;
     let world = &site.world;
     let second = Second::that_differs(&site).await;
@@ -387,14 +387,15 @@ async fn a_retired_deployment_is_not_audited_until_it_is_reinstated() {
     change("retire").await;
     // an audit that had begun before has ended
     the_first_balances_again(&site).await;
-    let shown = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-    eventually(DEADLINE, "its process shows no audit that is due", || async { (shown(Some(OTHER)), shown(None)) == (None, None) }).await;
+    let timestamp = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+    eventually(DEADLINE, "its process shows no audit that is due", || async { (timestamp(Some(OTHER)), timestamp(None)) == (None, None) })
+        .await;
     let before = audited_at(world, SOURCE, Some(OTHER)).await;
     for _ in 0..3 {
         the_first_balances_again(&site).await;
     }
     assert_eq!(audited_at(world, SOURCE, Some(OTHER)).await, before);
-    assert_eq!((shown(Some(OTHER)), shown(None)), (None, None));
+    assert_eq!((timestamp(Some(OTHER)), timestamp(None)), (None, None));
     change("reinstate").await;
     site.finds(SOURCE, "it is audited again", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 1).await;
 }

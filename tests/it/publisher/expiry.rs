@@ -90,7 +90,7 @@ async fn living_now(sole: bool) -> (World, Tallyman) {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_ends_nothing() {
+async fn a_fast_clock_expires_nothing() {
     for sole in [true, false] {
         let (world, vendor) = living_now(sole).await;
         let now = world.clock.now();
@@ -110,7 +110,7 @@ async fn a_clock_that_is_ahead_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_keeps_nothing_from_being_sent() {
+async fn a_fast_clock_does_not_delay_sending() {
     let (world, vendor) = living_now(true).await;
     let now = world.clock.now();
     world.add(&[usage("young", now - TimeDelta::days(20))]).await;
@@ -121,7 +121,7 @@ async fn a_clock_that_is_ahead_keeps_nothing_from_being_sent() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_looks_at_each_event_once_in_a_cycle() {
+async fn a_fast_clock_checks_each_event_once_a_cycle() {
     let (world, _vendor) = living_now(false).await;
     let more_than_a_page = world.add_many(501).await.len();
     world.pass(TimeDelta::hours(1));

@@ -165,7 +165,7 @@ async fn a_frozen_publisher(held: Held) {
     let publishers = Publishers { world: &world, log };
     let way = way(world.vendor.addr, held).await;
     let first = world.process(&way.url);
-    eventually(SOON, "a request is on its way", || async {
+    eventually(SOON, "a request is in flight", || async {
         *way.seen.borrow() && (held == Held::Request || world.vendor.books().deliveries.len() == ids.len())
     })
     .await;
@@ -176,8 +176,8 @@ async fn a_frozen_publisher(held: Held) {
     way.open.send_replace(true);
     eventually(SOON, "both requests are with the vendor", || async { world.vendor.books().deliveries.len() == 2 * ids.len() }).await;
     first.resume();
-    eventually(SOON, "the first has said what came of its request", || async { publishers.requests().await[0].1.is_some() }).await;
-    assert_eq!(written(&world, frozen).await, before, "it has written nothing but that");
+    eventually(SOON, "the first has recorded the outcome of its request", || async { publishers.requests().await[0].1.is_some() }).await;
+    assert_eq!(written(&world, frozen).await, before, "it has written only that");
     let verdicts: Vec<String> = sqlx::query_scalar("select distinct verdict from publication_attempt where request_id = $1")
         .bind(frozen)
         .fetch_all(&world.ledger.pool)
@@ -222,7 +222,7 @@ async fn a_publisher_frozen_while_it_records_its_answer_stops_no_second_one_and_
     let (second, [frozen, _]) = publishers.second_takes_over(&ids).await;
     let before = written(&world, frozen).await;
     first.resume();
-    eventually(SOON, "the first has given up its answer", || async {
+    eventually(SOON, "the first has abandoned its answer", || async {
         first.stderr().contains(&format!("the answer to request {frozen} is not recorded"))
     })
     .await;

@@ -70,10 +70,10 @@ async fn a_usage_event_that_differs_holds_itself_and_the_others_are_published() 
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (99, 1));
     assert_eq!(world.times_billed("e-0"), 0);
-    let told = status::read(&world.ledger, &site.log, DEADLINE).await.unwrap().holds;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0].event_id.as_deref(), told[0].since), (Some("e-0"), Some(start_time())));
-    assert!(told[0].ends.contains("coderd's row"), "{told:?}");
+    let status_holds = status::read(&world.ledger, &site.log, DEADLINE).await.unwrap().holds;
+    assert_eq!(status_holds.len(), 1, "{status_holds:?}");
+    assert_eq!((status_holds[0].event_id.as_deref(), status_holds[0].since), (Some("e-0"), Some(start_time())));
+    assert!(status_holds[0].ends.contains("coderd's row"), "{status_holds:?}");
 
     change_in_coderd(&site, &["e-0"], 1).await;
     world.pass(TimeDelta::minutes(10));
@@ -93,8 +93,8 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
     let condition = publisher.condition().get();
     assert!(matches!(&condition, Condition::Held(_)) && condition.to_string().contains("2 of 100 usage events"), "{condition}");
     let status = site.command(&["status"]).await;
-    let held = |line: &str| ["source", &DEPLOYMENT.to_string(), "2 of 100", "at most 1 %"].iter().all(|words| line.contains(words));
-    assert!(status.stdout.lines().any(held), "{status:?}");
+    let is_hold = |line: &str| ["source", &DEPLOYMENT.to_string(), "2 of 100", "at most 1 %"].iter().all(|words| line.contains(words));
+    assert!(status.stdout.lines().any(is_hold), "{status:?}");
     assert_eq!(site.gauge(0, "tallyline_audit_holds_publishing", "source_and_ledger", Some(DEPLOYMENT)), Some(1.0));
 
     change_in_coderd(&site, &["e-1"], 1).await;
@@ -105,7 +105,7 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
 
 /// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an operator could end that hold.
 #[tokio::test]
-async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_source() {
+async fn usage_that_coderd_never_had_holds_itself_and_not_a_small_source() {
     let site = Audited::new().await;
     let world = &site.world;
     add_many(&site, 1).await;

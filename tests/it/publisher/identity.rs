@@ -136,7 +136,7 @@ async fn a_wrong_deployment_id_is_refused_though_no_event_of_it_will_ever_come()
 }
 
 #[tokio::test]
-async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_it_is() {
+async fn sole_sends_nothing_and_does_not_start_without_a_readable_coderd_identity() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("update organizations set is_default = false").execute(&world.coderd).await.unwrap();
@@ -180,8 +180,13 @@ async fn the_vendor_is_sent_coderds_own_id_after_another_coderd_was_accepted() {
         reason: "moved",
         detail: serde_json::Value::Null,
     };
-    let found = SourceIdentity { deployment_id: other, ..bound };
-    world.ledger.run(async |conn| identity::accept(conn, DEPLOYMENT, found, &act, world.ledger.clock.now()).await).await.unwrap().unwrap();
+    let new_identity = SourceIdentity { deployment_id: other, ..bound };
+    world
+        .ledger
+        .run(async |conn| identity::accept(conn, DEPLOYMENT, new_identity, &act, world.ledger.clock.now()).await)
+        .await
+        .unwrap()
+        .unwrap();
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.failure), (1, None));
     assert_eq!(vendor.books().times_billed(other, "a"), 1);

@@ -15,7 +15,7 @@ use crate::support::eventually;
 use crate::support::ledger::act;
 
 #[tokio::test]
-async fn what_coderd_has_published_is_not_ours() {
+async fn usage_published_by_coderd_is_not_ours() {
     let world = World::new().await;
     world.add(&["theirs", "ours"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("theirs", Some(start_time()), None).await;
@@ -40,7 +40,7 @@ async fn an_event_that_coderd_has_freshly_claimed_waits() {
 }
 
 #[tokio::test]
-async fn an_event_whose_row_says_something_else_is_held_back_until_it_says_the_same_again() {
+async fn an_event_whose_row_differs_is_held_until_it_matches_again() {
     let world = World::new().await;
     world.add(&["value", "time", "gone", "good"].map(|id| usage(id, start_time()))).await;
     for change in [
@@ -79,7 +79,7 @@ async fn publishing_stops_over_restarts_when_coderd_publishes_by_itself() {
     world.add(&["before", "first"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("before", Some(start_time()), None).await;
     let mut publisher = world.publisher();
-    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1, "what coderd published before we began is no matter");
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1, "earlier publications of coderd do not stop it");
 
     world.add(&["second", "third"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("second", Some(start_time() + TimeDelta::seconds(1)), None).await;
@@ -93,7 +93,7 @@ async fn publishing_stops_over_restarts_when_coderd_publishes_by_itself() {
 
 /// The first look may come before coderd published anything, and from a process that has ended.
 #[tokio::test]
-async fn the_first_look_at_coderds_marks_is_remembered_over_a_restart() {
+async fn the_first_check_of_coderds_marks_survives_a_restart() {
     let world = World::new().await;
     assert_eq!(world.cycle().await.requests, 0);
     world.add(&["one", "two"].map(|id| usage(id, start_time()))).await;
@@ -104,7 +104,7 @@ async fn the_first_look_at_coderds_marks_is_remembered_over_a_restart() {
 }
 
 #[tokio::test]
-async fn publishing_goes_on_once_an_operator_says_that_coderds_is_cut_off() {
+async fn publishing_resumes_once_an_operator_confirms_that_coderds_publisher_is_cut_off() {
     let world = World::new().await;
     let log = world.log().await;
     let mut publisher = world.publisher();
@@ -135,7 +135,7 @@ async fn publishing_goes_on_once_an_operator_says_that_coderds_is_cut_off() {
 
 /// coderd's rows cannot be read, and the leases cannot be released either.
 #[tokio::test]
-async fn a_fault_while_leases_are_released_does_not_hide_the_first() {
+async fn a_fault_while_leases_are_released_does_not_hide_the_first_fault() {
     let world = World::new().await;
     world.add(&[usage("one", start_time())]).await;
     sqlx::raw_sql("alter table usage_events rename column event_data to data").execute(&world.coderd).await.unwrap();
@@ -193,20 +193,20 @@ async fn a_source_without_coderds_database_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn a_database_of_coderd_that_cannot_be_reached_is_said_and_holds_no_lease() {
+async fn an_unreachable_coderd_database_is_reported_and_holds_no_lease() {
     let mut world = World::new().await;
-    let nowhere = tallyline::coderd::Database::new("postgres://nobody@127.0.0.1:1/coder", std::time::Duration::from_secs(1)).unwrap();
+    let unreachable = tallyline::coderd::Database::new("postgres://unknown@127.0.0.1:1/coder", std::time::Duration::from_secs(1)).unwrap();
     world.add(&[usage("a", start_time())]).await;
-    let there = world.settings.coderd.replace(nowhere);
+    let original = world.settings.coderd.replace(unreachable);
     let mut publisher = world.publisher();
     assert!(publisher.cycle(&world.stop).await.is_err());
     assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains("127.0.0.1:1/coder")));
-    world.settings.coderd = there;
+    world.settings.coderd = original;
     assert_eq!(world.cycle().await.accepted, 1);
 }
 
 #[tokio::test]
-async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
+async fn a_fault_of_coderds_database_in_mid_cycle_releases_the_leases() {
     let mut world = World::new().await;
     world.settings.sole = false;
     world.add(&[usage("a", start_time())]).await;
@@ -217,7 +217,7 @@ async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
 }
 
 #[tokio::test]
-async fn a_pause_lets_the_answer_on_its_way_be_recorded_and_nothing_new_be_leased() {
+async fn a_pause_records_the_answer_in_flight_and_leases_nothing_new() {
     let mut world = World::with(Switches { latency_ms: 3_000, ..Switches::default() }).await;
     let (sender, paused) = Paused::channel();
     world.settings.paused = paused;
@@ -228,7 +228,7 @@ async fn a_pause_lets_the_answer_on_its_way_be_recorded_and_nothing_new_be_lease
         count.await.unwrap()
     };
     let pausing = async {
-        eventually(Duration::from_secs(30), "the first request is on its way", || async { requests().await == 1 }).await;
+        eventually(Duration::from_secs(30), "the first request is in flight", || async { requests().await == 1 }).await;
         let pause = Pause {
             operation: Pausable::Publish,
             topic: None,

@@ -61,9 +61,9 @@ async fn an_event_whose_answer_was_cut_off_is_delivered_again_byte_for_byte_and_
 async fn without_a_vendor_nothing_counts_as_sent() {
     let mut world = World::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = format!("http://{}/", listener.local_addr().unwrap());
+    let closed = format!("http://{}/", listener.local_addr().unwrap());
     drop(listener);
-    world.settings.tallyman = ClientSettings::new(nobody);
+    world.settings.tallyman = ClientSettings::new(closed);
     world.add(&[usage("a", start_time())]).await;
     let cycle = world.cycle().await;
     assert!(matches!(cycle.failure, Some(SendError::Unreachable(_))), "{cycle:?}");
@@ -96,7 +96,7 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
     let mut dying = world.publisher();
     let delivered = eventually(DEADLINE, "the vendor has taken them", || async { world.vendor.books().billed.len() == 2 });
     tokio::select! {
-        cycle = dying.cycle(&world.stop) => panic!("there is no answer: {cycle:?}"),
+        cycle = dying.cycle(&world.stop) => panic!("unexpected answer: {cycle:?}"),
         () = delivered => {}
     }
     drop(dying);
@@ -114,7 +114,7 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
     }
     let open: i64 =
         sqlx::query_scalar("select count(*) from publication_request where batch_id is null").fetch_one(&world.ledger.pool).await.unwrap();
-    assert_eq!(open, 1, "the request that nobody finished stays visible");
+    assert_eq!(open, 1, "the unfinished request stays visible");
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
 }
 
 #[tokio::test]
-async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
+async fn a_late_verdict_takes_precedence_over_coderds_mark() {
     let world = World::new().await;
     let (source_id, lease, id) = (world.source.id, Duration::from_secs(90), Uuid::from_u128(1));
     world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
@@ -274,13 +274,13 @@ async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_the_request_in_hand_be_finished() {
+async fn a_stop_lets_the_request_in_flight_finish() {
     let world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
     world.add_many(150).await;
     let stop = world.stop.child_token();
-    let (mut publisher, heard) = (world.publisher(), stop.clone());
+    let (mut publisher, signal) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(no_mark, &heard).await });
+    let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
     eventually(DEADLINE, "a request is under way", || async {
         sqlx::query_scalar("select count(*) = 1 from publication_request").fetch_one(&world.ledger.pool).await.unwrap()
     })
@@ -302,20 +302,20 @@ async fn a_running_publisher_outlasts_faults() {
     world.settings.poll = Duration::from_millis(20);
     world.add(&[usage("a", start_time())]).await;
     let stop = world.stop.child_token();
-    let (mut publisher, heard) = (world.publisher(), stop.clone());
+    let (mut publisher, signal) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(no_mark, &heard).await });
-    eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 1 }).await;
+    let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
+    eventually(DEADLINE, "the event is published", || async { world.number_in("published").await == 1 }).await;
     world.add(&[usage("b", start_time())]).await;
-    eventually(DEADLINE, "what comes later is published too", || async { world.number_in("published").await == 2 }).await;
-    eventually(DEADLINE, "all is well again", || async { condition.get() == Condition::Working }).await;
+    eventually(DEADLINE, "later events are published too", || async { world.number_in("published").await == 2 }).await;
+    eventually(DEADLINE, "the publisher works again", || async { condition.get() == Condition::Working }).await;
     stop.cancel();
     tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
     assert_eq!(world.vendor.books().requests, 4);
 }
 
 #[tokio::test]
-async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_nothing() {
+async fn a_delayed_process_sends_nothing_once_its_lease_could_end_too_early() {
     let mut world = World::new().await;
     // to write the request down takes longer than the lease has left beyond the request's timeout
     world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
@@ -327,7 +327,7 @@ async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_no
 }
 
 #[tokio::test]
-async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them() {
+async fn leases_are_released_in_the_lock_order_of_the_ids() {
     let world = World::new().await;
     let ids: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
     world.add(&["c", "b", "a"].map(|id| usage(id, start_time()))).await;
@@ -369,7 +369,7 @@ async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them()
     };
     let (released, ()) = tokio::join!(released, beside);
     released.unwrap();
-    let left: i64 =
+    let remaining: i64 =
         sqlx::query_scalar("select count(*) from publication where leased_by is not null").fetch_one(&world.ledger.pool).await.unwrap();
-    assert_eq!(left, 0);
+    assert_eq!(remaining, 0);
 }

@@ -32,7 +32,7 @@ fn accepted(registry: &Registry) -> f64 {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_back() {
+async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_restored() {
     for went_back in [false, true] {
         let mut world = World::new().await;
         world.settings.poll = Duration::from_millis(20);
@@ -41,21 +41,21 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
         let mut publisher = world.publisher_in(&registry);
         let (condition, stop) = (publisher.condition(), world.stop.child_token());
         let answers = Arc::new(AtomicBool::new(false));
-        let (log, heard) = (Arc::clone(&answers), stop.clone());
+        let (log, signal) = (Arc::clone(&answers), stop.clone());
         let compare_marks = move || {
             let answer = if log.load(Ordering::SeqCst) { Ok(()) } else { Err(anyhow::anyhow!("the log does not answer")) };
             std::future::ready(answer)
         };
-        let running = tokio::spawn(async move { publisher.run(compare_marks, &heard).await });
+        let running = tokio::spawn(async move { publisher.run(compare_marks, &signal).await });
         // it still shows the backlog, and does nothing about it
         for (number, id) in [(2.0, "a"), (3.0, "b"), (4.0, "c")] {
-            eventually(DEADLINE, "what waits is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
+            eventually(DEADLINE, "the backlog is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
             world.add(&[usage(id, start_time())]).await;
         }
         assert!(matches!(condition.get(), Condition::Failing(why) if why.contains("the log does not answer")));
         assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
-        let began: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
-        assert_eq!(began, 0);
+        let requests: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+        assert_eq!(requests, 0);
 
         if went_back {
             let restored = RestoreEvidence::Reported {
@@ -76,10 +76,10 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
         }
         answers.store(true, Ordering::SeqCst);
         if went_back {
-            eventually(DEADLINE, "it is held", || async { matches!(condition.get(), Condition::Recovering(_)) }).await;
+            eventually(DEADLINE, "the usage is held", || async { matches!(condition.get(), Condition::Recovering(_)) }).await;
             assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
         } else {
-            eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 4 }).await;
+            eventually(DEADLINE, "the event is published", || async { world.number_in("published").await == 4 }).await;
             assert_eq!(world.state("old").await.0, "expired");
         }
         stop.cancel();
@@ -99,7 +99,7 @@ async fn restore_to_before_the_request(world: &World) {
 }
 
 #[tokio::test]
-async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_counts_nowhere_twice() {
+async fn an_answer_to_a_lost_request_is_reported_as_lost_and_counts_once() {
     let mut world = World::with(Switches { latency_ms: 500, ..Switches::default() }).await;
     world.settings.poll = Duration::from_millis(20);
     world.add(&[usage("a", start_time()), usage("b", start_time())]).await;
@@ -110,7 +110,7 @@ async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_coun
         ids.await.unwrap()
     };
     let restoring = async {
-        eventually(DEADLINE, "a request is on its way", || async { requests().await.len() == 1 }).await;
+        eventually(DEADLINE, "a request is in flight", || async { requests().await.len() == 1 }).await;
         let lost = requests().await[0].to_string();
         restore_to_before_the_request(&world).await;
         lost
@@ -129,7 +129,7 @@ async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_coun
 }
 
 #[tokio::test]
-async fn what_became_of_a_request_is_recorded_once_and_a_lost_one_is_told_from_a_known_one() {
+async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_distinguished() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let (source_id, lease) = (world.source.id, Duration::from_secs(90));

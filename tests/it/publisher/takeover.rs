@@ -25,6 +25,6 @@ async fn the_events_of_a_killed_publisher_are_sent_by_another_within_two_request
     first.kill();
     world.vendor.set_switches(Switches::default()).unwrap();
     let _second = world.process(&world.vendor.ingest_url());
-    eventually(2 * REQUEST_TIMEOUT, "it is published", || async { world.number_in("published").await == 1 }).await;
+    eventually(2 * REQUEST_TIMEOUT, "the event is published", || async { world.number_in("published").await == 1 }).await;
     assert_eq!(world.times_billed("a"), 1);
 }

@@ -49,7 +49,7 @@ async fn accepted_events_are_published_in_the_order_of_their_time_by_a_recorded_
 }
 
 #[tokio::test]
-async fn each_verdict_is_kept_and_only_what_may_still_pass_is_sent_again() {
+async fn each_verdict_is_kept_and_only_retryable_events_are_sent_again() {
     let world = World::with(rules(vec![
         rule(Behaviour::RefuseForNow, "later", 1),
         rule(Behaviour::RefuseForEver, "never", 9),
@@ -63,7 +63,7 @@ async fn each_verdict_is_kept_and_only_what_may_still_pass_is_sent_again() {
     assert!(world.state("never").await.1.is_some_and(|message| !message.is_empty()));
     assert_eq!(world.state("omitted").await.1.as_deref(), Some(LEFT_OUT_MESSAGE));
     let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
-    assert_eq!((pending.events, pending.unanswered), (2, 1), "what was left out may have been taken, what was refused was not");
+    assert_eq!((pending.events, pending.unanswered), (2, 1), "only an omitted event may have been accepted");
 
     // within half a minute, the shortest minute with jitter, neither is due
     world.pass(TimeDelta::seconds(29));
@@ -104,7 +104,7 @@ async fn a_refusal_for_now_waits_longer_each_time() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_ahead_for_a_while_keeps_no_event_waiting() {
+async fn a_clock_that_was_fast_for_a_while_delays_no_event() {
     let world = World::with(rules(vec![rule(Behaviour::RefuseForNow, "refused", 1)])).await;
     let (ahead, right) = (start_time() + TimeDelta::days(3), start_time());
     world.clock.set(ahead);
@@ -135,9 +135,9 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
     assert_eq!(publisher.condition().get(), Condition::Working);
     assert_eq!(world.times_billed("a"), 1);
 
-    let kept: Vec<String> =
+    let rows: Vec<String> =
         sqlx::query_scalar("select publication_request::text from publication_request").fetch_all(&world.ledger.pool).await.unwrap();
-    assert!(kept.iter().all(|row| !row.contains(&stray)), "no token is kept");
+    assert!(rows.iter().all(|row| !row.contains(&stray)), "no token is kept");
     let samples: BTreeSet<String> = registry.gather().iter().flat_map(described).collect();
     for expected in [
         "tallyline_publisher_verdicts_total accepted 1",
@@ -150,7 +150,7 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
 }
 
 #[tokio::test]
-async fn usage_that_waits_is_seen_to_wait_though_coderds_database_cannot_be_used() {
+async fn the_backlog_is_shown_without_coderds_database() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::raw_sql("alter table usage_events rename to usage_events_away").execute(&world.coderd).await.unwrap();
@@ -167,7 +167,7 @@ fn described(family: &prometheus::proto::MetricFamily) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn without_a_license_that_allows_it_nothing_is_sent_and_nothing_is_wrong() {
+async fn without_a_license_that_allows_it_nothing_is_sent_without_an_error() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();

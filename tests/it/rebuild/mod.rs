@@ -1,7 +1,7 @@
 //! Rebuilds and rehearsals: the difference is shown before it takes effect, and a rehearsal leaves no trace.
 
 mod rehearsal;
-mod shown;
+mod running;
 
 use std::time::Duration;
 

@@ -158,7 +158,7 @@ async fn a_candidate_license_is_rehearsed_before_it_is_installed() {
 }
 
 #[tokio::test]
-async fn a_candidate_that_is_no_good_is_refused_with_the_reason_and_never_shown() {
+async fn an_invalid_candidate_is_refused_with_the_reason_and_never_shown() {
     let site = Site::new().await;
     let good = candidate(&json!([]));
     let mut old = good.clone();

@@ -8,7 +8,7 @@ use crate::journey::site::Backend;
 use crate::support::eventually;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_said_so() {
+async fn events_lost_by_coderd_stay_counted_and_are_published_after_an_override() {
     let mut world = World::begin_with_keys(Backend::Postgres).await;
     let folder = TempDir::new().unwrap();
     let mut collect = world.collect();
@@ -16,14 +16,14 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     let mut publish = world.site.start("publish", &[]);
     world.all_is_in().await;
     let pending = "select count(*) from publication where state = 'pending'";
-    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    eventually(SOON, "every event is published", || async { world.count(pending).await == 0 }).await;
     let backup = world.coderd.back_up(folder.path());
     let earlier = world.simulation.truth();
 
     // a part of the lost rows is already published, a part is not
     world.goes_on_to(0.55).await;
     world.all_is_in().await;
-    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    eventually(SOON, "every event is published", || async { world.count(pending).await == 0 }).await;
     ends(&mut publish).await;
     let published = world.simulation.truth();
     world.goes_on_to(0.6).await;
@@ -40,7 +40,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     let differs = world.site.command(&["audit", "--patience", "5", "--output", "json"]).await;
     assert_eq!(differs.status.code(), Some(1), "{differs:?}");
     let mut publish = world.site.start("publish", &[]);
-    eventually(SOON, "what is gone is held back", || async {
+    eventually(SOON, "usage without its row is held back", || async {
         world
             .count("select count(*) from publication where held_for = 'coderd_differs' and last_message like 'coderd no longer has%'")
             .await
@@ -68,7 +68,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
 
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
-    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    eventually(SOON, "every event is published", || async { world.count(pending).await == 0 }).await;
     let billed = world.tallyman.books().billed;
     assert!(billed.iter().all(|billed| billed.times == 1));
     assert_eq!(billed.len(), truth.usage.iter().filter(|row| row.published_at.is_none()).count());

@@ -41,7 +41,7 @@ async fn unread(world: &World, topic: Topic) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_coderd() {
+async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     let mut world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
@@ -89,7 +89,7 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_builds_were_read_or_not() {
+async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were_read() {
     let mut world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
@@ -117,7 +117,7 @@ async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_build
     let lost = unread(&world, claims).await;
     assert!(lost > waiting && unread(&world, Topic::WorkspaceBuilds).await > 0, "{lost} {waiting}");
     world.another_pass().await;
-    assert_eq!(unread(&world, claims).await, lost, "what waits is not sent again by each pass");
+    assert_eq!(unread(&world, claims).await, lost, "the backlog is not appended again by each pass");
 
     delete_topic(&world, claims).await;
     let mut consume = world.site.start("consume", &[]);
@@ -139,9 +139,9 @@ async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_build
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kafka_topic_made_anew_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
+async fn stopped_consumers_read_a_recreated_and_longer_kafka_topic_from_its_start() {
     let world = World::begin(Backend::Kafka).await;
-    made_anew_and_grown(world, async |world| {
+    recreated_and_longer(world, async |world| {
         delete_topic(world, Topic::WorkspaceBuilds).await;
         eventually(SOON, "the topic is made again", || async { world.site.log.create_topics(6).await.is_ok() }).await;
     })
@@ -149,9 +149,9 @@ async fn a_kafka_topic_made_anew_and_grown_beyond_the_old_is_begun_anew_by_those
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_postgres_log_emptied_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
+async fn stopped_consumers_read_an_emptied_and_longer_postgres_log_from_its_start() {
     let world = World::begin(Backend::Postgres).await;
-    made_anew_and_grown(world, async |world| {
+    recreated_and_longer(world, async |world| {
         let emptied = "begin;
             delete from log_record using log_partition where id = partition_id and topic = 'tallyline.workspace-builds.v1';
             update log_partition set start_offset = 0, next_offset = 0 where topic = 'tallyline.workspace-builds.v1'; commit";
@@ -160,7 +160,7 @@ async fn a_postgres_log_emptied_and_grown_beyond_the_old_is_begun_anew_by_those_
     .await;
 }
 
-async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) {
+async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) {
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
@@ -170,19 +170,19 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     for process in [&mut collect, &mut consume] {
         ends(process).await;
     }
-    make_anew(&world).await;
+    recreate(&world).await;
     push(&world, 0..3000).await;
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.goes_on_to(0.6).await;
     eventually(SOON, "its partitions are stopped", || {
-        let said = consume.stderr().matches("partition stopped").count();
-        async move { said >= 6 }
+        let stopped = consume.stderr().matches("partition stopped").count();
+        async move { stopped >= 6 }
     })
     .await;
     world.another_pass().await;
     let now = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
-    assert_eq!(now, before, "nothing is claimed while the new topic is not read");
+    assert_eq!(now, before, "completeness is not reported while the new topic is not read");
     assert_eq!(world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await, records);
 
     let plan = world.plan("kafka").await;
@@ -197,7 +197,7 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     world.everything_is_there().await;
     let pushed = "select count(*) from workspace_build join source on source.id = source_id
         where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
-    eventually(SOON, "what others pushed is read, too", || async { world.count(pushed).await == 3000 }).await;
+    eventually(SOON, "records of other producers are read, too", || async { world.count(pushed).await == 3000 }).await;
     assert!(
         world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap().complete_until
             > before.complete_until

@@ -50,7 +50,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     let lost = truth.builds.iter().filter(|build| build.completed_at > backed_up_at).count();
     let second = values(&Numbers::of_truth(&truth, journey.introduced_at));
     eventually(SOON, "all before the loss is scraped", || scraped::has(&server, &second)).await;
-    let page = shown(&journey).await;
+    let page = domain_series(&journey).await;
     let (incarnation, billed) =
         (journey.site.ledger.run(snapshots::head).await.unwrap().incarnation, journey.tallyman.books().billed.len());
     let sequence = journey.site.ledger.run(snapshots::head).await.unwrap().number;
@@ -58,25 +58,25 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     journey.site.database.restore(&backup).await;
     journey.done(&format!("restored: {lost} builds lost"));
     let recoveries = "select count(*) from recovery";
-    eventually(SOON, "it is seen", || async { count(&journey, recoveries).await == Some(1) }).await;
+    eventually(SOON, "the restore is detected", || async { count(&journey, recoveries).await == Some(1) }).await;
     let restored = journey.site.ledger.run(recoveries::open).await.unwrap();
     eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.run(snapshots::head).await.unwrap().number);
     assert_ne!(journey.site.ledger.run(snapshots::head).await.unwrap().incarnation, incarnation);
     // until it closes, no process shows the series and nothing is sent
-    let looks = std::cell::Cell::new(0);
+    let checks = std::cell::Cell::new(0);
     let requests = journey.tallyman.books().requests;
-    eventually(SOON, "it has caught up", || async {
+    eventually(SOON, "the ledger has caught up", || async {
         let before = open(&journey).await;
-        let shown = format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await);
+        let domain_series = format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await);
         let sent = journey.tallyman.books().requests;
         if before && open(&journey).await {
-            assert_eq!((shown.as_str(), sent), ("", requests), "shown or sent before it has caught up");
-            looks.set(looks.get() + 1);
+            assert_eq!((domain_series.as_str(), sent), ("", requests), "shown or sent before the ledger has caught up");
+            checks.set(checks.get() + 1);
         }
         !open(&journey).await
     })
     .await;
-    eprintln!("looked {} times while it caught up", looks.get());
+    eprintln!("looked {} times while it caught up", checks.get());
     let closed: (DateTime<Utc>, DateTime<Utc>) =
         sqlx::query_as("select opened_at, closed_at from recovery").fetch_one(&journey.site.database.pool).await.unwrap();
     eprintln!("caught up in {} ms", (closed.1 - closed.0).num_milliseconds());
@@ -84,7 +84,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
         sqlx::query_as("select actor, subject from operator_act").fetch_all(&journey.site.database.pool).await.unwrap();
     assert_eq!(trail, [(format!("tallyline {}", env!("CARGO_PKG_VERSION")), "ledger".to_owned())]);
     all_is_published(&journey).await;
-    eventually(SOON, "the same is shown as before", || async { shown(&journey).await == page }).await;
+    eventually(SOON, "the same is shown as before", || async { domain_series(&journey).await == page }).await;
     let books = journey.tallyman.books();
     assert_eq!(books.billed.len(), billed);
     assert!(books.billed.iter().all(|billed| billed.times == 1));
@@ -96,7 +96,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     journey.simulation.commit_held().await.unwrap();
     journey.all_of_coderd_is_in().await;
     journey.settled().await;
-    if shown(&journey).await.is_empty() || journey.serve[0].domain_lines().await.is_empty() {
+    if domain_series(&journey).await.is_empty() || journey.serve[0].domain_lines().await.is_empty() {
         journey.serve.swap(0, 1);
     }
     journey.every_number_is_true().await;
@@ -105,8 +105,8 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     let last = values(&Numbers::of_truth(&journey.simulation.truth(), journey.introduced_at));
     eventually(SOON, "the last truth is scraped", || scraped::has(&server, &last)).await;
     scraped::nothing_fell(&server, &first, &last).await;
-    let seen = journey.watch.take().expect("it watches").end().await;
-    assert!(seen.faults.is_empty(), "{:?}", seen.faults);
+    let observations = journey.watch.take().expect("it watches").end().await;
+    assert!(observations.faults.is_empty(), "{:?}", observations.faults);
     let [one, other] = &mut journey.consume;
     let [first, second] = &mut journey.serve;
     for process in [&mut journey.collect, one, other, &mut journey.publish, &mut first.process, &mut second.process] {
@@ -116,7 +116,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
+async fn processes_that_start_after_the_restore_detect_it_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
@@ -131,7 +131,7 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_that_is_restored_twice_is_seen_twice_in_the_groups_marks() {
+async fn a_backup_that_is_restored_twice_is_detected_twice_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
@@ -140,12 +140,12 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_in_the_groups_marks() {
         let mut publish = world.site.start("publish", &[]);
         comes_back(&world, "which this ledger lacks").await;
         ends(&mut publish).await;
-        the_group_was_told(&world).await;
+        group_has_committed(&world).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
+async fn a_backup_older_than_every_position_is_detected_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
@@ -155,7 +155,7 @@ async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
     assert_eq!(world.count("select count(*) from position").await, 0);
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
-    the_group_was_told(&world).await;
+    group_has_committed(&world).await;
     for process in [&mut collect, &mut consume] {
         ends(process).await;
     }
@@ -166,7 +166,7 @@ async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_says_that_the_ledger_was_restored() {
+async fn an_operator_declares_the_ledger_restored() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Postgres).await;
     let backup = lost_part(&mut world, &folder).await;
@@ -205,11 +205,11 @@ async fn an_operator_says_that_the_ledger_was_restored() {
         format!("It has no acts. When the restore was detected, it ended at sequence {incarnation}:{number} of {}Z", &newest[..19]);
     assert!(status.contains("was restored from a backup") && status.contains(&forgotten), "{status}\n{forgotten}");
     comes_back(&world, "the disk is gone").await;
-    assert_eq!(world.acts().await.len(), 1, "nobody opens another");
+    assert_eq!(world.acts().await.len(), 1, "no second recovery is opened");
     assert_eq!(world.count("select count(*) from publication where state = 'not_ours'").await, marked(&world, true).await);
     // usage that was too old could have been sent in the lost time
     let mut publish = world.site.start("publish", &[]);
-    eventually(SOON * 2, "all is settled", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON * 2, "every publication is settled", || async { world.count(PENDING).await == 0 }).await;
     assert_eq!(world.count("select count(*) from publication where state = 'unknown'").await, 3 - world.count(THREE_MARKED).await);
     ends(&mut publish).await;
 }
@@ -238,7 +238,7 @@ pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBu
     world.goes_on_to(0.6).await;
     world.all_is_in().await;
     if world.site.prefix.is_some() {
-        the_group_was_told(world).await;
+        group_has_committed(world).await;
     }
     for process in [&mut collect, &mut consume] {
         ends(process).await;
@@ -247,8 +247,8 @@ pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBu
 }
 
 /// Waits until the marks of the consumer group are at the ledger's positions.
-pub async fn the_group_was_told(world: &World) {
-    eventually(SOON, "the group was told all of it", || async {
+pub async fn group_has_committed(world: &World) {
+    eventually(SOON, "the group committed every position", || async {
         let Ok(marks) = world.site.log.marks(GROUP).await else { return false };
         let positions = world.site.ledger.run(positions::list).await.unwrap();
         positions.iter().all(|(at, next)| *next == 0 || marks.iter().any(|mark| mark.partition == *at && mark.next_offset == *next))
@@ -259,16 +259,16 @@ pub async fn the_group_was_told(world: &World) {
 /// Starts the processes. They notice the loss for this reason unless it is known, and show everything once they have caught up. Before,
 /// nothing is sent. After a known loss, nothing is shown either.
 async fn comes_back(world: &World, reason: &str) {
-    let known = world.count("select count(*) from recovery").await == 1;
+    let is_known = world.count("select count(*) from recovery").await == 1;
     let sent_before = world.tallyman.books().requests;
     let mut serve = Serve::start(&world.site);
     let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
     let closed = "select count(*) from recovery where closed_at is not null";
-    eventually(SOON * 2, "it has caught up", || async {
-        let (shown, sent) = (serve.domain_lines().await, world.tallyman.books().requests);
+    eventually(SOON * 2, "the ledger has caught up", || async {
+        let (domain_series, sent) = (serve.domain_lines().await, world.tallyman.books().requests);
         let done = world.count(closed).await == 1;
-        assert!(done || sent == sent_before, "sent before it has caught up");
-        assert!(done || !known || shown.is_empty(), "shown before it has caught up");
+        assert!(done || sent == sent_before, "sent before the ledger has caught up");
+        assert!(done || !is_known || domain_series.is_empty(), "shown before the ledger has caught up");
         done
     })
     .await;
@@ -284,14 +284,14 @@ async fn comes_back(world: &World, reason: &str) {
 }
 
 /// The page of the process that shows the series.
-async fn shown(journey: &Journey) -> String {
+async fn domain_series(journey: &Journey) -> String {
     format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await)
 }
 
 async fn all_is_published(journey: &Journey) {
     journey.all_of_coderd_is_in().await;
     eventually(SOON, "the log is read to its ends", || journey.site.has_read_all()).await;
-    eventually(SOON * 2, "all is published", || async { count(journey, PENDING).await == Some(0) }).await;
+    eventually(SOON * 2, "every event is published", || async { count(journey, PENDING).await == Some(0) }).await;
 }
 
 /// None while the ledger does not answer.

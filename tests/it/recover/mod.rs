@@ -1,13 +1,13 @@
 //! Recovery after a loss of topics, of the ledger or of coderd's database, with real processes on real servers.
 
-mod again;
-mod at_once;
-mod away;
 mod coderd;
+mod concurrent;
+mod excluded_sources;
 mod kafka;
+mod late_broker;
 mod ledger;
+mod repeated;
 mod scraped;
 mod servers;
 mod standby;
-mod without;
 mod world;

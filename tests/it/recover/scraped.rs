@@ -29,7 +29,7 @@ pub fn values(numbers: &Numbers) -> BTreeMap<Key, f64> {
         Value::Counter(count) => ((family, labels), count),
         Value::Histogram { count, .. } => ((format!("{family}_count"), labels), count as f64),
     };
-    let all = numbers.series().into_iter().map(|(key, shown)| value(key, shown));
+    let all = numbers.series().into_iter().map(|(key, current)| value(key, current));
     all.filter(|((family, _), _)| SERIES.contains(&family.as_str())).collect()
 }
 

@@ -1,6 +1,6 @@
 //! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent. A failover without loss changes nothing.
 
-use super::ledger::the_group_was_told;
+use super::ledger::group_has_committed;
 use super::servers::{Pair, Replication};
 use super::world::{SOON, World, ends};
 use crate::journey::site::Serve;
@@ -28,7 +28,7 @@ async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing
     world.all_is_in().await;
     world.everything_is_there().await;
     eventually(SOON, "the series are shown again", || async { !serve.domain_lines().await.is_empty() }).await;
-    eventually(SOON * 2, "all is published", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
     assert!(world.tallyman.books().billed.iter().all(|billed| billed.times == 1));
     world.balanced().await;
     assert_eq!((world.count(OPENED).await, world.site.ledger.run(snapshots::head).await.unwrap().incarnation), (0, incarnation));
@@ -47,8 +47,8 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     let mut publish = world.site.start("publish", &[]);
     world.goes_on_to(0.6).await;
     world.all_is_in().await;
-    the_group_was_told(&world).await;
-    eventually(SOON * 2, "all is published", || async { world.count(PENDING).await == 0 }).await;
+    group_has_committed(&world).await;
+    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
     for process in [&mut collect, &mut consume, &mut publish] {
         ends(process).await;
     }
@@ -58,10 +58,10 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     assert!(world.count(PENDING).await > 0, "the standby knows of no request");
     let mut serve = Serve::start(&world.site);
     let mut processes = [world.site.start("publish", &[]), world.collect(), world.site.start("consume", &[])];
-    eventually(SOON * 2, "it has caught up", || async {
+    eventually(SOON * 2, "the ledger has caught up", || async {
         let requests = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
-        assert!(done || requests == sent, "sent before it has caught up");
+        assert!(done || requests == sent, "sent before the ledger has caught up");
         done
     })
     .await;
@@ -69,7 +69,7 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     assert!(acts.len() == 1 && acts[0].2.contains("which this ledger lacks"), "{acts:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
-    eventually(SOON * 2, "all is published", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
     let books = world.tallyman.books();
     assert_eq!(books.billed.len(), billed);
     assert!(books.billed.iter().all(|billed| billed.times == 1));

@@ -137,11 +137,11 @@ impl World {
     }
 
     /// Checks that there is nothing to execute, and that both forms of the answer report it.
-    pub async fn nothing_is_lost(&self, lost: &str, said: &str) {
+    pub async fn nothing_is_lost(&self, lost: &str, message: &str) {
         let plan = self.plan(lost).await;
         assert_eq!((&plan["hash"], &plan["execute"]), (&Json::Null, &Json::Null), "{plan}");
         let planned = self.site.command(&["recover", "plan", "--lost", lost]).await;
-        assert!(planned.status.success() && planned.stdout.contains(said), "{planned:?}");
+        assert!(planned.status.success() && planned.stdout.contains(message), "{planned:?}");
         assert!(!planned.stdout.contains("recover execute") && !planned.stdout.contains("hash "), "{planned:?}");
     }
 

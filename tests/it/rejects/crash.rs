@@ -51,7 +51,7 @@ impl Site {
         self.desk.ledger.run(books::add_up).await.unwrap().differences
     }
 
-    /// Checks that the mended event is accepted once, the reject has ended, and the books balance.
+    /// Checks that the corrected event is accepted once, the reject has ended, and the books balance.
     async fn is_accepted_once(&self) {
         assert_eq!(self.number("select count(*) from usage_event where quantity = 5").await, 1);
         assert_eq!(self.number("select count(*) from publication").await, 1);
@@ -90,7 +90,7 @@ async fn a_crash_after_the_append_that_is_recorded_meanwhile_ends_without_anothe
         site.resubmit(with(id, MENDED)).await.unwrap_err();
         site.is_well_again().await;
         assert_eq!(site.consume().await.accepted, 1);
-        // a differently mended event is in conflict with the accepted one
+        // another correction is in conflict with the accepted one
         let other = site.resubmit(with(id, r#"{"count": 6}"#)).await;
         assert!(matches!(other, Err(OperationError::Forbidden(_))), "{other:?}");
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
@@ -118,13 +118,13 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
 }
 
 #[tokio::test]
-async fn of_several_those_that_the_log_has_are_ended_and_the_others_stay_open() {
+async fn of_several_resubmissions_those_in_the_log_are_closed_and_the_others_stay_open() {
     let site = Site::new(Backend::Postgres).await;
     let id = site.one_bad_record().await;
     site.desk.log.append(Topic::WorkspaceBuilds, vec![with_body(&build(DEPLOYMENT, 1), "broken")]).await.unwrap();
     assert_eq!(site.consume().await.rejects, 1);
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
-    // one of the two topics is gone
+    // one of the two topics is deleted
     let removal = "delete from log_partition where topic = 'tallyline.workspace-builds.v1'";
     sqlx::raw_sql(removal).execute(&site.database.pool).await.unwrap();
     let some = site.resubmit(Resubmit { force: true, ..as_is(&ids) }).await;
@@ -140,15 +140,15 @@ fn reopened(plan: &RecoverPlan) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_recovery() {
+async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recovery() {
     let site = Site::new(Backend::Postgres).await;
     let (read, lost, late) = (usage(DEPLOYMENT, 1), usage(OTHER_DEPLOYMENT, 2), usage(DEPLOYMENT, 4));
-    let mended = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
+    let edit = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
     let id = site.broken(&read).await;
-    site.resubmit(mended(id, &read)).await.unwrap();
+    site.resubmit(edit(id, &read)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     let (id, late_id) = (site.broken(&lost).await, site.broken(&late).await);
-    site.resubmit(mended(id, &lost)).await.unwrap();
+    site.resubmit(edit(id, &lost)).await.unwrap();
     assert_eq!(site.differences().await, [], "it waits in the log");
 
     let emptied = "delete from log_record using log_partition where id = partition_id and topic = 'tallyline.agent-usage.v1';
@@ -160,23 +160,23 @@ async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_
     let named = "insert into past_position select topic, partition, generation, start_offset, next_offset, records, (select max(id) from operator_act)
         from position where topic like '%usage%'";
     sqlx::raw_sql(named).execute(&site.database.pool).await.unwrap();
-    let gone = site.differences().await.into_iter().filter(|one| one.kind == "passed_and_gone");
-    assert_eq!(gone.map(|one| one.id).collect::<Vec<_>>(), ["usage-2"]);
+    let lost_ids = site.differences().await.into_iter().filter(|one| one.kind == "passed_and_gone");
+    assert_eq!(lost_ids.map(|one| one.id).collect::<Vec<_>>(), ["usage-2"]);
     sqlx::raw_sql("delete from past_position").execute(&site.database.pool).await.unwrap();
 
     site.execute_recovery(&plan).await.unwrap();
     assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [id, late_id]);
     assert_eq!((site.list("resubmitted").await.len(), site.differences().await), (1, vec![]));
     let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
-    assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "what was done is not forgotten");
-    site.resubmit(mended(id, &lost)).await.unwrap();
+    assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "the first act remains");
+    site.resubmit(edit(id, &lost)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_eq!(site.differences().await, []);
     assert!(site.desk.ledger.run(async |conn| rejects::accepted(conn, OTHER_DEPLOYMENT, "usage-2").await).await.unwrap().is_some());
 }
 
 #[tokio::test]
-async fn what_the_log_still_holds_behind_a_start_that_has_moved_on_is_not_open_again() {
+async fn a_resubmission_still_in_the_log_after_its_start_moved_is_not_open_again() {
     let site = Site::new(Backend::Postgres).await;
     let mut refused = Vec::new();
     for event in [usage(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)] {
@@ -185,7 +185,7 @@ async fn what_the_log_still_holds_behind_a_start_that_has_moved_on_is_not_open_a
     for (id, event) in &refused {
         site.resubmit(with(*id, &event.to_structured().to_string())).await.unwrap();
     }
-    // the first of them is gone before it was read
+    // retention removes the first of them unread
     let expired =
         "delete from log_record using log_partition where id = partition_id and topic = 'tallyline.agent-usage.v1' and record_offset = 2;
         update log_partition set start_offset = 3 where topic = 'tallyline.agent-usage.v1'";
@@ -199,7 +199,7 @@ async fn what_the_log_still_holds_behind_a_start_that_has_moved_on_is_not_open_a
 }
 
 #[tokio::test]
-async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
+async fn a_lost_resubmission_is_named_for_every_event_type_and_deployment() {
     let site = Site::new(Backend::Postgres).await;
     for event in [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 4)] {
         let id = site.broken(&event).await;
@@ -219,12 +219,12 @@ async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
         ] {
             sqlx::query(undone).bind(event.topic().name()).bind(offset).execute(&site.database.pool).await.unwrap();
         }
-        assert_eq!(site.differences().await, [], "nobody has read so far");
+        assert_eq!(site.differences().await, [], "the consumer has not read it yet");
         let other = crate::support::ledger::event(event.topic(), 100);
         site.desk.log.append(event.topic(), vec![other.to_message()]).await.unwrap();
         assert_eq!(site.consume().await.accepted, 1);
-        let told: Vec<_> = site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
-        assert_eq!(told, [("passed_and_gone".into(), event.id())]);
+        let kinds: Vec<_> = site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
+        assert_eq!(kinds, [("passed_and_gone".into(), event.id())]);
         let forced = Resubmit { force: true, ..with(id, &event.to_structured().to_string()) };
         site.resubmit(forced).await.unwrap();
         assert_eq!((site.differences().await, site.consume().await.accepted), (vec![], 1));

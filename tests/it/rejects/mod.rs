@@ -158,7 +158,7 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
 }
 
 #[tokio::test]
-async fn what_is_at_stake_is_read_from_records_that_are_no_events() {
+async fn unbilled_amounts_are_read_from_invalid_records() {
     let site = Site::new(Backend::Postgres).await;
     let structured = usage(DEPLOYMENT, 9).to_structured().to_string().replace("\"count\":1", "\"count\":8,\"colour\":\"blue\"");
     let content_type = ("content-type".to_owned(), Some(b"application/cloudevents+json".to_vec()));
@@ -176,7 +176,7 @@ async fn what_is_at_stake_is_read_from_records_that_are_no_events() {
         ])
         .await;
     assert_eq!((counts.accepted, counts.conflicts, counts.rejects, counts.held), (1, 1, 3, 1));
-    let told: Vec<_> = site.list("open").await.into_iter().map(|row| (row.event_id.unwrap(), row.units, row.unit)).collect();
+    let listed: Vec<_> = site.list("open").await.into_iter().map(|row| (row.event_id.unwrap(), row.units, row.unit)).collect();
     let stake = |id: &str, units: Option<u64>, unit: &str| (id.to_owned(), units, units.map(|_| unit.to_owned()));
     // usage-3 is the fourth, so it would have been seats: (3 % 3) + 1
     let expected = [
@@ -186,12 +186,12 @@ async fn what_is_at_stake_is_read_from_records_that_are_no_events() {
         stake("usage-4", Some(41), "agents"),
         stake("usage-9", Some(8), "agents"),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(listed, expected);
     let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
     let groups = ask(&site.desk, &by_verdict).await.unwrap().groups;
     let told: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
     let units = |unit: &str, number| BTreeMap::from([(unit.to_owned(), number)]);
-    assert_eq!(told, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
+    assert_eq!(listed, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
     let site = Site::new(Backend::Postgres).await;
     let long = format!("\"{}é", "x".repeat(1_022));
     site.take((0..5).map(|n| with_body(&usage(DEPLOYMENT, n), &long)).collect()).await;
-    let (mut after, mut seen) = (0, Vec::new());
+    let (mut after, mut ids) = (0, Vec::new());
     loop {
         let request = ListRejects { which: WhichRejects::default(), after, limit: 2 };
         let page = ask(&site.desk, &request).await.unwrap();
@@ -207,20 +207,20 @@ async fn a_page_of_rejects_leads_to_the_next() {
         for row in page.rejects {
             let payload = row.payload.unwrap();
             assert_eq!((payload.length, payload.cut, payload.text.unwrap().len()), (1_025, true, 1_023));
-            seen.push(row.event_id.unwrap());
+            ids.push(row.event_id.unwrap());
         }
         match page.next_after {
             Some(next) => after = next,
             None => break,
         }
     }
-    assert_eq!(seen, ["usage-0", "usage-1", "usage-2", "usage-3", "usage-4"]);
+    assert_eq!(ids, ["usage-0", "usage-1", "usage-2", "usage-3", "usage-4"]);
     let wrong = ListRejects { which: WhichRejects { state: "ajar".into(), ..WhichRejects::default() }, after: 0, limit: 1 };
     assert!(matches!(ask(&site.desk, &wrong).await, Err(OperationError::Invalid { field: "state", .. })));
 }
 
 #[tokio::test]
-async fn a_record_that_would_be_refused_again_is_not_passed_on_unless_forced_and_then_is_a_reject_of_its_own() {
+async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_is_a_new_reject() {
     let site = Site::new(Backend::Postgres).await;
     site.take(vec![with_body(&usage(DEPLOYMENT, 1), r#"{"count": 1, "colour": "blue"}"#)]).await;
     let id = site.list("open").await[0].id;
@@ -256,7 +256,7 @@ async fn large_headers_are_shown_with_the_reject_and_not_in_a_list() {
 }
 
 #[tokio::test]
-async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
+async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains() {
     let site = Site::new(Backend::Postgres).await;
     let event = build(DEPLOYMENT, 1);
     let mut longer = event.clone();
@@ -286,7 +286,7 @@ async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
 }
 
 #[tokio::test]
-async fn several_are_ended_all_or_none_and_an_unknown_one_is_named() {
+async fn several_rejects_are_closed_all_or_none_and_an_unknown_one_is_named() {
     let site = Site::new(Backend::Postgres).await;
     site.take((1..4).map(|n| with_type(&usage(DEPLOYMENT, n), "something_else_v1")).collect()).await;
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
@@ -302,7 +302,7 @@ async fn several_are_ended_all_or_none_and_an_unknown_one_is_named() {
 }
 
 #[tokio::test]
-async fn what_was_given_up_can_be_taken_up_again_while_its_event_is_not_accepted() {
+async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted() {
     let site = Site::new(Backend::Postgres).await;
     site.take(vec![with_body(&usage(DEPLOYMENT, 1), "broken")]).await;
     let id = site.list("open").await[0].id;
@@ -315,11 +315,11 @@ async fn what_was_given_up_can_be_taken_up_again_while_its_event_is_not_accepted
     let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
     let ended: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
     assert_eq!(ended, [("discard", false), ("resubmit", true)]);
-    assert_eq!(shown.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
+    assert_eq!(detail.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
 }
 
 #[tokio::test]
-async fn a_record_whose_headers_are_the_fault_is_mended_by_a_whole_event() {
+async fn a_record_with_wrong_headers_is_replaced_by_a_whole_event() {
     let site = Site::new(Backend::Postgres).await;
     let event = usage(DEPLOYMENT, 1);
     let mut message = event.to_message();
@@ -336,7 +336,7 @@ async fn a_record_whose_headers_are_the_fault_is_mended_by_a_whole_event() {
 }
 
 #[tokio::test]
-async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turns_out_to_be() {
+async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposition() {
     for backend in [Backend::Postgres, Backend::Kafka] {
         let site = Site::new(backend).await;
         let broken = with_body(&usage(DEPLOYMENT, 2), r#"{"count": 0}"#);

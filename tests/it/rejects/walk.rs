@@ -1,4 +1,4 @@
-//! An operator's commands: a bad record is found, mended, resubmitted, counted once and published once. Held usage is admitted by the
+//! An operator's commands: a bad record is found, corrected, resubmitted, counted once and published once. Held usage is admitted by the
 //! version that knows it.
 
 use std::time::Duration;
@@ -46,16 +46,16 @@ fn source_joint(report: &Value) -> [Vec<(&str, &str)>; 3] {
 }
 
 #[tokio::test]
-async fn a_bad_record_is_mended_and_counted_once_on_kafka() {
-    a_bad_record_is_mended_and_counted_once(Backend::Kafka).await;
+async fn a_bad_record_is_corrected_and_counted_once_on_kafka() {
+    a_bad_record_is_corrected_and_counted_once(Backend::Kafka).await;
 }
 
 #[tokio::test]
-async fn a_bad_record_is_mended_and_counted_once_on_the_postgres_log() {
-    a_bad_record_is_mended_and_counted_once(Backend::Postgres).await;
+async fn a_bad_record_is_corrected_and_counted_once_on_the_postgres_log() {
+    a_bad_record_is_corrected_and_counted_once(Backend::Postgres).await;
 }
 
-async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
+async fn a_bad_record_is_corrected_and_counted_once(backend: Backend) {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let at = coderd.now().await;
     for id in ["usage-1", "usage-2"] {
@@ -82,8 +82,8 @@ async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
     let list = answer(&site.command(&["rejects", "list", "--output", "json"]).await, 0);
     let [first, second] = list["rejects"].as_array().unwrap().as_slice() else { panic!("{list}") };
     let numbers: Vec<String> = [first, second].map(|row| row["id"].to_string()).to_vec();
-    let mended = if first["event_id"] == "usage-1" { 0 } else { 1 };
-    let row = &list["rejects"][mended];
+    let corrected = if first["event_id"] == "usage-1" { 0 } else { 1 };
+    let row = &list["rejects"][corrected];
     assert_eq!(json!([row["verdict"], row["cause"], row["units"], row["unit"]]), json!(["rejected", "unknown_field", 3, "agents"]));
     assert_eq!(row["payload"]["text"], r#"{"count": 3, "colour": "blue"}"#);
     let groups = answer(&site.command(&["rejects", "list", "--by", "cause", "--output", "json"]).await, 0);
@@ -94,7 +94,7 @@ async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
         assert!(table.contains(word), "{word} is not in {table}");
     }
 
-    let id = &numbers[mended];
+    let id = &numbers[corrected];
     let page = site.command(&["rejects", "show", id]).await.stdout;
     for word in ["unknown field \"colour\"", "ce_id", "if resubmitted", "\n{\"count\": 3, \"colour\": \"blue\"}\n"] {
         assert!(page.contains(word), "{word} is not in {page}");
@@ -112,22 +112,22 @@ async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
     assert_eq!(json!([record["event_id"], record["foreseen"], record["ended"]]), json!(["usage-1", "accepted", true]));
     eventually(SOON, "the event is accepted", || async { site.accepted().await == 1 }).await;
 
-    let shown = answer(&site.command(&["rejects", "show", id, "--output", "json"]).await, 0);
-    let act = &shown["acts"][0];
-    assert_eq!(json!([shown["state"], shown["acts"].as_array().unwrap().len()]), json!(["resubmitted", 1]));
+    let detail = answer(&site.command(&["rejects", "show", id, "--output", "json"]).await, 0);
+    let act = &detail["acts"][0];
+    assert_eq!(json!([detail["state"], detail["acts"].as_array().unwrap().len()]), json!(["resubmitted", 1]));
     assert_eq!(
         json!([act["act"], act["actor"], act["reason"], act["ended_it"]]),
         json!(["resubmit", "operator-1", "a field too many", true])
     );
-    assert_eq!((act["detail"]["edit"].as_str(), shown["accepted_sequence"].is_string()), (Some("{\"count\": 3}\n"), true));
+    assert_eq!((act["detail"]["edit"].as_str(), detail["accepted_sequence"].is_string()), (Some("{\"count\": 3}\n"), true));
     assert_refused(&site.command(&words).await, "no longer open");
     assert_refused(&site.command(&["rejects", "show", "99"]).await, "there is no reject 99");
 
     // the other one is discarded: the audit reports it, without a difference
-    let other = &numbers[1 - mended];
+    let other = &numbers[1 - corrected];
     let nameless = site.command(&["rejects", "discard", other]).await;
     assert!(nameless.status.code() == Some(2) && nameless.stderr.contains("reason"), "{nameless:?}");
-    assert_eq!(site.command(&["rejects", "discard", other, "--reason", "nobody needs it"]).await.status.code(), Some(0));
+    assert_eq!(site.command(&["rejects", "discard", other, "--reason", "not needed"]).await.status.code(), Some(0));
     assert_eq!(site.command(&["rejects", "list"]).await.stdout, "none\n");
     let report = answer(&site.command(&audit).await, 0);
     assert_eq!(source_joint(&report), [vec![], vec![], vec![("discarded", "usage-2")]]);
@@ -177,7 +177,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: 
     let placed = site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
     held_by_an_earlier_version(&operators, placed[0].0).await;
     let mut consumers = [site.start("consume", &[]), site.start("consume", &[])];
-    eventually(SOON, "it is accepted", || async { site.accepted().await == 1 }).await;
+    eventually(SOON, "the event is accepted", || async { site.accepted().await == 1 }).await;
     eventually(SOON, "it is read to the end", || site.has_read_all()).await;
     let rows = operators.list("all").await;
     let acts: Vec<_> = rows[0].acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.ended_it)).collect();
@@ -193,7 +193,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: 
 }
 
 #[tokio::test]
-async fn what_was_mended_is_published_and_billed_once() {
+async fn corrected_usage_is_published_and_billed_once() {
     let world = World::new().await;
     let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();

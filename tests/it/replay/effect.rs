@@ -85,7 +85,7 @@ fn expected_metrics() -> Vec<FamilyEffect> {
 }
 
 #[tokio::test]
-async fn a_plan_says_in_numbers_what_then_comes() {
+async fn a_plan_shows_its_later_effect_in_numbers() {
     let site = Site::new().await;
     license(&site.desk.ledger).await;
     append_what_is_missing(&site).await;
@@ -168,7 +168,7 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn an_event_of_a_deployment_that_is_not_registered_is_held_and_the_plan_says_so() {
+async fn an_event_of_an_unregistered_deployment_is_held_and_the_plan_shows_it() {
     let site = Site::new().await;
     site.append(Topic::AgentUsage, &[usage(OTHER_DEPLOYMENT, 1)]).await;
     let plan = site.plan(&[]).await;

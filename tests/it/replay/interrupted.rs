@@ -16,7 +16,7 @@ use crate::support::{self, Database, database, eventually};
 use super::{SOON, Site, license, sum};
 
 #[tokio::test]
-async fn a_partition_begun_anew_in_the_middle_ends_the_replay() {
+async fn a_partition_recreated_during_a_replay_ends_it() {
     let site = Site::new().await;
     license(&site.desk.ledger).await;
     site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
@@ -60,7 +60,7 @@ async fn a_batch_whose_commit_got_no_answer_is_recorded_once() {
 
 /// New events, some twice, and an invalid one; at ten a second the first part is one batch of ten.
 #[tokio::test]
-async fn a_resumed_replay_answers_for_the_whole_plan() {
+async fn a_resumed_replay_reports_the_total_of_the_plan() {
     let site = Site::new().await;
     let usage: Vec<_> = (0..20).chain(0..5).map(|n| usage(DEPLOYMENT, n)).collect();
     site.append(Topic::AgentUsage, &usage).await;
@@ -136,12 +136,12 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
 }
 
 #[tokio::test]
-async fn a_replay_killed_in_the_middle_goes_on_and_live_events_come_in_beside_it() {
+async fn a_killed_replay_resumes_and_live_events_are_recorded_beside_it() {
     killed_in_the_middle(|ledger| (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new())).await;
 }
 
 #[tokio::test]
-async fn a_replay_killed_in_the_middle_goes_on_on_kafka() {
+async fn a_killed_replay_resumes_on_kafka() {
     killed_in_the_middle(|_| {
         let kafka = support::kafka();
         let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
@@ -152,7 +152,7 @@ async fn a_replay_killed_in_the_middle_goes_on_on_kafka() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
+async fn another_log_than_the_planned_one_is_not_replayed() {
     let site = Site::new().await;
     site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
     site.consume().await;

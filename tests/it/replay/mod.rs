@@ -94,10 +94,10 @@ impl Site {
     /// At ten a second an execution waits after the first ten records; this stops it there.
     async fn interrupt(&self, plan: &ReplayPlan) {
         let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
-        let heard = stop.clone();
+        let signal = stop.clone();
         let stopping = move |step: Step| {
             if step.doing == "replaying" {
-                heard.cancel();
+                signal.cancel();
             }
         };
         let interrupted = self.desk.execute_replay(&request, &actor(), &stopping, &stop).await;
@@ -131,7 +131,7 @@ async fn license(ledger: &Ledger) {
 }
 
 #[tokio::test]
-async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
+async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
     let site = Site::new().await;
     license(&site.desk.ledger).await;
     site.append(Topic::WorkspaceBuilds, &(0..400).map(|n| build(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
@@ -197,7 +197,7 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
 }
 
 #[tokio::test]
-async fn no_more_records_a_second_are_read_than_was_asked_for() {
+async fn a_replay_reads_at_most_the_requested_records_a_second() {
     let site = Site::new().await;
     site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
     let plan = site.plan(&[]).await;

@@ -211,7 +211,7 @@ async fn agents_are_counted_half_open_or_in_coderds_whole_days() {
 }
 
 #[tokio::test]
-async fn a_wrong_question_is_told_what_is_wrong() {
+async fn a_wrong_query_gets_the_reason() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
     let process = site.process().await;
@@ -248,7 +248,7 @@ async fn a_wrong_question_is_told_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn status_tells_positions_sources_and_publications() {
+async fn status_shows_positions_sources_and_publications() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.record(Topic::AgentUsage, usage()).await;

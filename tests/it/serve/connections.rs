@@ -11,14 +11,14 @@ use super::{SOON, Site};
 const HEADER: Duration = Duration::from_secs(2);
 
 /// A connection on which these bytes were sent.
-async fn said(address: &str, words: &str) -> TcpStream {
+async fn connect_and_send(address: &str, words: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
     stream.write_all(words.as_bytes()).await.unwrap();
     stream
 }
 
 /// All bytes until the server closes the connection.
-async fn heard(mut stream: TcpStream) -> String {
+async fn read_all(mut stream: TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("closed in time");
     read.unwrap();
@@ -30,10 +30,10 @@ async fn a_client_that_does_not_end_its_header_is_cut_off_on_both_listeners() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.limits.header = HEADER).await;
     for address in [&process.api, &process.metrics] {
-        let half = said(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ").await;
-        let silent = said(address, "").await;
-        let idle = said(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        let (half, silent, idle) = tokio::join!(heard(half), heard(silent), heard(idle));
+        let half = connect_and_send(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ").await;
+        let silent = connect_and_send(address, "").await;
+        let idle = connect_and_send(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        let (half, silent, idle) = tokio::join!(read_all(half), read_all(silent), read_all(idle));
         assert_eq!((half.as_str(), silent.as_str()), ("", ""));
         assert!(idle.starts_with("HTTP/1.1 200 OK\r\n") && idle.ends_with("{\"alive\":true}"), "{idle}");
     }
@@ -43,12 +43,12 @@ async fn a_client_that_does_not_end_its_header_is_cut_off_on_both_listeners() {
 async fn connections_beyond_the_limit_wait_until_one_ends() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.limits = Limits { connections: 2, header: HEADER }).await;
-    let open = [said(&process.api, "GET ").await, said(&process.api, "GET ").await];
-    let mut third = said(&process.api, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+    let open = [connect_and_send(&process.api, "GET ").await, connect_and_send(&process.api, "GET ").await];
+    let mut third = connect_and_send(&process.api, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
     let early = tokio::time::timeout(HEADER / 4, third.readable()).await;
     assert!(early.is_err(), "more connections than the limit were taken");
     let mut first = [0];
     tokio::time::timeout(SOON, third.read_exact(&mut first)).await.expect("answered in time").unwrap();
-    assert!(heard(third).await.starts_with("TTP/1.1 200 OK\r\n"));
+    assert!(read_all(third).await.starts_with("TTP/1.1 200 OK\r\n"));
     drop(open);
 }

@@ -26,7 +26,7 @@ struct Contract {
     /// With every type closed, so that a field outside the document is found.
     document: Value,
     /// The answers of each operation.
-    seen: BTreeSet<(String, String)>,
+    answers: BTreeSet<(String, String)>,
 }
 
 /// Before the first instant of PostgreSQL.
@@ -46,7 +46,7 @@ impl Contract {
                 close(schema);
             }
         }
-        Contract { process, document, seen: BTreeSet::new() }
+        Contract { process, document, answers: BTreeSet::new() }
     }
 
     /// Sends a request as `scope`, or without a token. Checks that the answer matches the document's `template`, and returns it.
@@ -88,7 +88,7 @@ impl Contract {
             assert!(faults.is_empty(), "{operation} {status}: {faults:?}\n{body}");
         }
         let code = code.to_owned();
-        self.seen.insert((operation, code));
+        self.answers.insert((operation, code));
     }
 
     fn faults(&self, schema: &Value, body: &Value) -> Vec<String> {
@@ -101,20 +101,20 @@ impl Contract {
 
 /// Types that are flattened into others: these close them.
 fn flattened(document: &Value) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+    let mut references = BTreeSet::new();
     let mut left = vec![document];
     while let Some(value) = left.pop() {
         match value {
             Value::Object(fields) => {
                 let parts = fields.get("allOf").and_then(Value::as_array).into_iter().flatten();
-                found.extend(parts.filter_map(|part| part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)));
+                references.extend(parts.filter_map(|part| part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)));
                 left.extend(fields.values());
             }
             Value::Array(items) => left.extend(items),
             _ => {}
         }
     }
-    found
+    references
 }
 
 /// Allows only the named fields.
@@ -183,7 +183,7 @@ async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names
 }
 
 #[tokio::test]
-async fn without_tokens_loopback_may_read_and_nobody_may_change() {
+async fn without_tokens_loopback_may_read_and_no_client_may_change() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
     let mut contract = Contract::of(site.process().await).await;
@@ -217,7 +217,7 @@ async fn answers_are_what_the_document_says() {
     let mut contract = Contract::of(process).await;
     assert_eq!(contract.get("/readyz").await.0, 503);
     stopped.lock().unwrap().clear();
-    eventually(SOON, "it is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
+    eventually(SOON, "the process is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
     for path in ["/healthz", "/readyz", "/openapi.json", "/api/v2/entitlements", "/api/v1/status", "/api/v1/acts", "/api/v1/pauses"] {
         let (status, body) = contract.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
@@ -266,12 +266,12 @@ async fn answers_are_what_the_document_says() {
             .map(move |code| (format!("{method} {path}"), code))
             .collect::<Vec<_>>()
     });
-    let unseen: Vec<_> = named.filter(|named| !contract.seen.contains(named)).collect();
+    let unseen: Vec<_> = named.filter(|named| !contract.answers.contains(named)).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
 }
 
 #[tokio::test]
-async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_nothing() {
+async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
@@ -315,15 +315,15 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
     ] {
         let request = Client::new().post(format!("{url}{query}")).bearer_auth("admin").header(name, value).body(body.clone());
         let answer = request.send().await.unwrap();
-        let found = answer.status();
+        let code = answer.status();
         let problem: Value = answer.json().await.unwrap();
         assert_eq!(
-            (found.as_u16(), problem["field"].as_str()),
+            (code.as_u16(), problem["field"].as_str()),
             (status, field),
             "{query} {value} {}: {problem}",
             &body[..body.len().min(80)]
         );
-        contract.hold(&method, path, found, &problem);
+        contract.hold(&method, path, code, &problem);
     }
     let nothing = json!({ "pauses": [] });
     assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
@@ -337,7 +337,7 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
 }
 
 #[tokio::test]
-async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() {
+async fn losses_of_coderd_are_planned_and_executed_where_its_database_is_known() {
     let site = Site::new().await;
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;
@@ -373,7 +373,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
         site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap();
     }
     let process = site.process().await;
-    let shown = async |query: &str| {
+    let acts = async |query: &str| {
         let (status, body) = process.get(&format!("/api/v1/acts{query}")).await;
         assert_eq!(status, 200, "{body}");
         let acts = body["acts"].as_array().unwrap().iter();
@@ -381,15 +381,15 @@ async fn the_audit_trail_is_paged_and_filtered() {
         (acts, body["next_before"].as_i64())
     };
     let all = ["user-001 resume consume", "user-002 pause publish", "user-001 pause consume"];
-    assert_eq!(shown("").await, (all.map(String::from).to_vec(), None));
-    let (first, next) = shown("?limit=2").await;
+    assert_eq!(acts("").await, (all.map(String::from).to_vec(), None));
+    let (first, next) = acts("?limit=2").await;
     assert_eq!(first, all[..2]);
-    assert_eq!(shown(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
-    assert_eq!(shown("?actor=user-001&act=pause").await.0, all[2..]);
-    assert_eq!(shown("?subject=publish").await.0, all[1..2]);
+    assert_eq!(acts(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
+    assert_eq!(acts("?actor=user-001&act=pause").await.0, all[2..]);
+    assert_eq!(acts("?subject=publish").await.0, all[1..2]);
     // the clock is at noon
-    assert_eq!(shown("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
-    assert_eq!(shown("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
+    assert_eq!(acts("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
+    assert_eq!(acts("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
     for field in ["from", "to"] {
         let (status, problem) = process.get(&format!("/api/v1/acts?{field}={FAR}")).await;
         assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");

@@ -66,12 +66,12 @@ fn the_dashboard_is_whole() {
 }
 
 fn do_not_overlap(dashboard: &Dashboard) {
-    let mut taken = BTreeSet::new();
+    let mut cells = BTreeSet::new();
     for panel in dashboard.panels() {
         let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_i64().unwrap());
         assert!(x >= 0 && w > 0 && h > 0 && x + w <= 24, "{panel}");
         for cell in (x..x + w).flat_map(|column| (y..y + h).map(move |line| (column, line))) {
-            assert!(taken.insert(cell), "{} lies over another panel", panel["title"]);
+            assert!(cells.insert(cell), "{} lies over another panel", panel["title"]);
         }
     }
 }
@@ -171,14 +171,14 @@ fn all() -> BTreeMap<&'static str, Chosen> {
 }
 
 #[tokio::test]
-async fn every_query_of_the_dashboard_brings_data_and_the_right_numbers() {
+async fn every_query_of_the_dashboard_returns_data_and_the_right_numbers() {
     let (scraped, dashboard) = (Scraped::new().await, dashboard());
     all_bring_data(&scraped, &dashboard).await;
     counts_are_exact(&scraped, &dashboard).await;
     chosen_names_are_taken_literally(&scraped, &dashboard).await;
     quantiles_are_near(&scraped, &dashboard).await;
     variables_offer_the_names(&scraped, &dashboard).await;
-    freshness_is_told(&scraped, &dashboard).await;
+    freshness_is_shown(&scraped, &dashboard).await;
     rules::are_loaded_and_evaluated(&scraped.server).await;
     scraped.process.end().await;
 }
@@ -190,11 +190,11 @@ async fn all_bring_data(scraped: &Scraped, dashboard: &Dashboard) {
             for value in values {
                 let chosen = BTreeMap::from_iter(all().into_iter().chain([(*name, Chosen::One(value.clone()))]));
                 let expr = dashboard.interpolated(&target.expr, &chosen);
-                let (found, values) =
+                let (actual, values) =
                     if target.instant { (scraped.at(&expr).await, "value") } else { (scraped.drawn(&expr).await, "values") };
                 let what = format!("{:?} {}: {expr}", target.panel, target.reference);
-                assert!(!found.is_empty(), "{what}");
-                for series in found {
+                assert!(!actual.is_empty(), "{what}");
+                for series in actual {
                     drawable(&series, values, &target, &what);
                 }
             }
@@ -240,9 +240,9 @@ async fn counts_are_exact(scraped: &Scraped, dashboard: &Dashboard) {
     for (reference, kind) in ["A", "B", "C"].into_iter().zip(KINDS) {
         let table = scraped.numbers(&dashboard.interpolated(&dashboard.expr("Totals", reference), &all())).await;
         assert!(table.len() >= 4, "{table:?}");
-        for (labels, found) in table {
+        for (labels, actual) in table {
             let named = |names: &Names| LABELS.iter().zip(names).all(|(label, name)| labels.get(*label).map_or("", |value| value) == *name);
-            assert_eq!(found, before.count(kind, named) + after.count(kind, named), "{kind:?} {labels:?}");
+            assert_eq!(actual, before.count(kind, named) + after.count(kind, named), "{kind:?} {labels:?}");
         }
     }
 }
@@ -270,13 +270,13 @@ async fn quantiles_are_near(scraped: &Scraped, dashboard: &Dashboard) {
             for (dimension, labels) in dimensions {
                 let expr = dashboard.expr(&format!("{name} by {dimension}: $quantile"), "A");
                 let chosen = BTreeMap::from_iter(all().into_iter().chain([("quantile", Chosen::One(quantile.to_owned()))]));
-                let found = scraped.numbers(&dashboard.interpolated(&expr, &chosen)).await;
+                let actual = scraped.numbers(&dashboard.interpolated(&expr, &chosen)).await;
                 let truths = after.quantiles(kind, quantile.parse().unwrap(), labels);
-                assert_eq!(found.iter().filter(|(_, found)| found.is_finite()).count(), truths.len(), "{found:?}");
+                assert_eq!(actual.iter().filter(|(_, actual)| actual.is_finite()).count(), truths.len(), "{actual:?}");
                 for (names, truth) in truths {
-                    let shown = |name: &str| if name.is_empty() { "no preset" } else { name }.to_owned();
-                    let wanted = LABELS.iter().zip(&names).map(|(label, name)| ((*label).to_owned(), shown(name))).collect();
-                    let one = found.iter().find(|(labels, _)| *labels == wanted).unwrap_or_else(|| panic!("no {wanted:?}"));
+                    let label_text = |name: &str| if name.is_empty() { "no preset" } else { name }.to_owned();
+                    let wanted = LABELS.iter().zip(&names).map(|(label, name)| ((*label).to_owned(), label_text(name))).collect();
+                    let one = actual.iter().find(|(labels, _)| *labels == wanted).unwrap_or_else(|| panic!("no {wanted:?}"));
                     near(one.1, truth, &format!("{kind:?} {names:?} {quantile}"));
                 }
             }
@@ -288,8 +288,8 @@ async fn quantiles_are_near(scraped: &Scraped, dashboard: &Dashboard) {
     }
 }
 
-fn near(found: f64, [low, high]: [f64; 2], what: &str) {
-    assert!(found / high < WIDTH && low / found < WIDTH, "{what}: {low} to {high}, found {found}");
+fn near(actual: f64, [low, high]: [f64; 2], what: &str) {
+    assert!(actual / high < WIDTH && low / actual < WIDTH, "{what}: {low} to {high}, found {actual}");
 }
 
 /// The names that Prometheus returns for a variable's query, with Grafana's series request.
@@ -304,12 +304,12 @@ async fn variables_offer_the_names(scraped: &Scraped, dashboard: &Dashboard) {
         let query = dashboard.interpolated(text(&dashboard.variables()[name]["query"]["query"]), &all());
         let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
         let (series, label) = inside.rsplit_once(", ").unwrap();
-        let found = scraped.server.get(&format!("/api/v1/label/{label}/values"), &[("match[]", series)]).await;
-        assert_eq!(found, serde_json::json!(values), "{query}");
+        let actual = scraped.server.get(&format!("/api/v1/label/{label}/values"), &[("match[]", series)]).await;
+        assert_eq!(actual, serde_json::json!(values), "{query}");
     }
 }
 
-async fn freshness_is_told(scraped: &Scraped, dashboard: &Dashboard) {
+async fn freshness_is_shown(scraped: &Scraped, dashboard: &Dashboard) {
     let age = scraped.number(&dashboard.interpolated(&dashboard.expr("Age of the complete data", "A"), &all())).await;
     assert!((age - (scraped.now - noon().timestamp() as f64)).abs() < 0.001, "{age}");
     let sequence = async |reference| scraped.number(&dashboard.interpolated(&dashboard.expr("Ledger sequence", reference), &all())).await;

@@ -16,7 +16,7 @@ struct Watcher(BTreeMap<String, f64>);
 
 impl Watcher {
     /// Checks that no series has fallen.
-    async fn looks(&mut self, process: &Process) -> bool {
+    async fn observe(&mut self, process: &Process) -> bool {
         let page = process.domain("").await;
         for (series, value) in &page {
             let before = self.0.insert(series.clone(), *value);
@@ -52,31 +52,31 @@ async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
             site.record(Topic::WorkspaceBuilds, (recorded..recorded + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
             site.record(Topic::PrebuildClaims, vec![claim(DEPLOYMENT, recorded)]).await;
             recorded += 10;
-            let shown = [watcher.looks(&processes[0]).await, watcher.looks(&processes[1]).await];
-            assert_ne!(shown, [true, true], "no lease ended, and both showed the series");
-            pages += usize::from(shown != [false, false]);
+            let holders = [watcher.observe(&processes[0]).await, watcher.observe(&processes[1]).await];
+            assert_ne!(holders, [true, true], "no lease ended, and both showed the series");
+            pages += usize::from(holders != [false, false]);
         }
         let holds = processes[0].telemetry("tallyline_metrics_lease_held").await > 0.0;
         let holder = usize::from(!holds);
         assert_eq!(processes[1 - holder].telemetry("tallyline_metrics_lease_held").await, 0.0);
-        let gone = std::mem::replace(&mut processes[holder], site.process().await);
+        let old = std::mem::replace(&mut processes[holder], site.process().await);
         match end {
-            End::Orderly => gone.end().await,
-            End::Vanishing => gone.vanish(),
+            End::Orderly => old.end().await,
+            End::Vanishing => old.vanish(),
         }
     }
     let expected = (0..recorded).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64;
     let epoch = || sqlx::query_scalar::<_, i64>("select epoch from lease where name = 'metrics'").fetch_one(&site.ledger.pool);
     eventually(SOON, "each end was one handover", || async { epoch().await.unwrap() == 5 }).await;
     let deadline = std::time::Instant::now() + SOON;
-    while !(watcher.looks(&processes[0]).await || watcher.looks(&processes[1]).await) || watcher.total() < expected {
+    while !(watcher.observe(&processes[0]).await || watcher.observe(&processes[1]).await) || watcher.total() < expected {
         assert!(std::time::Instant::now() < deadline, "{} of {expected} creations are shown", watcher.total());
     }
     assert_eq!(watcher.total(), expected);
 }
 
 #[tokio::test]
-async fn a_fold_below_what_was_shown_is_withheld() {
+async fn a_fold_below_the_shown_sequence_is_withheld() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.pass(&source, 0).await;
@@ -90,11 +90,11 @@ async fn a_fold_below_what_was_shown_is_withheld() {
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 2)]).await;
     eventually(SOON, "more is shown", || async { current.domain("").await.values().sum::<f64>() > before.values().sum() }).await;
     let after = current.domain("").await;
-    let shown = current.telemetry("tallyline_shown_sequence").await;
+    let sequence = current.telemetry("tallyline_shown_sequence").await;
     current.end().await;
 
     eventually(SOON, "the slow one has the right to show", || async { slow.telemetry("tallyline_metrics_lease_held").await > 0.0 }).await;
-    assert!(slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await < shown);
+    assert!(slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await < sequence);
     assert_eq!(slow.domain("").await, BTreeMap::new());
     assert!(slow.telemetry("tallyline_metrics_withheld_total{reason=\"behind\"}").await > 0.0);
     slow.end().await;
@@ -103,7 +103,7 @@ async fn a_fold_below_what_was_shown_is_withheld() {
 }
 
 #[tokio::test]
-async fn a_process_whose_folds_stand_still_gives_way_to_one_whose_folds_go_on() {
+async fn a_process_with_stalled_folds_yields_to_one_with_working_folds() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.pass(&source, 0).await;
@@ -137,8 +137,9 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
     assert_eq!(process.scrape("").await.get(&complete_until()), None);
 
     site.record(Topic::WorkspaceBuilds, (50..60).map(|n| build(DEPLOYMENT, n)).collect()).await;
-    let shown = process.shows("").await;
-    let total: f64 = shown.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
+    let series = process.shows("").await;
+    let total: f64 =
+        series.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
     assert_eq!(total, (0..60).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64, "the first page holds all of the backfill");
     assert_eq!(process.telemetry(&complete_until()).await, crate::support::ledger::noon().timestamp() as f64);
 }
@@ -200,14 +201,14 @@ async fn without_the_database_there_is_telemetry_only() {
     process.shows("").await;
     own.pool.close().await;
     assert_eq!(process.domain("").await, BTreeMap::new());
-    eventually(Duration::from_secs(10), "the lease is no longer taken for its own", || async {
+    eventually(Duration::from_secs(10), "the process knows that its lease ended", || async {
         process.telemetry("tallyline_metrics_lease_held").await == 0.0
     })
     .await;
 }
 
 #[tokio::test]
-async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
+async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
     let site = Site::new().await;
     let ledger = &site.ledger;
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
@@ -218,7 +219,7 @@ async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     assert_eq!(
         ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(5)).await).await.unwrap(),
         Some(7),
-        "a fold below it hears what was shown"
+        "a fold below it gets the shown sequence"
     );
     // It has ended, but no other process has taken it: the next holder finds the raised value.
     eventually(SOON, "it ends", || async { ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().is_none() }).await;
@@ -235,6 +236,6 @@ async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     assert_eq!(
         ledger.run(async |conn| leases::raise_shown_sequence(conn, &second, another).await).await.unwrap(),
         None,
-        "a state of a ledger that is no more"
+        "a state of an earlier ledger"
     );
 }

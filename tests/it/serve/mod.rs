@@ -155,8 +155,8 @@ impl Process {
         let server = Server::bind(settings, api).await.unwrap();
         let (api, metrics) = (server.api_address().unwrap(), server.metrics_address().unwrap());
         let stop = CancellationToken::new();
-        let heard = stop.clone();
-        let task = tokio::spawn(async move { server.run(&heard).await });
+        let signal = stop.clone();
+        let task = tokio::spawn(async move { server.run(&signal).await });
         Process { api: format!("http://{api}"), metrics: format!("http://{metrics}"), folds, stop, task }
     }
 

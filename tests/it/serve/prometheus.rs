@@ -142,7 +142,7 @@ async fn prometheus_2_scrapes_them_from_two_jobs() {
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_to_complain_of() {
+async fn promtool_accepts_the_pages() {
     let site = site().await;
     let process = site.process().await;
     process.shows("").await;
@@ -228,18 +228,18 @@ async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observe
             sorted.sort_unstable();
             let truth = sorted[(quantile * sorted.len() as f64).ceil() as usize - 1] as f64 / 1e6;
             let what = format!("{name} {labels:?} {quantile}: {truth}");
-            let found = from_native[&key(*labels)];
-            let near = if truth == 0.0 { found.abs() < 1e-30 } else { found / truth < WIDTH && truth / found < WIDTH };
-            assert!(near, "{what}, natively {found}");
+            let actual = from_native[&key(*labels)];
+            let near = if truth == 0.0 { actual.abs() < 1e-30 } else { actual / truth < WIDTH && truth / actual < WIDTH };
+            assert!(near, "{what}, natively {actual}");
             in_bucket(bounds, truth, from_classic[&key(*labels)], &what);
         }
     }
 }
 
 /// A classic quantile is only as exact as the truth's bucket; beyond the last bound it is that bound.
-fn in_bucket(bounds: &[f64], truth: f64, found: f64, what: &str) {
+fn in_bucket(bounds: &[f64], truth: f64, actual: f64, what: &str) {
     let bucket = bounds.partition_point(|bound| *bound < truth);
     let lower = bucket.checked_sub(1).map_or(0.0, |below| bounds[below]);
     let upper = bounds.get(bucket).copied().unwrap_or(lower);
-    assert!((lower..=upper).contains(&found), "{what}, classically {found}, not within {lower} to {upper}");
+    assert!((lower..=upper).contains(&actual), "{what}, classically {actual}, not within {lower} to {upper}");
 }

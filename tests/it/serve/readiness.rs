@@ -22,7 +22,7 @@ use crate::support::ports::free_port;
 
 /// An address without a server.
 fn nowhere() -> String {
-    format!("postgres://nobody@127.0.0.1:{}/nothing", free_port())
+    format!("postgres://unknown@127.0.0.1:{}/nothing", free_port())
 }
 
 async fn ready(process: &Process) -> (u16, Value) {
@@ -31,7 +31,7 @@ async fn ready(process: &Process) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_process_is_ready_once_all_it_needs_is_there() {
+async fn a_process_is_ready_once_its_dependencies_are() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
     let stopped = Arc::new(Mutex::new(BTreeMap::new()));
@@ -42,7 +42,7 @@ async fn a_process_is_ready_once_all_it_needs_is_there() {
             api.own.coderd = Some(source);
         })
         .await;
-    eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
+    eventually(SOON, "the process is ready", || async { ready(&process).await.0 == 200 }).await;
     let (_, body) = ready(&process).await;
     let checks: Vec<&String> = body["checks"].as_object().unwrap().keys().collect();
     assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]);
@@ -80,9 +80,9 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
             api.own.coderd = Some(source);
         })
         .await;
-    eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
+    eventually(SOON, "the process is ready", || async { ready(&process).await.0 == 200 }).await;
 
-    let before = proxy.taken();
+    let before = proxy.accepted();
     let client = reqwest::Client::new();
     let url = format!("{}/readyz", process.api);
     let calls = (0..CALLERS).map(|_| client.get(&url).send());
@@ -90,17 +90,17 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
         assert_eq!(answer.unwrap().status().as_u16(), 200);
     }
     // the pool has at most 4 connections, and coderd's is one
-    let opened = proxy.taken() - before;
+    let opened = proxy.accepted() - before;
     assert!(opened <= 5, "{CALLERS} callers opened {opened} connections");
 
     // a shared answer does not hide a missing dependency for long
     proxy.close();
-    eventually(SOON, "it is no longer ready", || async { ready(&process).await.0 == 503 }).await;
+    eventually(SOON, "it is not ready any more", || async { ready(&process).await.0 == 503 }).await;
     process.end().await;
 }
 
 #[tokio::test]
-async fn what_is_missing_is_named_while_the_process_is_alive() {
+async fn a_missing_dependency_is_named_while_the_process_runs() {
     let site = Site::new().await;
     let lost = Ledger::open(&LedgerSettings { url: nowhere(), connections: 2 }, site.ledger.clock.clone()).unwrap();
     let source = coderd::Database::new(&nowhere(), Duration::from_secs(5)).unwrap();
@@ -146,7 +146,7 @@ async fn a_page_of_another_origin_gets_nothing_without_tokens() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.host_names = vec!["tallyline.example.com".to_owned()]).await;
     let client = reqwest::Client::new();
-    let asked = async |url: &str, host: &str| {
+    let ask = async |url: &str, host: &str| {
         let answer = client.get(url).header("host", host).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
@@ -155,18 +155,18 @@ async fn a_page_of_another_origin_gets_nothing_without_tokens() {
     let metrics = ["/metrics", "/healthz", "/readyz"].map(|path| format!("{}{path}", process.metrics));
     for url in api.iter().chain(&metrics) {
         for host in ["evil.example", "evil.example:8090", "localhost.evil.example"] {
-            let (status, body) = asked(url, host).await;
+            let (status, body) = ask(url, host).await;
             assert!(
                 status == 403 && body.contains("the header Host") && body.contains("serve.host_names"),
                 "{url} as {host}: {status} {body}"
             );
         }
         for host in ["localhost", "127.0.0.1:8090", "[::1]:8090", "tallyline.example.com", "tallyline.example.com:443"] {
-            assert_ne!(asked(url, host).await.0, 403, "{url} as {host}");
+            assert_ne!(ask(url, host).await.0, 403, "{url} as {host}");
         }
         // a probe or Prometheus through a proxy uses the pod's address
         let by_address = url.ends_with("/healthz") || url.ends_with("/readyz") || url.ends_with("/metrics");
-        assert_eq!(asked(url, "10.1.2.3:8090").await.0 != 403, by_address, "{url}");
+        assert_eq!(ask(url, "10.1.2.3:8090").await.0 != 403, by_address, "{url}");
     }
     // HTTP/1.0 needs no header Host
     let address = process.api.trim_start_matches("http://");

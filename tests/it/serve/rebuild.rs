@@ -78,7 +78,7 @@ fn truth(builds: u32) -> f64 {
 }
 
 /// Lets single statements through for `length`, and calls `look` in between.
-async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
+async fn held_up(proxy: &Proxy, length: Duration, mut reader: impl AsyncFnMut()) {
     let begun = Instant::now();
     let gates = async {
         while begun.elapsed() < length {
@@ -88,13 +88,13 @@ async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
             proxy.thaw();
         }
     };
-    let looks = async {
+    let reads = async {
         while begun.elapsed() < length {
-            look().await;
+            reader().await;
             tokio::time::sleep(HELD).await;
         }
     };
-    tokio::join!(gates, looks);
+    tokio::join!(gates, reads);
 }
 
 #[tokio::test]
@@ -119,14 +119,14 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
 
     // The holder dies: another process with a running rebuild shows the same.
     first.vanish();
-    let taken = std::cell::Cell::new(false);
+    let taken_over = std::cell::Cell::new(false);
     held_up(&proxy, 2 * LEASE, async || {
         let page = second.domain("").await;
-        assert!(page == before || page.is_empty() && !taken.get(), "a gap after the handover");
-        taken.set(!page.is_empty());
+        assert!(page == before || page.is_empty() && !taken_over.get(), "a gap after the handover");
+        taken_over.set(!page.is_empty());
     })
     .await;
-    assert!(taken.get(), "nobody took over");
+    assert!(taken_over.get(), "no other process took over");
 
     // Every page in between shows the old state, or at least the new one.
     let deadline = Instant::now() + SOON;
@@ -143,7 +143,7 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
 }
 
 #[tokio::test]
-async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that_stands_still_gives_it_back() {
+async fn a_rebuild_below_the_shown_sequence_blocks_no_process_and_a_stalled_one_yields() {
     let site = site().await;
     let (mut proxy, url) = Proxy::to_database(&site._database.url);
     proxy.open().await;
@@ -154,7 +154,7 @@ async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that
     // No bytes get through any more: its state is old, and another process may show a newer one.
     proxy.freeze();
     let holder = || site.ledger.run(async |conn| leases::holder(conn, "metrics").await);
-    eventually(SOON, "it gives way", || async { holder().await.unwrap().is_none() }).await;
+    eventually(SOON, "the stalled process yields", || async { holder().await.unwrap().is_none() }).await;
     assert_eq!(slow.get("/readyz").await.1["checks"]["projections"]["ok"], false);
 
     // Another process finished, showed that state, and ended.

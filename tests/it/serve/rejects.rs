@@ -11,7 +11,7 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, noon, partition, usage};
 
 #[tokio::test]
-async fn open_rejects_what_is_at_stake_and_the_oldest_age_are_gauges() {
+async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
     let site = Site::new().await;
     let process = site.process().await;
     let shows = async |series: &'static str, value: f64| {

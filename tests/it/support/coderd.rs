@@ -71,11 +71,11 @@ impl Coderd {
             preset: id(),
             worker: id(),
         };
-        coderd.furnish().await;
+        coderd.add_people().await;
         coderd
     }
 
-    async fn furnish(&self) {
+    async fn add_people(&self) {
         let pool = &self.database.pool;
         identify(pool, self.deployment, self.organization).await;
         for (id, name) in [(self.owner, "user-001"), (PREBUILDS_USER, "prebuilds")] {

@@ -10,12 +10,12 @@ pub async fn tables(pool: &PgPool) -> BTreeMap<String, (i64, String)> {
         .fetch_all(pool)
         .await
         .expect("list tables");
-    let mut found = BTreeMap::new();
+    let mut tables = BTreeMap::new();
     for name in names {
         let rows = format!("select count(*), coalesce(md5(string_agg(one::text, E'\\n' order by one::text)), '') from \"{name}\" one");
         let counted: (i64, String) = sqlx::query_as(sqlx::AssertSqlSafe(rows)).fetch_one(pool).await.expect("read a table");
-        found.insert(name, counted);
+        tables.insert(name, counted);
     }
-    assert!(found.len() > 20, "{found:?}");
-    found
+    assert!(tables.len() > 20, "{tables:?}");
+    tables
 }

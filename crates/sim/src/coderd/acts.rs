@@ -14,12 +14,12 @@ pub struct Act {
     /// How long its transaction stays open after it wrote its timestamps.
     pub held_for: Option<TimeDelta>,
     /// The rows that it writes.
-    pub deed: Deed,
+    pub change: Change,
 }
 
 /// The rows that a transaction writes.
 #[derive(Clone, Debug)]
-pub enum Deed {
+pub enum Change {
     /// A build and its job are queued, with a new workspace (and task) if it is the first.
     Queue(Box<Queued>),
     /// A daemon takes the job. The written time may come from another replica's clock.
@@ -50,27 +50,27 @@ impl Act {
     /// Dates the act as a replica with a slow clock does. Heartbeats keep their hour, and licenses their issuer's dates.
     pub(super) fn date_back(&mut self, behind: TimeDelta) {
         self.at -= behind;
-        match &mut self.deed {
-            Deed::Acquire { started_at, .. } => *started_at -= behind,
-            Deed::CancelRunning { canceled_at, .. } => *canceled_at -= behind,
-            Deed::CancelPending { canceled_at, completed_at, .. } => {
+        match &mut self.change {
+            Change::Acquire { started_at, .. } => *started_at -= behind,
+            Change::CancelRunning { canceled_at, .. } => *canceled_at -= behind,
+            Change::CancelPending { canceled_at, completed_at, .. } => {
                 *canceled_at -= behind;
                 *completed_at -= behind;
             }
-            Deed::Complete(done) => {
+            Change::Complete(done) => {
                 done.completed_at -= behind;
                 if let Some(usage) = done.success.as_mut().and_then(|success| success.usage.as_mut()) {
                     usage.created_at -= behind;
                 }
             }
-            Deed::Queue(_)
-            | Deed::Claim { .. }
-            | Deed::Usage(_)
-            | Deed::Publish { .. }
-            | Deed::License(_)
-            | Deed::Chat { .. }
-            | Deed::Seat { .. }
-            | Deed::Promote { .. } => {}
+            Change::Queue(_)
+            | Change::Claim { .. }
+            | Change::Usage(_)
+            | Change::Publish { .. }
+            | Change::License(_)
+            | Change::Chat { .. }
+            | Change::Seat { .. }
+            | Change::Promote { .. } => {}
         }
     }
 }

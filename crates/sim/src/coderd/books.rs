@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::acts::{Act, Class, Completed, Deed, Queued, Transition, UsageKind, UsageRow};
+use super::acts::{Act, Change, Class, Completed, Queued, Transition, UsageKind, UsageRow};
 use super::config::{Config, PREBUILDS_USER};
 use super::deployment::Deployment;
 use super::signing::LicenseKey;
@@ -90,32 +90,32 @@ impl Books {
 
     /// Notes the effect of the act.
     pub fn note(&mut self, act: &Act) {
-        match &act.deed {
-            Deed::Queue(queued) => self.queued(queued, act.at),
-            Deed::Acquire { build, started_at, .. } => {
+        match &act.change {
+            Change::Queue(queued) => self.queued(queued, act.at),
+            Change::Acquire { build, started_at, .. } => {
                 if let Some(open) = self.open.get_mut(&build.build) {
                     open.started_at = Some(*started_at);
                 }
             }
-            Deed::CancelRunning { build, .. } => {
+            Change::CancelRunning { build, .. } => {
                 if let Some(open) = self.open.get_mut(&build.build) {
                     open.canceled = true;
                 }
             }
-            Deed::CancelPending { build, completed_at, .. } => {
+            Change::CancelPending { build, completed_at, .. } => {
                 if let Some(open) = self.open.remove(&build.build) {
                     self.closed(open, Status::Canceled, *completed_at, false);
                 }
             }
-            Deed::Complete(done) => self.completed_job(done, act.at),
-            Deed::Usage(row) => self.used(row, act.at, None),
-            Deed::Publish { id, published_at, failure } => {
+            Change::Complete(done) => self.completed_job(done, act.at),
+            Change::Usage(row) => self.used(row, act.at, None),
+            Change::Publish { id, published_at, failure } => {
                 if let Some(row) = self.usage.get_mut(id) {
                     row.published_at = *published_at;
                     row.failure_message.clone_from(failure);
                 }
             }
-            Deed::License(row) => self.licenses.push(LicenseTruth {
+            Change::License(row) => self.licenses.push(LicenseTruth {
                 uuid: row.uuid,
                 jwt: row.jwt.clone(),
                 kid: row.kid.clone(),
@@ -124,10 +124,10 @@ impl Books {
                 uploaded_at: act.at,
                 managed_agents: 0,
             }),
-            Deed::Seat { user } => {
+            Change::Seat { user } => {
                 self.seats.insert(*user);
             }
-            Deed::Claim { .. } | Deed::Chat { .. } | Deed::Promote { .. } => {}
+            Change::Claim { .. } | Change::Chat { .. } | Change::Promote { .. } => {}
         }
     }
 
@@ -297,9 +297,9 @@ mod tests {
             Desk { books: Books::new(&deployment), config, deployment, now: start }
         }
 
-        fn act(&mut self, deed: Deed) {
+        fn act(&mut self, change: Change) {
             self.now += TimeDelta::seconds(1);
-            self.books.note(&Act { at: self.now, held_for: None, deed });
+            self.books.note(&Act { at: self.now, held_for: None, change });
         }
 
         fn queue(
@@ -332,13 +332,13 @@ mod tests {
                 reason: "initiator",
                 stage: None,
             };
-            self.act(Deed::Queue(Box::new(queued)));
+            self.act(Change::Queue(Box::new(queued)));
             ids
         }
 
         fn acquire(&mut self, build: BuildIds, ahead: TimeDelta) {
             let (worker, started_at) = (self.deployment.workers[0], self.now + TimeDelta::seconds(1) + ahead);
-            self.act(Deed::Acquire { build, worker, started_at });
+            self.act(Change::Acquire { build, worker, started_at });
         }
 
         fn complete(&mut self, ids: BuildIds, transition: Transition, error: Option<&str>, usage: Option<UsageRow>) {
@@ -358,7 +358,7 @@ mod tests {
                 error_code: None,
                 success,
             };
-            self.act(Deed::Complete(Box::new(done)));
+            self.act(Change::Complete(Box::new(done)));
         }
 
         fn truth(&self) -> Truth {
@@ -421,7 +421,7 @@ mod tests {
         let mut desk = Desk::new();
         let build = desk.queue(4, 1, Class::RegularCreation, Transition::Start, user(), 0);
         let at = desk.now + TimeDelta::seconds(1);
-        desk.act(Deed::CancelPending { build, canceled_at: at, completed_at: at + TimeDelta::microseconds(3) });
+        desk.act(Change::CancelPending { build, canceled_at: at, completed_at: at + TimeDelta::microseconds(3) });
         let retry = desk.queue(4, 2, Class::Other, Transition::Start, user(), 0);
         desk.acquire(retry, TimeDelta::zero());
         desk.complete(retry, Transition::Start, Some(""), None);
@@ -455,7 +455,7 @@ mod tests {
         for (i, at) in [claims.nbf, claims.exp].into_iter().enumerate() {
             for offset in [-1, 0, 1] {
                 let created_at = at + TimeDelta::microseconds(offset);
-                desk.act(Deed::Usage(UsageRow { id: format!("{i} {offset}"), kind: UsageKind::ManagedAgents, quantity: 1, created_at }));
+                desk.act(Change::Usage(UsageRow { id: format!("{i} {offset}"), kind: UsageKind::ManagedAgents, quantity: 1, created_at }));
             }
         }
         let row = super::super::licenses::LicenseRow {
@@ -466,7 +466,7 @@ mod tests {
             known_key: true,
             claims: claims.clone(),
         };
-        desk.act(Deed::License(Box::new(row)));
+        desk.act(Change::License(Box::new(row)));
         let truth = desk.truth();
         // The start, one after it, and one before the end.
         assert_eq!(truth.licenses[0].managed_agents, 3);

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, BuildIds, Class, Completed, Deed, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
+use super::acts::{Act, BuildIds, Change, Class, Completed, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
 use super::chance::{log_uniform, one_in, pick, uniform, uuid_from};
 use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
@@ -36,7 +36,7 @@ pub(super) struct Workspace<'a> {
 
 /// A requested build.
 #[derive(Clone, Copy)]
-pub(super) struct Ask {
+pub(super) struct BuildRequest {
     pub class: Class,
     pub transition: Transition,
     pub initiator: Uuid,
@@ -116,7 +116,7 @@ impl<'a> Workspace<'a> {
         self.new_workspace = Some(NewWorkspace { owner: self.owner, name });
         let chance = matches!(ending, Ending::SuccessWithUsageAt(_)) || self.planning.dice.random_ratio(6, 10);
         self.perhaps_task(chance);
-        self.build(Ask {
+        self.build(BuildRequest {
             class: Class::RegularCreation,
             transition: Transition::Start,
             initiator: self.owner,
@@ -133,7 +133,7 @@ impl<'a> Workspace<'a> {
         let name = self.next_name("prebuild");
         self.new_workspace = Some(NewWorkspace { owner: PREBUILDS_USER, name });
         let user = std::mem::replace(&mut self.owner, PREBUILDS_USER);
-        self.build(Ask {
+        self.build(BuildRequest {
             class: Class::PrebuildCreation,
             transition: Transition::Start,
             initiator: PREBUILDS_USER,
@@ -147,7 +147,7 @@ impl<'a> Workspace<'a> {
     /// The claim's first transaction: owner and name. The build follows within milliseconds.
     pub fn hand_over(&mut self) {
         let name = self.next_name("workspace");
-        self.act(self.now, Deed::Claim { workspace: self.id, owner: self.owner, name });
+        self.act(self.now, Change::Claim { workspace: self.id, owner: self.owner, name });
         self.now += uniform(&mut self.planning.dice, (2_000, 40_000));
         let chance = self.planning.dice.random_ratio(1, 2);
         self.perhaps_task(chance);
@@ -162,71 +162,74 @@ impl<'a> Workspace<'a> {
     }
 
     /// One build from queue to end. Afterwards `now` is the time of its end.
-    pub fn build(&mut self, ask: Ask) {
-        let ids = self.queue(ask);
+    pub fn build(&mut self, request: BuildRequest) {
+        let ids = self.queue(request);
         let queued_at = self.now;
-        match ask.ending {
+        match request.ending {
             Ending::LeftPending => {}
             Ending::CanceledPending | Ending::BulkCanceled => {
                 self.now += uniform(&mut self.planning.dice, self.window.pace.wait);
-                let later = if ask.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
-                let deed =
-                    Deed::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
+                let later = if request.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
+                let change =
+                    Change::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
                 self.now += TimeDelta::microseconds(later);
-                self.act(self.now, deed);
+                self.act(self.now, change);
             }
             Ending::ReapedPending | Ending::ReapedUnstarted => {
                 let delay = self.reaping_delay();
                 self.now += delay;
-                self.fail(ids, ask);
+                self.fail(ids, request);
             }
-            _ => self.run(ids, ask, queued_at),
+            _ => self.run(ids, request, queued_at),
         }
     }
 
-    fn run(&mut self, ids: BuildIds, ask: Ask, queued_at: DateTime<Utc>) {
-        let lasts = self.duration(ask.class);
-        if let Ending::SuccessWithUsageAt(usage_at) = ask.ending {
+    fn run(&mut self, ids: BuildIds, request: BuildRequest, queued_at: DateTime<Utc>) {
+        let lasts = self.duration(request.class);
+        if let Ending::SuccessWithUsageAt(usage_at) = request.ending {
             let completed_at = usage_at - TimeDelta::microseconds(120);
             self.acquire(ids, queued_at + (completed_at - queued_at) / 4, TimeDelta::zero());
             self.now = completed_at;
-            return self.succeed(ids, ask, usage_at);
+            return self.succeed(ids, request, usage_at);
         }
         let wait = log_uniform(&mut self.planning.dice, self.window.pace.wait);
-        let skew =
-            if ask.ending == Ending::SuccessSkewed { lasts + uniform(&mut self.planning.dice, (1, 2_000_000)) } else { TimeDelta::zero() };
+        let skew = if request.ending == Ending::SuccessSkewed {
+            lasts + uniform(&mut self.planning.dice, (1, 2_000_000))
+        } else {
+            TimeDelta::zero()
+        };
         self.acquire(ids, self.now + wait, skew);
         self.now += lasts;
-        match ask.ending {
+        match request.ending {
             Ending::LeftRunning => {}
             Ending::LeftCanceling => {
-                self.act(self.now.min(self.window.to), Deed::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) })
+                self.act(self.now.min(self.window.to), Change::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) })
             }
             Ending::CanceledRunning | Ending::CanceledButFailed => {
-                self.act(self.now, Deed::CancelRunning { build: ids, canceled_at: self.now });
+                self.act(self.now, Change::CancelRunning { build: ids, canceled_at: self.now });
                 self.now += uniform(&mut self.planning.dice, (100_000, 3_000_000)).min(TimeDelta::microseconds(self.window.pace.gap.0));
-                self.fail(ids, ask);
+                self.fail(ids, request);
             }
             Ending::Reaped => {
                 let delay = self.reaping_delay();
                 self.now += delay;
-                self.fail(ids, ask);
+                self.fail(ids, request);
             }
-            Ending::Failure => self.fail(ids, ask),
+            Ending::Failure => self.fail(ids, request),
             _ => {
                 let usage_at = self.now + uniform(&mut self.planning.dice, (20, 900));
-                self.succeed(ids, ask, usage_at);
+                self.succeed(ids, request, usage_at);
             }
         }
     }
 
-    fn queue(&mut self, ask: Ask) -> BuildIds {
+    fn queue(&mut self, request: BuildRequest) -> BuildIds {
         self.number += 1;
         let dice = &mut self.planning.dice;
         let ids = BuildIds { build: uuid_from(dice), job: uuid_from(dice), workspace: self.id };
         let queued = Queued {
             ids,
-            class: ask.class,
+            class: request.class,
             new_workspace: self.new_workspace.take(),
             new_task: self.new_task.take(),
             organization: self.template.organization,
@@ -234,12 +237,12 @@ impl<'a> Workspace<'a> {
             version: self.version.id,
             preset: self.preset,
             number: self.number,
-            transition: ask.transition,
-            initiator: ask.initiator,
-            reason: ask.reason,
-            stage: ask.stage,
+            transition: request.transition,
+            initiator: request.initiator,
+            reason: request.reason,
+            stage: request.stage,
         };
-        self.act(self.now, Deed::Queue(Box::new(queued)));
+        self.act(self.now, Change::Queue(Box::new(queued)));
         ids
     }
 
@@ -247,21 +250,21 @@ impl<'a> Workspace<'a> {
     fn acquire(&mut self, build: BuildIds, at: DateTime<Utc>, skew: TimeDelta) {
         let middle = self.planning.config.start + (self.planning.config.end - self.planning.config.start) / 2;
         let workers = &self.deployment.workers;
-        let there = if at < middle { &workers[..workers.len() - 3] } else { &workers[3..] };
-        let worker = pick(&mut self.planning.dice, there);
+        let candidates = if at < middle { &workers[..workers.len() - 3] } else { &workers[3..] };
+        let worker = pick(&mut self.planning.dice, candidates);
         self.now = at;
-        self.act(at, Deed::Acquire { build, worker, started_at: at + skew });
+        self.act(at, Change::Acquire { build, worker, started_at: at + skew });
     }
 
-    fn succeed(&mut self, ids: BuildIds, ask: Ask, usage_at: DateTime<Utc>) {
-        let start = ask.transition == Transition::Start;
+    fn succeed(&mut self, ids: BuildIds, request: BuildRequest, usage_at: DateTime<Utc>) {
+        let start = request.transition == Transition::Start;
         let usage = (start && self.counts_as_agent(usage_at)).then(|| UsageRow {
             id: uuid_from(&mut self.planning.dice).to_string(),
             kind: UsageKind::ManagedAgents,
             quantity: 1,
             created_at: usage_at,
         });
-        let pool = ask.class == Class::PrebuildCreation;
+        let pool = request.class == Class::PrebuildCreation;
         let success = Success {
             has_ai_task: if self.by_task_rule(self.now) { self.task } else { start && self.template.ai },
             has_external_agent: start && self.template.external_agent,
@@ -269,38 +272,38 @@ impl<'a> Workspace<'a> {
             daily_cost: if start { self.planning.dice.random_range(0..40) } else { 0 },
             usage,
         };
-        let error = (ask.ending == Ending::SuccessWithEmptyError).then(String::new);
+        let error = (request.ending == Ending::SuccessWithEmptyError).then(String::new);
         let held_for = self.held(success.usage.is_none());
         let done = Completed {
             ids,
-            transition: ask.transition,
+            transition: request.transition,
             completed_at: self.now,
             start_at_end: false,
             error,
             error_code: None,
             success: Some(success),
         };
-        self.acts.push(Act { at: self.now, held_for, deed: Deed::Complete(Box::new(done)) });
+        self.acts.push(Act { at: self.now, held_for, change: Change::Complete(Box::new(done)) });
     }
 
-    fn fail(&mut self, ids: BuildIds, ask: Ask) {
-        let error = match ask.ending {
+    fn fail(&mut self, ids: BuildIds, request: BuildRequest) {
+        let error = match request.ending {
             Ending::CanceledRunning => one_in(&mut self.planning.dice, 2).then(String::new),
             Ending::CanceledButFailed => Some("terraform apply: interrupted".to_owned()),
             Ending::Reaped | Ending::ReapedPending | Ending::ReapedUnstarted => Some("job was reaped: no sign of life".to_owned()),
             _ => Some("terraform apply: exit status 1".to_owned()),
         };
-        let coded = ask.ending == Ending::Failure && one_in(&mut self.planning.dice, 4);
+        let coded = request.ending == Ending::Failure && one_in(&mut self.planning.dice, 4);
         let done = Completed {
             ids,
-            transition: ask.transition,
+            transition: request.transition,
             completed_at: self.now,
-            start_at_end: ask.ending == Ending::ReapedPending,
+            start_at_end: request.ending == Ending::ReapedPending,
             error,
             error_code: coded.then(|| "REQUIRED_TEMPLATE_VARIABLES".to_owned()),
             success: None,
         };
-        self.act(self.now, Deed::Complete(Box::new(done)));
+        self.act(self.now, Change::Complete(Box::new(done)));
     }
 
     /// Section 2.5: the resource rule counts every successful start of an AI template, the task rule those of a task's workspace. Without
@@ -351,7 +354,7 @@ impl<'a> Workspace<'a> {
         format!("{kind}-{:06}", self.planning.workspaces)
     }
 
-    fn act(&mut self, at: DateTime<Utc>, deed: Deed) {
-        self.acts.push(Act { at, held_for: None, deed });
+    fn act(&mut self, at: DateTime<Utc>, change: Change) {
+        self.acts.push(Act { at, held_for: None, change });
     }
 }

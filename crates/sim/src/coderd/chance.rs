@@ -13,7 +13,7 @@ pub(super) type Dice = ChaCha8Rng;
 pub(super) enum Subject {
     Deployment = 1,
     Licenses = 2,
-    Lives = 3,
+    LifePlanner = 3,
     Heartbeats = 4,
     Publishing = 5,
 }

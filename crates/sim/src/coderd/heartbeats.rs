@@ -6,7 +6,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, Deed, UsageKind, UsageRow};
+use super::acts::{Act, Change, UsageKind, UsageRow};
 use super::chance::{Dice, Subject, dice, one_in, pick, uniform, uuid_from};
 use super::config::Config;
 use super::deployment::Deployment;
@@ -53,7 +53,7 @@ impl Heartbeats {
             if !self.seats.contains_key(&user) {
                 let at = from + uniform(&mut self.dice, (0, span));
                 self.seats.insert(user, (at, active));
-                acts.push(Act { at, held_for: None, deed: Deed::Seat { user } });
+                acts.push(Act { at, held_for: None, change: Change::Seat { user } });
             }
         }
         acts
@@ -73,7 +73,7 @@ impl Heartbeats {
             let seats = self.seats.values().filter(|(since, active)| *active && *since <= at).count();
             let quantity = i64::try_from(seats).unwrap_or(i64::MAX);
             let row = UsageRow { id: heartbeat_id(UsageKind::Seats, start), kind: UsageKind::Seats, quantity, created_at: at };
-            acts.push(Act { at, held_for: None, deed: Deed::Usage(row) });
+            acts.push(Act { at, held_for: None, change: Change::Usage(row) });
         }
         acts
     }
@@ -96,7 +96,7 @@ impl Heartbeats {
                     let runtime_ms = self.dice.random_range(500..600_000);
                     total += runtime_ms;
                     let chat = pick(&mut self.dice, &self.chats);
-                    acts.push(Act { at, held_for: None, deed: Deed::Chat { chat, runtime_ms } });
+                    acts.push(Act { at, held_for: None, change: Change::Chat { chat, runtime_ms } });
                 }
             }
             let mut at = hour + uniform(&mut self.dice, (5 * MINUTE, 9 * MINUTE));
@@ -105,7 +105,7 @@ impl Heartbeats {
             }
             let row =
                 UsageRow { id: heartbeat_id(UsageKind::Runtime, start), kind: UsageKind::Runtime, quantity: total, created_at: start };
-            acts.push(Act { at, held_for: None, deed: Deed::Usage(row) });
+            acts.push(Act { at, held_for: None, change: Change::Usage(row) });
         }
         acts
     }
@@ -116,9 +116,9 @@ impl Heartbeats {
         let Some(until) = self.config.coderd_publishes_until else { return Vec::new() };
         let mut verdicts = Vec::new();
         for act in acts {
-            let row = match &act.deed {
-                Deed::Usage(row) => row,
-                Deed::Complete(done) => match done.success.as_ref().and_then(|success| success.usage.as_ref()) {
+            let row = match &act.change {
+                Change::Usage(row) => row,
+                Change::Complete(done) => match done.success.as_ref().and_then(|success| success.usage.as_ref()) {
                     Some(row) => row,
                     None => continue,
                 },
@@ -135,7 +135,7 @@ impl Heartbeats {
                 1 => (None, Some("refused for now".to_owned())),
                 _ => (Some(answered), None),
             };
-            verdicts.push(Act { at: answered, held_for: None, deed: Deed::Publish { id: row.id.clone(), published_at, failure } });
+            verdicts.push(Act { at: answered, held_for: None, change: Change::Publish { id: row.id.clone(), published_at, failure } });
         }
         verdicts
     }
@@ -159,8 +159,8 @@ mod tests {
     }
 
     fn rows(kind: UsageKind) -> Vec<(DateTime<Utc>, UsageRow)> {
-        let row = |act: Act| match act.deed {
-            Deed::Usage(row) if row.kind == kind => Some((act.at, row)),
+        let row = |act: Act| match act.change {
+            Change::Usage(row) if row.kind == kind => Some((act.at, row)),
             _ => None,
         };
         planned().into_iter().filter_map(row).collect()
@@ -180,7 +180,7 @@ mod tests {
     fn a_runtime_row_is_the_sum_of_its_hours_messages() {
         let mut by_hour: BTreeMap<DateTime<Utc>, i64> = BTreeMap::new();
         for act in planned() {
-            if let Deed::Chat { runtime_ms, .. } = act.deed {
+            if let Change::Chat { runtime_ms, .. } = act.change {
                 *by_hour.entry(act.at.duration_trunc(TimeDelta::hours(1)).unwrap()).or_default() += runtime_ms;
             }
         }

@@ -74,7 +74,7 @@ pub(super) fn plan(config: &Config, deployment_id: Uuid, dice: &mut Dice) -> any
     let mut stray = [0; 32];
     dice.fill(&mut stray);
     let known = Signer::new(secret, &format!("coderd-sim-{}", config.seed))?;
-    let unknown = Signer::new(stray, "nobody-knows-this-key")?;
+    let unknown = Signer::new(stray, "coderd-sim-unknown-key")?;
 
     let mut rows = Vec::new();
     for terms in terms(config) {

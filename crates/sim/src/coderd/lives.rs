@@ -4,8 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, Class, Deed, Transition};
-use super::builds::{Ask, Ending, Workspace};
+use super::acts::{Act, Change, Class, Transition};
+use super::builds::{BuildRequest, Ending, Workspace};
 use super::chance::{Subject, dice, log_uniform, one_in, pick, uniform};
 use super::config::{Config, PREBUILDS_USER};
 use super::deployment::{Deployment, Template};
@@ -71,28 +71,31 @@ const STORIES: [(Story, u32); 19] = [
 ];
 
 /// Plans lives, window after window.
-pub(super) struct Lives {
+pub(super) struct LifePlanner {
     planning: Planning,
     /// When each template's second version becomes active.
     promotions: Vec<(Uuid, Uuid, DateTime<Utc>)>,
 }
 
-impl Lives {
+impl LifePlanner {
     pub fn new(config: &Config, deployment: &Deployment) -> Self {
-        let mut dice = dice(config.seed, Subject::Lives);
+        let mut dice = dice(config.seed, Subject::LifePlanner);
         let span = (config.end - config.start).num_microseconds().unwrap_or(i64::MAX);
         let promotions = deployment
             .templates
             .iter()
             .map(|template| (template.id, template.versions[1].id, config.start + uniform(&mut dice, (span * 3 / 10, span * 7 / 10))))
             .collect();
-        Lives { planning: Planning::new(config, dice), promotions }
+        LifePlanner { planning: Planning::new(config, dice), promotions }
     }
 
     /// The acts that make second versions active.
     pub fn promotions(&self) -> Vec<Act> {
-        let act =
-            |&(template, version, at): &(Uuid, Uuid, DateTime<Utc>)| Act { at, held_for: None, deed: Deed::Promote { template, version } };
+        let act = |&(template, version, at): &(Uuid, Uuid, DateTime<Utc>)| Act {
+            at,
+            held_for: None,
+            change: Change::Promote { template, version },
+        };
         self.promotions.iter().map(act).collect()
     }
 
@@ -110,8 +113,9 @@ impl Lives {
                 continue;
             }
             let life = self.life(deployment, window, story);
-            let counts =
-                |act: &&Act| matches!(act.deed, Deed::Complete(_) | Deed::CancelPending { .. }) && (!window.history || act.at <= window.to);
+            let counts = |act: &&Act| {
+                matches!(act.change, Change::Complete(_) | Change::CancelPending { .. }) && (!window.history || act.at <= window.to)
+            };
             done += life.iter().filter(counts).count();
             acts.extend(life);
         }
@@ -266,7 +270,7 @@ impl Workspace<'_> {
         self.hand_over();
         let initiator = if by_system { PREBUILDS_USER } else { self.owner };
         let stage = stages.map(|(_, claim)| claim);
-        self.build(Ask { class: Class::Claim, transition: Transition::Start, initiator, reason: "initiator", stage, ending });
+        self.build(BuildRequest { class: Class::Claim, transition: Transition::Start, initiator, reason: "initiator", stage, ending });
     }
 
     fn start_again(&mut self) {
@@ -278,7 +282,7 @@ impl Workspace<'_> {
 
     fn start(&mut self, reason: &'static str) {
         let ending = Ending::Success;
-        self.build(Ask { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
+        self.build(BuildRequest { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
     }
 
     /// Stops, starts and perhaps a delete, until the window ends.
@@ -289,7 +293,7 @@ impl Workspace<'_> {
                 break;
             }
             let (by, reason) = self.stop_reason();
-            self.build(Ask {
+            self.build(BuildRequest {
                 class: Class::Other,
                 transition: Transition::Stop,
                 initiator: by,
@@ -306,7 +310,14 @@ impl Workspace<'_> {
                 1 => Ending::SuccessSkewed,
                 _ => Ending::Success,
             };
-            self.build(Ask { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
+            self.build(BuildRequest {
+                class: Class::Other,
+                transition: Transition::Start,
+                initiator: self.owner,
+                reason,
+                stage: None,
+                ending,
+            });
         }
         if one_in(&mut self.planning.dice, 3) && self.pause() {
             let reason = if one_in(&mut self.planning.dice, 3) { "autodelete" } else { "initiator" };
@@ -315,7 +326,14 @@ impl Workspace<'_> {
     }
 
     fn end_of_life(&mut self, initiator: Uuid, reason: &'static str) {
-        self.build(Ask { class: Class::Other, transition: Transition::Delete, initiator, reason, stage: None, ending: Ending::Success });
+        self.build(BuildRequest {
+            class: Class::Other,
+            transition: Transition::Delete,
+            initiator,
+            reason,
+            stage: None,
+            ending: Ending::Success,
+        });
         self.deleted = true;
     }
 

@@ -8,12 +8,12 @@
 //! with the history; coderd would fill seven idle days before it.
 
 mod acts;
+mod base_rows;
 mod books;
 mod builds;
 mod chance;
 mod config;
 mod deployment;
-mod furnish;
 mod heartbeats;
 mod licenses;
 mod lives;

@@ -67,7 +67,7 @@ impl Options {
 
 /// Writes the history, then acts in real time if requested, until `stop`. Returns the truth at the end, and writes it if a file is named.
 pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> anyhow::Result<Truth> {
-    ensure!(options.rate >= 0.0 && options.rate.is_finite(), "--rate is a number of builds per second");
+    ensure!(options.rate >= 0.0 && options.rate.is_finite(), "--rate: not a number of builds per second");
     let mut simulation = Simulation::start(options.config(&clock), &options.database_url).await?;
     if let Some(file) = &options.license_key_out {
         std::fs::write(file, &simulation.license_key().public_key_pem).with_context(|| format!("write {}", file.display()))?;

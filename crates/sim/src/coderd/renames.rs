@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::base_rows;
 use super::chance::{Subject, dice};
 use super::deployment::{Deployment, Preset, Template};
-use super::furnish;
 use super::script::Script;
 use super::truth::Rename;
 
@@ -70,14 +70,14 @@ async fn replace_template(tx: &mut PgConnection, script: &mut Script, at: DateTi
     else {
         return Ok(None);
     };
-    let gone: Template = script.deployment.templates.remove(place);
-    sqlx::query("update templates set deleted = true, updated_at = $2 where id = $1").bind(gone.id).bind(at).execute(&mut *tx).await?;
+    let old: Template = script.deployment.templates.remove(place);
+    sqlx::query("update templates set deleted = true, updated_at = $2 where id = $1").bind(old.id).bind(at).execute(&mut *tx).await?;
     let mut dice = dice(script.config.seed, Subject::Deployment);
     dice.set_word_pos(1 << 20);
-    let new = Deployment::successor(&gone, &mut dice);
-    furnish::template(tx, script.config.schema, &script.deployment, &new, at).await?;
+    let new = Deployment::successor(&old, &mut dice);
+    base_rows::template(tx, script.config.schema, &script.deployment, &new, at).await?;
     script.books.add_template(&new);
-    let rename = Rename::TemplateReplaced { id: gone.id, successor: new.id, name: new.name.clone() };
+    let rename = Rename::TemplateReplaced { id: old.id, successor: new.id, name: new.name.clone() };
     script.deployment.templates.push(new);
     Ok(Some(rename))
 }

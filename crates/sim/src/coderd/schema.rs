@@ -32,11 +32,11 @@ impl SchemaVersion {
 /// The database must not have a table `provisioner_jobs`.
 pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
-    let taken: bool = sqlx::query_scalar("select to_regclass('provisioner_jobs') is not null")
+    let exists: bool = sqlx::query_scalar("select to_regclass('provisioner_jobs') is not null")
         .fetch_one(&mut *tx)
         .await
         .context("look for coderd's tables")?;
-    ensure!(!taken, "the database already has coderd's tables: the simulator only lives in a database of its own");
+    ensure!(!exists, "the database already has coderd's tables: name an empty database");
     sqlx::raw_sql(include_str!("schema/common.sql")).execute(&mut *tx).await.context("create coderd's tables")?;
     let era = match version {
         SchemaVersion::TasksEra => include_str!("schema/tasks_era.sql"),

@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use anyhow::ensure;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::acts::{Act, Deed};
+use super::acts::{Act, Change};
 use super::books::Books;
 use super::chance::{Subject, dice};
 use super::config::Config;
 use super::deployment::Deployment;
 use super::heartbeats::Heartbeats;
 use super::licenses;
-use super::lives::Lives;
+use super::lives::LifePlanner;
 use super::planning::{Existing, Pace, Window};
 use super::signing::Signer;
 use super::truth::Truth;
@@ -23,7 +23,7 @@ pub(super) struct Script {
     pub deployment: Deployment,
     pub signer: Signer,
     pub books: Books,
-    lives: Lives,
+    lives: LifePlanner,
     heartbeats: Heartbeats,
     /// In order of time.
     acts: VecDeque<Act>,
@@ -45,10 +45,10 @@ impl Script {
         ensure!(config.start < config.end, "a history starts before it ends");
         let deployment = Deployment::plan(&config);
         let (signer, licenses) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
-        let upload = |(at, row)| Act { at, held_for: None, deed: Deed::License(Box::new(row)) };
+        let upload = |(at, row)| Act { at, held_for: None, change: Change::License(Box::new(row)) };
         let mut acts: Vec<Act> = licenses.into_iter().map(upload).collect();
         let window = Window { from: config.start, to: config.end, pace: Pace::LIFE, history: true };
-        let mut lives = Lives::new(&config, &deployment);
+        let mut lives = LifePlanner::new(&config, &deployment);
         let mut heartbeats = Heartbeats::new(&config);
         let edges = edges(&acts);
         acts.extend(lives.promotions());
@@ -95,7 +95,7 @@ impl Script {
 
     /// Adds acts to the plan. Returns the number of builds that they queue.
     fn add(&mut self, mut acts: Vec<Act>) -> usize {
-        let builds = acts.iter().filter(|act| matches!(act.deed, Deed::Queue(_))).count();
+        let builds = acts.iter().filter(|act| matches!(act.change, Change::Queue(_))).count();
         acts.extend(self.heartbeats.publishing(&acts));
         acts.extend(self.acts.drain(..));
         acts.sort_by_key(|act| act.at);
@@ -115,7 +115,7 @@ impl Script {
     /// The next act that is due at `now`, noted in the books. Removed presets are also removed from it.
     pub fn next(&mut self, now: DateTime<Utc>) -> Option<Act> {
         let mut act = self.acts.pop_front_if(|act| act.at <= now)?;
-        if let Deed::Queue(queued) = &mut act.deed {
+        if let Change::Queue(queued) = &mut act.change {
             queued.preset = queued.preset.filter(|preset| !self.books.removed_presets.contains(preset));
         }
         self.slow_clock.second_replica = !self.slow_clock.second_replica;
@@ -133,8 +133,8 @@ impl Script {
 
 /// The instants at which the known licenses' windows begin and end.
 fn edges(acts: &[Act]) -> Vec<DateTime<Utc>> {
-    let windows = acts.iter().filter_map(|act| match &act.deed {
-        Deed::License(license) if license.known_key => Some([license.claims.nbf, license.claims.exp]),
+    let windows = acts.iter().filter_map(|act| match &act.change {
+        Change::License(license) if license.known_key => Some([license.claims.nbf, license.claims.exp]),
         _ => None,
     });
     windows.flatten().collect()

@@ -7,14 +7,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
-use super::acts::{Act, Deed};
+use super::acts::{Act, Change};
 use super::config::Config;
 use super::deployment::Deployment;
 use super::purge::{self, Purge};
 use super::script::Script;
 use super::signing::LicenseKey;
 use super::truth::{Claims, Rename, Truth};
-use super::{furnish, licenses, renames, schema, write};
+use super::{base_rows, licenses, renames, schema, write};
 
 /// A simulated coderd in its own PostgreSQL database.
 ///
@@ -40,7 +40,7 @@ impl Simulation {
         let mut connection = connect(&options).await?;
         schema::create(&mut connection, script.config.schema).await?;
         let mut tx = connection.begin().await?;
-        furnish::furnish(&mut tx, &script.config, &script.deployment).await?;
+        base_rows::write(&mut tx, &script.config, &script.deployment).await?;
         tx.commit().await?;
         Ok(Simulation { script, options, connection, held: Vec::new() })
     }
@@ -131,13 +131,13 @@ impl Simulation {
     /// Removes a completed build of a workspace with its job, as a cascade does. Returns the build, if there is one. The truth still has
     /// it.
     pub async fn remove_a_build(&mut self) -> anyhow::Result<Option<uuid::Uuid>> {
-        let found: Option<(uuid::Uuid, uuid::Uuid)> = sqlx::query_as(
+        let job_row: Option<(uuid::Uuid, uuid::Uuid)> = sqlx::query_as(
             "select build.id, job.id from provisioner_jobs job join workspace_builds build on build.job_id = job.id
              where job.completed_at is not null order by job.completed_at, job.id limit 1",
         )
         .fetch_optional(&mut self.connection)
         .await?;
-        let Some((build, job)) = found else { return Ok(None) };
+        let Some((build, job)) = job_row else { return Ok(None) };
         sqlx::query("delete from provisioner_jobs where id = $1").bind(job).execute(&mut self.connection).await?;
         Ok(Some(build))
     }
@@ -169,7 +169,7 @@ impl Simulation {
     pub async fn upload_license(&mut self, claims: Claims, at: DateTime<Utc>) -> anyhow::Result<()> {
         let id = claims.jti.parse().context("the claim jti is a UUID")?;
         let row = licenses::row(&self.script.signer, claims, id, true)?;
-        let act = Act { at, held_for: None, deed: Deed::License(Box::new(row)) };
+        let act = Act { at, held_for: None, change: Change::License(Box::new(row)) };
         self.script.books.note(&act);
         self.commit(&mut vec![act]).await
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::acts::{Act, Completed, Deed, Queued, UsageRow};
+use super::acts::{Act, Change, Completed, Queued, UsageRow};
 use super::schema::SchemaVersion;
 
 type Time = DateTime<Utc>;
@@ -49,19 +49,21 @@ struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     fn add(&mut self, act: &'a Act) {
-        match &act.deed {
-            Deed::Queue(queued) => self.queued.push((act.at, queued)),
-            Deed::Acquire { build, worker, started_at } => self.acquired.push((build.job, *worker, *started_at)),
-            Deed::CancelRunning { build, canceled_at } => self.canceled.push((build.job, *canceled_at, None)),
-            Deed::CancelPending { build, canceled_at, completed_at } => self.canceled.push((build.job, *canceled_at, Some(*completed_at))),
-            Deed::Complete(done) => {
+        match &act.change {
+            Change::Queue(queued) => self.queued.push((act.at, queued)),
+            Change::Acquire { build, worker, started_at } => self.acquired.push((build.job, *worker, *started_at)),
+            Change::CancelRunning { build, canceled_at } => self.canceled.push((build.job, *canceled_at, None)),
+            Change::CancelPending { build, canceled_at, completed_at } => {
+                self.canceled.push((build.job, *canceled_at, Some(*completed_at)))
+            }
+            Change::Complete(done) => {
                 self.completed.push(done);
                 self.used.extend(done.success.iter().filter_map(|success| success.usage.as_ref()));
             }
-            Deed::Claim { workspace, owner, name } => self.claimed.push((*workspace, *owner, name, act.at)),
-            Deed::Usage(row) => self.used.push(row),
-            Deed::Publish { id, published_at, failure } => self.published.push((id, *published_at, failure.as_deref())),
-            Deed::License(_) | Deed::Chat { .. } | Deed::Seat { .. } | Deed::Promote { .. } => self.rest.push(act),
+            Change::Claim { workspace, owner, name } => self.claimed.push((*workspace, *owner, name, act.at)),
+            Change::Usage(row) => self.used.push(row),
+            Change::Publish { id, published_at, failure } => self.published.push((id, *published_at, failure.as_deref())),
+            Change::License(_) | Change::Chat { .. } | Change::Seat { .. } | Change::Promote { .. } => self.rest.push(act),
         }
     }
 
@@ -316,26 +318,26 @@ impl<'a> Batch<'a> {
     /// Writes rare acts one by one.
     async fn rest(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
         for act in &self.rest {
-            let query = match &act.deed {
-                Deed::License(license) => sqlx::query("insert into licenses (uploaded_at, jwt, exp, uuid) values ($1, $2, $3, $4)")
+            let query = match &act.change {
+                Change::License(license) => sqlx::query("insert into licenses (uploaded_at, jwt, exp, uuid) values ($1, $2, $3, $4)")
                     .bind(act.at)
                     .bind(&license.jwt)
                     .bind(license.exp)
                     .bind(license.uuid),
-                Deed::Chat { chat, runtime_ms } => {
+                Change::Chat { chat, runtime_ms } => {
                     sqlx::query("insert into chat_messages (chat_id, created_at, role, runtime_ms) values ($1, $2, 'assistant', $3)")
                         .bind(chat)
                         .bind(act.at)
                         .bind(runtime_ms)
                 }
-                Deed::Seat { user } => sqlx::query(
+                Change::Seat { user } => sqlx::query(
                     "insert into ai_seat_state (user_id, first_used_at, last_used_at, last_event_type, last_event_description, updated_at)
                      values ($1, $2, $2, 'aibridge', 'used the AI bridge', $2)
                      on conflict (user_id) do update set last_used_at = excluded.last_used_at, updated_at = excluded.updated_at",
                 )
                 .bind(user)
                 .bind(act.at),
-                Deed::Promote { template, version } => {
+                Change::Promote { template, version } => {
                     sqlx::query("update templates set active_version_id = $2, updated_at = $3 where id = $1")
                         .bind(template)
                         .bind(version)

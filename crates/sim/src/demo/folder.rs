@@ -22,15 +22,15 @@ impl Folder {
     pub fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             let folder = tempfile::Builder::new().prefix("tallyline-demo-").permissions(Permissions::from_mode(MODE)).tempdir();
-            let folder = folder.context("a temporary folder cannot be made")?;
+            let folder = folder.context("temporary folder: cannot be created")?;
             return Ok(Folder { path: folder.path().to_owned(), _temporary: Some(folder) });
         };
         let path = std::path::absolute(path)?;
         if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
-            bail!("{} is not empty: the demo begins with a new folder", path.display());
+            bail!("{}: not empty; name a new folder", path.display());
         }
-        fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
-        fs::set_permissions(&path, Permissions::from_mode(MODE)).with_context(|| format!("{} is not ours", path.display()))?;
+        fs::create_dir_all(&path).with_context(|| format!("{}: cannot be created", path.display()))?;
+        fs::set_permissions(&path, Permissions::from_mode(MODE)).with_context(|| format!("{}: not owned by this user", path.display()))?;
         Ok(Folder { path, _temporary: None })
     }
 
@@ -38,7 +38,7 @@ impl Folder {
     pub fn create(&self, name: &str) -> anyhow::Result<(PathBuf, File)> {
         let path = self.path.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
+        let file = file.with_context(|| format!("{}: cannot be created", path.display()))?;
         Ok((path, file))
     }
 }

@@ -51,7 +51,7 @@ impl PrivatePostgres {
         if socket.as_os_str().len() > SOCKET_PATH_BYTES {
             bail!("{} has more than {SOCKET_PATH_BYTES} bytes, too many for a socket: choose a shorter --data", socket.display());
         }
-        std::fs::create_dir(&data).with_context(|| format!("{} cannot be made", data.display()))?;
+        std::fs::create_dir(&data).with_context(|| format!("{}: cannot be created", data.display()))?;
         let user = own_user()?;
         if let Some((user, group)) = user {
             chown(&data, Some(user), Some(group)).context("its folder cannot be given to the user postgres")?;
@@ -90,7 +90,7 @@ impl PrivatePostgres {
             match PgConnection::connect(&self.url("postgres")).await {
                 Ok(connection) => return Ok(connection.close().await?),
                 Err(error) if Instant::now() >= deadline => {
-                    return Err(error).context("it does not answer; see postgres.log in the folder");
+                    return Err(error).context("PostgreSQL: no answer; see postgres.log in the folder");
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -116,9 +116,9 @@ async fn make_cluster(mut initdb: Command, folder: &Folder, data: &Path, user: O
     chown(&path, user.map(|(user, _)| user), None)?;
     initdb.arg("-D").arg(data).arg("--pwfile").arg(&path);
     initdb.args(["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
-    let made = initdb.output().await.context("initdb cannot be run")?;
-    if !made.status.success() {
-        bail!("initdb failed: {}", String::from_utf8_lossy(&made.stderr).trim());
+    let output = initdb.output().await.context("initdb cannot be run")?;
+    if !output.status.success() {
+        bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(std::fs::remove_file(&path)?)
 }
@@ -144,18 +144,18 @@ fn own_user() -> anyhow::Result<Option<(u32, u32)>> {
         (fields.next() == Some("postgres")).then_some(())?;
         Some((fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?))
     });
-    ids.map(Some).context("PostgreSQL refuses to run as root, and there is no user postgres: install Debian's package postgresql")
+    ids.map(Some).context("user postgres: not in /etc/passwd, and PostgreSQL refuses to run as root: install Debian's package postgresql")
 }
 
 /// The program folder of the newest PostgreSQL from Debian's packages.
 fn find() -> anyhow::Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let found = versions.filter_map(|entry| {
+    let installed = versions.filter_map(|entry| {
         let version: u32 = entry.file_name().to_str()?.parse().ok()?;
         let bin = entry.path().join("bin");
         bin.join("initdb").exists().then_some((version, bin))
     });
-    let newest = found.max_by_key(|(version, _)| *version);
+    let newest = installed.max_by_key(|(version, _)| *version);
     newest
         .map(|(_, bin)| bin)
         .context("no PostgreSQL is installed: install Debian's package postgresql, or name its folder by --postgres-bin")

@@ -68,14 +68,14 @@ impl World {
         site.ledger.ledger.migrate().await?;
         let partitions = i32::try_from(site.pipeline.log.partitions).context("log.partitions")?;
         site.log.log.create_topics(partitions).await?;
-        let (told, listening) = oneshot::channel();
+        let (addresses_sender, listening) = oneshot::channel();
         let roles_ended = CancellationToken::new();
         let roles = tokio::spawn({
             let (site, stop, ended) = (site.clone(), stop.clone(), roles_ended.clone().drop_guard());
             async move {
                 let _ended = ended;
                 roles::run(site, &stop, |at| {
-                    let _ = told.send(at);
+                    let _ = addresses_sender.send(at);
                 })
                 .await
             }
@@ -133,7 +133,7 @@ impl World {
     /// Waits until everything is counted and no usage remains to be sent. Returns false if the deadline passes first.
     pub async fn settle(&self, deadline: Duration) -> anyhow::Result<bool> {
         let deadline = Instant::now() + deadline;
-        let (_, ended_at) = self.traffic.ended.as_ref().context("the traffic has not ended")?;
+        let (_, ended_at) = self.traffic.ended.as_ref().context("traffic task did not end")?;
         while Instant::now() < deadline && !self.roles_ended.is_cancelled() {
             let complete = self.completeness().await?.is_some_and(|until| until > *ended_at);
             let contents =
@@ -149,7 +149,7 @@ impl World {
 
     /// The books of the simulator.
     pub fn truth(&self) -> anyhow::Result<&Truth> {
-        self.traffic.ended.as_ref().map(|(truth, _)| truth).context("the traffic has not ended")
+        self.traffic.ended.as_ref().map(|(truth, _)| truth).context("traffic task did not end")
     }
 
     pub async fn stop(self) -> Result<(), Failure> {
@@ -164,9 +164,9 @@ impl Traffic {
     fn start(mut simulation: Simulation, rate: f64, context: &Context) -> Self {
         let (stop, clock) = (CancellationToken::new(), context.clock.clone());
         let completed = Arc::new(AtomicU64::new(simulation.completed_builds() as u64));
-        let (seen, stopped) = (Arc::clone(&completed), stop.clone());
+        let (counter, stopped) = (Arc::clone(&completed), stop.clone());
         let task = tokio::spawn(async move {
-            coderd::live(&mut simulation, rate, &clock, &stopped, |builds| seen.store(builds as u64, Ordering::Relaxed)).await?;
+            coderd::live(&mut simulation, rate, &clock, &stopped, |builds| counter.store(builds as u64, Ordering::Relaxed)).await?;
             Ok(simulation)
         });
         Traffic { stop, task: Some(task), completed, ended: None }

@@ -92,8 +92,8 @@ impl Outcome {
 impl Books {
     #[must_use]
     pub fn times_billed(&self, deployment_id: Uuid, id: &str) -> usize {
-        let found = self.billed.iter().find(|billed| billed.deployment_id == deployment_id && billed.id == id);
-        found.map_or(0, |billed| billed.times)
+        let event = self.billed.iter().find(|billed| billed.deployment_id == deployment_id && billed.id == id);
+        event.map_or(0, |billed| billed.times)
     }
 
     /// The texts of an event's deliveries, in order.

@@ -102,8 +102,8 @@ mod tests {
         };
         let licenses = file("licenses", "one.two.three\n\n  four.five.six\n");
         let switches = file("switches", r#"{"latency_ms":5}"#);
-        let given = options(&["--license-keys", &licenses, "--switches", &switches, "--start-at", "2025-08-01T00:00:00Z"]);
-        let config = config(given.expect("valid")).expect("a config");
+        let valid = options(&["--license-keys", &licenses, "--switches", &switches, "--start-at", "2025-08-01T00:00:00Z"]);
+        let config = config(valid.expect("valid")).expect("a config");
         assert_eq!(config.license_keys, ["one.two.three", "four.five.six"]);
         assert_eq!(config.switches, Switches { latency_ms: 5, ..Switches::default() });
 

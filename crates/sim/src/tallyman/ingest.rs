@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::books::{Delivery, Outcome};
 use super::connection::Scissors;
-use super::state::{Kept, Shared};
+use super::state::{ServerState, Shared};
 use super::switches::{Behaviour, CutMoment};
 use super::wire::{self, Accepted, Answer, Received, Rejected};
 
@@ -30,9 +30,9 @@ pub async fn ingest(
     body: Body,
 ) -> Response {
     let (request, latency, cut) = {
-        let mut kept = shared.kept();
-        let request = kept.books.next_request();
-        (request, kept.running.switches().latency_ms, kept.running.cut(request))
+        let mut state = shared.state();
+        let request = state.books.next_request();
+        (request, state.running.switches().latency_ms, state.running.cut(request))
     };
     if latency > 0 {
         let wait = tokio::time::sleep(Duration::from_millis(latency));
@@ -40,7 +40,7 @@ pub async fn ingest(
         shared.stop.run_until_cancelled(wait).await;
     }
     let response = if cut == Some(CutMoment::BeforeReading) {
-        match shared.kept().books.record(request, Vec::new()) {
+        match shared.state().books.record(request, Vec::new()) {
             Ok(()) => StatusCode::OK.into_response(),
             Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")),
         }
@@ -63,24 +63,24 @@ async fn answer(shared: &Shared, request: u64, will_be_cut: bool, headers: &Head
         Ok(deployment_id) => read(body).await.map(|events| (deployment_id, events)),
         Err(refusal) => Err(refusal),
     };
-    let mut kept = shared.kept();
+    let mut state = shared.state();
     let (response, deliveries) = match read {
         Ok((deployment_id, events)) => {
             let now = shared.clock.now();
-            let error = kept.running.error(request);
+            let error = state.running.error(request);
             let delivered = Delivered { request, deployment_id, now, answered: error.is_none() && !will_be_cut };
             match error {
                 Some((status, false)) => (fault(status), delivered.failed(&events)),
-                Some((status, true)) => (fault(status), delivered.judge(&mut kept, &events).1),
+                Some((status, true)) => (fault(status), delivered.judge(&mut state, &events).1),
                 None => {
-                    let (answer, deliveries) = delivered.judge(&mut kept, &events);
+                    let (answer, deliveries) = delivered.judge(&mut state, &events);
                     (Json(answer).into_response(), deliveries)
                 }
             }
         }
         Err((status, message)) => (failure(status, message), Vec::new()),
     };
-    match kept.books.record(request, deliveries) {
+    match state.books.record(request, deliveries) {
         Ok(()) => response,
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")),
     }
@@ -123,17 +123,17 @@ impl Delivered {
         events.iter().map(|event| self.delivery(event, Outcome::RequestFailed, false)).collect()
     }
 
-    fn judge(&self, kept: &mut Kept, events: &[Received]) -> (Answer, Vec<Delivery>) {
+    fn judge(&self, state: &mut ServerState, events: &[Received]) -> (Answer, Vec<Delivery>) {
         let mut answer = Answer::default();
         let mut deliveries = Vec::with_capacity(events.len());
         for event in events {
-            let behaviour = kept.running.event(&event.id, self.now);
+            let behaviour = state.running.event(&event.id, self.now);
             let outcome = match behaviour {
                 _ if event.created_at < self.now - MAX_AGE => Outcome::TooOld,
                 Some(Behaviour::RefuseForNow) => Outcome::RefusedForNow,
                 Some(Behaviour::RefuseForEver) => Outcome::RefusedForEver,
                 Some(Behaviour::Omit) => Outcome::Omitted,
-                Some(Behaviour::OmitThoughTaken) | None => kept.books.take(self.deployment_id, event, self.now),
+                Some(Behaviour::OmitThoughTaken) | None => state.books.take(self.deployment_id, event, self.now),
             };
             let omitted = matches!(behaviour, Some(Behaviour::Omit | Behaviour::OmitThoughTaken)) && outcome != Outcome::TooOld;
             if !omitted {

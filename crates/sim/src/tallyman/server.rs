@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::books::{Bookkeeping, Books};
 use super::connection::{CuttableListener, Scissors};
 use super::ingest::{failure, ingest};
-use super::state::{Kept, Shared};
+use super::state::{ServerState, Shared};
 use super::switches::{Running, Switches};
 
 /// The configuration of a simulated Tallyman.
@@ -65,7 +65,7 @@ pub struct Tallyman {
 impl Tallyman {
     /// Starts to listen and serves until `stop`.
     pub async fn start(config: Config, clock: Clock, stop: CancellationToken) -> anyhow::Result<Self> {
-        ensure!(config.listen.ip().is_loopback(), "{} is not a loopback address", config.listen);
+        ensure!(config.listen.ip().is_loopback(), "{}: not a loopback address", config.listen);
         if let Some(mistake) = config.switches.mistake() {
             anyhow::bail!("switches: {mistake}");
         }
@@ -77,7 +77,7 @@ impl Tallyman {
             deployment_ids: config.deployment_ids,
             clock,
             stop: stop.clone(),
-            kept: Mutex::new(Kept { books, running: Running::new(config.switches) }),
+            state: Mutex::new(ServerState { books, running: Running::new(config.switches) }),
         });
         let routes = routes(Arc::clone(&shared)).into_make_service_with_connect_info::<Scissors>();
         let serve = axum::serve(CuttableListener(listener), routes).with_graceful_shutdown(stop.cancelled_owned());
@@ -92,7 +92,7 @@ impl Tallyman {
 
     #[must_use]
     pub fn books(&self) -> Books {
-        self.shared.kept().books.books()
+        self.shared.state().books.books()
     }
 
     /// Misbehaves from now on by `switches`; all counts restart.
@@ -117,11 +117,11 @@ fn routes(shared: Arc<Shared>) -> Router {
 }
 
 async fn show_books(State(shared): State<Arc<Shared>>) -> Json<Books> {
-    Json(shared.kept().books.books())
+    Json(shared.state().books.books())
 }
 
 async fn show_switches(State(shared): State<Arc<Shared>>) -> Json<Switches> {
-    Json(shared.kept().running.switches().clone())
+    Json(shared.state().running.switches().clone())
 }
 
 async fn put_switches(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {

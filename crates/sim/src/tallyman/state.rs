@@ -15,18 +15,18 @@ pub struct Shared {
     pub deployment_ids: Vec<Uuid>,
     pub clock: Clock,
     pub stop: CancellationToken,
-    pub kept: Mutex<Kept>,
+    pub state: Mutex<ServerState>,
 }
 
 /// The state that requests change.
-pub struct Kept {
+pub struct ServerState {
     pub books: Bookkeeping,
     pub running: Running,
 }
 
 impl Shared {
-    pub fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn state(&self) -> MutexGuard<'_, ServerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Misbehaves from now on by `switches`. The error is the mistake in them.
@@ -34,7 +34,7 @@ impl Shared {
         match switches.mistake() {
             Some(mistake) => Err(mistake),
             None => {
-                self.kept().running = Running::new(switches);
+                self.state().running = Running::new(switches);
                 Ok(())
             }
         }

@@ -62,19 +62,19 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
 
     let (template, one) = ("/api/v1/rejects/{id}", format!("/api/v1/rejects/{}", ids[0]));
     let as_admin = Some(super::Scope::Admin);
-    let (status, shown) = contract.ask(Method::GET, template, &one, as_admin, None).await;
-    assert_eq!((status, &shown["id"], &shown["if_resubmitted"]), (200, &json!(ids[0]), &json!("rejected")), "{shown}");
+    let (status, body) = contract.ask(Method::GET, template, &one, as_admin, None).await;
+    assert_eq!((status, &body["id"], &body["if_resubmitted"]), (200, &json!(ids[0]), &json!("rejected")), "{body}");
     for (path, status, field) in [("/api/v1/rejects/999999", 404, None), ("/api/v1/rejects/x", 400, Some("id"))] {
-        let (found, problem) = contract.ask(Method::GET, template, path, as_admin, None).await;
-        assert_eq!((found, problem["field"].as_str()), (status, field), "{problem}");
+        let (code, problem) = contract.ask(Method::GET, template, path, as_admin, None).await;
+        assert_eq!((code, problem["field"].as_str()), (status, field), "{problem}");
     }
 
     let (resubmit, discard) = ("/api/v1/rejects/resubmit", "/api/v1/rejects/discard");
     let edited = json!({ "ids": [ids[0]], "edit": r#"{"count": 3}"#, "reason": "a field too much" });
     let (status, unchanged) = contract.change(Method::POST, resubmit, resubmit, Some(json!({ "ids": [ids[0]] }))).await;
     assert_eq!(status, 409, "it would be refused again: {unchanged}");
-    let (status, went) = contract.change(Method::POST, resubmit, resubmit, Some(edited.clone())).await;
-    assert_eq!((status, &went["records"][0]["foreseen"]), (200, &json!("accepted")), "{went}");
+    let (status, answer) = contract.change(Method::POST, resubmit, resubmit, Some(edited.clone())).await;
+    assert_eq!((status, &answer["records"][0]["foreseen"]), (200, &json!("accepted")), "{answer}");
     let (status, again) = contract.change(Method::POST, resubmit, resubmit, Some(edited)).await;
     assert!(status == 409 && again["message"].as_str().unwrap().contains("no longer open: it was resubmitted by the-admin"), "{again}");
 
@@ -96,7 +96,7 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     let as_admin = Some(super::Scope::Admin);
     let (status, proof) = contract.ask(Method::GET, template, &path, as_admin, None).await;
     assert_eq!((status, &proof["event_id"]), (200, &json!(event_id)), "{proof}");
-    for (path, status) in [("/api/v1/events/nobody%2Fknows%20it/proof", 404), ("/api/v1/events/prebuild_claimed%3Ax/proof", 400)] {
+    for (path, status) in [("/api/v1/events/not%2Fa%20known%20id/proof", 404), ("/api/v1/events/prebuild_claimed%3Ax/proof", 400)] {
         assert_eq!(contract.ask(Method::GET, template, path, as_admin, None).await.0, status, "{path}");
     }
     for id in [String::new(), "x".repeat(1025), "a%00b".to_owned()] {
@@ -125,8 +125,8 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         .run(async |conn| findings::record(conn, &lease, &[finding], site.ledger.run(snapshots::head).await.unwrap(), 0.5).await)
         .await
         .unwrap();
-    let (_, found) = contract.get("/api/v1/audit").await;
-    assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
+    let (_, code) = contract.get("/api/v1/audit").await;
+    assert_eq!(code["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{code}");
     let (retire, reinstate) = ("/api/v1/sources/retire", "/api/v1/sources/reinstate");
     let why = json!({ "deployment_id": OTHER_DEPLOYMENT, "reason": "its coderd is gone" });
     assert_eq!(contract.change(Method::POST, retire, retire, Some(why.clone())).await.0, 404, "it is not registered");
@@ -173,18 +173,18 @@ pub async fn replay(contract: &mut Contract) {
     let as_admin = Some(super::Scope::Admin);
     assert_eq!(contract.ask(Method::GET, plan, &path, as_admin, None).await.1["state"], "planned");
     let at = format!("{path}/execute");
-    let (status, mut standing) = contract.change(Method::POST, execute, &at, Some(json!({ "reason": "to be sure" }))).await;
-    assert_eq!(status, 202, "{standing}");
+    let (status, mut execution) = contract.change(Method::POST, execute, &at, Some(json!({ "reason": "to be sure" }))).await;
+    assert_eq!(status, 202, "{execution}");
     let begun = std::time::Instant::now();
-    while standing["state"] == "running" {
-        assert!(begun.elapsed() < super::SOON, "{standing}");
-        standing = contract.ask(Method::GET, plan, &path, as_admin, None).await.1;
+    while execution["state"] == "running" {
+        assert!(begun.elapsed() < super::SOON, "{execution}");
+        execution = contract.ask(Method::GET, plan, &path, as_admin, None).await.1;
     }
-    assert_eq!((&standing["state"], &standing["replayed"]["accepted"]), (&json!("finished"), &json!(1)), "{standing}");
+    assert_eq!((&execution["state"], &execution["replayed"]["accepted"]), (&json!("finished"), &json!(1)), "{execution}");
     let (status, refused) = contract.change(Method::POST, execute, &at, None).await;
     assert!(status == 409 && refused["message"].as_str().unwrap().contains("executed to its end"), "{refused}");
     // it does not change
-    assert_eq!(contract.ask(Method::GET, plan, &path, as_admin, None).await.1, standing);
+    assert_eq!(contract.ask(Method::GET, plan, &path, as_admin, None).await.1, execution);
     assert_eq!(contract.change(Method::POST, execute, "/api/v1/plans/0/execute", None).await.0, 404);
     let (_, acts) = contract.get("/api/v1/acts?act=replay").await;
     assert_eq!((&acts["acts"][0]["actor"], &acts["acts"][0]["reason"]), (&json!("the-admin"), &json!("to be sure")), "{acts}");
@@ -253,8 +253,8 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
     assert_eq!((status, &given_up["effect"]["not_waited_for"][0]["by_this_plan"]), (200, &json!(true)), "{given_up}");
     let wrong = contract.change(Method::POST, path, path, Some(json!({ "lost": "ledger", "without": "all" }))).await;
     assert_eq!((wrong.0, wrong.1["field"].as_str()), (400, Some("without")), "{wrong:?}");
-    let (_, shown) = contract.get("/api/v1/status").await;
-    let recovering = &shown["recovering"];
+    let (_, body) = contract.get("/api/v1/status").await;
+    let recovering = &body["recovering"];
     assert_eq!(*recovering, open["effect"]["open"]);
     assert_eq!([&recovering["actor"], &recovering["reason"]], [&json!("the-admin"), &json!("the disk died")]);
     let (_, acts) = contract.get("/api/v1/acts?act=recover").await;

@@ -66,8 +66,8 @@ impl Dashboard {
 
     /// The query of the panel with that title, by reference.
     pub fn expr(&self, panel: &str, reference: &str) -> String {
-        let found = self.targets().into_iter().find(|target| target.panel == panel && target.reference == reference);
-        found.unwrap_or_else(|| panic!("no query {reference} in a panel {panel:?}")).expr
+        let target = self.targets().into_iter().find(|target| target.panel == panel && target.reference == reference);
+        target.unwrap_or_else(|| panic!("no query {reference} in a panel {panel:?}")).expr
     }
 
     /// The values that a custom variable offers.

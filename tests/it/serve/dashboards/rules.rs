@@ -25,7 +25,7 @@ fn names(text: &str, begin: &str) -> Vec<String> {
 }
 
 #[test]
-fn promtool_agrees_with_the_rules_and_with_what_they_do() {
+fn promtool_accepts_the_rules_and_their_tests() {
     for arguments in [["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]] {
         let run = Command::new(setting("TALLYLINE_TEST_PROMTOOL")).args(arguments).current_dir(FOLDER).output().unwrap();
         assert!(run.status.success(), "{arguments:?}: {run:?}");
@@ -43,7 +43,7 @@ fn promtool_agrees_with_the_rules_and_with_what_they_do() {
 }
 
 #[test]
-fn rules_name_only_series_that_there_are() {
+fn rules_name_only_existing_series() {
     let registry = Registry::new();
     ConsumerTelemetry::register(&registry).unwrap();
     PublisherTelemetry::register(&registry).unwrap();
@@ -75,12 +75,12 @@ pub(super) async fn are_loaded_and_evaluated(server: &Prometheus) {
         assert_eq!((text(&rule["health"]), text(&rule["state"])), ("ok", expected), "{rule}");
     }
     // Series of every process.
-    let shown: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
+    let series: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
         .iter()
         .flat_map(|begin| names(&rules(), begin))
         .collect();
-    assert!(shown.len() >= 5, "{shown:?}");
-    for name in shown {
+    assert!(series.len() >= 5, "{series:?}");
+    for name in series {
         assert_eq!(server.query(&format!("count({name}) > 0")).await.len(), 1, "{name}");
     }
 }

@@ -33,14 +33,14 @@ impl<S: Stage> Running<S> {
         let settings = ProjectionSettings { poll: Duration::from_millis(50), snapshot: Duration::from_secs(3600), last_snapshot: SOON };
         let projection = Projection::<S>::new(ledger.clone(), settings);
         let (view, stop) = (projection.view(), CancellationToken::new());
-        let heard = stop.clone();
-        Running { view, stop, task: tokio::spawn(async move { projection.run(&heard).await.unwrap() }) }
+        let signal = stop.clone();
+        Running { view, stop, task: tokio::spawn(async move { projection.run(&signal).await.unwrap() }) }
     }
 
     /// Waits until everything that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
         let end = ledger.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "all is folded", || async { caught_up_to(&self.view) >= end }).await;
+        eventually(SOON, "the folds are at the ledger's end", || async { caught_up_to(&self.view) >= end }).await;
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -64,12 +64,12 @@ async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
 
 /// Changes the number of creations in the first series of the newest snapshot.
 async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
-    let found = ledger
+    let snapshot = ledger
         .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
         .await
         .unwrap()
         .expect("a snapshot");
-    let mut state: Value = serde_json::from_slice(&found.state).unwrap();
+    let mut state: Value = serde_json::from_slice(&snapshot.state).unwrap();
     let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
     let (before, after) = (value.as_u64().unwrap(), change(value.as_u64().unwrap()));
     *value = json!(after);
@@ -111,8 +111,8 @@ async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<Metric
 }
 
 #[tokio::test]
-async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_processes_and_in_later_ones() {
-    let (_database, ledger, running, (truth, shown)) = wrong(|value| value - 1).await;
+async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_processes() {
+    let (_database, ledger, running, (truth, value)) = wrong(|value| value - 1).await;
     let stale = ledger
         .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
         .await
@@ -123,7 +123,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
     let numbers: Vec<_> =
         plan.differences.iter().map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count)).collect();
-    assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - shown)]));
+    assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - value)]));
     // events in between raise both sides: the effect is the same
     builds(&ledger, 210..230).await;
     assert_eq!(ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap().hash, plan.hash);
@@ -150,10 +150,10 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
 
 #[tokio::test]
 async fn no_shown_series_falls_unless_it_is_allowed() {
-    let (_database, ledger, running, (truth, shown)) = wrong(|value| value + 5).await;
+    let (_database, ledger, running, (truth, value)) = wrong(|value| value + 5).await;
     let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((plan.differs, plan.falling, plan.differences.len()), (true, 1, 1));
-    assert_eq!(shown - truth, 5);
+    assert_eq!(value - truth, 5);
     let before = tables(&ledger.pool).await;
     let refused = execute(&ledger, &plan, false).await.unwrap_err();
     assert!(matches!(&refused, OperationError::Forbidden(message) if message.contains("1 shown series would fall")), "{refused:?}");
@@ -168,13 +168,13 @@ async fn no_shown_series_falls_unless_it_is_allowed() {
 #[tokio::test]
 async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
     let (_database, ledger, running, _) = wrong(|value| value - 1).await;
-    let (view, seen, looks) = (running.view.clone(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+    let (view, done, reads) = (running.view.clone(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
     let watching = tokio::spawn({
-        let (seen, looks) = (seen.clone(), looks.clone());
+        let (done, reads) = (done.clone(), reads.clone());
         async move {
             let mut last = (0, 0);
             let mut changes = view.watch();
-            while seen.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
+            while done.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
                 let now = view.with(|state, standing| {
                     let sum = state.deployment(DEPLOYMENT).map_or(0, |one| one.creations.iter().map(|(_, counter)| counter.value).sum());
                     assert!(standing.as_of.is_some(), "it is as fresh as before");
@@ -183,7 +183,7 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
                 let now: (i64, u64) = now.expect("there is always a state");
                 assert!(now.0 >= last.0 && now.1 >= last.1, "from {last:?} to {now:?}");
                 last = now;
-                looks.fetch_add(1, Ordering::SeqCst);
+                reads.fetch_add(1, Ordering::SeqCst);
             }
         }
     });
@@ -191,18 +191,18 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
         let act =
             NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
         ledger.run(async |conn| snapshots::rebuild(conn, MetricsState::NAME, &act, ledger.clock.now()).await).await.unwrap();
-        let before = looks.load(Ordering::SeqCst);
+        let before = reads.load(Ordering::SeqCst);
         builds(&ledger, 300 + n * 10..310 + n * 10).await;
         running.caught_up(&ledger).await;
-        eventually(SOON, "the reader has looked", || async { looks.load(Ordering::SeqCst) > before }).await;
+        eventually(SOON, "the reader has looked", || async { reads.load(Ordering::SeqCst) > before }).await;
     }
-    seen.cancel();
+    done.cancel();
     watching.await.unwrap();
     running.end().await;
 }
 
 #[tokio::test]
-async fn the_command_ends_with_one_where_what_is_shown_differs() {
+async fn the_command_exits_with_1_where_the_shown_state_differs() {
     let site = Site::new().await;
     let licenses = Running::<LicensesState>::start(&site.ledger);
     licenses.caught_up(&site.ledger).await;
@@ -232,7 +232,7 @@ async fn the_command_ends_with_one_where_what_is_shown_differs() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_is_only_older_is_no_difference() {
+async fn an_older_snapshot_is_not_a_difference() {
     let (_database, ledger) = registered_ledger().await;
     builds(&ledger, 0..100).await;
     let folded: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();

@@ -96,7 +96,7 @@ async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     .await;
     assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
     // The server ends the work of its lost client.
-    eventually(SOON, "it is recorded", || async {
+    eventually(SOON, "the batch is recorded", || async {
         ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.is_ok()
     })
     .await;
@@ -113,14 +113,14 @@ async fn record(ledger: &Ledger, offset: i64) {
 }
 
 #[tokio::test]
-async fn a_fold_goes_on() {
+async fn a_fold_resumes() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 4).await;
     let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
     let projection = Projection::<MetricsState>::new(ledger, settings);
     let (view, stop) = (projection.view(), CancellationToken::new());
-    let heard = stop.clone();
-    let folding = tokio::spawn(async move { projection.run(&heard).await });
+    let signal = stop.clone();
+    let folding = tokio::spawn(async move { projection.run(&signal).await });
     let goes_on = async || {
         let end = direct.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "the fold reaches the ledger's end", || async { caught_up_to(&view) >= end }).await;
@@ -138,7 +138,7 @@ async fn a_fold_goes_on() {
 }
 
 #[tokio::test]
-async fn a_publisher_says_so_and_publishes_afterwards() {
+async fn a_publisher_reports_it_and_resumes() {
     let world = World::new().await;
     let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
     let telemetry = PublisherTelemetry::register(&Registry::new()).unwrap();
@@ -163,7 +163,7 @@ type Call<'a> = Pin<Box<dyn Future<Output = Result<(), OperationError>> + 'a>>;
 
 /// The command line does it in one go, and no other process would end it.
 #[tokio::test]
-async fn an_operation_says_so() {
+async fn an_operation_reports_it() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     // the log's own deadline does not apply here
@@ -191,10 +191,10 @@ async fn an_operation_says_so() {
                 Box::pin(async move { ask(desk, &request).await.map(drop) })
             }
         };
-        let said = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();
+        let refusal = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();
         assert!(
-            matches!(&said, OperationError::Ledger(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut),
-            "{operation} of {table}: {said}"
+            matches!(&refusal, OperationError::Ledger(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut),
+            "{operation} of {table}: {refusal}"
         );
     }
 }

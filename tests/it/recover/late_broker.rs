@@ -13,7 +13,7 @@ const OPENED: &str = "select count(*) from recovery";
 const CLOSED: &str = "select count(*) from recovery where closed_at is not null";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anything_is_sent() {
+async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anything_is_sent() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
@@ -28,11 +28,11 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anyth
     assert_eq!((world.count(OPENED).await, world.tallyman.books().requests), (0, 0));
 
     proxy.open().await;
-    eventually(SOON * 2, "it is seen", || async {
+    eventually(SOON * 2, "the restore is detected", || async {
         let sent = world.tallyman.books().requests;
-        let seen = world.count(OPENED).await == 1;
-        assert!(seen || sent == 0, "sent before it is seen");
-        seen
+        let is_detected = world.count(OPENED).await == 1;
+        assert!(is_detected || sent == 0, "sent before the restore is detected");
+        is_detected
     })
     .await;
     let (actor, _, reason) = world.acts().await.remove(0);
@@ -42,7 +42,7 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anyth
     eventually(SOON * 2, "it has caught up", || async {
         let sent = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
-        assert!(done || sent == 0, "sent before it has caught up");
+        assert!(done || sent == 0, "sent before the ledger has caught up");
         done
     })
     .await;

@@ -63,7 +63,7 @@ async fn a_restart_after_a_purge_of_old_builds_is_not_a_second_creation() {
     assert_eq!(differences(&report), []);
     assert_eq!(number(&report, SOURCE, "source_gone"), 2);
     let remarked = |kind: &str| -> BTreeSet<String> {
-        remarks(&report).into_iter().filter(|(found, _)| *found == kind).map(|(_, id)| id.to_owned()).collect()
+        remarks(&report).into_iter().filter(|(name, _)| *name == kind).map(|(_, id)| id.to_owned()).collect()
     };
     assert_eq!(remarked("source_gone"), build_ids(&[first[0].1, first[1].1]));
     assert_eq!(remarked("second_first_start"), build_ids(&restarts), "a second claimant is named");
@@ -84,7 +84,7 @@ async fn of_two_first_starts_in_one_plan_one_is_a_creation() {
 }
 
 #[tokio::test]
-async fn the_builds_of_a_deleted_template_version_are_gone_and_not_an_imbalance() {
+async fn the_builds_of_a_deleted_template_version_are_removed_and_not_an_imbalance() {
     let site = Site::new().await;
     assert_eq!(differences(&site.audit().await), []);
     let delete = "delete from template_versions where id = (select template_version_id from workspace_builds where id = $1)";
@@ -96,7 +96,7 @@ async fn the_builds_of_a_deleted_template_version_are_gone_and_not_an_imbalance(
 }
 
 #[tokio::test]
-async fn only_what_was_confirmed_can_be_gone() {
+async fn only_confirmed_builds_can_be_removed() {
     let mut site = Site::new().await;
     assert_eq!(differences(&site.audit().await), [], "this confirms what it sees");
     let unseen = site.coderd.creation().await;

@@ -11,7 +11,7 @@ use super::schema::SchemaVersion;
 const VERSION: &str = "v2.37.0-devel+simulated";
 
 /// Writes all rows of the deployment before its history begins, in the caller's transaction.
-pub(super) async fn furnish(tx: &mut PgConnection, config: &Config, deployment: &Deployment) -> anyhow::Result<()> {
+pub(super) async fn write(tx: &mut PgConnection, config: &Config, deployment: &Deployment) -> anyhow::Result<()> {
     let at = config.start - TimeDelta::hours(2);
     sqlx::query("insert into site_configs (key, value) values ('deployment_id', $1)")
         .bind(deployment.id.to_string())

@@ -40,14 +40,14 @@ async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     (effect.ids_used_again, effect.ids_used_again_pending, plan.hash)
 }
 
-async fn said(world: &World, log: &Log, hash: String) {
+async fn execute_override(world: &World, log: &Log, hash: String) {
     let actor = Actor { name: "user-001".to_owned(), reason: "coderd was restored".to_owned() };
     let execution = RecoverExecution { hash };
     act(&world.desk(log), &execution, &actor).await.expect("executed");
 }
 
 #[tokio::test]
-async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accepted_once_an_operator_has_said_so() {
+async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an_override() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "good", "later"].map(|id| usage(id, start_time()))).await;
@@ -86,7 +86,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     assert!(!audited(&world, &log).await.balanced, "and the books differ");
     let (again, pending, hash) = planned(&world, &log).await;
     assert_eq!((again, pending), (2, 2));
-    said(&world, &log, hash.expect("there is something to do")).await;
+    execute_override(&world, &log, hash.expect("there is something to do")).await;
 
     let report = audited(&world, &log).await;
     assert!(report.balanced, "{report:?}");
@@ -112,7 +112,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
 }
 
 #[tokio::test]
-async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
+async fn an_override_ends_the_hold_in_mode_shadow_too() {
     let mut world = World::new().await;
     world.settings.sole = false;
     let log = world.log().await;
@@ -122,17 +122,17 @@ async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
     sqlx::query(change).execute(&world.coderd).await.unwrap();
     assert_eq!(world.cycle().await.held_back, 1);
     let (_, _, hash) = planned(&world, &log).await;
-    said(&world, &log, hash.expect("there is something to do")).await;
+    execute_override(&world, &log, hash.expect("there is something to do")).await;
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.held_back, cycle.waiting), (0, 1));
 }
 
 #[tokio::test]
-async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_event() {
+async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() {
     let world = World::new().await;
     // coderd's row cannot be read, and the ledger has accepted an operator's version
-    let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
+    let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("corrected", start_time())) };
     let claim = world
         .ledger
         .run(async |conn| {
@@ -140,13 +140,13 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
         })
         .await
         .unwrap();
-    let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };
+    let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count: not a number".into() };
     let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
     world.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await).await.unwrap();
-    world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
+    world.add(&["corrected", "broken"].map(|id| usage(id, start_time()))).await;
     sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();
     let cycle = world.cycle().await;
-    assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "nobody has said anything");
+    assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "no override yet");
 
     let reject: i64 = sqlx::query_scalar("select id from reject").fetch_one(&world.ledger.pool).await.unwrap();
     let act = NewAct {
@@ -163,11 +163,11 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));
-    assert_eq!(world.delivered(), ["mended"]);
+    assert_eq!(world.delivered(), ["corrected"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
+async fn held_usage_is_logged_once_with_the_command_that_releases_it() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "gone", "good"].map(|id| usage(id, start_time()))).await;
@@ -178,10 +178,10 @@ async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
     }
     let mut process = world.process(&world.vendor.ingest_url());
     for _ in 0..2 {
-        eventually(SOON, "both are looked at", || async {
+        eventually(SOON, "both are checked", || async {
             let query = "select count(*) from publication where held_for is not null and next_attempt_at > $1";
-            let seen = sqlx::query_scalar::<_, i64>(query).bind(start_time() + TimeDelta::minutes(5)).fetch_one(&world.ledger.pool);
-            seen.await.unwrap() == 2
+            let checked = sqlx::query_scalar::<_, i64>(query).bind(start_time() + TimeDelta::minutes(5)).fetch_one(&world.ledger.pool);
+            checked.await.unwrap() == 2
         })
         .await;
         // due again at once
@@ -218,7 +218,7 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     let plan = ask(&world.desk(&log), &request).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
     assert_eq!((effect.to_list, effect.unconfirmed), (1, 1), "{effect:?}");
-    said(&world, &log, plan.hash.expect("there is something to do")).await;
+    execute_override(&world, &log, plan.hash.expect("there is something to do")).await;
     world.pass(TimeDelta::minutes(10));
     assert_eq!(world.cycle().await.accepted, 1);
     assert_eq!((world.times_billed("seen"), world.times_billed("forged")), (1, 0));

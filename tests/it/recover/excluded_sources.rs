@@ -93,7 +93,7 @@ fn refused(planned: Result<(RecoverPlan, LedgerEffect), OperationError>) -> Stri
 }
 
 #[tokio::test]
-async fn a_recovery_waits_for_what_was_read_in_the_last_35_days_of_the_ledger() {
+async fn a_recovery_waits_for_sources_read_in_the_last_35_days_of_the_ledger() {
     let site = Site::restored().await;
     let (plan, effect) = site.plan(&[]).await;
     assert_eq!(effect.sources_to_read, [LIVE, QUIET, NEVER]);
@@ -106,7 +106,7 @@ async fn a_recovery_waits_for_what_was_read_in_the_last_35_days_of_the_ledger() 
 }
 
 #[tokio::test]
-async fn a_pass_by_a_clock_that_was_ahead_is_no_reason_to_leave_out_another_source() {
+async fn a_pass_of_a_fast_clock_does_not_exclude_another_source() {
     let (_database, ledger) = ledger().await;
     let now = Clock::system().now();
     for (deployment, at) in [(LIVE, now), (QUIET, now + TimeDelta::days(40))] {
@@ -118,7 +118,7 @@ async fn a_pass_by_a_clock_that_was_ahead_is_no_reason_to_leave_out_another_sour
 }
 
 #[tokio::test]
-async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends() {
+async fn a_removed_source_is_excluded_and_the_recovery_ends() {
     let site = Site::restored().await;
     let ledger = &site.desk.ledger;
     let (plan, _) = site.plan(&[]).await;
@@ -157,7 +157,7 @@ async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends()
 }
 
 #[tokio::test]
-async fn a_source_can_be_given_up_as_the_recovery_is_opened() {
+async fn a_source_can_be_excluded_when_the_recovery_opens() {
     let site = Site::restored().await;
     let (plan, effect) = site.plan(&[NEVER]).await;
     assert_ne!(plan.hash, site.plan(&[]).await.0.hash);
@@ -173,7 +173,7 @@ async fn a_source_can_be_given_up_as_the_recovery_is_opened() {
 }
 
 #[tokio::test]
-async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
+async fn a_source_that_is_read_or_not_awaited_cannot_be_excluded() {
     let site = Site::restored().await;
     let unknown = site.try_plan(&[Uuid::from_u128(9)]).await;
     assert!(matches!(unknown, Err(OperationError::NotFound(_))), "{unknown:?}");

@@ -19,7 +19,7 @@ async fn execute(desk: &Desk, plan: &RecoverPlan) -> Result<RecoverPlan, Operati
 }
 
 #[tokio::test]
-async fn topics_that_are_lost_again_are_created_again() {
+async fn topics_lost_a_second_time_are_created_again() {
     let (_database, ledger) = ledger().await;
     let desk = desk(&ledger, &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()));
     for _ in 0..2 {

@@ -10,7 +10,7 @@ use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition, usage
 const EVENTS: u32 = 3_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_who_list_the_same_losses_in_any_order_do_not_stop_each_other() {
+async fn two_recoveries_of_the_same_losses_in_any_order_do_not_deadlock() {
     let (_database, ledger) = ledger().await;
     let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     let arrivals: Vec<_> = (0..EVENTS).map(|n| arrival(n.into(), usage(DEPLOYMENT, n))).collect();
