@@ -327,8 +327,8 @@ async fn a_slow_statement_is_not_printed_to_the_caller() {
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
-    for (filter, told) in [("info", false), ("info,sqlx::query=warn", true)] {
-        let held = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
+    for (filter, is_logged) in [("info", false), ("info,sqlx::query=warn", true)] {
+        let lock = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
         let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);
         let locked =
             "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";

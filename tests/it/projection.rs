@@ -425,7 +425,7 @@ async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
     let with_series = shown(DEPLOYMENT, false);
     assert_eq!(with_series.freshness.sequence.number, 2);
     assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
-    assert!(page(DEPLOYMENT, true).families.is_empty() && page(OTHER_DEPLOYMENT, false).families.is_empty());
+    assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
     running.end().await;
 }
 

@@ -24,7 +24,7 @@ fn desk(site: &Site) -> Desk {
     Desk { coderd: Some(coderd), deployment: Some(site.coderd.deployment), ..support::ledger::desk(&site.ledger, &site.log) }
 }
 
-async fn asked(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
+async fn prove(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
     ask(&desk(site), &ProveRequest { event_id: event_id.to_owned(), source }).await
 }
 
@@ -130,7 +130,7 @@ async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
     // a side that is away leaves the rest of the proof
     let unreachable = coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     let request = ProveRequest { event_id: id, source: None };
-    for coderd in [Some(nobody), None] {
+    for coderd in [Some(unreachable), None] {
         let proof = ask(&Desk { coderd, ..desk(&site) }, &request).await.unwrap();
         assert_eq!((proof.source.state, proof.accepted.is_some()), (SourceState::NotAsked, true));
     }

@@ -11,8 +11,8 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition, Usage, UsageQuantity};
 use tallyline::ledger::{
-    Arrival, Chain, Counts, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, Disposition, books, positions, record, reject_counts,
-    rejects,
+    Arrival, Chain, Counts, Disposition, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, books, positions, record,
+    reject_counts, rejects,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
@@ -129,7 +129,12 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let arrivals = [refused(0, Disposition::Rejected), refused(1, Disposition::Held), refused(2, Disposition::Rejected), refused(3, Disposition::Held)];
+    let arrivals = [
+        refused(0, Disposition::Rejected),
+        refused(1, Disposition::Held),
+        refused(2, Disposition::Rejected),
+        refused(3, Disposition::Held),
+    ];
     ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await).await.unwrap();
     for (offset, units, event_type, earlier) in [
         (0, None, "dc_managed_agents_v1", 0),
@@ -189,7 +194,7 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
     assert_eq!(listed, expected);
     let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
     let groups = ask(&site.desk, &by_verdict).await.unwrap().groups;
-    let told: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
+    let listed: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
     let units = |unit: &str, number| BTreeMap::from([(unit.to_owned(), number)]);
     assert_eq!(listed, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
 }
@@ -315,7 +320,7 @@ async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted()
     let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
     let ended: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
     assert_eq!(ended, [("discard", false), ("resubmit", true)]);
-    assert_eq!(detail.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
+    assert_eq!(shown.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
 }
 
 #[tokio::test]
