@@ -6,11 +6,13 @@ use std::io;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnectOptions;
 
-/// The texts of the error and its causes, joined by `: `. A cause that the text already contains is left out. The line of PostgreSQL's own
-/// source, which sqlx adds to a database's message, is removed.
+/// The texts of the error and its causes, joined by `: `. A cause that the text already contains is
+/// left out. The line of PostgreSQL's own source, which sqlx adds to a database's message, is
+/// removed.
 #[must_use]
 pub fn text(error: &(dyn Error + 'static)) -> String {
-    let causes: Vec<&(dyn Error + 'static)> = std::iter::successors(Some(error), |cause| (*cause).source()).collect();
+    let causes: Vec<&(dyn Error + 'static)> =
+        std::iter::successors(Some(error), |cause| (*cause).source()).collect();
     let answer = causes.iter().find_map(|cause| database(*cause));
     let mut text = String::new();
     for cause in causes {
@@ -60,7 +62,8 @@ fn database<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a (dyn DatabaseErr
 /// The remedy for an error of PostgreSQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Retry: the fault is the connection, the server's state, its resources, another transaction, or a missing login, database or right.
+    /// Retry: the fault is the connection, the server's state, its resources, another transaction,
+    /// or a missing login, database or right.
     Retry,
     /// Retry with less data: the call took too long.
     RetryWithLess,
@@ -74,10 +77,16 @@ impl Remedy {
     #[must_use]
     pub fn of(error: &sqlx::Error) -> Remedy {
         match error {
-            sqlx::Error::Database(answer) => Remedy::of_state(answer.code().as_deref().unwrap_or_default()),
-            sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut => Remedy::RetryWithLess,
+            sqlx::Error::Database(answer) => {
+                Remedy::of_state(answer.code().as_deref().unwrap_or_default())
+            }
+            sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut => {
+                Remedy::RetryWithLess
+            }
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) => Remedy::Retry,
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Remedy::Retry,
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                Remedy::Retry
+            }
             // The connection was cut before the server answered whether it uses TLS.
             sqlx::Error::Protocol(problem) if problem.contains("SSLRequest") => Remedy::Retry,
             sqlx::Error::Encode(_) => Remedy::LeaveOut,
@@ -94,15 +103,18 @@ impl Remedy {
         match code {
             // the server is a standby now; its time limit of an idle session
             "25006" | "57P05" => Remedy::Retry,
-            // serialization failure, completion unknown, deadlock; object in use, lock not available
+            // serialization failure, completion unknown, deadlock; object in use, lock not
+            // available
             "40001" | "40003" | "40P01" | "55006" | "55P03" => Remedy::Retry,
             // shut down, crashed, starting; system error, input or output error
             "57P01" | "57P02" | "57P03" | "58000" | "58030" => Remedy::Retry,
             // time limits of a statement and of a transaction, in use or idle
             "57014" | "25P03" | "25P04" => Remedy::RetryWithLess,
-            // prepared statements invalidated by a pooler or a schema change; a failed transaction; an internal error
+            // prepared statements invalidated by a pooler or a schema change; a failed transaction;
+            // an internal error
             "26000" | "42P05" | "0A000" | "25P02" | "XX000" => Remedy::Retry,
-            // the database does not exist or was dropped, or a right is missing: an administrator may be about to add it
+            // the database does not exist or was dropped, or a right is missing: an administrator
+            // may be about to add it
             "3D000" | "57P04" | "42501" => Remedy::Retry,
             _ => match code.get(..2) {
                 // connection exceptions, logins, insufficient resources
@@ -192,10 +204,16 @@ mod tests {
     #[test]
     fn a_database_error_appears_once_without_source_lines() {
         assert_eq!(text(&answer()), "permission denied for table batch");
-        assert_eq!(text(&Outer::Repeated(answer())), "the ledger cannot be used: permission denied for table batch");
+        assert_eq!(
+            text(&Outer::Repeated(answer())),
+            "the ledger cannot be used: permission denied for table batch"
+        );
         assert_eq!(text(&Outer::Passed(answer())), "permission denied for table batch");
         let context = anyhow::Error::from(Outer::Repeated(answer())).context("migrating");
-        assert_eq!(text(context.as_ref()), "migrating: the ledger cannot be used: permission denied for table batch");
+        assert_eq!(
+            text(context.as_ref()),
+            "migrating: the ledger cannot be used: permission denied for table batch"
+        );
     }
 
     #[test]
@@ -223,8 +241,14 @@ mod tests {
             assert_eq!(Remedy::of_state(code), remedy, "{code}");
         }
         assert_eq!(Remedy::of(&answer()), Remedy::Retry);
-        assert_eq!(Remedy::of(&sqlx::Error::Io(io::ErrorKind::UnexpectedEof.into())), Remedy::Retry);
-        assert_eq!(Remedy::of(&sqlx::Error::Io(io::ErrorKind::TimedOut.into())), Remedy::RetryWithLess);
+        assert_eq!(
+            Remedy::of(&sqlx::Error::Io(io::ErrorKind::UnexpectedEof.into())),
+            Remedy::Retry
+        );
+        assert_eq!(
+            Remedy::of(&sqlx::Error::Io(io::ErrorKind::TimedOut.into())),
+            Remedy::RetryWithLess
+        );
         assert_eq!(Remedy::of(&sqlx::Error::Protocol("unknown topic".into())), Remedy::None);
     }
 
@@ -232,7 +256,10 @@ mod tests {
     fn a_cause_is_new_unless_it_is_the_last_one() {
         let mut lasting = LastingFault::default();
         assert!(!lasting.has_ended());
-        assert_eq!(["a", "a", "b", "a"].map(|cause| lasting.is_new(cause)), [true, false, true, true]);
+        assert_eq!(
+            ["a", "a", "b", "a"].map(|cause| lasting.is_new(cause)),
+            [true, false, true, true]
+        );
         assert!(lasting.has_ended() && !lasting.has_ended());
         assert!(lasting.is_new("a"));
     }
@@ -241,7 +268,10 @@ mod tests {
     fn other_causes_are_kept() {
         let cause = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
         let error = anyhow::Error::from(Outer::Repeated(cause.into())).context("reading at line 7");
-        assert_eq!(text(error.as_ref()), "reading at line 7: the ledger cannot be used: error communicating with database: refused");
+        assert_eq!(
+            text(error.as_ref()),
+            "reading at line 7: the ledger cannot be used: error communicating with database: refused"
+        );
         let error = anyhow::anyhow!("a file").context("an export");
         assert_eq!(text(error.as_ref()), "an export: a file");
     }

@@ -13,7 +13,8 @@ pub enum Clock {
         /// Added to the machine's time.
         offset: TimeDelta,
     },
-    /// A time that changes only by [`Clock::set`], in microseconds since the Unix epoch. For tests and simulations.
+    /// A time that changes only by [`Clock::set`], in microseconds since the Unix epoch. For tests
+    /// and simulations.
     Manual(Arc<AtomicI64>),
 }
 
@@ -39,7 +40,8 @@ impl Clock {
     pub fn now(&self) -> DateTime<Utc> {
         match self {
             Clock::System { offset } => (Utc::now() + *offset).trunc_subsecs(6),
-            Clock::Manual(at) => DateTime::from_timestamp_micros(at.load(Ordering::SeqCst)).expect("set from a valid instant"),
+            Clock::Manual(at) => DateTime::from_timestamp_micros(at.load(Ordering::SeqCst))
+                .expect("set from a valid instant"),
         }
     }
 

@@ -1,7 +1,9 @@
-//! Tallyline meters Coder deployments. It folds typed events on a log into metrics, license counts and billed usage, with an audit that
-//! balances. ARCHITECTURE.md shows the flow; `tests/arrows.rs` checks which part may name which.
+//! Tallyline meters Coder deployments. It folds typed events on a log into metrics, license counts
+//! and billed usage, with an audit that balances. ARCHITECTURE.md shows the flow; `tests/arrows.rs`
+//! checks which part may name which.
 //!
-//! In parts that read external times, numbers and sizes, clippy denies arithmetic that can overflow.
+//! In parts that read external times, numbers and sizes, clippy denies arithmetic that can
+//! overflow.
 
 pub mod api;
 pub mod audit;

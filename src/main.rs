@@ -5,5 +5,8 @@ use std::process::ExitCode;
 use tallyline::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    cli::start(|cli: &Cli| (&cli.global, cli.command.log_defaults()), |cli, context| cli::run(cli.command, context))
+    cli::start(
+        |cli: &Cli| (&cli.global, cli.command.log_defaults()),
+        |cli, context| cli::run(cli.command, context),
+    )
 }

@@ -32,14 +32,24 @@ impl Paused {
     /// The pause of this operation for all topics.
     #[must_use]
     pub fn of(&self, operation: Pausable) -> Option<Pause> {
-        self.0.borrow().iter().find(|pause| pause.operation == operation && pause.topic.is_none()).cloned()
+        self.0
+            .borrow()
+            .iter()
+            .find(|pause| pause.operation == operation && pause.topic.is_none())
+            .cloned()
     }
 
     /// The pause that stops reading this topic.
     #[must_use]
     pub fn of_topic(&self, topic: Topic) -> Option<Pause> {
-        let is = |pause: &&Pause| pause.topic.as_deref().is_none_or(|paused| paused == topic.name());
-        self.0.borrow().iter().filter(|pause| pause.operation == Pausable::Consume).find(is).cloned()
+        let is =
+            |pause: &&Pause| pause.topic.as_deref().is_none_or(|paused| paused == topic.name());
+        self.0
+            .borrow()
+            .iter()
+            .filter(|pause| pause.operation == Pausable::Consume)
+            .find(is)
+            .cloned()
     }
 
     /// Waits until a pause has begun or ended since the last call on this clone.
@@ -65,14 +75,23 @@ mod tests {
 
     fn pause(operation: Pausable, topic: Option<Topic>) -> Pause {
         let topic = topic.map(|topic| topic.name().to_owned());
-        Pause { operation, topic, actor: "user-001".into(), reason: "a test".into(), since: DateTime::UNIX_EPOCH }
+        Pause {
+            operation,
+            topic,
+            actor: "user-001".into(),
+            reason: "a test".into(),
+            since: DateTime::UNIX_EPOCH,
+        }
     }
 
     #[test]
     fn a_topic_is_paused_by_its_own_pause_and_by_that_of_all_topics() {
         let (sender, paused) = Paused::channel();
         assert_eq!(paused.of_topic(Topic::AgentUsage), None);
-        sender.send_replace(vec![pause(Pausable::Publish, None), pause(Pausable::Consume, Some(Topic::AgentUsage))]);
+        sender.send_replace(vec![
+            pause(Pausable::Publish, None),
+            pause(Pausable::Consume, Some(Topic::AgentUsage)),
+        ]);
         assert!(paused.of_topic(Topic::AgentUsage).is_some());
         assert_eq!(paused.of_topic(Topic::WorkspaceBuilds), None);
         assert_eq!(paused.of(Pausable::Consume), None, "only one topic is paused");

@@ -9,13 +9,13 @@ use tokio::time::timeout;
 
 /// Runs `call` on a connection of its own, within `deadline`.
 ///
-/// The connection returns to the pool only after success; a `sqlx::Transaction` still open is rolled
-/// back. After an error, a timeout or a cancellation it is closed, because it may be in the middle of
-/// an answer or of a `begin`.
+/// The connection returns to the pool only after success; a `sqlx::Transaction` still open is
+/// rolled back. After an error, a timeout or a cancellation it is closed, because it may be in the
+/// middle of an answer or of a `begin`.
 ///
 /// # Errors
-/// The errors of `call`; [`Error::Io`] of the kind `TimedOut` without an answer, where it is not known
-/// whether a commit succeeded.
+/// The errors of `call`; [`Error::Io`] of the kind `TimedOut` without an answer, where it is not
+/// known whether a commit succeeded.
 pub async fn run<T, E: From<Error>>(
     pool: &PgPool,
     deadline: Duration,

@@ -10,7 +10,14 @@ use crate::ledger::{Finding, HoldScope, Landmark, Pause, Recovering, RestoreEvid
 impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = self.topic.as_ref().map(|topic| format!(" of {topic}")).unwrap_or_default();
-        write!(f, "{}{of} is paused by {} since {}: {}", self.operation.as_str(), self.actor, seconds(self.since), self.reason)
+        write!(
+            f,
+            "{}{of} is paused by {} since {}: {}",
+            self.operation.as_str(),
+            self.actor,
+            seconds(self.since),
+            self.reason
+        )
     }
 }
 
@@ -30,10 +37,19 @@ impl fmt::Display for RestoreEvidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RestoreEvidence::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
-                write!(f, "batch {batch_id}, recorded at {recorded_at} with sequence {sequence}, is missing")
+                write!(
+                    f,
+                    "batch {batch_id}, recorded at {recorded_at} with sequence {sequence}, is missing"
+                )
             }
-            RestoreEvidence::Position { generations, partition, next_offset, read_until, .. } => {
-                write!(f, "incarnation {} had read {partition} up to offset {next_offset}", generations.incarnation)?;
+            RestoreEvidence::Position {
+                generations, partition, next_offset, read_until, ..
+            } => {
+                write!(
+                    f,
+                    "incarnation {} had read {partition} up to offset {next_offset}",
+                    generations.incarnation
+                )?;
                 read_until.map_or(Ok(()), |until| write!(f, " (a record of {until})"))?;
                 f.write_str(", which this ledger lacks")
             }
@@ -50,17 +66,26 @@ impl Recovering {
     /// A sentence about the operators' acts that this ledger lacks.
     #[must_use]
     pub fn lost_acts(&self) -> String {
-        let last_act = self.last_act_at.map_or_else(|| "It has no acts".to_owned(), |at| format!("Its last act is of {}", seconds(at)));
+        let last_act = self.last_act_at.map_or_else(
+            || "It has no acts".to_owned(),
+            |at| format!("Its last act is of {}", seconds(at)),
+        );
         let sequence = self.ended_at_sequence;
-        let end =
-            self.ended_at.map_or_else(|| "it was empty".to_owned(), |at| format!("it ended at sequence {sequence} of {}", seconds(at)));
+        let end = self.ended_at.map_or_else(
+            || "it was empty".to_owned(),
+            |at| format!("it ended at sequence {sequence} of {}", seconds(at)),
+        );
         format!("{}. {last_act}. When the restore was detected, {end}", Self::LOST_ACTS)
     }
 }
 
 impl fmt::Display for Recovering {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the ledger was restored from a backup and has been catching up since {}: ", seconds(self.opened_at))?;
+        write!(
+            f,
+            "the ledger was restored from a backup and has been catching up since {}: ",
+            seconds(self.opened_at)
+        )?;
         if !self.log_ends_known {
             return f.write_str("the ends of the log are not known yet");
         }
@@ -77,7 +102,11 @@ impl fmt::Display for Recovering {
             ids(sources_to_read),
             sources_to_compare.len()
         )?;
-        if without.is_empty() { Ok(()) } else { write!(f, "; {} abandoned sources{}", without.len(), ids(without)) }
+        if without.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "; {} abandoned sources{}", without.len(), ids(without))
+        }
     }
 }
 
@@ -100,7 +129,10 @@ impl Finding {
         }
         if let Some(deployment) = self.unaudited_deployment() {
             let since = seconds(self.audited_at);
-            let _ = write!(sentence, ", not audited since {since}: if it is retired, run `tallyline sources retire {deployment}`");
+            let _ = write!(
+                sentence,
+                ", not audited since {since}: if it is retired, run `tallyline sources retire {deployment}`"
+            );
         }
         Some(sentence)
     }
@@ -111,7 +143,10 @@ impl Finding {
         match scope {
             HoldScope::Everything => self.imbalance().unwrap_or_default(),
             HoldScope::Source | HoldScope::Event => {
-                format!("{} of {} usage events of the last 30 days differ from coderd's rows", self.recent_usage_differs, self.recent_usage)
+                format!(
+                    "{} of {} usage events of the last 30 days differ from coderd's rows",
+                    self.recent_usage_differs, self.recent_usage
+                )
             }
         }
     }
@@ -120,9 +155,14 @@ impl Finding {
     #[must_use]
     pub fn hold_end(&self, scope: HoldScope) -> String {
         match scope {
-            HoldScope::Everything => "an audit in which this joint balances; `tallyline audit` lists the differences".to_owned(),
+            HoldScope::Everything => {
+                "an audit in which this joint balances; `tallyline audit` lists the differences"
+                    .to_owned()
+            }
             HoldScope::Source | HoldScope::Event => {
-                let retire = self.unaudited_deployment().map(|id| format!("; if it is retired, run `tallyline sources retire {id}`"));
+                let retire = self
+                    .unaudited_deployment()
+                    .map(|id| format!("; if it is retired, run `tallyline sources retire {id}`"));
                 let audit = "an audit in which at most 1 % differs; `tallyline audit` lists the differences";
                 audit.to_owned() + &retire.unwrap_or_default()
             }
@@ -144,7 +184,16 @@ mod tests {
     fn a_pause_names_its_actor_its_begin_and_its_reason() {
         let topic = Some(Topic::AgentUsage.name().to_owned());
         let (actor, reason) = ("user-001".into(), "a test".into());
-        let pause = Pause { operation: Pausable::Consume, topic, actor, reason, since: DateTime::UNIX_EPOCH };
-        assert_eq!(pause.to_string(), "consume of tallyline.agent-usage.v1 is paused by user-001 since 1970-01-01T00:00:00Z: a test");
+        let pause = Pause {
+            operation: Pausable::Consume,
+            topic,
+            actor,
+            reason,
+            since: DateTime::UNIX_EPOCH,
+        };
+        assert_eq!(
+            pause.to_string(),
+            "consume of tallyline.agent-usage.v1 is paused by user-001 since 1970-01-01T00:00:00Z: a test"
+        );
     }
 }

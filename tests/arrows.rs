@@ -62,8 +62,10 @@ const ANY: &[&str] = &["*"];
 const LEAVES: &[&str] = &["cause", "clock", "waiting", "words"];
 
 /// External crates, and the places that may name them.
-const EXTERNAL: &[(&str, &[&str])] =
-    &[("rdkafka", &["src/log/kafka/"]), ("sqlx", &["src/ledger/", "src/log/postgres/", "src/coderd/", "src/pool.rs", "crates/sim/"])];
+const EXTERNAL: &[(&str, &[&str])] = &[
+    ("rdkafka", &["src/log/kafka/"]),
+    ("sqlx", &["src/ledger/", "src/log/postgres/", "src/coderd/", "src/pool.rs", "crates/sim/"]),
+];
 
 /// Files elsewhere that name `sqlx`, with the reason.
 const SQLX_ELSEWHERE: &[(&str, &str)] = &[
@@ -98,7 +100,8 @@ fn no_part_names_a_forbidden_part() {
 #[test]
 fn every_part_is_listed_and_every_listed_part_exists() {
     let listed: BTreeSet<String> = ARROWS.iter().map(|(part, _)| (*part).to_owned()).collect();
-    let existing: BTreeSet<String> = source_files().iter().filter_map(|source| part_of(&source.file)).collect();
+    let existing: BTreeSet<String> =
+        source_files().iter().filter_map(|source| part_of(&source.file)).collect();
     assert_eq!(listed, existing);
 }
 
@@ -115,7 +118,10 @@ fn external_crates_are_named_only_where_they_belong() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for (file, reason) in SQLX_ELSEWHERE {
         let names = |import: &Import| import.file == Path::new(file) && import.path[0] == "sqlx";
-        assert!(imports.iter().any(names), "{file} no longer names sqlx ({reason}): remove it from the list");
+        assert!(
+            imports.iter().any(names),
+            "{file} no longer names sqlx ({reason}): remove it from the list"
+        );
     }
 }
 
@@ -133,9 +139,15 @@ fn the_reader_sees_every_way_to_name_a_part() {
     let parts = ["audit", "clock", "coderd", "config", "event", "export", "ledger", "log"];
     assert_eq!(named("src/stages/creation.rs", text), parts.map(String::from).into());
     // In the part's own root file, one `super` is already the crate.
-    assert_eq!(named("src/stages/mod.rs", "use super::ledger::Batch;"), ["ledger".to_owned()].into());
+    assert_eq!(
+        named("src/stages/mod.rs", "use super::ledger::Batch;"),
+        ["ledger".to_owned()].into()
+    );
     assert_eq!(named("src/stages/creation.rs", "use super::ledger::Batch;"), BTreeSet::new());
-    assert_eq!(named("crates/sim/src/demo.rs", "use tallyline::log::Log;"), ["log".to_owned()].into());
+    assert_eq!(
+        named("crates/sim/src/demo.rs", "use tallyline::log::Log;"),
+        ["log".to_owned()].into()
+    );
 }
 
 #[test]
@@ -143,20 +155,32 @@ fn an_import_is_resolved_to_the_file_that_defines_the_item() {
     let targets = |text: &str| {
         let sources = [
             ("src/lib.rs", "pub mod log; pub mod event;"),
-            ("src/log/mod.rs", "mod read; mod batch; pub use batch::{Batch as Records, Next}; pub struct Log;"),
+            (
+                "src/log/mod.rs",
+                "mod read; mod batch; pub use batch::{Batch as Records, Next}; pub struct Log;",
+            ),
             ("src/log/batch.rs", "pub struct Batch; pub struct Next;"),
             ("src/log/read.rs", text),
             ("src/event.rs", "pub struct Event; pub mod wire { pub struct Form; }"),
         ];
-        let sources = sources.map(|(file, text)| Source { file: file.into(), text: text.to_owned() });
-        let targets = imports(&sources).into_iter().filter(|import| import.file == Path::new("src/log/read.rs"));
-        targets.filter_map(|import| import.target).map(|file| file.to_string_lossy().into_owned()).collect::<BTreeSet<_>>()
+        let sources =
+            sources.map(|(file, text)| Source { file: file.into(), text: text.to_owned() });
+        let targets = imports(&sources)
+            .into_iter()
+            .filter(|import| import.file == Path::new("src/log/read.rs"));
+        targets
+            .filter_map(|import| import.target)
+            .map(|file| file.to_string_lossy().into_owned())
+            .collect::<BTreeSet<_>>()
     };
     for (text, files) in [
         ("use super::Log;", &["src/log/mod.rs"][..]),
         ("use super::{Records, Next};", &["src/log/batch.rs"]),
         ("use super::batch; fn f() -> batch::Batch {}", &["src/log/batch.rs"]),
-        ("use crate::log; fn f() { log::Records::new(); log::Log::new() }", &["src/log/batch.rs", "src/log/mod.rs"]),
+        (
+            "use crate::log; fn f() { log::Records::new(); log::Log::new() }",
+            &["src/log/batch.rs", "src/log/mod.rs"],
+        ),
         ("use crate::event::wire::{self, Form}; use sqlx::PgPool;", &["src/event.rs"]),
         ("use super::*;", &["src/log/mod.rs"]),
         ("struct Own; mod tests { use super::*; fn f() { Own::new() } }", &["src/log/read.rs"]),
@@ -169,26 +193,44 @@ fn an_import_is_resolved_to_the_file_that_defines_the_item() {
 #[test]
 fn a_circle_is_found_and_a_re_export_is_not_a_circle() {
     let circles_of = |parent: &str, child: &str| {
-        let sources = [("src/log/mod.rs", parent), ("src/log/read.rs", child), ("src/log/batch.rs", "use super::Log;")];
-        circles(&imports(&sources.map(|(file, text)| Source { file: file.into(), text: text.to_owned() })))
+        let sources = [
+            ("src/log/mod.rs", parent),
+            ("src/log/read.rs", child),
+            ("src/log/batch.rs", "use super::Log;"),
+        ];
+        circles(&imports(
+            &sources.map(|(file, text)| Source { file: file.into(), text: text.to_owned() }),
+        ))
     };
-    assert!(circles_of("mod read; pub use read::Reader; pub struct Log;", "use super::Log;").is_empty());
-    let circle = circles_of("mod read; use read::Reader; pub struct Log;", "use super::batch::Batch;");
+    assert!(
+        circles_of("mod read; pub use read::Reader; pub struct Log;", "use super::Log;").is_empty()
+    );
+    let circle =
+        circles_of("mod read; use read::Reader; pub struct Log;", "use super::batch::Batch;");
     assert_eq!(circle.len(), 1);
-    for line in ["log/mod.rs names log::read::Reader", "log/read.rs names log::batch::Batch", "log/batch.rs names log::Log"] {
+    for line in [
+        "log/mod.rs names log::read::Reader",
+        "log/read.rs names log::batch::Batch",
+        "log/batch.rs names log::Log",
+    ] {
         assert!(circle[0].contains(line), "{}", circle[0]);
     }
 }
 
 #[test]
 fn a_forbidden_arrow_and_an_unknown_part_are_found() {
-    let arrow = |from: &str, to: &str| Arrow { from: from.into(), to: to.into(), file: "x.rs".into() };
-    assert!(fault(&arrow("stages", "ledger")).is_some_and(|text| text.contains("stages may not name ledger")));
+    let arrow =
+        |from: &str, to: &str| Arrow { from: from.into(), to: to.into(), file: "x.rs".into() };
+    assert!(
+        fault(&arrow("stages", "ledger"))
+            .is_some_and(|text| text.contains("stages may not name ledger"))
+    );
     assert!(fault(&arrow("config", "event")).is_some());
     assert!(fault(&arrow("stages", "clock")).is_some());
     assert!(fault(&arrow("stages", "util")).is_some_and(|text| text.contains("no such part")));
     assert!(fault(&arrow("helpers", "event")).is_some_and(|text| text.contains("no such part")));
-    for (from, to) in [("stages", "event"), ("ledger", "clock"), ("api", "ledger"), ("log", "log")] {
+    for (from, to) in [("stages", "event"), ("ledger", "clock"), ("api", "ledger"), ("log", "log")]
+    {
         assert_eq!(fault(&arrow(from, to)), None);
     }
 }
@@ -205,7 +247,10 @@ fn a_misplaced_external_crate_is_found() {
         ("src/consumer/mod.rs", "use rdkafka::Message as _;"),
         ("src/stages/agents.rs", "use prometheus::Registry;"),
     ] {
-        assert!(named(file, text).is_some_and(|fault| fault.contains("may not name")), "{file}: {text}");
+        assert!(
+            named(file, text).is_some_and(|fault| fault.contains("may not name")),
+            "{file}: {text}"
+        );
     }
     for (file, text) in [
         ("src/ledger/audit.rs", "use sqlx::PgConnection;"),
@@ -222,7 +267,9 @@ fn fault(arrow: &Arrow) -> Option<String> {
     let Arrow { from, to, file } = arrow;
     let allowed = |part: &str| ARROWS.iter().find(|(name, _)| *name == part).map(|(_, to)| *to);
     match (allowed(from), allowed(to)) {
-        (None, _) => Some(format!("{}: no such part: {from}; list it in tests/arrows.rs", file.display())),
+        (None, _) => {
+            Some(format!("{}: no such part: {from}; list it in tests/arrows.rs", file.display()))
+        }
         (_, None) => Some(format!("{}: names {to}: no such part", file.display())),
         _ if from == to || (LEAVES.contains(&to.as_str()) && from != "stages") => None,
         (Some(may), _) if may == ANY || may.contains(&to.as_str()) => None,
@@ -234,10 +281,14 @@ fn fault(arrow: &Arrow) -> Option<String> {
 fn external_fault(import: &Import) -> Option<String> {
     let (krate, file) = (import.path.first()?, import.file.to_str()?);
     let places = EXTERNAL.iter().find(|(name, _)| name == krate).map(|(_, places)| *places);
-    let is_excepted = krate == "sqlx" && SQLX_ELSEWHERE.iter().any(|(excepted, _)| *excepted == file);
-    let is_misplaced = places.is_some_and(|places| !is_excepted && !places.iter().any(|place| file.starts_with(place)));
+    let is_excepted =
+        krate == "sqlx" && SQLX_ELSEWHERE.iter().any(|(excepted, _)| *excepted == file);
+    let is_misplaced = places
+        .is_some_and(|places| !is_excepted && !places.iter().any(|place| file.starts_with(place)));
     // A fold's answer may be a metric, but a fold registers none.
-    let registers = krate == "prometheus" && file.starts_with("src/stages/") && import.path.get(1).is_none_or(|name| name != "proto");
+    let registers = krate == "prometheus"
+        && file.starts_with("src/stages/")
+        && import.path.get(1).is_none_or(|name| name != "proto");
     (is_misplaced || registers).then(|| format!("{file} may not name {}", import.path.join("::")))
 }
 
@@ -245,9 +296,17 @@ fn external_fault(import: &Import) -> Option<String> {
 fn all_arrows() -> BTreeSet<Arrow> {
     let arrow = |import: Import| {
         // lib.rs lists the parts, main.rs wires them.
-        Some(Arrow { from: part_of(&import.file)?, to: part_named(&import.path)?, file: import.file })
+        Some(Arrow {
+            from: part_of(&import.file)?,
+            to: part_named(&import.path)?,
+            file: import.file,
+        })
     };
-    imports(&source_files()).into_iter().filter_map(arrow).filter(|arrow| arrow.from != arrow.to).collect()
+    imports(&source_files())
+        .into_iter()
+        .filter_map(arrow)
+        .filter(|arrow| arrow.from != arrow.to)
+        .collect()
 }
 
 /// The parts that a text names outside its own.
@@ -255,7 +314,10 @@ fn named(file: &str, text: &str) -> BTreeSet<String> {
     let source = |file: &str, text: &str| Source { file: file.into(), text: text.to_owned() };
     let sources = [source("src/lib.rs", ""), source(file, text)];
     let of_file = imports(&sources).into_iter().filter(|import| import.file == Path::new(file));
-    of_file.filter_map(|import| part_named(&import.path)).filter(|part| part_of(Path::new(file)).as_ref() != Some(part)).collect()
+    of_file
+        .filter_map(|import| part_named(&import.path))
+        .filter(|part| part_of(Path::new(file)).as_ref() != Some(part))
+        .collect()
 }
 
 /// The files that import each other, a text for each circle with the imports in it.
@@ -266,24 +328,42 @@ fn circles(imports: &BTreeSet<Import>) -> Vec<String> {
             targets.entry(&import.file).or_default().insert(target);
         }
     }
-    let reached: BTreeMap<&Path, BTreeSet<&Path>> = targets.keys().map(|file| (*file, reached_from(file, &targets))).collect();
-    let reaches = |from: &Path, to: &Path| reached.get(from).is_some_and(|reached| reached.contains(to));
-    let first_of = |file: &Path| reached.keys().copied().find(|other| reaches(file, other) && reaches(other, file));
+    let reached: BTreeMap<&Path, BTreeSet<&Path>> =
+        targets.keys().map(|file| (*file, reached_from(file, &targets))).collect();
+    let reaches =
+        |from: &Path, to: &Path| reached.get(from).is_some_and(|reached| reached.contains(to));
+    let first_of = |file: &Path| {
+        reached.keys().copied().find(|other| reaches(file, other) && reaches(other, file))
+    };
     let mut circles: BTreeMap<&Path, BTreeSet<String>> = BTreeMap::new();
     for import in imports {
-        let Some(target) = import.target.as_deref().filter(|target| *target != import.file && reaches(target, &import.file)) else {
+        let Some(target) = import
+            .target
+            .as_deref()
+            .filter(|target| *target != import.file && reaches(target, &import.file))
+        else {
             continue;
         };
-        let line = format!("{} names {} of {}", import.file.display(), import.path[1..].join("::"), target.display());
+        let line = format!(
+            "{} names {} of {}",
+            import.file.display(),
+            import.path[1..].join("::"),
+            target.display()
+        );
         circles.entry(first_of(target).unwrap_or(target)).or_default().insert(line);
     }
     circles.into_values().map(|lines| lines.into_iter().collect::<Vec<_>>().join("\n")).collect()
 }
 
-fn reached_from<'a>(file: &'a Path, targets: &BTreeMap<&'a Path, BTreeSet<&'a Path>>) -> BTreeSet<&'a Path> {
+fn reached_from<'a>(
+    file: &'a Path,
+    targets: &BTreeMap<&'a Path, BTreeSet<&'a Path>>,
+) -> BTreeSet<&'a Path> {
     let (mut reached, mut open) = (BTreeSet::new(), vec![file]);
     while let Some(file) = open.pop() {
-        open.extend(targets.get(file).into_iter().flatten().filter(|target| reached.insert(**target)));
+        open.extend(
+            targets.get(file).into_iter().flatten().filter(|target| reached.insert(**target)),
+        );
     }
     reached
 }
@@ -292,7 +372,8 @@ fn imports(sources: &[Source]) -> BTreeSet<Import> {
     Modules::of(sources).imports()
 }
 
-/// The tested checkout. cargo passes it when it runs the test: one target folder may serve several checkouts.
+/// The tested checkout. cargo passes it when it runs the test: one target folder may serve several
+/// checkouts.
 fn repository() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test").into()
 }
@@ -300,12 +381,17 @@ fn repository() -> PathBuf {
 /// The Rust files of `src/` and of each crate's `src/`, with paths relative to the repository.
 fn source_files() -> Vec<Source> {
     let repository = repository();
-    let crates = std::fs::read_dir(repository.join("crates")).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let crates = std::fs::read_dir(repository.join("crates"))
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path());
     let roots = std::iter::once(repository.clone()).chain(crates).map(|root| root.join("src"));
     let files = roots.filter(|root| root.is_dir()).flat_map(|root| files_below(&root));
     let rust = files.filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
-    let source =
-        |file: PathBuf| Source { text: std::fs::read_to_string(&file).unwrap(), file: file.strip_prefix(&repository).unwrap().to_owned() };
+    let source = |file: PathBuf| Source {
+        text: std::fs::read_to_string(&file).unwrap(),
+        file: file.strip_prefix(&repository).unwrap().to_owned(),
+    };
     rust.map(source).collect()
 }
 
@@ -338,7 +424,9 @@ fn part_of(file: &Path) -> Option<String> {
 fn part_named(path: &[String]) -> Option<String> {
     match path {
         [krate, part, ..] if krate == "tallyline" => Some(part.clone()),
-        [krate, ..] => krate.strip_prefix("tallyline_").map(|part| part.split('/').next().unwrap_or(part).to_owned()),
+        [krate, ..] => krate
+            .strip_prefix("tallyline_")
+            .map(|part| part.split('/').next().unwrap_or(part).to_owned()),
         [] => None,
     }
 }

@@ -5,8 +5,12 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::UsageQuantity;
-use tallyline::tallyman::{ClientSettings, OutgoingEvent, SendError, TallymanClient, Verdict, request_body};
-use tallyline_sim::tallyman::{Behaviour, Books, Config, CutMoment, Cuts, EventRule, Outcome, ServerErrors, Switches, Tallyman};
+use tallyline::tallyman::{
+    ClientSettings, OutgoingEvent, SendError, TallymanClient, Verdict, request_body,
+};
+use tallyline_sim::tallyman::{
+    Behaviour, Books, Config, CutMoment, Cuts, EventRule, Outcome, ServerErrors, Switches, Tallyman,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,14 +29,19 @@ fn start_time() -> DateTime<Utc> {
 }
 
 fn known() -> Config {
-    Config { license_keys: vec![LICENSE.to_owned()], deployment_ids: vec![DEPLOYMENT], ..Config::default() }
+    Config {
+        license_keys: vec![LICENSE.to_owned()],
+        deployment_ids: vec![DEPLOYMENT],
+        ..Config::default()
+    }
 }
 
 impl Exchange {
     async fn start(config: Config) -> Self {
         let (clock, stop) = (Clock::manual(start_time()), CancellationToken::new());
         let vendor = Tallyman::start(config, clock.clone(), stop.clone()).await.expect("started");
-        let client = TallymanClient::new(&ClientSettings::new(vendor.ingest_url())).expect("a client");
+        let client =
+            TallymanClient::new(&ClientSettings::new(vendor.ingest_url())).expect("a client");
         Exchange { vendor, client, clock, stop }
     }
 
@@ -53,16 +62,34 @@ impl Exchange {
     }
 
     fn outcomes(&self) -> Vec<(Outcome, bool)> {
-        self.books().deliveries.iter().map(|delivery| (delivery.outcome, delivery.answered)).collect()
+        self.books()
+            .deliveries
+            .iter()
+            .map(|delivery| (delivery.outcome, delivery.answered))
+            .collect()
     }
 
     async fn get(&self, path: &str) -> reqwest::Response {
-        reqwest::Client::builder().no_proxy().build().expect("a client").get(self.url(path)).send().await.expect("an answer")
+        reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client")
+            .get(self.url(path))
+            .send()
+            .await
+            .expect("an answer")
     }
 
     async fn put_switches(&self, json: &str) -> u16 {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        client.put(self.url("/sim/switches")).body(json.to_owned()).send().await.expect("an answer").status().as_u16()
+        client
+            .put(self.url("/sim/switches"))
+            .body(json.to_owned())
+            .send()
+            .await
+            .expect("an answer")
+            .status()
+            .as_u16()
     }
 
     fn url(&self, path: &str) -> String {
@@ -85,7 +112,11 @@ async fn an_accepted_event_is_billed_once_however_often_it_comes() {
     assert_eq!(exchange.send(&["a"]).await, Ok(vec![Verdict::Accepted]));
     let books = exchange.books();
     assert_eq!([books.times_billed(DEPLOYMENT, "a"), books.times_billed(DEPLOYMENT, "b")], [1, 1]);
-    assert_eq!(books.texts(DEPLOYMENT, "a"), vec![event("a", start_time()).to_json(); 3], "byte for byte the same");
+    assert_eq!(
+        books.texts(DEPLOYMENT, "a"),
+        vec![event("a", start_time()).to_json(); 3],
+        "byte for byte the same"
+    );
     assert_eq!(books.requests, 2);
 }
 
@@ -93,12 +124,17 @@ async fn an_accepted_event_is_billed_once_however_often_it_comes() {
 async fn an_id_is_forgotten_after_its_time_and_then_billed_again() {
     let exchange = Exchange::start(Config { remember: TimeDelta::hours(1), ..known() }).await;
     let tick = TimeDelta::microseconds(1);
-    for (after, times) in [(TimeDelta::zero(), 1), (TimeDelta::hours(1) - tick, 1), (TimeDelta::hours(1), 2)] {
+    for (after, times) in
+        [(TimeDelta::zero(), 1), (TimeDelta::hours(1) - tick, 1), (TimeDelta::hours(1), 2)]
+    {
         exchange.clock.set(start_time() + after);
         assert_eq!(exchange.send(&["a"]).await, Ok(vec![Verdict::Accepted]));
         assert_eq!(exchange.books().times_billed(DEPLOYMENT, "a"), times);
     }
-    assert_eq!(exchange.books().billed[0].billed_at, [start_time(), start_time() + TimeDelta::hours(1)]);
+    assert_eq!(
+        exchange.books().billed[0].billed_at,
+        [start_time(), start_time() + TimeDelta::hours(1)]
+    );
 }
 
 #[tokio::test]
@@ -108,8 +144,14 @@ async fn an_event_older_than_30_days_is_refused_for_ever() {
     assert_eq!(exchange.send(&["a"]).await, Ok(vec![Verdict::Accepted]));
     exchange.clock.set(start_time() + TimeDelta::days(30) + TimeDelta::microseconds(1));
     let verdicts = exchange.send(&["a", "b"]).await.expect("an answer");
-    assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::RefusedPermanently(_))), "{verdicts:?}");
-    assert_eq!(exchange.outcomes(), [(Outcome::Billed, true), (Outcome::TooOld, true), (Outcome::TooOld, true)]);
+    assert!(
+        verdicts.iter().all(|verdict| matches!(verdict, Verdict::RefusedPermanently(_))),
+        "{verdicts:?}"
+    );
+    assert_eq!(
+        exchange.outcomes(),
+        [(Outcome::Billed, true), (Outcome::TooOld, true), (Outcome::TooOld, true)]
+    );
 }
 
 #[tokio::test]
@@ -126,7 +168,11 @@ async fn events_are_refused_and_left_out_according_to_the_switches() {
     .await;
     let ids = ["now", "ever", "plain", "omitted", "taken"];
     let first = exchange.send(&ids).await.expect("an answer");
-    assert!(matches!(first[0], Verdict::RefusedForNow(_)) && matches!(first[1], Verdict::RefusedPermanently(_)), "{first:?}");
+    assert!(
+        matches!(first[0], Verdict::RefusedForNow(_))
+            && matches!(first[1], Verdict::RefusedPermanently(_)),
+        "{first:?}"
+    );
     assert_eq!(first[2..], [Verdict::Accepted, Verdict::LeftOut, Verdict::LeftOut]);
     assert_eq!(exchange.send(&ids).await, Ok(vec![Verdict::Accepted; 5]), "each rule holds once");
     assert!(ids.iter().all(|id| exchange.books().times_billed(DEPLOYMENT, id) == 1));
@@ -136,13 +182,24 @@ async fn events_are_refused_and_left_out_according_to_the_switches() {
 async fn a_wrong_license_or_deployment_is_401_and_bills_nothing() {
     let exchange = Exchange::start(known()).await;
     let body = || request_body(&[event("a", start_time())]);
-    for (license, deployment, named) in
-        [("other.license.key", DEPLOYMENT, "Coder-License-Key"), (LICENSE, Uuid::nil(), "Coder-Deployment-ID")]
-    {
+    for (license, deployment, named) in [
+        ("other.license.key", DEPLOYMENT, "Coder-License-Key"),
+        (LICENSE, Uuid::nil(), "Coder-Deployment-ID"),
+    ] {
         let error = exchange.client.ingest(license, deployment, body()).await.expect_err("refused");
-        assert_eq!(error, SendError::Status { status: 401, message: format!("{named} is missing or wrong") });
+        assert_eq!(
+            error,
+            SendError::Status { status: 401, message: format!("{named} is missing or wrong") }
+        );
     }
-    assert_eq!((exchange.books().requests, exchange.books().deliveries.len(), exchange.books().billed.len()), (2, 0, 0));
+    assert_eq!(
+        (
+            exchange.books().requests,
+            exchange.books().deliveries.len(),
+            exchange.books().billed.len()
+        ),
+        (2, 0, 0)
+    );
 }
 
 #[tokio::test]
@@ -155,17 +212,25 @@ async fn a_bad_body_is_400_and_bills_nothing() {
         assert!(!error.may_have_been_accepted());
     }
     assert_eq!(exchange.books().billed, []);
-    assert_eq!(exchange.client.ingest(LICENSE, DEPLOYMENT, request_body(&many[..100])).await.map(drop), Ok(()));
+    assert_eq!(
+        exchange.client.ingest(LICENSE, DEPLOYMENT, request_body(&many[..100])).await.map(drop),
+        Ok(())
+    );
     assert_eq!(exchange.books().billed.len(), 100);
 }
 
 #[tokio::test]
 async fn a_fault_of_the_server_may_or_may_not_have_taken_the_events() {
-    for (after_accepting, expected) in [(false, (Outcome::RequestFailed, false)), (true, (Outcome::Billed, false))] {
+    for (after_accepting, expected) in
+        [(false, (Outcome::RequestFailed, false)), (true, (Outcome::Billed, false))]
+    {
         let errors = ServerErrors { status: 502, next: 1, fraction: 0.0, after_accepting };
         let exchange = Exchange::with(Switches { errors, ..Switches::default() }).await;
         let error = exchange.send(&["a"]).await.expect_err("a fault");
-        assert_eq!(error, SendError::Status { status: 502, message: "internal server error".to_owned() });
+        assert_eq!(
+            error,
+            SendError::Status { status: 502, message: "internal server error".to_owned() }
+        );
         assert!(error.may_have_been_accepted());
         assert_eq!(exchange.outcomes(), [expected]);
         assert_eq!(exchange.send(&["a"]).await, Ok(vec![Verdict::Accepted]));
@@ -191,13 +256,19 @@ async fn a_cut_connection_is_unanswered_whether_or_not_the_events_were_taken() {
 #[tokio::test]
 async fn the_client_abandons_a_slow_answer() {
     let exchange = Exchange::with(Switches { latency_ms: 60_000, ..Switches::default() }).await;
-    let hurried = ClientSettings { url: exchange.vendor.ingest_url(), request_timeout: Duration::from_millis(100) };
+    let hurried = ClientSettings {
+        url: exchange.vendor.ingest_url(),
+        request_timeout: Duration::from_millis(100),
+    };
     let client = TallymanClient::new(&hurried).expect("a client");
     let error = client.ingest(LICENSE, DEPLOYMENT, request_body(&[])).await.expect_err("too slow");
     assert!(matches!(error, SendError::Unanswered(_)), "{error:?}");
     // Stopping does not wait for the latency.
     exchange.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(10), exchange.vendor.stopped()).await.expect("in time").expect("stopped");
+    tokio::time::timeout(Duration::from_secs(10), exchange.vendor.stopped())
+        .await
+        .expect("in time")
+        .expect("stopped");
 }
 
 #[tokio::test]
@@ -245,5 +316,7 @@ async fn the_control_api_shows_the_books_and_sets_the_switches() {
 #[tokio::test]
 async fn only_loopback_is_listened_on() {
     let open = Config { listen: "0.0.0.0:0".parse().expect("an address"), ..known() };
-    assert!(Tallyman::start(open, Clock::manual(start_time()), CancellationToken::new()).await.is_err());
+    assert!(
+        Tallyman::start(open, Clock::manual(start_time()), CancellationToken::new()).await.is_err()
+    );
 }

@@ -4,7 +4,18 @@
 use std::path::{Path, PathBuf};
 
 /// The folders to read.
-const FOLDERS: &[&str] = &["src", "crates", "tests", "benches", "migrations", "scripts", ".ci", "pipelines", "dashboards", "docs"];
+const FOLDERS: &[&str] = &[
+    "src",
+    "crates",
+    "tests",
+    "benches",
+    "migrations",
+    "scripts",
+    ".ci",
+    "pipelines",
+    "dashboards",
+    "docs",
+];
 /// The extensions of the files to read at the top level.
 const TOP_LEVEL: &[&str] = &["md", "toml"];
 /// Quoted input.
@@ -41,14 +52,22 @@ struct Word<'a> {
 #[test]
 fn the_closed_list_is_not_used() {
     let uses: Vec<String> = files().iter().flat_map(|(file, text)| matches(file, text)).collect();
-    assert!(uses.is_empty(), "{} uses of the closed list; see tests/words.rs:\n{}", uses.len(), uses.join("\n"));
+    assert!(
+        uses.is_empty(),
+        "{} uses of the closed list; see tests/words.rs:\n{}",
+        uses.len(),
+        uses.join("\n")
+    );
 }
 
 #[test]
 fn all_folders_are_read() {
     let files = files();
     for folder in FOLDERS.iter().chain(&["README.md", "Cargo.toml"]) {
-        assert!(files.iter().any(|(file, _)| file.starts_with(folder)), "{folder}: no file was read");
+        assert!(
+            files.iter().any(|(file, _)| file.starts_with(folder)),
+            "{folder}: no file was read"
+        );
     }
 }
 
@@ -56,7 +75,8 @@ fn all_folders_are_read() {
 fn each_phrase_matches_in_sentences_and_names() {
     for phrase in CLOSED_LIST {
         for words in spellings(phrase) {
-            let name: String = words.iter().map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+            let name: String =
+                words.iter().map(|word| word[..1].to_uppercase() + &word[1..]).collect();
             let sentence = words.join(" ");
             for text in [
                 format!("/// Text: {sentence}, and more."),
@@ -65,7 +85,11 @@ fn each_phrase_matches_in_sentences_and_names() {
                 format!("struct {name};"),
                 format!("# {}", sentence.to_uppercase()),
             ] {
-                assert_eq!(matches(Path::new("x"), &text), [format!("x:1: {}", sentence)], "{text}");
+                assert_eq!(
+                    matches(Path::new("x"), &text),
+                    [format!("x:1: {}", sentence)],
+                    "{text}"
+                );
             }
         }
     }
@@ -77,14 +101,19 @@ fn each_phrase_matches_in_sentences_and_names() {
 fn spellings(phrase: &'static str) -> Vec<Vec<&'static str>> {
     phrase.split(' ').fold(vec![Vec::new()], |spellings, place| {
         let words = place.split('|').map(|word| if word == ANY { "example" } else { word });
-        words.flat_map(|word| spellings.iter().map(move |before| [before.as_slice(), &[word]].concat())).collect()
+        words
+            .flat_map(|word| {
+                spellings.iter().map(move |before| [before.as_slice(), &[word]].concat())
+            })
+            .collect()
     })
 }
 
 /// The uses of the closed list in a text: file, line and match.
 fn matches(file: &Path, text: &str) -> Vec<String> {
     let words = words(text);
-    let places = |phrase: &&'static str| phrase.split(' ').map(|place| place.split('|').collect()).collect();
+    let places =
+        |phrase: &&'static str| phrase.split(' ').map(|place| place.split('|').collect()).collect();
     let phrases: Vec<Vec<Vec<&str>>> = CLOSED_LIST.iter().map(places).collect();
     let mut uses = Vec::new();
     for at in 0..words.len() {
@@ -124,7 +153,9 @@ fn word_length(text: &str) -> usize {
     let letters = text.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(text.len());
     let capitals = text.find(|c: char| !c.is_ascii_uppercase()).unwrap_or(text.len());
     match capitals {
-        0 | 1 => text[1..letters].find(|c: char| c.is_ascii_uppercase()).map_or(letters, |length| length + 1),
+        0 | 1 => text[1..letters]
+            .find(|c: char| c.is_ascii_uppercase())
+            .map_or(letters, |length| length + 1),
         _ if capitals == letters => letters,
         _ => capitals - 1,
     }
@@ -138,14 +169,19 @@ fn continues(gap: &str) -> bool {
 
 /// All files, with their paths relative to the repository.
 fn files() -> Vec<(PathBuf, String)> {
-    let repository: PathBuf = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test").into();
+    let repository: PathBuf =
+        std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test").into();
     let top = std::fs::read_dir(&repository).unwrap().map(|entry| entry.unwrap().path());
-    let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| TOP_LEVEL.iter().any(|top| extension == *top));
+    let is_page = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| TOP_LEVEL.iter().any(|top| extension == *top))
+    };
     let below = FOLDERS.iter().flat_map(|folder| files_below(&repository.join(folder)));
     let relative = |path: PathBuf| path.strip_prefix(&repository).unwrap().to_owned();
-    let files = top.filter(is_page).chain(below).map(relative).filter(|file| !file.starts_with(QUOTED));
+    let files =
+        top.filter(is_page).chain(below).map(relative).filter(|file| !file.starts_with(QUOTED));
     let read = |file: PathBuf| {
-        let text = String::from_utf8_lossy(&std::fs::read(repository.join(&file)).unwrap()).into_owned();
+        let text =
+            String::from_utf8_lossy(&std::fs::read(repository.join(&file)).unwrap()).into_owned();
         let text = if file == Path::new(THIS_FILE) { without_the_list(&text) } else { text };
         (file, text)
     };

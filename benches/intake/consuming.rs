@@ -1,4 +1,5 @@
-//! The intake side: a consumer as in `tallyline run` with the role `consume`. Its own process makes its memory measurable.
+//! The intake side: a consumer as in `tallyline run` with the role `consume`. Its own process makes
+//! its memory measurable.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +31,8 @@ pub struct Consuming {
 /// The measurements of the process.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct Consumed {
-    /// From the start to the first batch in the ledger: connections, joining the group, the first fetch and the first commit.
+    /// From the start to the first batch in the ledger: connections, joining the group, the first
+    /// fetch and the first commit.
     pub first_batch_seconds: f64,
     /// From the start until every event is committed.
     pub seconds: f64,
@@ -57,9 +59,15 @@ pub fn in_a_process_of_its_own(consuming: &Consuming) -> Result<Consumed> {
 /// Consumes until every event is in the ledger, then reports on stdout.
 pub async fn consume(consuming: &Consuming) -> Result<()> {
     let begun = Instant::now();
-    let settings = KafkaSettings { topic_prefix: consuming.prefix.clone(), ..KafkaSettings::new(&consuming.brokers) };
+    let settings = KafkaSettings {
+        topic_prefix: consuming.prefix.clone(),
+        ..KafkaSettings::new(&consuming.brokers)
+    };
     // more connections than a pipeline of any roles has by default
-    let ledger = Ledger::open(&LedgerSettings { url: consuming.ledger.clone(), connections: 16 }, Clock::system())?;
+    let ledger = Ledger::open(
+        &LedgerSettings { url: consuming.ledger.clone(), connections: 16 },
+        Clock::system(),
+    )?;
     let registry = Registry::new();
     let telemetry = ConsumerTelemetry::register(&registry)?;
     let consumer = Consumer::new(Log::kafka(settings)?, ledger, &consuming.group, telemetry);
@@ -93,12 +101,16 @@ pub async fn consume(consuming: &Consuming) -> Result<()> {
 /// Records of committed batches, with any disposition.
 fn recorded(registry: &Registry) -> f64 {
     let families = registry.gather();
-    let records = families.iter().filter(|family| family.name() == "tallyline_consumer_records_total");
+    let records =
+        families.iter().filter(|family| family.name() == "tallyline_consumer_records_total");
     records.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().value()).sum()
 }
 
 fn peak_kib() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM is in /proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("VmHWM is in /proc/self/status")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -3,7 +3,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tallyline::event::{BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, Transition, WorkspaceBuildCompleted};
+use tallyline::event::{
+    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, Transition, WorkspaceBuildCompleted,
+};
 use uuid::Uuid;
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0x5f0c_3a51_77b2_4c0e_9d1f_2a64_8be0_1133);
@@ -17,7 +19,8 @@ pub fn event(number: u32) -> Event {
     let build_number = number % BUILDS_OF_A_WORKSPACE + 1;
     let mut of_workspace = chance(1, workspace);
     let mut of_build = chance(2, number);
-    let (organization, template) = (of_workspace.random_range(0..3), of_workspace.random_range(0..12));
+    let (organization, template) =
+        (of_workspace.random_range(0..3), of_workspace.random_range(0..12));
     let owner = of_workspace.random_range(0..2_000);
     let preset = of_workspace.random_bool(0.5).then(|| of_workspace.random_range(0..30));
     let prebuilt = of_workspace.random_bool(0.2);
@@ -28,7 +31,8 @@ pub fn event(number: u32) -> Event {
     };
     let by_pool = prebuilt && build_number == 1;
     let failed = build_number > 1 && of_build.random_bool(0.03);
-    let completed_at = began() + TimeDelta::milliseconds(i64::from(number) * 1_500 + of_build.random_range(0..1_000));
+    let completed_at = began()
+        + TimeDelta::milliseconds(i64::from(number) * 1_500 + of_build.random_range(0..1_000));
     let ran = TimeDelta::milliseconds(of_build.random_range(8_000..240_000));
     let build = WorkspaceBuildCompleted {
         build_id: random_id(&mut of_build),
@@ -50,7 +54,9 @@ pub fn event(number: u32) -> Event {
         has_ai_task: Some(of_build.random_bool(0.1)),
         has_external_agent: Some(false),
         daily_cost: 10,
-        created_at: completed_at - ran - TimeDelta::microseconds(of_build.random_range(100_000..5_000_000)),
+        created_at: completed_at
+            - ran
+            - TimeDelta::microseconds(of_build.random_range(100_000..5_000_000)),
         started_at: Some(completed_at - ran),
         completed_at,
         organization_name: format!("organization-{organization}"),

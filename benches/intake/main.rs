@@ -1,5 +1,6 @@
-//! The speed of events from Kafka into the ledger, and the memory for it. It is compared with the fastest way to bring the same rows into
-//! the same tables. benches/README.md has the command and the figures.
+//! The speed of events from Kafka into the ledger, and the memory for it. It is compared with the
+//! fastest way to bring the same rows into the same tables. benches/README.md has the command and
+//! the figures.
 
 mod consuming;
 mod events;
@@ -31,7 +32,8 @@ const WARM_UP: u32 = 5_000;
 /// Run it by `scripts/with-servers cargo bench --bench intake`.
 #[derive(Parser)]
 struct Options {
-    /// How many events; may be given several times. Memory is compared between the first and the last.
+    /// How many events; may be given several times. Memory is compared between the first and the
+    /// last.
     #[arg(long = "events", default_values_t = [200_000, 1_000_000])]
     sizes: Vec<u32>,
     /// How often each side is measured at each size.
@@ -80,7 +82,9 @@ async fn measure(options: &Options) -> Result<()> {
 }
 
 fn setting(name: &str) -> Result<String> {
-    std::env::var(name).with_context(|| format!("{name} is not set: run scripts/with-servers cargo bench --bench intake"))
+    std::env::var(name).with_context(|| {
+        format!("{name} is not set: run scripts/with-servers cargo bench --bench intake")
+    })
 }
 
 /// Separates one size's topics and groups from all others.
@@ -90,7 +94,11 @@ fn prefix() -> String {
 
 /// Writes the events to a new topic and keeps the rows for `COPY`.
 async fn fill(brokers: &str, prefix: &str, events: u32) -> Result<limit::Rows> {
-    let settings = KafkaSettings { topic_prefix: prefix.to_owned(), replication: 1, ..KafkaSettings::new(brokers) };
+    let settings = KafkaSettings {
+        topic_prefix: prefix.to_owned(),
+        replication: 1,
+        ..KafkaSettings::new(brokers)
+    };
     let log = Log::kafka(settings)?;
     log.create_topics(PARTITIONS).await?;
     let mut rows = limit::Rows::default();
@@ -105,46 +113,78 @@ async fn fill(brokers: &str, prefix: &str, events: u32) -> Result<limit::Rows> {
 }
 
 /// Measures both sides once, each in a fresh ledger; the order alternates.
-async fn pair(server: &str, brokers: &str, prefix: &str, events: u32, rows: &limit::Rows, round: usize) -> Result<Pair> {
+async fn pair(
+    server: &str,
+    brokers: &str,
+    prefix: &str,
+    events: u32,
+    rows: &limit::Rows,
+    round: usize,
+) -> Result<Pair> {
     let mut consumed = None;
     let mut copied = None;
     for intake in if round.is_multiple_of(2) { [true, false] } else { [false, true] } {
         let (name, url) = fresh_ledger(server).await?;
         if intake {
             let group = format!("round-{round}");
-            let consuming = Consuming { ledger: url.clone(), brokers: brokers.to_owned(), prefix: prefix.to_owned(), group, events };
-            consumed = Some((consuming::in_a_process_of_its_own(&consuming)?, contents(&url).await?));
+            let consuming = Consuming {
+                ledger: url.clone(),
+                brokers: brokers.to_owned(),
+                prefix: prefix.to_owned(),
+                group,
+                events,
+            };
+            consumed =
+                Some((consuming::in_a_process_of_its_own(&consuming)?, contents(&url).await?));
         } else {
             let begun = Instant::now();
             limit::copy_then_insert(&url, rows).await?;
             copied = Some((begun.elapsed().as_secs_f64(), contents(&url).await?));
         }
         let mut admin = PgConnection::connect(server).await?;
-        sqlx::query(AssertSqlSafe(format!("drop database {name} with (force)"))).execute(&mut admin).await?;
+        sqlx::query(AssertSqlSafe(format!("drop database {name} with (force)")))
+            .execute(&mut admin)
+            .await?;
     }
-    let ((consumed, by_intake), (copy_seconds, by_copy)) = consumed.zip(copied).context("both sides were measured")?;
+    let ((consumed, by_intake), (copy_seconds, by_copy)) =
+        consumed.zip(copied).context("both sides were measured")?;
     ensure!(by_intake == by_copy, "the two sides wrote different rows: {by_intake:?}, {by_copy:?}");
     ensure!(by_intake.0 == i64::from(events), "{} rows of {events} events", by_intake.0);
     Ok(Pair { consumed, copy_seconds })
 }
 
-/// A database with this version's migrations. A checkpoint before it keeps the writes of one side out of the other's time.
+/// A database with this version's migrations. A checkpoint before it keeps the writes of one side
+/// out of the other's time.
 async fn fresh_ledger(server: &str) -> Result<(String, String)> {
     let name = format!("bench_{}", Uuid::new_v4().simple());
-    let (address, _) = server.rsplit_once('/').context("the server's address ends in a database name")?;
+    let (address, _) =
+        server.rsplit_once('/').context("the server's address ends in a database name")?;
     let url = format!("{address}/{name}");
     let mut admin = PgConnection::connect(server).await?;
     sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut admin).await?;
-    let ledger = Ledger::open(&LedgerSettings { url: url.clone(), connections: 2 }, Clock::system())?;
+    let ledger =
+        Ledger::open(&LedgerSettings { url: url.clone(), connections: 2 }, Clock::system())?;
     ledger.migrate().await?;
     // events of unregistered deployments are held
-    ledger.run(async |conn| sources::register(conn, events::DEPLOYMENT, Clock::system().now(), None, ledger.clock.now()).await).await?;
+    ledger
+        .run(async |conn| {
+            sources::register(
+                conn,
+                events::DEPLOYMENT,
+                Clock::system().now(),
+                None,
+                ledger.clock.now(),
+            )
+            .await
+        })
+        .await?;
     ledger.pool.close().await;
     sqlx::query("checkpoint").execute(&mut admin).await?;
     Ok((name, url))
 }
 
-/// The content that both sides must share: the numbers of builds and first starts, and a sum over all event columns.
+/// The content that both sides must share: the numbers of builds and first starts, and a sum over
+/// all event columns.
 async fn contents(url: &str) -> Result<(i64, i64, String)> {
     let mut connection = PgConnection::connect(url).await?;
     Ok(sqlx::query_as(

@@ -14,9 +14,17 @@ const FOR: Duration = Duration::from_secs(2);
 pub fn measure() {
     let events: Vec<Event> = (0..DIFFERENT).map(events::event).collect();
     let messages: Vec<Message> = events.iter().map(Event::to_message).collect();
-    let payloads: Vec<usize> = messages.iter().map(|message| message.payload.as_ref().map_or(0, Vec::len)).collect();
-    println!("payload   {:>6} bytes on average, at most {}", mean(&payloads), payloads.iter().max().unwrap_or(&0));
-    println!("parse     {:>6} ns an event", nanoseconds(&messages, |message| event::parse(message).is_ok()));
+    let payloads: Vec<usize> =
+        messages.iter().map(|message| message.payload.as_ref().map_or(0, Vec::len)).collect();
+    println!(
+        "payload   {:>6} bytes on average, at most {}",
+        mean(&payloads),
+        payloads.iter().max().unwrap_or(&0)
+    );
+    println!(
+        "parse     {:>6} ns an event",
+        nanoseconds(&messages, |message| event::parse(message).is_ok())
+    );
     println!("digest    {:>6} ns an event", nanoseconds(&events, Event::digest));
 }
 

@@ -74,7 +74,9 @@ pub fn summary(sizes: &[Size]) {
 }
 
 fn peak_mib(pairs: &[Pair]) -> f64 {
-    median(pairs, |pair| f64::from(u32::try_from(pair.consumed.peak_kib).unwrap_or(u32::MAX)) / 1024.0)
+    median(pairs, |pair| {
+        f64::from(u32::try_from(pair.consumed.peak_kib).unwrap_or(u32::MAX)) / 1024.0
+    })
 }
 
 fn median(pairs: &[Pair], value: impl Fn(&Pair) -> f64) -> f64 {

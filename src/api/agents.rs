@@ -55,7 +55,8 @@ pub(super) struct Count {
     as_of: DateTime<Utc>,
     /// The ledger sequence for `as_of`.
     sequence: Sequence,
-    /// Completeness: everything that coderd committed before this instant is counted. Null if not known.
+    /// Completeness: everything that coderd committed before this instant is counted. Null if not
+    /// known.
     complete_until: Option<DateTime<Utc>>,
     /// Id of the deployment.
     source: Uuid,
@@ -68,7 +69,10 @@ pub(super) struct Count {
     params(Window),
     responses((status = 200, description = "From memory, with its completeness.", body = Count))
 )]
-pub(super) async fn count(State(serving): State<Arc<Serving>>, asked: Asked<Window>) -> Result<Json<Count>, Problem> {
+pub(super) async fn count(
+    State(serving): State<Arc<Serving>>,
+    asked: Asked<Window>,
+) -> Result<Json<Count>, Problem> {
     let Window { start, end, source, days } = asked.request;
     if start > end {
         return Err(Problem::field("end", "lies before start"));

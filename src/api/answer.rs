@@ -32,7 +32,10 @@ pub struct ProblemBody {
 impl Problem {
     /// An error with an earlier answer's status.
     pub(super) fn with_status(status: u16, message: String) -> Self {
-        Self::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message)
+        Self::new(
+            StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            message,
+        )
     }
 
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
@@ -85,13 +88,16 @@ impl From<OperationError> for Problem {
             OperationError::NotFound(_) => StatusCode::NOT_FOUND,
             OperationError::Forbidden(_) => StatusCode::CONFLICT,
             OperationError::Invalid { .. } => StatusCode::BAD_REQUEST,
-            OperationError::Ledger(_) | OperationError::Log(_) | OperationError::Coderd(_) | OperationError::Interrupted => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            OperationError::Ledger(_)
+            | OperationError::Log(_)
+            | OperationError::Coderd(_)
+            | OperationError::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
             OperationError::Internal(cause) => return Problem::internal(cause),
         };
         match error {
-            OperationError::Invalid { field, message } => Self { status, message, field: Some(field.to_owned()) },
+            OperationError::Invalid { field, message } => {
+                Self { status, message, field: Some(field.to_owned()) }
+            }
             error => Self::new(status, error.to_string()),
         }
     }

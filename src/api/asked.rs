@@ -1,5 +1,5 @@
-//! Reads requests strictly: serde rejects unknown and repeated fields. Fields come from the path, and
-//! from the query or the body. A change has the field `reason` beside those of its type.
+//! Reads requests strictly: serde rejects unknown and repeated fields. Fields come from the path,
+//! and from the query or the body. A change has the field `reason` beside those of its type.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -33,13 +33,18 @@ impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Serving>> for Asked<T> {
     type Rejection = Problem;
 
     async fn from_request(mut request: Request, _: &Arc<Serving>) -> Result<Self, Problem> {
-        let path = request.extract_parts::<RawPathParams>().await.map_err(|error| Problem::wrong(error.to_string()))?;
+        let path = request
+            .extract_parts::<RawPathParams>()
+            .await
+            .map_err(|error| Problem::wrong(error.to_string()))?;
         let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let (mut parts, body) = request.into_parts();
         let query = parts.uri.query().unwrap_or_default();
         let (request, reason) = match parts.method {
             Method::POST if !query.is_empty() => {
-                return Err(Problem::wrong(format!("the query {query:?} is not expected: fields belong into the body")));
+                return Err(Problem::wrong(format!(
+                    "the query {query:?} is not expected: fields belong into the body"
+                )));
             }
             Method::POST => of_body(path, &bytes(&parts.headers, body).await?)?,
             _ => of_query(path, query)?,
@@ -64,7 +69,10 @@ pub fn body_of<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<(T, Strin
     of_body(Vec::new(), body).map_err(ProblemBody::from)
 }
 
-fn of_query<T: DeserializeOwned + Serialize>(path: Vec<(String, String)>, query: &str) -> Result<(T, String), Problem> {
+fn of_query<T: DeserializeOwned + Serialize>(
+    path: Vec<(String, String)>,
+    query: &str,
+) -> Result<(T, String), Problem> {
     let mut fields = path;
     fields.extend(form_urlencoded::parse(query.as_bytes()).into_owned());
     let reason = take_reason(&mut fields)?.unwrap_or_default();
@@ -73,17 +81,25 @@ fn of_query<T: DeserializeOwned + Serialize>(path: Vec<(String, String)>, query:
     Ok((typed(fields)?, checked(&reason)?))
 }
 
-fn of_body<T: DeserializeOwned + Serialize>(path: Vec<(String, String)>, body: &[u8]) -> Result<(T, String), Problem> {
+fn of_body<T: DeserializeOwned + Serialize>(
+    path: Vec<(String, String)>,
+    body: &[u8],
+) -> Result<(T, String), Problem> {
     let mut fields = Vec::new();
     for (name, value) in path {
         fields.push((name, to_raw_value(&value).map_err(|error| Problem::internal(&error))?));
     }
     if !body.is_empty() {
         let object = serde_json::from_slice::<Object>(body);
-        fields.extend(object.map_err(|error| Problem::wrong(format!("the body is not a JSON object: {error}")))?.0);
+        fields.extend(
+            object
+                .map_err(|error| Problem::wrong(format!("the body is not a JSON object: {error}")))?
+                .0,
+        );
     }
     let reason = match take_reason(&mut fields)? {
-        Some(reason) => serde_json::from_str(reason.get()).map_err(|_| Problem::field("reason", "must be a text"))?,
+        Some(reason) => serde_json::from_str(reason.get())
+            .map_err(|_| Problem::field("reason", "must be a text"))?,
         None => String::new(),
     };
     let values = fields.iter().map(|(name, value)| (name.as_str(), &**value));
@@ -118,10 +134,18 @@ impl<'de> Deserialize<'de> for Object {
 /// The body, which must be JSON unless it is empty.
 async fn bytes(headers: &HeaderMap, body: Body) -> Result<axum::body::Bytes, Problem> {
     let too_large = || format!("the body cannot be read, or is larger than {MOST_BYTES} bytes");
-    let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, too_large()))?;
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !bytes.is_empty() && content_type.split(';').next().unwrap_or_default().trim() != "application/json" {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be JSON: set content-type: application/json"));
+    let bytes = to_bytes(body, MOST_BYTES)
+        .await
+        .map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, too_large()))?;
+    let content_type =
+        headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !bytes.is_empty()
+        && content_type.split(';').next().unwrap_or_default().trim() != "application/json"
+    {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body must be JSON: set content-type: application/json",
+        ));
     }
     Ok(bytes)
 }
@@ -145,7 +169,9 @@ fn checked(text: &str) -> Result<String, Problem> {
 /// PostgreSQL cannot store it in a text.
 const NUL: &str = "contains a NUL character";
 
-fn typed<'de, T: DeserializeOwned + Serialize, D: Deserializer<'de, Error: Display>>(fields: D) -> Result<T, Problem> {
+fn typed<'de, T: DeserializeOwned + Serialize, D: Deserializer<'de, Error: Display>>(
+    fields: D,
+) -> Result<T, Problem> {
     let request: T = serde_path_to_error::deserialize(fields).map_err(|error| wrong(&error))?;
     let written = serde_json::to_value(&request).map_err(|error| Problem::internal(&error))?;
     match written.as_object().into_iter().flatten().find(|(_, value)| has_nul(value)) {
@@ -170,7 +196,10 @@ fn wrong(error: &serde_path_to_error::Error<impl Display>) -> Problem {
     let path = error.path().to_string();
     let named = |begin| message.strip_prefix(begin)?.split('`').next();
     // only an unknown field can already be part of the path
-    let field = match named("missing field `").or_else(|| named("duplicate field `")).or_else(|| named("unknown field `")) {
+    let field = match named("missing field `")
+        .or_else(|| named("duplicate field `"))
+        .or_else(|| named("unknown field `"))
+    {
         Some(name) if path == "." => name.to_owned(),
         Some(name) if !message.starts_with("unknown") => format!("{path}.{name}"),
         None if path == "." => return Problem::wrong(message),
@@ -226,31 +255,59 @@ mod tests {
 
     #[test]
     fn a_query_is_read_as_its_type() {
-        let all =
-            "start=2025-07-01T02:00:00.000001%2B02:00&source=00000000-0000-0000-0000-0000000000d1&days=whole&limit=7&deep=true&reason=x";
+        let all = "start=2025-07-01T02:00:00.000001%2B02:00&source=00000000-0000-0000-0000-0000000000d1&days=whole&limit=7&deep=true&reason=x";
         let start = "2025-07-01T00:00:00.000001Z".parse().unwrap();
-        let (source, days, which) = (Some(Uuid::from_u128(0xd1)), Some(Days::Whole), Which { deep: Some("true".into()) });
+        let (source, days, which) =
+            (Some(Uuid::from_u128(0xd1)), Some(Days::Whole), Which { deep: Some("true".into()) });
         let window = Window { start, source, days, limit: Some(7), which, inner: None };
         assert_eq!(query_of(all), Ok((window, "x".to_owned())));
-        let least = Window { start, source: None, days: None, limit: None, which: Which { deep: None }, inner: None };
+        let least = Window {
+            start,
+            source: None,
+            days: None,
+            limit: None,
+            which: Which { deep: None },
+            inner: None,
+        };
         assert_eq!(query_of("start=2025-07-01T00:00:00.000001Z"), Ok((least, String::new())));
     }
 
     #[test]
     fn a_wrong_field_of_a_query_is_named() {
-        for (query, named) in [("", "start"), ("start=x&start=y", "start"), ("reason=x&reason=y", "reason")] {
+        for (query, named) in
+            [("", "start"), ("start=x&start=y", "start"), ("reason=x&reason=y", "reason")]
+        {
             assert_eq!(field(query), named, "{query}");
         }
-        let wrong =
-            ["strat=x", "days=half", "source=x", "limit=x", "limit=-1", "limit=65536", "limit=", "inner=x", "deep=a%00", "reason=a%00"];
+        let wrong = [
+            "strat=x",
+            "days=half",
+            "source=x",
+            "limit=x",
+            "limit=-1",
+            "limit=65536",
+            "limit=",
+            "inner=x",
+            "deep=a%00",
+            "reason=a%00",
+        ];
         for wrong in wrong {
-            assert_eq!(field(&format!("{START}&{wrong}")), wrong.split('=').next().unwrap(), "{wrong}");
+            assert_eq!(
+                field(&format!("{START}&{wrong}")),
+                wrong.split('=').next().unwrap(),
+                "{wrong}"
+            );
         }
-        for wrong in ["", "2025-07-01", "1751328000", "2025-02-30T00:00:00Z", "2025-07-01T00:00:00"] {
+        for wrong in ["", "2025-07-01", "1751328000", "2025-02-30T00:00:00Z", "2025-07-01T00:00:00"]
+        {
             assert_eq!(field(&format!("start={wrong}")), "start", "{wrong}");
         }
         for far in ["-9000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "%2B12000-01-01T00:00:00Z"] {
-            assert_eq!(query_of::<Window>(&format!("start={far}")).unwrap_err().message, CANNOT_BE, "{far}");
+            assert_eq!(
+                query_of::<Window>(&format!("start={far}")).unwrap_err().message,
+                CANNOT_BE,
+                "{far}"
+            );
         }
         let unescaped = query_of::<Window>("start=2025-07-01T00:00:00+02:00").unwrap_err();
         assert!(unescaped.message.contains("%2B"), "{unescaped:?}");
@@ -259,8 +316,11 @@ mod tests {
     #[test]
     fn a_wrong_field_of_a_body_is_named_by_its_path() {
         let read = |inner: &str| {
-            let body = format!(r#"{{"start": "2025-07-01T00:00:00Z", "inner": {inner}, "reason": "x"}}"#);
-            body_of::<Window>(body.as_bytes()).map(|(window, _)| window.inner).map_err(|problem| problem.field.unwrap())
+            let body =
+                format!(r#"{{"start": "2025-07-01T00:00:00Z", "inner": {inner}, "reason": "x"}}"#);
+            body_of::<Window>(body.as_bytes())
+                .map(|(window, _)| window.inner)
+                .map_err(|problem| problem.field.unwrap())
         };
         assert_eq!(read(r#"{"text": "\\u0000"}"#), Ok(Some(Inner { text: "\\u0000".into() })));
         for (inner, named) in [
@@ -281,9 +341,14 @@ mod tests {
     #[test]
     fn a_body_that_is_not_an_object_names_no_field() {
         let start = json!({ "start": "2025-07-01T00:00:00Z" });
-        for text in ["[]", "1", "null", "{", r#"{"a": }"#, &format!("{start} {{}}"), &"[".repeat(1_000)] {
+        for text in
+            ["[]", "1", "null", "{", r#"{"a": }"#, &format!("{start} {{}}"), &"[".repeat(1_000)]
+        {
             let problem = body_of::<Window>(text.as_bytes()).unwrap_err();
-            assert!(problem.field.is_none() && problem.message.contains("not a JSON object"), "{text}: {problem:?}");
+            assert!(
+                problem.field.is_none() && problem.message.contains("not a JSON object"),
+                "{text}: {problem:?}"
+            );
         }
     }
 }

@@ -20,7 +20,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Maximum open connections. Further connections wait until one ends.
     pub connections: usize,
-    /// Time from the opening of a connection, or from its last answer, to the end of the next header. Then it is closed, idle or not.
+    /// Time from the opening of a connection, or from its last answer, to the end of the next
+    /// header. Then it is closed, idle or not.
     pub header: Duration,
 }
 
@@ -31,7 +32,12 @@ impl Default for Limits {
 }
 
 /// Answers until `stop`, then finishes the open requests. Dropping it drops them.
-pub(super) async fn answer_on(listener: TcpListener, router: Router, limits: Limits, stop: &CancellationToken) {
+pub(super) async fn answer_on(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    stop: &CancellationToken,
+) {
     info!(address = ?listener.local_addr().ok(), "listening");
     let mut http = Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header);
@@ -59,7 +65,8 @@ pub(super) async fn answer_on(listener: TcpListener, router: Router, limits: Lim
 }
 
 async fn answer(http: Builder, stream: TcpStream, router: Router, stop: CancellationToken) {
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let mut connection =
+        pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {

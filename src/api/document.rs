@@ -48,12 +48,18 @@ pub(super) fn empty() -> OpenApi {
 /// Adds the facts that follow from the path, the method and the needed scope.
 pub(super) fn complete(paths: &mut Paths, needs: Needs) {
     let problem = Content::new(Some(Ref::from_schema_name(ProblemBody::name())));
-    let problem = ResponseBuilder::new().description(PROBLEMS).content("application/json", problem).build();
+    let problem =
+        ResponseBuilder::new().description(PROBLEMS).content("application/json", problem).build();
     for (path, item) in &mut paths.paths {
-        for (method, operation) in [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)] {
+        for (method, operation) in
+            [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)]
+        {
             let Some(operation) = operation else { continue };
-            let words = path.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-            operation.operation_id = Some(std::iter::once(method).chain(words).collect::<Vec<_>>().join("_"));
+            let words = path
+                .split(|character: char| !character.is_ascii_alphanumeric())
+                .filter(|word| !word.is_empty());
+            operation.operation_id =
+                Some(std::iter::once(method).chain(words).collect::<Vec<_>>().join("_"));
             operation.tags = None;
             operation.responses.responses.insert("default".to_owned(), RefOr::T(problem.clone()));
             if let Needs::Scope(scope) = needs {
@@ -81,7 +87,9 @@ mod tests {
 
     fn whole() -> Value {
         let routes = paths::api().into_iter().map(|route| route.into_routes());
-        json!(routes.fold(OpenApiRouter::with_openapi(empty()), OpenApiRouter::routes).into_openapi())
+        json!(
+            routes.fold(OpenApiRouter::with_openapi(empty()), OpenApiRouter::routes).into_openapi()
+        )
     }
 
     #[test]
@@ -94,8 +102,17 @@ mod tests {
         }
         let document = whole();
         let text = document.to_string();
-        let used: BTreeSet<&str> = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-        let there: BTreeSet<&str> = document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
+        let used: BTreeSet<&str> = text
+            .split("\"#/components/schemas/")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        let there: BTreeSet<&str> = document["components"]["schemas"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
         // a schema that is flattened into a query exists without a reference
         assert!(used.is_subset(&there), "{:?} are named and not there", used.difference(&there));
     }
@@ -103,7 +120,11 @@ mod tests {
     #[test]
     fn every_operation_has_an_id_of_its_own_a_summary_and_an_answer() {
         let document = whole();
-        let operations = document["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values());
+        let operations = document["paths"]
+            .as_object()
+            .unwrap()
+            .values()
+            .flat_map(|path| path.as_object().unwrap().values());
         let mut ids = BTreeSet::new();
         for operation in operations {
             assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{operation}");

@@ -1,7 +1,8 @@
 //! The domain series of one source, if this process may show them.
 //!
-//! The order of steps is the guarantee. Read the lease when the request arrives, then the states of one moment. Raise `shown_sequence` in
-//! the ledger to that moment, then answer. Any later process reads a sequence at least as high in the ledger, so no series decreases.
+//! The order of steps is the guarantee. Read the lease when the request arrives, then the states of
+//! one moment. Raise `shown_sequence` in the ledger to that moment, then answer. Any later process
+//! reads a sequence at least as high in the ledger, so no series decreases.
 
 use std::time::Duration;
 
@@ -25,12 +26,17 @@ fn permitted(
 ) -> Result<(Uuid, Lease), Withheld> {
     let known = known.ok_or(Withheld::Behind)?;
     let there: Vec<Uuid> = known.sources.iter().map(|known| known.source.deployment_id).collect();
-    let source = choose(&there, configured.or_else(|| known.only_one_in_use()), asked).map_err(Withheld::Source)?;
+    let source = choose(&there, configured.or_else(|| known.only_one_in_use()), asked)
+        .map_err(Withheld::Source)?;
     let lease = lease.ok_or(Withheld::NotHolder)?;
     if known.recovering {
         return Err(Withheld::Recovering);
     }
-    if known.source(source).is_some_and(|source| source.backfilled) { Ok((source, lease)) } else { Err(Withheld::Backfilling) }
+    if known.source(source).is_some_and(|source| source.backfilled) {
+        Ok((source, lease))
+    } else {
+        Err(Withheld::Backfilling)
+    }
 }
 
 /// The ledger's answer when a state is to be shown.
@@ -53,7 +59,11 @@ fn raised(freshness: Freshness, shown_sequence: Option<i64>) -> Raised {
 }
 
 /// The families of the requested source that may be shown now. Takes little longer than `within`.
-pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Duration) -> Result<Vec<MetricFamily>, Withheld> {
+pub(super) async fn families(
+    serving: &Serving,
+    asked: Option<Uuid>,
+    within: Duration,
+) -> Result<Vec<MetricFamily>, Withheld> {
     let lease = serving.lease.held();
     let known = serving.known.now();
     let (source, lease) = permitted(known.as_deref(), lease, serving.settings.source, asked)?;
@@ -61,13 +71,22 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
     let deadline = Instant::now() + within;
     loop {
         let view = serving.api.metrics.clone();
-        let made = tokio::task::spawn_blocking(move || projection::families(&view, source, false)).await;
-        let Ok(Some(DeploymentFamilies { freshness, families })) = made else { return Err(Withheld::Behind) };
+        let made =
+            tokio::task::spawn_blocking(move || projection::families(&view, source, false)).await;
+        let Ok(Some(DeploymentFamilies { freshness, families })) = made else {
+            return Err(Withheld::Behind);
+        };
         if !known.is_in(freshness) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.own.ledger.run(async |conn| leases::raise_shown_sequence(conn, &lease, freshness.sequence).await);
-        let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
+        let raise =
+            serving.api.own.ledger.run(async |conn| {
+                leases::raise_shown_sequence(conn, &lease, freshness.sequence).await
+            });
+        let shown_sequence = timeout_at(deadline, raise)
+            .await
+            .map_err(|_| Withheld::LedgerAway)?
+            .map_err(|_| Withheld::LedgerAway)?;
         match raised(freshness, shown_sequence) {
             Raised::Shown => {
                 serving.telemetry.shown(freshness.sequence.number);
@@ -79,8 +98,13 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
             }
             Raised::CatchUp(sequence) => {
                 let mut watched = serving.api.metrics.watch();
-                let there = watched.wait_for(|freshness| freshness.is_some_and(|freshness| freshness.sequence.number >= sequence));
-                timeout_at(deadline, there).await.map_err(|_| Withheld::Behind)?.map_err(|_| Withheld::Behind)?;
+                let there = watched.wait_for(|freshness| {
+                    freshness.is_some_and(|freshness| freshness.sequence.number >= sequence)
+                });
+                timeout_at(deadline, there)
+                    .await
+                    .map_err(|_| Withheld::Behind)?
+                    .map_err(|_| Withheld::Behind)?;
             }
         }
     }
@@ -107,15 +131,25 @@ mod tests {
             completeness: Completeness::default(),
         };
         let head = Sequence { incarnation: Uuid::from_u128(9), number: 5 };
-        Known { head, recovering: false, sources: sources.iter().map(source).collect(), reached_at: Instant::now() }
+        Known {
+            head,
+            recovering: false,
+            sources: sources.iter().map(source).collect(),
+            reached_at: Instant::now(),
+        }
     }
 
     fn lease() -> Option<Lease> {
         Some(Lease { name: "metrics".into(), holder: "one".into(), epoch: 3 })
     }
 
-    fn outcome(known: Option<&Known>, lease: Option<Lease>, asked: Option<u128>) -> Result<u128, Withheld> {
-        permitted(known, lease, None, asked.map(Uuid::from_u128)).map(|(source, _)| source.as_u128())
+    fn outcome(
+        known: Option<&Known>,
+        lease: Option<Lease>,
+        asked: Option<u128>,
+    ) -> Result<u128, Withheld> {
+        permitted(known, lease, None, asked.map(Uuid::from_u128))
+            .map(|(source, _)| source.as_u128())
     }
 
     #[test]
@@ -124,7 +158,11 @@ mod tests {
         assert_eq!(outcome(Some(&backfilled), lease(), None), Ok(1));
         assert_eq!(outcome(Some(&backfilling), lease(), None), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&backfilled), None, None), Err(Withheld::NotHolder));
-        assert_eq!(outcome(None, lease(), None), Err(Withheld::Behind), "before the states have caught up");
+        assert_eq!(
+            outcome(None, lease(), None),
+            Err(Withheld::Behind),
+            "before the states have caught up"
+        );
     }
 
     #[test]
@@ -140,18 +178,33 @@ mod tests {
         assert_eq!(outcome(Some(&two), lease(), Some(2)), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&two), lease(), None), Err(Withheld::Source(NoSource::Several)));
         // a retired source does not affect the one in use
-        assert_eq!(outcome(Some(&known(&[(1, false, true), (2, true, false)])), lease(), None), Ok(1));
-        assert_eq!(outcome(Some(&known(&[(1, true, true), (2, false, true)])), lease(), None), Ok(2));
-        assert_eq!(outcome(Some(&known(&[(1, true, true), (2, true, true)])), lease(), None), Err(Withheld::Source(NoSource::Several)));
+        assert_eq!(
+            outcome(Some(&known(&[(1, false, true), (2, true, false)])), lease(), None),
+            Ok(1)
+        );
+        assert_eq!(
+            outcome(Some(&known(&[(1, true, true), (2, false, true)])), lease(), None),
+            Ok(2)
+        );
+        assert_eq!(
+            outcome(Some(&known(&[(1, true, true), (2, true, true)])), lease(), None),
+            Err(Withheld::Source(NoSource::Several))
+        );
         // every process reports an unknown source, with or without the lease
         let unknown = Err(Withheld::Source(NoSource::Unknown(Uuid::from_u128(3))));
         assert_eq!(outcome(Some(&two), None, Some(3)), unknown);
-        assert_eq!(outcome(Some(&known(&[])), lease(), None), Err(Withheld::Source(NoSource::NoneYet)));
+        assert_eq!(
+            outcome(Some(&known(&[])), lease(), None),
+            Err(Withheld::Source(NoSource::NoneYet))
+        );
     }
 
     #[test]
     fn nothing_below_what_was_shown_is_shown() {
-        let freshness = Freshness { sequence: Sequence { incarnation: Uuid::from_u128(9), number: 7 }, as_of: None };
+        let freshness = Freshness {
+            sequence: Sequence { incarnation: Uuid::from_u128(9), number: 7 },
+            as_of: None,
+        };
         assert_eq!(raised(freshness, Some(7)), Raised::Shown);
         assert_eq!(raised(freshness, Some(8)), Raised::CatchUp(8));
         assert_eq!(raised(freshness, None), Raised::Lost);
@@ -160,18 +213,29 @@ mod tests {
     #[test]
     fn a_state_of_another_incarnation_or_before_the_known_end_is_not_shown() {
         let known = known(&[]);
-        let sequence = |incarnation, number| Sequence { incarnation: Uuid::from_u128(incarnation), number };
-        let freshness = |incarnation, number| Freshness { sequence: sequence(incarnation, number), as_of: None };
+        let sequence =
+            |incarnation, number| Sequence { incarnation: Uuid::from_u128(incarnation), number };
+        let freshness = |incarnation, number| Freshness {
+            sequence: sequence(incarnation, number),
+            as_of: None,
+        };
         assert!(known.is_in(freshness(9, 5)) && known.is_in(freshness(9, 6)));
         assert!(!known.is_in(freshness(9, 4)) && !known.is_in(freshness(8, 6)));
     }
 
     #[test]
     fn every_reason_is_listed() {
-        let none = [NoSource::Unknown(Uuid::nil()), NoSource::NoneYet, NoSource::Several].map(Withheld::Source);
-        let all = [Withheld::NotHolder, Withheld::LedgerAway, Withheld::Behind, Withheld::Backfilling, Withheld::Recovering]
-            .into_iter()
-            .chain(none);
+        let none = [NoSource::Unknown(Uuid::nil()), NoSource::NoneYet, NoSource::Several]
+            .map(Withheld::Source);
+        let all = [
+            Withheld::NotHolder,
+            Withheld::LedgerAway,
+            Withheld::Behind,
+            Withheld::Backfilling,
+            Withheld::Recovering,
+        ]
+        .into_iter()
+        .chain(none);
         assert_eq!(all.map(Withheld::reason).collect::<Vec<_>>(), Withheld::REASONS);
     }
 }

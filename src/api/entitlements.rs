@@ -48,17 +48,24 @@ pub(super) struct Shown {
         )
     ))
 )]
-pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Asked<Shown>) -> Result<Response, Problem> {
+pub(super) async fn entitlements(
+    State(serving): State<Arc<Serving>>,
+    asked: Asked<Shown>,
+) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
     let rules = serving.known.rules().ok_or_else(|| {
         Problem::unavailable("which license rules hold is not known: the ledger was not asked yet, or names rules of a later version")
     })?;
-    let answer = from_memory(&serving, asked.request.source, |licenses| licenses.entitlements(rules, now))?;
+    let answer =
+        from_memory(&serving, asked.request.source, |licenses| licenses.entitlements(rules, now))?;
     let mut response = Json(answer.value).into_response();
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
-    let instants = [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];
+    let instants =
+        [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];
     for (name, instant) in instants {
-        let value = instant.and_then(|instant| instant.to_rfc3339_opts(SecondsFormat::AutoSi, true).try_into().ok());
+        let value = instant.and_then(|instant| {
+            instant.to_rfc3339_opts(SecondsFormat::AutoSi, true).try_into().ok()
+        });
         if let Some(value) = value {
             response.headers_mut().insert(name, value);
         }

@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address is not on loopback, where a token in clear text would be exposed.
-    #[error("{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it")]
+    #[error(
+        "{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it"
+    )]
     NoTls {
         /// Name of the setting.
         key: &'static str,
@@ -14,7 +16,9 @@ pub enum ServeError {
         address: SocketAddr,
     },
     /// The address cannot be bound.
-    #[error("{key} is {address}, which cannot be listened on: end what listens there, or choose another port")]
+    #[error(
+        "{key} is {address}, which cannot be listened on: end what listens there, or choose another port"
+    )]
     Listen {
         /// Name of the setting.
         key: &'static str,

@@ -44,8 +44,14 @@ pub(super) async fn execute(
     State(serving): State<Arc<Serving>>,
     Asked { request, actor }: Asked<ReplayExecution>,
 ) -> Result<(StatusCode, Json<PlanStanding>), Problem> {
-    if kept(&serving.api.desk, &request.hash).await.is_ok_and(|kept| kept.state == PlanState::Finished) {
-        return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()).into());
+    if kept(&serving.api.desk, &request.hash)
+        .await
+        .is_ok_and(|kept| kept.state == PlanState::Finished)
+    {
+        return Err(OperationError::Forbidden(
+            "this plan was executed to its end: plan again".to_owned(),
+        )
+        .into());
     }
     let mut told = serving.executions.begin(&serving.api.desk, &serving.stop, request, actor);
     let over = told.wait_for(|standing| standing.state != PlanState::Running);
@@ -58,7 +64,10 @@ pub(super) async fn execute(
     }
 }
 
-pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Asked<ShowPlan>) -> Result<Json<PlanStanding>, Problem> {
+pub(super) async fn standing(
+    State(serving): State<Arc<Serving>>,
+    asked: Asked<ShowPlan>,
+) -> Result<Json<PlanStanding>, Problem> {
     let kept = || kept(&serving.api.desk, &asked.request.hash);
     Ok(Json(match serving.executions.of(&asked.request.hash) {
         // another process may have executed it since
@@ -73,10 +82,13 @@ pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Asked<S
 /// The state of a plan according to the ledger.
 async fn kept(desk: &Desk, hash: &str) -> Result<PlanStanding, OperationError> {
     let planned = desk.ledger.run(async |conn| replays::load(conn, hash).await).await?;
-    let planned = planned.ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;
+    let planned = planned
+        .ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;
     let offsets = |number: i64| u64::try_from(number).unwrap_or_default();
-    let done = planned.ranges.iter().map(|range| offsets(range.next_offset - range.first_offset)).sum();
-    let total = planned.ranges.iter().map(|range| offsets(range.end_offset - range.first_offset)).sum();
+    let done =
+        planned.ranges.iter().map(|range| offsets(range.next_offset - range.first_offset)).sum();
+    let total =
+        planned.ranges.iter().map(|range| offsets(range.end_offset - range.first_offset)).sum();
     let state = match (planned.started, planned.finished) {
         (_, true) => PlanState::Finished,
         (true, false) => PlanState::Begun,

@@ -25,13 +25,22 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(serving: &Arc<Serving>, needs: Needs, hosts: Hosts, deadline: Duration) -> Self {
+    pub(super) fn new(
+        serving: &Arc<Serving>,
+        needs: Needs,
+        hosts: Hosts,
+        deadline: Duration,
+    ) -> Self {
         Self { serving: Arc::clone(serving), needs, hosts, deadline }
     }
 }
 
 /// Lets an allowed request through, passes the caller to the handler, and enforces the deadline.
-pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State(guard): State<Guard>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let settings = &guard.serving.settings;
     let tokens = settings.tokens.now();
     // a page of another origin has no token
@@ -46,6 +55,9 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
     };
     match tokio::time::timeout(guard.deadline, next.run(request)).await {
         Ok(answer) => answer,
-        Err(_) => Problem::unavailable(format!("no answer within {} seconds", guard.deadline.as_secs())).into_response(),
+        Err(_) => {
+            Problem::unavailable(format!("no answer within {} seconds", guard.deadline.as_secs()))
+                .into_response()
+        }
     }
 }

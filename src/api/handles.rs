@@ -22,11 +22,13 @@ pub struct Own {
     pub addresses: Addresses,
     /// Telemetry of all roles of the process.
     pub registry: Registry,
-    /// Partitions that this process's consumer does not read, with reasons; `None` without a consumer.
+    /// Partitions that this process's consumer does not read, with reasons; `None` without a
+    /// consumer.
     pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
     /// coderd's database; `None` if this process does not collect.
     pub coderd: Option<coderd::Database>,
-    /// State of this process's publisher, set when it starts; `None` if this process does not publish.
+    /// State of this process's publisher, set when it starts; `None` if this process does not
+    /// publish.
     pub publisher: Option<Arc<OnceLock<publisher::ConditionHandle>>>,
     /// The pauses of operators.
     pub paused: Paused,

@@ -1,5 +1,6 @@
-//! Checks the header `Host`. A page of another origin can make its own name resolve to 127.0.0.1 (DNS rebinding). Its requests then come
-//! from this machine, but the browser puts that name into `Host`.
+//! Checks the header `Host`. A page of another origin can make its own name resolve to 127.0.0.1
+//! (DNS rebinding). Its requests then come from this machine, but the browser puts that name into
+//! `Host`.
 
 use std::net::IpAddr;
 
@@ -13,8 +14,9 @@ use super::answer::Problem;
 pub(super) enum Hosts {
     /// Names of the loopback interface, and configured names.
     Named,
-    /// Also any IP address, because a page of another origin cannot have one as its name. Probes and Prometheus call a proxy beside the
-    /// process by the pod's address, which is not known in advance.
+    /// Also any IP address, because a page of another origin cannot have one as its name. Probes
+    /// and Prometheus call a proxy beside the process by the pod's address, which is not known in
+    /// advance.
     OrAddress,
 }
 
@@ -29,13 +31,17 @@ pub(super) fn admit(headers: &HeaderMap, names: &[String], hosts: Hosts) -> Resu
     if is_admitted(&host, names, hosts) {
         return Ok(());
     }
-    Err(Problem::forbidden(format!("the header Host {host:?} is not a name of this process: {advice}")))
+    Err(Problem::forbidden(format!(
+        "the header Host {host:?} is not a name of this process: {advice}"
+    )))
 }
 
 fn is_admitted(host: &str, names: &[String], hosts: Hosts) -> bool {
     let Some(name) = without_port(host) else { return false };
     let address: Option<IpAddr> = name.parse().ok();
-    let is_configured = names.iter().any(|known| known.eq_ignore_ascii_case(name) || (address.is_some() && known.parse().ok() == address));
+    let is_configured = names.iter().any(|known| {
+        known.eq_ignore_ascii_case(name) || (address.is_some() && known.parse().ok() == address)
+    });
     match address {
         Some(address) => address.is_loopback() || hosts == Hosts::OrAddress || is_configured,
         None => name.eq_ignore_ascii_case("localhost") || is_configured,
@@ -52,7 +58,9 @@ fn without_port(host: &str) -> Option<&str> {
         }
         None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
     };
-    let port_is_right = port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    let port_is_right = port.is_none_or(|port| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    });
     (port_is_right && !name.is_empty()).then_some(name)
 }
 
@@ -68,9 +76,17 @@ mod tests {
 
     #[test]
     fn loopback_and_the_configured_names_are_admitted_with_or_without_a_port() {
-        for name in
-            ["localhost", "LocalHost", "127.0.0.1", "127.9.8.7", "[::1]", "Tallyline.Example.com", "10.1.2.3", "[fd00::1]", "[fd00:0::1]"]
-        {
+        for name in [
+            "localhost",
+            "LocalHost",
+            "127.0.0.1",
+            "127.9.8.7",
+            "[::1]",
+            "Tallyline.Example.com",
+            "10.1.2.3",
+            "[fd00::1]",
+            "[fd00:0::1]",
+        ] {
             for host in [name.to_owned(), format!("{name}:8090")] {
                 assert!(is_admitted(&host, &names(), Hosts::Named), "{host}");
             }
@@ -104,7 +120,10 @@ mod tests {
             "[::ffff:10.1.2.3]",
         ] {
             assert!(!is_admitted(host, &names(), Hosts::Named), "{host}");
-            assert!(!is_admitted(host, &names(), Hosts::OrAddress) || host == "[::ffff:10.1.2.3]", "{host}");
+            assert!(
+                !is_admitted(host, &names(), Hosts::OrAddress) || host == "[::ffff:10.1.2.3]",
+                "{host}"
+            );
         }
     }
 
@@ -118,14 +137,24 @@ mod tests {
 
     #[test]
     fn the_header_must_be_there_once() {
-        let headers = |values: &[&str]| values.iter().map(|value| (HOST, value.parse().unwrap())).collect::<HeaderMap>();
+        let headers = |values: &[&str]| {
+            values.iter().map(|value| (HOST, value.parse().unwrap())).collect::<HeaderMap>()
+        };
         assert!(admit(&headers(&["localhost"]), &[], Hosts::Named).is_ok());
         for wrong in [&[][..], &["localhost", "localhost"], &["localhost", "evil.example"]] {
             let problem = admit(&headers(wrong), &[], Hosts::OrAddress).unwrap_err();
-            assert!(problem.status.as_u16() == 403 && problem.message.contains("Host must be there once"), "{problem:?}");
+            assert!(
+                problem.status.as_u16() == 403
+                    && problem.message.contains("Host must be there once"),
+                "{problem:?}"
+            );
         }
         let problem = admit(&headers(&["evil.example:8090"]), &[], Hosts::Named).unwrap_err();
-        assert!(problem.message.contains("\"evil.example:8090\"") && problem.message.contains("serve.host_names"), "{problem:?}");
+        assert!(
+            problem.message.contains("\"evil.example:8090\"")
+                && problem.message.contains("serve.host_names"),
+            "{problem:?}"
+        );
     }
 
     proptest! {

@@ -1,7 +1,9 @@
-//! Sources and their completeness, read from the ledger at a sequence that both states have reached since.
+//! Sources and their completeness, read from the ledger at a sequence that both states have reached
+//! since.
 //!
-//! Therefore this completeness also holds for every answer from the states: if the ledger is complete until an instant, memory is complete
-//! until that instant. Completeness never moves back, so an old value stays true.
+//! Therefore this completeness also holds for every answer from the states: if the ledger is
+//! complete until an instant, memory is complete until that instant. Completeness never moves back,
+//! so an old value stays true.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -33,7 +35,10 @@ impl KnownSources {
             let Some(round) = stop.run_until_cancelled(asked).await else { return };
             match &round {
                 Err(cause) if fault.is_new(cause) => {
-                    tracing::warn!(cause, "what the ledger says of its sources and rules cannot be used: what was known stays");
+                    tracing::warn!(
+                        cause,
+                        "what the ledger says of its sources and rules cannot be used: what was known stays"
+                    );
                 }
                 Err(_) => {}
                 Ok(()) => drop(fault.has_ended()),
@@ -49,13 +54,18 @@ impl KnownSources {
             Err(unknown @ OperationError::Forbidden(_)) => Err(unknown.to_string()),
             Err(error) => return Err(error.to_string()),
         };
-        let before = std::mem::replace(&mut *self.rules.write().unwrap_or_else(PoisonError::into_inner), rules.clone().ok());
+        let before = std::mem::replace(
+            &mut *self.rules.write().unwrap_or_else(PoisonError::into_inner),
+            rules.clone().ok(),
+        );
         if let (Some(before), Ok(now)) = (before, &rules)
             && before != *now
         {
             tracing::info!(rules = %now, "an operator chose other license rules");
         }
-        let asked = tokio::time::timeout(ANSWER, ask(&api.own.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
+        let asked = tokio::time::timeout(ANSWER, ask(&api.own.ledger))
+            .await
+            .map_err(|_| "no answer in time".to_owned())?;
         let (head, recovering, sources) = asked.map_err(|error| crate::cause::text(&error))?;
         if reached(api, head).await {
             let known = Known { head, recovering, sources, reached_at: Instant::now() };
@@ -79,15 +89,21 @@ async fn ask(ledger: &Ledger) -> Result<(Sequence, bool, Vec<KnownSource>), Stat
     Ok((head, recovering, sources))
 }
 
-/// Waits until both states have reached `head`. Returns false if the ledger's incarnation has changed. Has no deadline, because a later
-/// `head` would only be reached later. Readiness reports that the states are behind.
+/// Waits until both states have reached `head`. Returns false if the ledger's incarnation has
+/// changed. Has no deadline, because a later `head` would only be reached later. Readiness reports
+/// that the states are behind.
 async fn reached(api: &Api, head: Sequence) -> bool {
-    let (metrics, licenses) = tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head));
+    let (metrics, licenses) =
+        tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head));
     metrics && licenses
 }
 
 async fn reaches(mut standing: watch::Receiver<Option<Freshness>>, head: Sequence) -> bool {
     let is_decided = |at: Sequence| at.incarnation != head.incarnation || at.number >= head.number;
-    let decided = standing.wait_for(|standing| standing.is_some_and(|standing| is_decided(standing.sequence))).await;
-    decided.is_ok_and(|standing| standing.is_some_and(|standing| standing.sequence.incarnation == head.incarnation))
+    let decided = standing
+        .wait_for(|standing| standing.is_some_and(|standing| is_decided(standing.sequence)))
+        .await;
+    decided.is_ok_and(|standing| {
+        standing.is_some_and(|standing| standing.sequence.incarnation == head.incarnation)
+    })
 }

@@ -1,7 +1,7 @@
 //! The lease to show the domain series, for one process at a time.
 //!
-//! Only the ledger decides who holds the lease, when `shown_sequence` is raised before an answer. The copy in this process only avoids
-//! useless queries.
+//! Only the ledger decides who holds the lease, when `shown_sequence` is raised before an answer.
+//! The copy in this process only avoids useless queries.
 
 use std::time::Duration;
 
@@ -24,14 +24,20 @@ impl MetricsLease {
         let length = serving.settings.lease_length;
         let mut fault = LastingFault::default();
         while !stop.is_cancelled() {
-            let Some(asked) = lease_step(stop, tokio::time::timeout(length, self.ask(serving, length))).await else { break };
+            let Some(asked) =
+                lease_step(stop, tokio::time::timeout(length, self.ask(serving, length))).await
+            else {
+                break;
+            };
             let cause = match asked {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(cause::text(&error)),
                 Err(_) => Some("no answer in time".to_owned()),
             };
             match cause {
-                Some(cause) if fault.is_new(&cause) => warn!(cause, "whether this process may show the domain series is not known"),
+                Some(cause) if fault.is_new(&cause) => {
+                    warn!(cause, "whether this process may show the domain series is not known")
+                }
                 Some(_) => {}
                 None => drop(fault.has_ended()),
             }
@@ -49,14 +55,27 @@ impl MetricsLease {
         match self.last() {
             // let another process take it
             Some(lease) if !can_show => {
-                warn!(epoch = lease.epoch, "this process's folds are broken or behind: another may show the domain series");
+                warn!(
+                    epoch = lease.epoch,
+                    "this process's folds are broken or behind: another may show the domain series"
+                );
                 self.give_back(ledger, lease).await?;
             }
-            Some(lease) if ledger.run(async |conn| leases::renew(conn, &lease, length).await).await? => self.hold(lease, until),
+            Some(lease)
+                if ledger.run(async |conn| leases::renew(conn, &lease, length).await).await? =>
+            {
+                self.hold(lease, until)
+            }
             Some(lease) => self.lost(&lease),
-            // a process that still reads the ledger must not keep the lease from a process that can show the series
+            // a process that still reads the ledger must not keep the lease from a process that can
+            // show the series
             None if can_show => {
-                if let Some(lease) = ledger.run(async |conn| leases::take(conn, NAME, &serving.settings.holder, length).await).await? {
+                if let Some(lease) = ledger
+                    .run(async |conn| {
+                        leases::take(conn, NAME, &serving.settings.holder, length).await
+                    })
+                    .await?
+                {
                     info!(epoch = lease.epoch, "this process shows the domain series");
                     self.hold(lease, until);
                 }
@@ -72,14 +91,21 @@ impl MetricsLease {
     }
 }
 
-/// Whether this process's state may be shown. A broken fold shows nothing, and a fold that was not at the end of the ledger lately is
-/// outdated. During a rebuild every process is behind: a process may then show its old state if it is not below the shown sequence.
+/// Whether this process's state may be shown. A broken fold shows nothing, and a fold that was not
+/// at the end of the ledger lately is outdated. During a rebuild every process is behind: a process
+/// may then show its old state if it is not below the shown sequence.
 async fn can_show(serving: &Serving) -> Result<bool, StatementError> {
     let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
     Ok(match serving.freshness() {
         Freshness::Current => true,
         Freshness::Rebuilding => {
-            serving.api.own.ledger.run(async |conn| leases::shown_sequence(conn, NAME).await).await? <= standing.sequence.number
+            serving
+                .api
+                .own
+                .ledger
+                .run(async |conn| leases::shown_sequence(conn, NAME).await)
+                .await?
+                <= standing.sequence.number
         }
         Freshness::Behind => false,
     })

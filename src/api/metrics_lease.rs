@@ -38,7 +38,11 @@ impl MetricsLease {
     }
 
     pub(super) fn last(&self) -> Option<Lease> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|held| held.lease.clone())
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(|held| held.lease.clone())
     }
 
     /// Drops the copy before the lease is released.

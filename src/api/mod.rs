@@ -1,7 +1,8 @@
 //! The HTTP server: `/metrics`, answers to coderd, and health checks.
 //!
-//! Answers come from memory, from two states that are folded along the ledger, and contain the sequence of their state. Two loops of
-//! [`Server::run`] query the ledger: [`known`] for the sources and their completeness, [`lease`] for the right to show the domain series.
+//! Answers come from memory, from two states that are folded along the ledger, and contain the
+//! sequence of their state. Two loops of [`Server::run`] query the ledger: [`known`] for the
+//! sources and their completeness, [`lease`] for the right to show the domain series.
 
 mod agents;
 mod answer;

@@ -1,4 +1,5 @@
-//! Telemetry and health checks of a process without the role `serve`. It shows no domain series and has no API.
+//! Telemetry and health checks of a process without the role `serve`. It shows no domain series and
+//! has no API.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,11 +39,19 @@ impl OwnServer {
     ///
     /// # Errors
     /// [`ServeError`], also for an address beyond loopback.
-    pub async fn bind(address: SocketAddr, host_names: Vec<String>, own: Own) -> Result<Self, ServeError> {
+    pub async fn bind(
+        address: SocketAddr,
+        host_names: Vec<String>,
+        own: Own,
+    ) -> Result<Self, ServeError> {
         if !address.ip().is_loopback() {
             return Err(ServeError::NoTls { key: KEY, address });
         }
-        Ok(Self { listener: listen(KEY, address).await?, host_names: host_names.into(), probe: Arc::new(Probe::new(own)) })
+        Ok(Self {
+            listener: listen(KEY, address).await?,
+            host_names: host_names.into(),
+            probe: Arc::new(Probe::new(own)),
+        })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {

@@ -10,8 +10,9 @@ use super::{agents, entitlements, metrics, openapi, ready};
 use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
-    AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListPauses, ListRejects, ListSources, LogRange, PauseRequest,
-    ProveRequest, RebuildExecution, RebuildRequest, ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
+    AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListPauses, ListRejects,
+    ListSources, LogRange, PauseRequest, ProveRequest, RebuildExecution, RebuildRequest,
+    ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
     ShowFindings, ShowReject,
 };
 
@@ -61,5 +62,7 @@ pub(super) fn metrics() -> Vec<Route> {
 }
 
 fn probes() -> Vec<Route> {
-    [routes!(ready::healthz), routes!(ready::readyz)].map(|routes| Route::new(Needs::Nothing, routes).by_address()).into()
+    [routes!(ready::healthz), routes!(ready::readyz)]
+        .map(|routes| Route::new(Needs::Nothing, routes).by_address())
+        .into()
 }

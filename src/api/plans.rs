@@ -39,11 +39,13 @@ pub struct PlanStanding {
 pub enum PlanState {
     /// Not executed yet.
     Planned,
-    /// Started, but not by this process: another process executes it, or it was interrupted. Another request to execute it resumes it.
+    /// Started, but not by this process: another process executes it, or it was interrupted.
+    /// Another request to execute it resumes it.
     Begun,
     /// This process executes it.
     Running,
-    /// This process failed to execute it. Another request to execute it resumes it, if the problem allows.
+    /// This process failed to execute it. Another request to execute it resumes it, if the problem
+    /// allows.
     Failed,
     /// Completely executed.
     Finished,
@@ -72,10 +74,13 @@ impl Executions {
         actor: Actor,
     ) -> watch::Receiver<PlanStanding> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(told) = all.get(&request.hash).filter(|told| shown(told).state == PlanState::Running) {
+        if let Some(told) =
+            all.get(&request.hash).filter(|told| shown(told).state == PlanState::Running)
+        {
             return told.clone();
         }
-        let (tell, told) = watch::channel(PlanStanding::of(&request.hash, PlanState::Running, 0, 0));
+        let (tell, told) =
+            watch::channel(PlanStanding::of(&request.hash, PlanState::Running, 0, 0));
         all.insert(request.hash.clone(), told.clone());
         let (desk, stop) = (desk.clone(), stop.clone());
         tokio::spawn(async move {
@@ -93,7 +98,15 @@ impl Executions {
 
 impl PlanStanding {
     pub(super) fn of(hash: &str, state: PlanState, done: u64, total: u64) -> Self {
-        Self { hash: hash.to_owned(), state, doing: None, done, total, replayed: None, problem: None }
+        Self {
+            hash: hash.to_owned(),
+            state,
+            doing: None,
+            done,
+            total,
+            replayed: None,
+            problem: None,
+        }
     }
 
     fn step(&mut self, step: Step) {
@@ -110,7 +123,8 @@ impl PlanStanding {
 
     fn fail(&mut self, problem: &Problem) {
         self.state = PlanState::Failed;
-        self.problem = Some(PlanProblem { status: problem.status.as_u16(), message: problem.message.clone() });
+        self.problem =
+            Some(PlanProblem { status: problem.status.as_u16(), message: problem.message.clone() });
     }
 }
 

@@ -44,7 +44,8 @@ impl Check {
     }
 }
 
-/// Answers `/readyz`. For any number of callers, it checks each dependency at most once per second, on open connections.
+/// Answers `/readyz`. For any number of callers, it checks each dependency at most once per second,
+/// on open connections.
 pub(super) struct Probe {
     pub(super) own: Own,
     pub(super) recent: Recent<Readiness>,

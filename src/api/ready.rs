@@ -49,22 +49,29 @@ pub(super) struct Alive {
 )]
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
     let checks = async {
-        let (mut checks, projections, holder) =
-            tokio::join!(dependencies(&serving.probe), in_time(projections(&serving)), in_time(holder(&serving)));
+        let (mut checks, projections, holder) = tokio::join!(
+            dependencies(&serving.probe),
+            in_time(projections(&serving)),
+            in_time(holder(&serving))
+        );
         checks.extend([("projections", projections), ("metrics_lease", holder)]);
         readiness(checks)
     };
     answer(serving.probe.recent.get(Instant::now, checks).await)
 }
 
-/// The same for a process without the role `serve`, which has neither projections nor domain series.
+/// The same for a process without the role `serve`, which has neither projections nor domain
+/// series.
 pub(super) async fn own_readyz(State(probe): State<Arc<Probe>>) -> (StatusCode, Json<Readiness>) {
     let checks = async { readiness(dependencies(&probe).await) };
     answer(probe.recent.get(Instant::now, checks).await)
 }
 
 fn answer(readiness: Readiness) -> (StatusCode, Json<Readiness>) {
-    (if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(readiness))
+    (
+        if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
+        Json(readiness),
+    )
 }
 
 fn readiness(checks: BTreeMap<&'static str, Check>) -> Readiness {
@@ -88,7 +95,9 @@ async fn dependencies(probe: &Probe) -> BTreeMap<&'static str, Check> {
 }
 
 async fn in_time(check: impl Future<Output = Check>) -> Check {
-    tokio::time::timeout(ANSWER, check).await.unwrap_or_else(|_| Check::missing(format!("no answer within {} seconds", ANSWER.as_secs())))
+    tokio::time::timeout(ANSWER, check).await.unwrap_or_else(|_| {
+        Check::missing(format!("no answer within {} seconds", ANSWER.as_secs()))
+    })
 }
 
 async fn ledger(own: &Own) -> Check {
@@ -97,7 +106,10 @@ async fn ledger(own: &Own) -> Check {
         Ok(Err(error)) => Check::missing(error),
         // the pool does not report why it has no connection
         Err(_) => match own.ledger.reach().await {
-            Ok(()) => Check::missing(format!("reachable, but no connection of the pool answered within {} second", POOL_ANSWER.as_secs())),
+            Ok(()) => Check::missing(format!(
+                "reachable, but no connection of the pool answered within {} second",
+                POOL_ANSWER.as_secs()
+            )),
             Err(error) => Check::missing(cause::text(&error)),
         },
     }
@@ -136,24 +148,40 @@ async fn reach(database: &coderd::Database, kept: &Mutex<Option<coderd::Reader>>
 async fn projections(serving: &Serving) -> Check {
     let end = match serving.api.own.ledger.run(snapshots::head).await {
         Ok(head) => head.number,
-        Err(error) => return Check::missing(format!("how far they are behind is not known: {}", cause::text(&error))),
+        Err(error) => {
+            return Check::missing(format!(
+                "how far they are behind is not known: {}",
+                cause::text(&error)
+            ));
+        }
     };
     let mut standings = Vec::new();
-    for (stage, standing) in [("metrics", *serving.api.metrics.watch().borrow()), ("licenses", *serving.api.licenses.watch().borrow())] {
-        let Some(standing) = standing else { return Check::missing(format!("{stage}: nothing is folded")) };
+    for (stage, standing) in [
+        ("metrics", *serving.api.metrics.watch().borrow()),
+        ("licenses", *serving.api.licenses.watch().borrow()),
+    ] {
+        let Some(standing) = standing else {
+            return Check::missing(format!("{stage}: nothing is folded"));
+        };
         let behind = (end - standing.sequence.number).max(0);
         standings.push(format!("{stage} at {}, {behind} behind", standing.sequence));
         if standing.as_of.is_none() {
-            return Check::missing(format!("{}: the ledger's end was not reached yet", standings.join("; ")));
+            return Check::missing(format!(
+                "{}: the ledger's end was not reached yet",
+                standings.join("; ")
+            ));
         }
     }
     let why = standings.join("; ");
     match serving.freshness() {
         Freshness::Current => Check::well(why),
-        Freshness::Rebuilding => Check::well(format!("{why}: an operator has it folded anew, and the state before is shown meanwhile")),
-        Freshness::Behind => {
-            Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", serving.settings.fresh.as_secs()))
-        }
+        Freshness::Rebuilding => Check::well(format!(
+            "{why}: an operator has it folded anew, and the state before is shown meanwhile"
+        )),
+        Freshness::Behind => Check::missing(format!(
+            "{why}: the ledger's end was not reached for {} seconds",
+            serving.settings.fresh.as_secs()
+        )),
     }
 }
 
@@ -166,15 +194,25 @@ async fn recovery(own: &Own) -> Option<Check> {
 /// Also checks whether the vendor is reachable.
 fn publisher(own: &Own) -> Option<Check> {
     let begun = own.publisher.as_ref()?;
-    let Some(shown) = begun.get() else { return Some(Check::missing("not begun: it needs ledger, log and the deployment's id first")) };
+    let Some(shown) = begun.get() else {
+        return Some(Check::missing(
+            "not begun: it needs ledger, log and the deployment's id first",
+        ));
+    };
     let condition = shown.get();
     Some(if condition.is_healthy() { Check::well(condition) } else { Check::missing(condition) })
 }
 
 fn partitions(own: &Own) -> Option<Check> {
-    let stopped = own.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let why: Vec<String> = stopped.iter().map(|(partition, why)| format!("{partition}: {why}")).collect();
-    Some(if why.is_empty() { Check::well("none is stopped") } else { Check::missing(why.join("; ")) })
+    let stopped =
+        own.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let why: Vec<String> =
+        stopped.iter().map(|(partition, why)| format!("{partition}: {why}")).collect();
+    Some(if why.is_empty() {
+        Check::well("none is stopped")
+    } else {
+        Check::missing(why.join("; "))
+    })
 }
 
 /// Pauses are reported but do not make the process unready, because operators want them.

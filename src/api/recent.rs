@@ -46,7 +46,9 @@ mod tests {
             asked.set(asked.get() + 1);
             asked.get()
         };
-        for (milliseconds, answer) in [(0, 1), (999, 1), (1_000, 2), (1_999, 2), (2_000, 3), (60_000, 4)] {
+        for (milliseconds, answer) in
+            [(0, 1), (999, 1), (1_000, 2), (1_999, 2), (2_000, 3), (60_000, 4)]
+        {
             let now = begin + Duration::from_millis(milliseconds);
             assert_eq!(recent.get(|| now, ask()).await, answer, "after {milliseconds} ms");
         }
@@ -62,7 +64,8 @@ mod tests {
             elapsed.set(Duration::from_secs(30));
             "slow"
         };
-        let (first, second) = tokio::join!(recent.get(now, slow), recent.get(now, async { "another" }));
+        let (first, second) =
+            tokio::join!(recent.get(now, slow), recent.get(now, async { "another" }));
         assert_eq!((first, second), ("slow", "slow"));
     }
 }

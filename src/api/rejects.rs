@@ -1,4 +1,5 @@
-//! Gauges of open rejects. The loop that queries the sources also updates these gauges; a scrape never does.
+//! Gauges of open rejects. The loop that queries the sources also updates these gauges; a scrape
+//! never does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::clock::Clock;
 use crate::event::{RejectCause, UsageType};
 use crate::ledger::{Disposition, Ledger, OpenRejects, reject_counts};
 
-/// The pause after each count, as a multiple of its duration. Many open rejects are counted less often.
+/// The pause after each count, as a multiple of its duration. Many open rejects are counted less
+/// often.
 const PAUSE: u32 = 20;
 
 pub(super) struct RejectsTelemetry {
@@ -33,14 +35,23 @@ impl RejectsTelemetry {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = Self {
             open: IntGaugeVec::new(
-                Opts::new("tallyline_rejects_open", "Records that are no accepted event and wait for somebody to act on them."),
+                Opts::new(
+                    "tallyline_rejects_open",
+                    "Records that are no accepted event and wait for somebody to act on them.",
+                ),
                 &["verdict", "cause"],
             )?,
             at_stake: GaugeVec::new(
-                Opts::new("tallyline_rejects_units_at_stake", "Usage in open rejects, as far as its number could be read."),
+                Opts::new(
+                    "tallyline_rejects_units_at_stake",
+                    "Usage in open rejects, as far as its number could be read.",
+                ),
                 &["unit"],
             )?,
-            oldest: Gauge::new("tallyline_rejects_oldest_age_seconds", "How long the oldest open reject has waited; 0 without any.")?,
+            oldest: Gauge::new(
+                "tallyline_rejects_oldest_age_seconds",
+                "How long the oldest open reject has waited; 0 without any.",
+            )?,
             state: Mutex::default(),
         };
         registry.register(Box::new(telemetry.open.clone()))?;
@@ -49,7 +60,8 @@ impl RejectsTelemetry {
         Ok(telemetry)
     }
 
-    /// Queries the ledger unless the pause is not over. Without an answer within the time, the shown values remain.
+    /// Queries the ledger unless the pause is not over. Without an answer within the time, the
+    /// shown values remain.
     pub(super) async fn look(&self, ledger: &Ledger, clock: &Clock, within: Duration) {
         let mut state = self.state.lock().await;
         let begun = Instant::now();
@@ -58,15 +70,24 @@ impl RejectsTelemetry {
         }
         match tokio::time::timeout(within, ledger.run(reject_counts::open)).await {
             Ok(Ok(open)) => self.show(&open, clock, &mut state.shown),
-            Ok(Err(error)) => tracing::debug!(error = crate::cause::text(&error), "open rejects are not counted"),
+            Ok(Err(error)) => {
+                tracing::debug!(error = crate::cause::text(&error), "open rejects are not counted")
+            }
             Err(_) => tracing::debug!("open rejects are not counted: no answer in time"),
         }
         state.next_look = Some(Instant::now() + begun.elapsed() * PAUSE);
     }
 
-    fn show(&self, open: &[OpenRejects], clock: &Clock, shown: &mut BTreeSet<(Disposition, RejectCause)>) {
-        let mut records: BTreeMap<(Disposition, RejectCause), i64> = shown.iter().map(|of| (*of, 0)).collect();
-        let mut at_stake: BTreeMap<&str, f64> = UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
+    fn show(
+        &self,
+        open: &[OpenRejects],
+        clock: &Clock,
+        shown: &mut BTreeSet<(Disposition, RejectCause)>,
+    ) {
+        let mut records: BTreeMap<(Disposition, RejectCause), i64> =
+            shown.iter().map(|of| (*of, 0)).collect();
+        let mut at_stake: BTreeMap<&str, f64> =
+            UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
         at_stake.insert("unknown", 0.0);
         for rejects in open {
             records.insert((rejects.verdict, rejects.cause), rejects.records);

@@ -1,5 +1,5 @@
-//! A path of the API with its handler, its guard and its part of the OpenAPI document. Both come from
-//! one request type, so they cannot differ.
+//! A path of the API with its handler, its guard and its part of the OpenAPI document. Both come
+//! from one request type, so they cannot differ.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,9 @@ use axum::routing::{MethodFilter, on};
 use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn, Paths};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{AdditionalProperties, Schema};
-use utoipa::openapi::{Content, HttpMethod, ObjectBuilder, Ref, RefOr, Required, ResponseBuilder, Type};
+use utoipa::openapi::{
+    Content, HttpMethod, ObjectBuilder, Ref, RefOr, Required, ResponseBuilder, Type,
+};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use super::Serving;
@@ -49,7 +51,10 @@ impl Route {
     }
 
     /// A route of a request with its own handler and status of success.
-    pub(super) fn request<R: ApiRequest, H: Handler<X, Arc<Serving>>, X: 'static>(status: u16, handler: H) -> Self {
+    pub(super) fn request<R: ApiRequest, H: Handler<X, Arc<Serving>>, X: 'static>(
+        status: u16,
+        handler: H,
+    ) -> Self {
         let (schemas, paths) = described::<R>(status);
         let filter = MethodFilter::try_from(R::METHOD).expect("a method of HTTP");
         let scope = if R::METHOD.is_safe() { Scope::Read } else { Scope::Admin };
@@ -63,7 +68,11 @@ impl Route {
     }
 
     /// Adds the route and its guard to the router.
-    pub(super) fn mount(self, router: OpenApiRouter<Arc<Serving>>, serving: &Arc<Serving>) -> OpenApiRouter<Arc<Serving>> {
+    pub(super) fn mount(
+        self,
+        router: OpenApiRouter<Arc<Serving>>,
+        serving: &Arc<Serving>,
+    ) -> OpenApiRouter<Arc<Serving>> {
         let before = Guard::new(serving, self.needs, self.hosts, self.deadline);
         let (schemas, paths, handler) = self.routes;
         router.routes((schemas, paths, handler.route_layer(from_fn_with_state(before, guard))))
@@ -75,7 +84,10 @@ impl Route {
     }
 }
 
-async fn run<R: Operation>(State(serving): State<Arc<Serving>>, asked: Asked<R>) -> Result<Json<R::Answer>, Problem> {
+async fn run<R: Operation>(
+    State(serving): State<Arc<Serving>>,
+    asked: Asked<R>,
+) -> Result<Json<R::Answer>, Problem> {
     Ok(Json(serving.api.desk.run(&asked.request, &asked.actor, &|_| {}, &serving.stop).await?))
 }
 
@@ -86,13 +98,17 @@ fn described<R: ApiRequest>(status: u16) -> (Schemas, Paths) {
     use utoipa::{PartialSchema as _, ToSchema as _};
     let mut schemas = vec![(R::Answer::name().into_owned(), R::Answer::schema())];
     R::Answer::schemas(&mut schemas);
-    let mut fields = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false))).build();
+    let mut fields = ObjectBuilder::new()
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+        .build();
     let mut parts = Schemas::new();
     R::schemas(&mut parts);
     let documentation = collect(&R::schema(), &parts, &mut fields).unwrap_or_default();
     schemas.extend(parts);
     if !R::METHOD.is_safe() {
-        let reason = ObjectBuilder::new().schema_type(Type::String).description(Some("Reason for the audit trail."));
+        let reason = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("Reason for the audit trail."));
         fields.properties.insert("reason".to_owned(), reason.into());
         fields.required.extend(R::NEEDS_REASON.then(|| "reason".to_owned()));
     }
@@ -106,37 +122,56 @@ fn described<R: ApiRequest>(status: u16) -> (Schemas, Paths) {
             fields.properties.insert(name, schema);
             continue;
         }
-        let required = if fields.required.contains(&name) { Required::True } else { Required::False };
+        let required =
+            if fields.required.contains(&name) { Required::True } else { Required::False };
         fields.required.retain(|required| *required != name);
         let place = if in_path { ParameterIn::Path } else { ParameterIn::Query };
         let shown = serde_json::json!(schema);
         // an optional enum is one of null and a reference
-        let description = [&shown["description"], &shown["oneOf"][1]["description"]].into_iter().find_map(|text| text.as_str());
-        let parameter = ParameterBuilder::new().name(name).parameter_in(place).required(required).description(description);
+        let description = [&shown["description"], &shown["oneOf"][1]["description"]]
+            .into_iter()
+            .find_map(|text| text.as_str());
+        let parameter = ParameterBuilder::new()
+            .name(name)
+            .parameter_in(place)
+            .required(required)
+            .description(description);
         operation = operation.parameter(parameter.schema(Some(schema)));
     }
     if R::METHOD == Method::POST {
         let required = if fields.required.is_empty() { Required::False } else { Required::True };
-        let body = RequestBodyBuilder::new().content("application/json", Content::new(Some(Schema::Object(fields))));
+        let body = RequestBodyBuilder::new()
+            .content("application/json", Content::new(Some(Schema::Object(fields))));
         operation = operation.request_body(Some(body.required(Some(required)).build()));
     }
     let answer = Content::new(Some(Ref::from_schema_name(R::Answer::name())));
-    let response = ResponseBuilder::new().description(R::ANSWER).content("application/json", answer);
+    let response =
+        ResponseBuilder::new().description(R::ANSWER).content("application/json", answer);
     let mut paths = Paths::new();
     let method = match R::METHOD {
         Method::POST => HttpMethod::Post,
         Method::DELETE => HttpMethod::Delete,
         _ => HttpMethod::Get,
     };
-    paths.add_path_operation(R::PATH, vec![method], operation.response(status.to_string(), response));
+    paths.add_path_operation(
+        R::PATH,
+        vec![method],
+        operation.response(status.to_string(), response),
+    );
     (schemas, paths)
 }
 
 /// Adds the fields of a type, with those of flattened types. Returns its documentation.
-fn collect(schema: &RefOr<Schema>, parts: &[(String, RefOr<Schema>)], fields: &mut utoipa::openapi::Object) -> Option<String> {
+fn collect(
+    schema: &RefOr<Schema>,
+    parts: &[(String, RefOr<Schema>)],
+    fields: &mut utoipa::openapi::Object,
+) -> Option<String> {
     match schema {
         RefOr::Ref(reference) => {
-            let (_, part) = parts.iter().find(|(name, _)| reference.ref_location.strip_prefix("#/components/schemas/") == Some(name))?;
+            let (_, part) = parts.iter().find(|(name, _)| {
+                reference.ref_location.strip_prefix("#/components/schemas/") == Some(name)
+            })?;
             collect(part, parts, fields)
         }
         RefOr::T(Schema::Object(part)) => {

@@ -36,9 +36,14 @@ impl Server {
     /// Binds both listeners; port 0 takes a free port.
     pub async fn bind(settings: ServeSettings, api: Api) -> Result<Self, ServeError> {
         settings.check()?;
-        let listeners =
-            (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
-        let (telemetry, rejects) = (ApiTelemetry::register(&api.own.registry)?, RejectsTelemetry::register(&api.own.registry)?);
+        let listeners = (
+            listen("serve.api_listen", settings.api_listen).await?,
+            listen("serve.metrics_listen", settings.metrics_listen).await?,
+        );
+        let (telemetry, rejects) = (
+            ApiTelemetry::register(&api.own.registry)?,
+            RejectsTelemetry::register(&api.own.registry)?,
+        );
         let serving = Serving {
             probe: Probe::new(api.own.clone()),
             api,
@@ -62,7 +67,8 @@ impl Server {
         self.metrics.local_addr()
     }
 
-    /// Answers until `stop`. Then finishes open requests within the grace period, and releases the lease to show the domain series.
+    /// Answers until `stop`. Then finishes open requests within the grace period, and releases the
+    /// lease to show the domain series.
     pub async fn run(self, stop: &CancellationToken) {
         let serving = &self.serving;
         let settings = &serving.settings;
@@ -78,18 +84,30 @@ impl Server {
             }
             answered.cancel();
         };
-        tokio::join!(listeners, serving.known.follow(serving, &answered), serving.lease.keep(serving, &answered));
+        tokio::join!(
+            listeners,
+            serving.known.follow(serving, &answered),
+            serving.lease.keep(serving, &answered)
+        );
     }
 }
 
-pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+pub(super) async fn listen(
+    key: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
-/// The router of a listener. If tokens are configured, a caller needs one to learn that a path is unknown.
+/// The router of a listener. If tokens are configured, a caller needs one to learn that a path is
+/// unknown.
 fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
-    let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, Hosts::Named, DEADLINE), guard);
-    let router = routes.into_iter().fold(OpenApiRouter::with_openapi(document::empty()), |router, route| route.mount(router, serving));
+    let guarded =
+        from_fn_with_state(Guard::new(serving, Needs::AnyToken, Hosts::Named, DEADLINE), guard);
+    let router =
+        routes.into_iter().fold(OpenApiRouter::with_openapi(document::empty()), |router, route| {
+            route.mount(router, serving)
+        });
     let (router, document) = router.split_for_parts();
     router
         .layer(Extension(Arc::new(document)))

@@ -16,7 +16,8 @@ use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
 
-/// Inputs of the HTTP server: handles of the process's other parts. The creator must run the projections behind the views.
+/// Inputs of the HTTP server: handles of the process's other parts. The creator must run the
+/// projections behind the views.
 #[derive(Clone)]
 pub struct Api {
     /// Handles of every process. The HTTP server changes only the lease `metrics` in the ledger.
@@ -35,7 +36,8 @@ pub struct Api {
 pub(super) enum Freshness {
     /// Both reached it lately.
     Current,
-    /// A rebuild of one state is making progress. Every process shows the old state until the new one is ready.
+    /// A rebuild of one state is making progress. Every process shows the old state until the new
+    /// one is ready.
     Rebuilding,
     /// At least one did not reach it lately, or never did.
     Behind,
@@ -61,8 +63,12 @@ pub(super) struct Serving {
 impl Serving {
     pub(super) fn freshness(&self) -> Freshness {
         let lately = |at: Instant| at.elapsed() <= self.settings.fresh;
-        let rebuilds =
-            || [self.api.metrics.rebuild_progress_at(), self.api.licenses.rebuild_progress_at()].into_iter().flatten().any(lately);
+        let rebuilds = || {
+            [self.api.metrics.rebuild_progress_at(), self.api.licenses.rebuild_progress_at()]
+                .into_iter()
+                .flatten()
+                .any(lately)
+        };
         match self.known.now() {
             Some(known) if lately(known.reached_at) => Freshness::Current,
             Some(_) if rebuilds() => Freshness::Rebuilding,

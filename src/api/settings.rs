@@ -24,7 +24,8 @@ pub struct ServeSettings {
     pub source: Option<Uuid>,
     /// Name of this process as a lease holder; unique per process.
     pub holder: String,
-    /// Duration of the lease to show the domain series. After it, another process may take an unrenewed lease.
+    /// Duration of the lease to show the domain series. After it, another process may take an
+    /// unrenewed lease.
     pub lease_length: Duration,
     /// Interval of the queries for completeness.
     pub poll: Duration,
@@ -57,7 +58,9 @@ impl Default for ServeSettings {
 impl ServeSettings {
     /// Refuses addresses beyond loopback, because TLS is not implemented yet.
     pub(super) fn check(&self) -> Result<(), ServeError> {
-        for (key, address) in [("serve.api_listen", self.api_listen), ("serve.metrics_listen", self.metrics_listen)] {
+        for (key, address) in
+            [("serve.api_listen", self.api_listen), ("serve.metrics_listen", self.metrics_listen)]
+        {
             if !address.ip().is_loopback() {
                 return Err(ServeError::NoTls { key, address });
             }
@@ -81,8 +84,14 @@ mod tests {
             assert!(listening(loopback, loopback).is_ok());
         }
         for beyond in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
-            assert!(matches!(listening(beyond, "127.0.0.1:1"), Err(ServeError::NoTls { key: "serve.api_listen", .. })));
-            assert!(matches!(listening("127.0.0.1:1", beyond), Err(ServeError::NoTls { key: "serve.metrics_listen", .. })));
+            assert!(matches!(
+                listening(beyond, "127.0.0.1:1"),
+                Err(ServeError::NoTls { key: "serve.api_listen", .. })
+            ));
+            assert!(matches!(
+                listening("127.0.0.1:1", beyond),
+                Err(ServeError::NoTls { key: "serve.metrics_listen", .. })
+            ));
         }
     }
 }

@@ -31,7 +31,8 @@ pub(super) struct Known {
 #[derive(Clone, Debug)]
 pub(super) struct KnownSource {
     pub(super) source: Source,
-    /// Whether its first full pass is in the ledger. Before, its series would show the backfill as a spike.
+    /// Whether its first full pass is in the ledger. Before, its series would show the backfill as
+    /// a spike.
     pub(super) backfilled: bool,
     pub(super) completeness: Completeness,
 }
@@ -50,7 +51,8 @@ impl Known {
 
     /// Whether a state with this standing contains everything up to `head`.
     pub(super) fn is_in(&self, standing: Freshness) -> bool {
-        standing.sequence.incarnation == self.head.incarnation && standing.sequence.number >= self.head.number
+        standing.sequence.incarnation == self.head.incarnation
+            && standing.sequence.number >= self.head.number
     }
 }
 
@@ -60,8 +62,8 @@ impl KnownSources {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The license rules in force: those chosen in the ledger, else the pipeline's. `None` before the first answer of the ledger, and if
-    /// this version does not know the chosen rules.
+    /// The license rules in force: those chosen in the ledger, else the pipeline's. `None` before
+    /// the first answer of the ledger, and if this version does not know the chosen rules.
     pub(super) fn rules(&self) -> Option<RuleSet> {
         *self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,6 +71,8 @@ impl KnownSources {
     /// Completeness of a source in a state with this standing.
     pub(super) fn completeness(&self, deployment: Uuid, standing: Freshness) -> Completeness {
         let known = self.now().filter(|known| known.is_in(standing));
-        known.and_then(|known| known.source(deployment).map(|source| source.completeness.clone())).unwrap_or_default()
+        known
+            .and_then(|known| known.source(deployment).map(|source| source.completeness.clone()))
+            .unwrap_or_default()
     }
 }

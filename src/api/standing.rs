@@ -15,8 +15,13 @@ pub(super) enum NoSource {
     Several,
 }
 
-/// The source of a request: the requested one, else the default (configured, or the only one in use), else the only one.
-pub(super) fn choose(there: &[Uuid], meant: Option<Uuid>, asked: Option<Uuid>) -> Result<Uuid, NoSource> {
+/// The source of a request: the requested one, else the default (configured, or the only one in
+/// use), else the only one.
+pub(super) fn choose(
+    there: &[Uuid],
+    meant: Option<Uuid>,
+    asked: Option<Uuid>,
+) -> Result<Uuid, NoSource> {
     match (asked.or(meant), there) {
         (Some(named), _) if there.contains(&named) => Ok(named),
         (Some(named), _) => Err(NoSource::Unknown(named)),
@@ -29,11 +34,14 @@ pub(super) fn choose(there: &[Uuid], meant: Option<Uuid>, asked: Option<Uuid>) -
 impl From<NoSource> for Problem {
     fn from(none: NoSource) -> Self {
         match none {
-            NoSource::Unknown(id) => Problem::not_found(format!("no deployment {id} was introduced")),
-            NoSource::NoneYet => Problem::not_found("no deployment was introduced yet"),
-            NoSource::Several => {
-                Problem::field("source", "is needed: there are several deployments, and source.deployment_id does not say which is meant")
+            NoSource::Unknown(id) => {
+                Problem::not_found(format!("no deployment {id} was introduced"))
             }
+            NoSource::NoneYet => Problem::not_found("no deployment was introduced yet"),
+            NoSource::Several => Problem::field(
+                "source",
+                "is needed: there are several deployments, and source.deployment_id does not say which is meant",
+            ),
         }
     }
 }
@@ -53,7 +61,8 @@ mod tests {
         assert_eq!(choose(&both, None, None), Err(NoSource::Several));
         assert_eq!(choose(&[], None, None), Err(NoSource::NoneYet));
         assert_eq!(choose(&both, None, Some(third)), Err(NoSource::Unknown(third)));
-        // A configured source is the default even before it exists: another one must not replace it.
+        // A configured source is the default even before it exists: another one must not replace
+        // it.
         assert_eq!(choose(&[one], Some(third), None), Err(NoSource::Unknown(third)));
     }
 }

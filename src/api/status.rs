@@ -29,11 +29,16 @@ impl ApiRequest for ShowStatus {
 }
 
 /// Counts for one request at a time.
-pub(super) async fn status(State(serving): State<Arc<Serving>>, _: Asked<ShowStatus>) -> Result<Json<Status>, Problem> {
+pub(super) async fn status(
+    State(serving): State<Arc<Serving>>,
+    _: Asked<ShowStatus>,
+) -> Result<Json<Status>, Problem> {
     let _turn = serving.counting.lock().await;
     let api = &serving.api;
     let status = status::read(&api.own.ledger, &api.own.log, LOG_ANSWER).await;
-    let mut status = status.map_err(|error| Problem::unavailable(format!("the ledger cannot be read: {}", crate::cause::text(&error))))?;
+    let mut status = status.map_err(|error| {
+        Problem::unavailable(format!("the ledger cannot be read: {}", crate::cause::text(&error)))
+    })?;
     status.folded_sequences = Some(Folded {
         metrics: api.metrics.watch().borrow().map(|standing| standing.sequence),
         licenses: api.licenses.watch().borrow().map(|standing| standing.sequence),

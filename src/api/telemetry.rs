@@ -22,13 +22,25 @@ impl ApiTelemetry {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let source = &["source"];
         let telemetry = Self {
-            shown: IntGauge::new("tallyline_shown_sequence", "Ledger sequence of the domain series that this process last showed.")?,
-            ledger: IntGauge::new("tallyline_ledger_sequence", "The ledger's last sequence when this process last asked for it.")?,
+            shown: IntGauge::new(
+                "tallyline_shown_sequence",
+                "Ledger sequence of the domain series that this process last showed.",
+            )?,
+            ledger: IntGauge::new(
+                "tallyline_ledger_sequence",
+                "The ledger's last sequence when this process last asked for it.",
+            )?,
             folded: IntGaugeVec::new(
-                Opts::new("tallyline_folded_sequence", "Ledger sequence up to which this process has folded a stage."),
+                Opts::new(
+                    "tallyline_folded_sequence",
+                    "Ledger sequence up to which this process has folded a stage.",
+                ),
                 &["stage"],
             )?,
-            held: IntGauge::new("tallyline_metrics_lease_held", "1 where this process is the one that shows the domain series.")?,
+            held: IntGauge::new(
+                "tallyline_metrics_lease_held",
+                "1 where this process is the one that shows the domain series.",
+            )?,
             complete_until: GaugeVec::new(
                 Opts::new(
                     "tallyline_complete_until_timestamp_seconds",
@@ -44,14 +56,20 @@ impl ApiTelemetry {
                 source,
             )?,
             withheld: IntCounterVec::new(
-                Opts::new("tallyline_metrics_withheld_total", "Answers without domain series, by reason."),
+                Opts::new(
+                    "tallyline_metrics_withheld_total",
+                    "Answers without domain series, by reason.",
+                ),
                 &["reason"],
             )?,
         };
         for reason in Withheld::REASONS {
             telemetry.withheld.with_label_values(&[reason]);
         }
-        let version = IntGaugeVec::new(Opts::new("tallyline_build_info", "1, with the version of this binary."), &["version"])?;
+        let version = IntGaugeVec::new(
+            Opts::new("tallyline_build_info", "1, with the version of this binary."),
+            &["version"],
+        )?;
         version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(version))?;
         for gauge in [&telemetry.shown, &telemetry.ledger, &telemetry.held] {
@@ -75,8 +93,14 @@ impl ApiTelemetry {
         self.withheld.with_label_values(&[why.reason()]).inc();
     }
 
-    /// Updates the gauges before a scrape. `held`: this process has the lease to show the domain series.
-    pub(super) fn update(&self, held: bool, folded: [(&str, Option<Freshness>); 2], known: Option<&Known>) {
+    /// Updates the gauges before a scrape. `held`: this process has the lease to show the domain
+    /// series.
+    pub(super) fn update(
+        &self,
+        held: bool,
+        folded: [(&str, Option<Freshness>); 2],
+        known: Option<&Known>,
+    ) {
         self.held.set(i64::from(held));
         for (stage, standing) in folded {
             let sequence = standing.map_or(0, |standing| standing.sequence.number);
@@ -96,7 +120,9 @@ impl ApiTelemetry {
                 (&self.runtime_complete_until, known.completeness.runtime_complete_until),
             ] {
                 match until.filter(|_| !known.source.retired) {
-                    Some(until) => gauge.with_label_values(&[&source]).set(until.timestamp_micros() as f64 / 1e6),
+                    Some(until) => gauge
+                        .with_label_values(&[&source])
+                        .set(until.timestamp_micros() as f64 / 1e6),
                     // ignore the error of a missing series
                     None => drop(gauge.remove_label_values(&[&source])),
                 }

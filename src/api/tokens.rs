@@ -11,14 +11,18 @@ use subtle::ConstantTimeEq as _;
 use super::answer::Problem;
 use crate::config::Scope;
 
-/// The valid tokens. Clones share them. An empty set stays empty, and a set with tokens never becomes empty.
+/// The valid tokens. Clones share them. An empty set stays empty, and a set with tokens never
+/// becomes empty.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens(Arc<RwLock<Arc<[Token]>>>);
 
 impl Tokens {
     /// Replaces the tokens. Returns whether they differ.
     pub fn replace(&self, tokens: Vec<Token>) -> bool {
-        let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), tokens.into());
+        let before = std::mem::replace(
+            &mut *self.0.write().unwrap_or_else(PoisonError::into_inner),
+            tokens.into(),
+        );
         *before != *self.now()
     }
 
@@ -54,7 +58,8 @@ impl Token {
         self.hash == other.hash
     }
 
-    /// Whether this text is the token. The time of the comparison reveals nothing, because it compares complete hashes.
+    /// Whether this text is the token. The time of the comparison reveals nothing, because it
+    /// compares complete hashes.
     fn is(&self, text: &str) -> bool {
         let other: [u8; 32] = Sha256::digest(text).into();
         self.hash.ct_eq(&other).into()
@@ -72,9 +77,11 @@ impl fmt::Debug for Token {
 pub(super) enum Needs {
     /// Nothing: probes and the document need no token, because they contain no numbers.
     Nothing,
-    /// Any token, if tokens are configured: only callers with a token may learn that a path is unknown.
+    /// Any token, if tokens are configured: only callers with a token may learn that a path is
+    /// unknown.
     AnyToken,
-    /// A token with a scope that covers this one. Without configured tokens, loopback may read, but changes are refused.
+    /// A token with a scope that covers this one. Without configured tokens, loopback may read, but
+    /// changes are refused.
     Scope(Scope),
 }
 
@@ -83,7 +90,11 @@ pub(super) enum Needs {
 pub(super) struct Caller(pub(super) Option<String>);
 
 /// The caller of a request with these headers, if it has the right.
-pub(super) fn admit(tokens: &[Token], headers: &HeaderMap, needs: Needs) -> Result<Caller, Problem> {
+pub(super) fn admit(
+    tokens: &[Token],
+    headers: &HeaderMap,
+    needs: Needs,
+) -> Result<Caller, Problem> {
     match needs {
         Needs::Nothing => return Ok(Caller(None)),
         Needs::Scope(Scope::Admin) if tokens.is_empty() => {
@@ -94,11 +105,14 @@ pub(super) fn admit(tokens: &[Token], headers: &HeaderMap, needs: Needs) -> Resu
         Needs::AnyToken | Needs::Scope(_) if tokens.is_empty() => return Ok(Caller(None)),
         Needs::AnyToken | Needs::Scope(_) => {}
     }
-    let token = bearer(headers).and_then(|text| tokens.iter().find(|token| token.is(text))).ok_or_else(Problem::unauthorized)?;
+    let token = bearer(headers)
+        .and_then(|text| tokens.iter().find(|token| token.is(text)))
+        .ok_or_else(Problem::unauthorized)?;
     match needs {
-        Needs::Scope(scope) if !token.scope.covers(scope) => {
-            Err(Problem::forbidden(format!("this needs a token of scope {scope}; {} has the scope {}", token.name, token.scope)))
-        }
+        Needs::Scope(scope) if !token.scope.covers(scope) => Err(Problem::forbidden(format!(
+            "this needs a token of scope {scope}; {} has the scope {}",
+            token.name, token.scope
+        ))),
         _ => Ok(Caller(Some(token.name.clone()))),
     }
 }
@@ -119,11 +133,13 @@ mod tests {
     }
 
     fn tokens() -> [Token; 3] {
-        Scope::ALL.map(|scope| Token::new(&format!("the-{scope}"), scope, &format!("secret {scope}")))
+        Scope::ALL
+            .map(|scope| Token::new(&format!("the-{scope}"), scope, &format!("secret {scope}")))
     }
 
     fn status(tokens: &[Token], authorization: &[&str], needs: Needs) -> u16 {
-        admit(tokens, &headers(authorization), needs).map_or_else(|problem| problem.status.as_u16(), |_| 200)
+        admit(tokens, &headers(authorization), needs)
+            .map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -174,14 +190,29 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_scope_and_the_narrower_ones() {
-        let asked = |scope: Scope, needs| status(&tokens(), &[&format!("Bearer secret {scope}")], needs);
-        for (scope, answers) in [(Scope::Enforce, [200, 403, 403]), (Scope::Read, [200, 200, 403]), (Scope::Admin, [200, 200, 200])] {
-            assert_eq!(Scope::ALL.map(|needed| asked(scope, Needs::Scope(needed))), answers, "{scope}");
+        let asked =
+            |scope: Scope, needs| status(&tokens(), &[&format!("Bearer secret {scope}")], needs);
+        for (scope, answers) in [
+            (Scope::Enforce, [200, 403, 403]),
+            (Scope::Read, [200, 200, 403]),
+            (Scope::Admin, [200, 200, 200]),
+        ] {
+            assert_eq!(
+                Scope::ALL.map(|needed| asked(scope, Needs::Scope(needed))),
+                answers,
+                "{scope}"
+            );
             assert_eq!(asked(scope, Needs::AnyToken), 200);
         }
-        let refused = admit(&tokens(), &headers(&["Bearer secret read"]), Needs::Scope(Scope::Admin)).unwrap_err();
-        assert_eq!(refused.message, "this needs a token of scope admin; the-read has the scope read");
-        let caller = admit(&tokens(), &headers(&["Bearer secret admin"]), Needs::Scope(Scope::Admin));
+        let refused =
+            admit(&tokens(), &headers(&["Bearer secret read"]), Needs::Scope(Scope::Admin))
+                .unwrap_err();
+        assert_eq!(
+            refused.message,
+            "this needs a token of scope admin; the-read has the scope read"
+        );
+        let caller =
+            admit(&tokens(), &headers(&["Bearer secret admin"]), Needs::Scope(Scope::Admin));
         assert_eq!(caller, Ok(Caller(Some("the-admin".into()))));
     }
 }

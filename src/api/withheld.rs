@@ -13,7 +13,8 @@ pub(super) enum Withheld {
     Behind,
     /// The first backfill is running.
     Backfilling,
-    /// The ledger was restored from a backup and has not caught up: it has less than was already shown.
+    /// The ledger was restored from a backup and has not caught up: it has less than was already
+    /// shown.
     Recovering,
     /// The source of the request is not known.
     Source(NoSource),
@@ -35,6 +36,14 @@ impl Withheld {
     }
 
     /// All reasons, so that each counter exists from the start.
-    pub(super) const REASONS: [&str; 8] =
-        ["not_holder", "ledger_away", "behind", "backfilling", "recovering", "unknown_source", "no_source", "several_sources"];
+    pub(super) const REASONS: [&str; 8] = [
+        "not_holder",
+        "ledger_away",
+        "behind",
+        "backfilling",
+        "recovering",
+        "unknown_source",
+        "no_source",
+        "several_sources",
+    ];
 }

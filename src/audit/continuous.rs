@@ -1,7 +1,8 @@
-//! The continuous audit. The lease `audit` allows one process at a time; the ledger keeps the findings for all.
+//! The continuous audit. The lease `audit` allows one process at a time; the ledger keeps the
+//! findings for all.
 //!
-//! A side that cannot be read changes no finding: the finding's age shows that. Missing rows alone change none either, until a collector
-//! pass shows that they are not in flight.
+//! A side that cannot be read changes no finding: the finding's age shows that. Missing rows alone
+//! change none either, until a collector pass shows that they are not in flight.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +16,13 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use super::LedgerJoints;
-use super::joint::{Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
+use super::joint::{
+    Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR,
+};
 use crate::cause::LastingFault;
 use crate::ledger::{
-    Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, findings, holds, lease_step, leases, retirements, snapshots,
+    Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, findings, holds, lease_step,
+    leases, retirements, snapshots,
 };
 
 const NAME: &str = "audit";
@@ -43,23 +47,41 @@ pub struct AuditTelemetry {
 }
 
 impl AuditTelemetry {
-    /// Registers the gauges. A joint that this process should audit and no process ever has has the time 0. A joint that other processes
-    /// audit appears with its first audit.
+    /// Registers the gauges. A joint that this process should audit and no process ever has has the
+    /// time 0. A joint that other processes audit appears with its first audit.
     pub fn register(registry: &Registry, reads_source: bool) -> prometheus::Result<Self> {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
         let labels = &["joint", "source"];
         let telemetry = AuditTelemetry {
-            differences: IntGaugeVec::new(opts("difference", "Differences that the last audit found."), labels)?,
+            differences: IntGaugeVec::new(
+                opts("difference", "Differences that the last audit found."),
+                labels,
+            )?,
             gone: IntGaugeVec::new(
-                opts("source_gone", "Confirmed builds and claims that coderd has since removed. They remain counted."),
+                opts(
+                    "source_gone",
+                    "Confirmed builds and claims that coderd has since removed. They remain counted.",
+                ),
                 labels,
             )?,
             holds: IntGaugeVec::new(
-                opts("holds_publishing", "1 if findings of the last audit hold the source's usage; without a source: all usage."),
+                opts(
+                    "holds_publishing",
+                    "1 if findings of the last audit hold the source's usage; without a source: all usage.",
+                ),
                 labels,
             )?,
-            open: IntGaugeVec::new(opts("open", "Open items for an operator. They are not differences."), labels)?,
-            audited_at: GaugeVec::new(opts("timestamp_seconds", "End of the last audit of the joint; 0 before the first audit."), labels)?,
+            open: IntGaugeVec::new(
+                opts("open", "Open items for an operator. They are not differences."),
+                labels,
+            )?,
+            audited_at: GaugeVec::new(
+                opts(
+                    "timestamp_seconds",
+                    "End of the last audit of the joint; 0 before the first audit.",
+                ),
+                labels,
+            )?,
             reads_source,
             shown: Arc::default(),
         };
@@ -72,19 +94,26 @@ impl AuditTelemetry {
         Ok(telemetry)
     }
 
-    /// Shows the findings, and which joints of this process were never audited. `own` is its deployment, if known. A retired one is not
-    /// audited.
+    /// Shows the findings, and which joints of this process were never audited. `own` is its
+    /// deployment, if known. A retired one is not audited.
     fn show(&self, findings: &[Finding], own: Option<Uuid>, retired: bool) {
         let source = (self.reads_source && !retired).then_some((SOURCE, own));
-        let due: BTreeSet<_> = [(LOG, None), (VENDOR, None)].into_iter().chain(source).map(|(joint, of)| labels(joint, of)).collect();
-        let found: BTreeSet<_> = findings.iter().map(|finding| labels(&finding.joint, finding.deployment_id)).collect();
+        let due: BTreeSet<_> = [(LOG, None), (VENDOR, None)]
+            .into_iter()
+            .chain(source)
+            .map(|(joint, of)| labels(joint, of))
+            .collect();
+        let found: BTreeSet<_> =
+            findings.iter().map(|finding| labels(&finding.joint, finding.deployment_id)).collect();
         for finding in findings {
             let labels = labels(&finding.joint, finding.deployment_id);
             self.differences.with_label_values(&labels).set(finding.differences);
             self.open.with_label_values(&labels).set(finding.open);
             self.gone.with_label_values(&labels).set(finding.gone);
             self.holds.with_label_values(&labels).set(i64::from(finding.hold().is_some()));
-            self.audited_at.with_label_values(&labels).set(finding.audited_at.timestamp_micros() as f64 / 1e6);
+            self.audited_at
+                .with_label_values(&labels)
+                .set(finding.audited_at.timestamp_micros() as f64 / 1e6);
         }
         for never in due.difference(&found) {
             self.audited_at.with_label_values(never).set(0.0);
@@ -105,12 +134,16 @@ impl AuditTelemetry {
 
 /// Labels `joint` and `source` of a series; a joint of the whole ledger has no source.
 fn labels(joint: &str, deployment: Option<Uuid>) -> [String; 2] {
-    [joint.replace(' ', "_"), deployment.map(|deployment| deployment.to_string()).unwrap_or_default()]
+    [
+        joint.replace(' ', "_"),
+        deployment.map(|deployment| deployment.to_string()).unwrap_or_default(),
+    ]
 }
 
 /// Runs audits in a loop.
 pub struct Continuous {
-    /// The parts to compare. Without a source, only the ledger with log and vendor: another process may have the source.
+    /// The parts to compare. Without a source, only the ledger with log and vendor: another process
+    /// may have the source.
     pub audit: Audit,
     /// Time between two audits of a joint.
     pub every: Duration,
@@ -166,17 +199,29 @@ impl Continuous {
     }
 
     /// Shows the last findings, and audits due joints unless an audit has just failed.
-    async fn round(&self, waits: bool, logged: &mut LastMessages, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn round(
+        &self,
+        waits: bool,
+        logged: &mut LastMessages,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let due = stop.run_until_cancelled(self.show_findings(logged)).await.transpose()?;
         if waits || !due.is_some_and(DueJoints::any) {
             return Ok(());
         }
-        let taken =
-            lease_step(stop, ledger.run(async |conn| leases::take(conn, NAME, &self.holder, LEASE_LENGTH).await)).await.transpose()?;
+        let taken = lease_step(
+            stop,
+            ledger.run(async |conn| leases::take(conn, NAME, &self.holder, LEASE_LENGTH).await),
+        )
+        .await
+        .transpose()?;
         let Some(lease) = taken.flatten() else { return Ok(()) };
         let audited = stop.run_until_cancelled(self.audit_if_due(&lease)).await;
-        let released = lease_step(stop, ledger.run(async |conn| leases::release(conn, lease).await)).await.transpose();
+        let released =
+            lease_step(stop, ledger.run(async |conn| leases::release(conn, lease).await))
+                .await
+                .transpose();
         // the audit's own error takes precedence
         audited.transpose()?;
         released?;
@@ -187,7 +232,8 @@ impl Continuous {
     /// Shows and logs the latest findings, and returns the joints that are due.
     async fn show_findings(&self, logged: &mut LastMessages) -> anyhow::Result<DueJoints> {
         let ledger = &self.audit.ledger;
-        let findings = ledger.run(findings::list).await.context("reading findings from the ledger")?;
+        let findings =
+            ledger.run(findings::list).await.context("reading findings from the ledger")?;
         let retired = self.is_retired().await.context("reading findings from the ledger")?;
         self.telemetry.show(&findings, self.own(), retired);
         log_changes(logged, &findings);
@@ -209,15 +255,22 @@ impl Continuous {
     async fn is_retired(&self) -> Result<bool, StatementError> {
         let ledger = &self.audit.ledger;
         match self.own() {
-            Some(own) => Ok(ledger.run(async |conn| retirements::of_deployment(conn, own).await).await?.is_some()),
+            Some(own) => Ok(ledger
+                .run(async |conn| retirements::of_deployment(conn, own).await)
+                .await?
+                .is_some()),
             None => Ok(false),
         }
     }
 
     fn due(&self, findings: &[Finding], retired: bool) -> DueJoints {
         let due = |joint: &str, deployment: Option<Uuid>| {
-            let last = findings.iter().find(|finding| finding.joint == joint && finding.deployment_id == deployment);
-            last.is_none_or(|last| last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST))
+            let last = findings
+                .iter()
+                .find(|finding| finding.joint == joint && finding.deployment_id == deployment);
+            last.is_none_or(|last| {
+                last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST)
+            })
         };
         let source = self.own().is_some_and(|own| !retired && due(SOURCE, Some(own)));
         DueJoints { source, ledger: due(LOG, None) || due(VENDOR, None) }
@@ -229,7 +282,8 @@ impl Continuous {
         let keeping = async {
             loop {
                 tokio::time::sleep(LEASE_LENGTH / 4).await;
-                match ledger.run(async |conn| leases::renew(conn, lease, LEASE_LENGTH).await).await {
+                match ledger.run(async |conn| leases::renew(conn, lease, LEASE_LENGTH).await).await
+                {
                     Ok(true) => {}
                     Ok(false) => return LeaseError::Lost(lease.name.clone()),
                     Err(error) => return error.into(),
@@ -265,8 +319,13 @@ impl Continuous {
                         self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                     }
                     if unsettled > 0 {
-                        debug!(unsettled, "missing rows may be in flight: no collector pass in time");
-                        let fault = anyhow::anyhow!("no collector pass ended in time, so missing rows may be in flight");
+                        debug!(
+                            unsettled,
+                            "missing rows may be in flight: no collector pass in time"
+                        );
+                        let fault = anyhow::anyhow!(
+                            "no collector pass ended in time, so missing rows may be in flight"
+                        );
                         outcome = outcome.and(Err(fault));
                     }
                 }
@@ -308,7 +367,11 @@ impl Continuous {
             })
             .collect();
         let ledger = &self.audit.ledger;
-        Ok(ledger.run(async |conn| findings::record(conn, lease, &found, sequence, begun.elapsed().as_secs_f64()).await).await?)
+        Ok(ledger
+            .run(async |conn| {
+                findings::record(conn, lease, &found, sequence, begun.elapsed().as_secs_f64()).await
+            })
+            .await?)
     }
 }
 
@@ -325,7 +388,9 @@ fn log_changes(logged: &mut LastMessages, findings: &[Finding]) {
         _ => {}
     }
     match &holds {
-        Some(why) if logged.holds.is_new(why) => error!(why, "usage is held; `tallyline status` shows what ends the hold"),
+        Some(why) if logged.holds.is_new(why) => {
+            error!(why, "usage is held; `tallyline status` shows what ends the hold")
+        }
         None if logged.holds.has_ended() => info!("findings no longer hold usage"),
         _ => {}
     }

@@ -1,5 +1,5 @@
-//! Rereads every record in the log and compares it with its row, and every row with its own digest. It names each event that was changed,
-//! removed or added by hand.
+//! Rereads every record in the log and compares it with its row, and every row with its own digest.
+//! It names each event that was changed, removed or added by hand.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,7 +8,10 @@ use uuid::Uuid;
 
 use super::joint::{Audit, Joint};
 use crate::event::{self, Event, ParseError, Topic, TopicPartition};
-use crate::ledger::{Arrival, BatchKind, Difference, Disposition, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, kept};
+use crate::ledger::{
+    Arrival, BatchKind, Difference, Disposition, KeptEvent, KeptRange, KeptReject, Refusal,
+    RejectState, kept,
+};
 use crate::log::{LogError, Record};
 
 /// Records, and rows, in one comparison: this bounds memory.
@@ -25,16 +28,22 @@ impl Audit {
         let mut ranges = self.ledger.run(kept::ranges).await?;
         for range in &mut ranges {
             let (start, end) = self.log.watermarks(range.partition).await?;
-            // a topic that was lost and not yet recovered has none of the range; the other joints report that
+            // a topic that was lost and not yet recovered has none of the range; the other joints
+            // report that
             (range.from, range.until) = (range.from.max(start), range.until.min(end));
         }
         ranges.retain(|range| range.from < range.until);
         Ok(ranges)
     }
 
-    /// Rereads these ranges and compares each record with the ledger. Then compares each row of the ledger with its digest and related
-    /// rows. Calls `progress` with the number of offsets of each finished page.
-    pub async fn deep(&self, ranges: &[KeptRange], progress: impl Fn(u64)) -> anyhow::Result<Joint> {
+    /// Rereads these ranges and compares each record with the ledger. Then compares each row of the
+    /// ledger with its digest and related rows. Calls `progress` with the number of offsets of each
+    /// finished page.
+    pub async fn deep(
+        &self,
+        ranges: &[KeptRange],
+        progress: impl Fn(u64),
+    ) -> anyhow::Result<Joint> {
         let mut found = DeepFindings { joint: Joint::new(DEEP), differences: 0 };
         let mut read = 0;
         for range in ranges {
@@ -63,7 +72,8 @@ impl Audit {
         Ok(found.joint)
     }
 
-    /// The next records of the range and their offsets; None at its end. Leaves out records that retention removes in between.
+    /// The next records of the range and their offsets; None at its end. Leaves out records that
+    /// retention removes in between.
     async fn page(&self, rest: &mut KeptRange) -> anyhow::Result<Option<(KeptRange, Vec<Record>)>> {
         if rest.from >= rest.until {
             return Ok(None);
@@ -87,11 +97,17 @@ impl Audit {
         Ok(Some((page, records)))
     }
 
-    async fn compare(&self, page: &KeptRange, records: Vec<Record>, found: &mut DeepFindings) -> anyhow::Result<()> {
+    async fn compare(
+        &self,
+        page: &KeptRange,
+        records: Vec<Record>,
+        found: &mut DeepFindings,
+    ) -> anyhow::Result<()> {
         if page.from >= page.until {
             return Ok(());
         }
-        let arrivals: Vec<Arrival> = records.into_iter().map(|record| arrival(page.partition.topic, record)).collect();
+        let arrivals: Vec<Arrival> =
+            records.into_iter().map(|record| arrival(page.partition.topic, record)).collect();
         let mut kept = PageRows::default();
         for row in self.ledger.run(async |conn| kept::events_in(conn, page).await).await? {
             kept.here.entry(row.log_offset).or_default().push(row);
@@ -100,8 +116,11 @@ impl Audit {
             kept.rejects.insert(reject.log_offset, reject);
         }
         let topic = page.partition.topic;
-        let elsewhere: Vec<String> = arrivals.iter().filter_map(|arrival| kept.not_here(topic, arrival)).collect();
-        for row in self.ledger.run(async |conn| kept::events_by_key(conn, topic, &elsewhere).await).await? {
+        let elsewhere: Vec<String> =
+            arrivals.iter().filter_map(|arrival| kept.not_here(topic, arrival)).collect();
+        for row in
+            self.ledger.run(async |conn| kept::events_by_key(conn, topic, &elsewhere).await).await?
+        {
             if let Some(deployment) = row.event.as_ref().ok().map(|event| event.deployment) {
                 kept.elsewhere.insert((deployment, row.key.clone()), row);
             }
@@ -120,7 +139,10 @@ impl Audit {
         let (mut after, mut count) = (None, 0);
         loop {
             let page = i64::try_from(PAGE)?;
-            let rows = self.ledger.run(async |conn| kept::events_after(conn, topic, after, page).await).await?;
+            let rows = self
+                .ledger
+                .run(async |conn| kept::events_after(conn, topic, after, page).await)
+                .await?;
             let Some(last) = rows.last() else { return Ok(count) };
             after = Some((last.source_id, last.key.clone()));
             count += rows.len();
@@ -164,7 +186,10 @@ impl PageRows {
     /// The key of the record's event, if it was not accepted from this record.
     fn not_here(&self, topic: Topic, arrival: &Arrival) -> Option<String> {
         let event = arrival.event.as_ref().ok().filter(|event| event.topic() == topic)?;
-        let here = self.here.get(&arrival.offset).is_some_and(|rows| rows.iter().any(|row| is_of(topic, row, event)));
+        let here = self
+            .here
+            .get(&arrival.offset)
+            .is_some_and(|rows| rows.iter().any(|row| is_of(topic, row, event)));
         (!here).then(|| key(event))
     }
 
@@ -174,9 +199,14 @@ impl PageRows {
         let mut here = self.here.remove(&arrival.offset).unwrap_or_default();
         match &arrival.event {
             Ok(event) => {
-                let own = here.iter().position(|row| is_of(at.topic, row, event)).map(|own| here.swap_remove(own));
+                let own = here
+                    .iter()
+                    .position(|row| is_of(at.topic, row, event))
+                    .map(|own| here.swap_remove(own));
                 match own {
-                    Some(row) => accepted_here(at.topic, &place, &row, event, reject.as_ref(), found),
+                    Some(row) => {
+                        accepted_here(at.topic, &place, &row, event, reject.as_ref(), found)
+                    }
                     None => self.accepted_elsewhere(&place, event, reject.as_ref(), found),
                 }
             }
@@ -193,16 +223,28 @@ impl PageRows {
             }
         }
         for row in here {
-            found.differs("event_without_record", row.id(at.topic), format!("the record at {place} contains another event"));
+            found.differs(
+                "event_without_record",
+                row.id(at.topic),
+                format!("the record at {place} contains another event"),
+            );
         }
     }
 
-    /// Judges a record whose event was accepted from another record: a duplicate, or a conflict that is kept.
-    fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut DeepFindings) {
+    /// Judges a record whose event was accepted from another record: a duplicate, or a conflict
+    /// that is kept.
+    fn accepted_elsewhere(
+        &self,
+        place: &str,
+        event: &Event,
+        reject: Option<&KeptReject>,
+        found: &mut DeepFindings,
+    ) {
         let row = self.elsewhere.get(&(event.deployment, key(event)));
         let conflict = reject.is_some_and(|reject| reject.verdict == Disposition::Conflict);
         match row {
-            // rejected or held at the first reading: a later version, or a restored ledger, may accept it
+            // rejected or held at the first reading: a later version, or a restored ledger, may
+            // accept it
             _ if reject.is_some() && !conflict => {}
             None => found.differs(
                 "event_missing",
@@ -213,7 +255,9 @@ impl PageRows {
                 found.differs(
                     "conflict_with_the_same",
                     event.id(),
-                    format!("the record at {place} is kept as a conflict, but has the same content"),
+                    format!(
+                        "the record at {place} is kept as a conflict, but has the same content"
+                    ),
                 );
             }
             Some(row) if row.digest != event.digest() && !conflict => {
@@ -231,17 +275,32 @@ impl PageRows {
     fn left_over(self, at: TopicPartition, start: i64, found: &mut DeepFindings) {
         for (offset, rows) in self.here.into_iter().filter(|(offset, _)| *offset >= start) {
             for row in rows {
-                found.differs("event_without_record", row.id(at.topic), format!("the log holds no record at {at}@{offset}"));
+                found.differs(
+                    "event_without_record",
+                    row.id(at.topic),
+                    format!("the log holds no record at {at}@{offset}"),
+                );
             }
         }
         for (offset, reject) in self.rejects.into_iter().filter(|(offset, _)| *offset >= start) {
-            found.differs("reject_without_record", format!("reject {}", reject.id), format!("the log holds no record at {at}@{offset}"));
+            found.differs(
+                "reject_without_record",
+                format!("reject {}", reject.id),
+                format!("the log holds no record at {at}@{offset}"),
+            );
         }
     }
 }
 
 /// Compares every column of a row with the record from which it was accepted.
-fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reject: Option<&KeptReject>, found: &mut DeepFindings) {
+fn accepted_here(
+    topic: Topic,
+    place: &str,
+    row: &KeptEvent,
+    event: &Event,
+    reject: Option<&KeptReject>,
+    found: &mut DeepFindings,
+) {
     let mut columns = match &row.event {
         Ok(kept) => differing(kept, event),
         Err(why) => vec![format!("not a valid event any more ({why})")],
@@ -250,16 +309,28 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
         columns.push("digest".to_owned());
     }
     if !columns.is_empty() {
-        found.differs("event_changed", row.id(topic), format!("{}: differs from the record at {place}", columns.join(", ")));
+        found.differs(
+            "event_changed",
+            row.id(topic),
+            format!("{}: differs from the record at {place}", columns.join(", ")),
+        );
     }
     let Some(reject) = reject else { return };
-    let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
-    // a replay reads a record a second time, and perhaps only one reading accepts it; a conflict remains one
-    let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
+    let (id, detail) = (
+        format!("reject {}", reject.id),
+        format!("the record at {place} is accepted as {}", row.id(topic)),
+    );
+    // a replay reads a record a second time, and perhaps only one reading accepts it; a conflict
+    // remains one
+    let read_twice = reject.by_a_replay
+        || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
     if !read_twice || reject.verdict == Disposition::Conflict {
         found.differs("reject_of_an_event", id, detail);
     } else if reject.state == RejectState::Open {
-        let detail = format!("{detail} by another reading; `tallyline rejects resubmit {}` ends the reject and appends nothing", reject.id);
+        let detail = format!(
+            "{detail} by another reading; `tallyline rejects resubmit {}` ends the reject and appends nothing",
+            reject.id
+        );
         found.joint.open.push(Difference { kind: "accepted_after_all".into(), id, detail });
     }
 }
@@ -270,40 +341,66 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
         return found.differs(
             "reject_missing",
             place,
-            format!("the record is not a valid event ({}), and the ledger has no reject for it", refusal.detail),
+            format!(
+                "the record is not a valid event ({}), and the ledger has no reject for it",
+                refusal.detail
+            ),
         );
     };
     // signatures are not verified here
     if reject.cause.may_be_forged() {
         return;
     }
-    let expected = if refusal.verdict == Disposition::Held { Disposition::Held } else { Disposition::Rejected };
+    let expected = if refusal.verdict == Disposition::Held {
+        Disposition::Held
+    } else {
+        Disposition::Rejected
+    };
     // each version judges held records again
     if reject.verdict != Disposition::Held && reject.verdict != expected {
-        let detail = format!("disposition: the reject has {}, the record at {place} gives {expected}", reject.verdict);
+        let detail = format!(
+            "disposition: the reject has {}, the record at {place} gives {expected}",
+            reject.verdict
+        );
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
     } else if reject.verdict == expected && reject.cause != refusal.cause {
-        let detail =
-            format!("cause: the reject has {}, this version gives {}; another version may have set it", reject.cause, refusal.cause);
-        found.joint.remarks.push(Difference { kind: "reject_cause".into(), id: format!("reject {}", reject.id), detail });
+        let detail = format!(
+            "cause: the reject has {}, this version gives {}; another version may have set it",
+            reject.cause, refusal.cause
+        );
+        found.joint.remarks.push(Difference {
+            kind: "reject_cause".into(),
+            id: format!("reject {}", reject.id),
+            detail,
+        });
     }
 }
 
-/// Checks a row by itself: its digest matches its columns, and its batch is from the log and covers its record.
+/// Checks a row by itself: its digest matches its columns, and its batch is from the log and covers
+/// its record.
 fn row_alone(topic: Topic, row: &KeptEvent, found: &mut DeepFindings) {
     match &row.event {
         Ok(event) if event.digest().as_slice() == row.digest => {}
-        Ok(_) => found.differs("digest_differs", row.id(topic), "its columns do not match the digest under which it was accepted"),
+        Ok(_) => found.differs(
+            "digest_differs",
+            row.id(topic),
+            "its columns do not match the digest under which it was accepted",
+        ),
         Err(why) => found.differs("event_unreadable", row.id(topic), why),
     }
     let Some(batch) = &row.batch else {
-        return found.differs("event_without_its_batch", row.id(topic), format!("it names batch {}, which does not exist", row.batch_id));
+        return found.differs(
+            "event_without_its_batch",
+            row.id(topic),
+            format!("it names batch {}, which does not exist", row.batch_id),
+        );
     };
     let of_the_topic = batch.topic.as_deref() == Some(topic.name());
-    let inside =
-        batch.first_offset.is_some_and(|first| first <= row.log_offset) && batch.next_offset.is_some_and(|next| row.log_offset < next);
+    let inside = batch.first_offset.is_some_and(|first| first <= row.log_offset)
+        && batch.next_offset.is_some_and(|next| row.log_offset < next);
     if !of_the_topic || !inside {
-        let detail = format!("offset {} of {topic} is not in batch {}", row.log_offset, row.batch_id);
+        let detail =
+            format!("offset {} of {topic} is not in batch {}", row.log_offset, row.batch_id);
         found.differs("event_outside_its_batch", row.id(topic), detail);
     }
 }
@@ -311,11 +408,21 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut DeepFindings) {
 /// Parses a record as a consumer of that topic does.
 fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
-        let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Disposition::Held } else { Disposition::Rejected };
+        let verdict = if matches!(error, ParseError::UnknownEventType(_)) {
+            Disposition::Held
+        } else {
+            Disposition::Rejected
+        };
         Refusal { verdict, cause: error.cause(), detail: error.to_string() }
     };
     let event = event::parse_in(topic, &record.message).map_err(refusal);
-    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event, confirmed: false }
+    Arrival {
+        offset: record.offset,
+        timestamp: record.timestamp,
+        message: record.message,
+        event,
+        confirmed: false,
+    }
 }
 
 fn key(event: &Event) -> String {
@@ -328,7 +435,9 @@ fn key(event: &Event) -> String {
 
 fn is_of(topic: Topic, row: &KeptEvent, event: &Event) -> bool {
     // a row without a readable event is compared by its key
-    event.topic() == topic && row.key == key(event) && row.event.as_ref().map_or(true, |kept| kept.deployment == event.deployment)
+    event.topic() == topic
+        && row.key == key(event)
+        && row.event.as_ref().map_or(true, |kept| kept.deployment == event.deployment)
 }
 
 /// The column of a field of the wire form, if the names differ.
@@ -358,7 +467,9 @@ fn fields(event: &Event) -> BTreeMap<String, Value> {
     if let Value::Object(attributes) = event.to_structured() {
         for (name, value) in attributes {
             match (name.as_str(), value) {
-                ("data", Value::Object(data)) => fields.extend(data.into_iter().map(|(name, value)| (column(&name).to_owned(), value))),
+                ("data", Value::Object(data)) => fields.extend(
+                    data.into_iter().map(|(name, value)| (column(&name).to_owned(), value)),
+                ),
                 // it repeats a field of the data under another name
                 ("time", _) if !matches!(event.payload, event::Payload::Usage(_)) => {}
                 (name, value) => {

@@ -15,7 +15,8 @@ pub(super) const SOURCE: &str = "source and ledger";
 pub(super) const LOG: &str = "log and ledger";
 pub(super) const VENDOR: &str = "ledger and vendor";
 
-/// Numbers of a joint that a finding keeps: rows that coderd removed, recent usage (30 days), and its differing part.
+/// Numbers of a joint that a finding keeps: rows that coderd removed, recent usage (30 days), and
+/// its differing part.
 pub(super) const SOURCE_GONE: &str = "source_gone";
 pub(super) const RECENT_USAGE: &str = "usage_of_30_days";
 pub(super) const RECENT_USAGE_DIFFERS: &str = "usage_of_30_days_that_differs";
@@ -41,15 +42,23 @@ pub struct Joint {
     pub numbers: BTreeMap<String, i64>,
     /// Differences: with any of them, the books do not balance.
     pub differences: Vec<Difference>,
-    /// Entries that wait for an operator or an upgrade. They are in the books, but not as events. They are not differences.
+    /// Entries that wait for an operator or an upgrade. They are in the books, but not as events.
+    /// They are not differences.
     pub open: Vec<Difference>,
-    /// Rows that coderd changed or removed later, and rows that could not be compared. They are not differences.
+    /// Rows that coderd changed or removed later, and rows that could not be compared. They are not
+    /// differences.
     pub remarks: Vec<Difference>,
 }
 
 impl Joint {
     pub(super) fn new(name: &'static str) -> Self {
-        Joint { name: Cow::Borrowed(name), numbers: BTreeMap::new(), differences: Vec::new(), open: Vec::new(), remarks: Vec::new() }
+        Joint {
+            name: Cow::Borrowed(name),
+            numbers: BTreeMap::new(),
+            differences: Vec::new(),
+            open: Vec::new(),
+            remarks: Vec::new(),
+        }
     }
 
     /// One of its numbers; 0 if it is absent.

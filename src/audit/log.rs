@@ -1,5 +1,5 @@
-//! Compares log and ledger. A partition's batches form a chain. Each record is accepted, duplicate, conflict, rejected or held. The log is
-//! still the one that was read.
+//! Compares log and ledger. A partition's batches form a chain. Each record is accepted, duplicate,
+//! conflict, rejected or held. The log is still the one that was read.
 
 use super::joint::{Audit, Joint, LOG};
 use super::vendor;
@@ -15,7 +15,12 @@ pub(super) async fn compare(audit: &Audit, books: &LedgerBooks) -> anyhow::Resul
     joint.number("conflicts", sum(|books| books.conflicts));
     joint.number("rejects", sum(|books| books.rejects));
     joint.number("held", sum(|books| books.held));
-    joint.differences = books.differences.iter().filter(|difference| !vendor::is_vendor_kind(&difference.kind)).cloned().collect();
+    joint.differences = books
+        .differences
+        .iter()
+        .filter(|difference| !vendor::is_vendor_kind(&difference.kind))
+        .cloned()
+        .collect();
     let mut waiting = 0;
     for partition in &books.partitions {
         waiting += end(audit, partition, &mut joint).await?;
@@ -30,15 +35,23 @@ async fn end(audit: &Audit, books: &PartitionBooks, joint: &mut Joint) -> anyhow
     let (start, end) = audit.log.watermarks(books.partition).await?;
     let id = books.partition.to_string();
     if books.next_offset > end || books.next_offset < start {
-        let detail = format!("the ledger's position is {}, the log has offsets {start} to {end}", books.next_offset);
+        let detail = format!(
+            "the ledger's position is {}, the log has offsets {start} to {end}",
+            books.next_offset
+        );
         joint.differences.push(Difference { kind: "position_outside_the_log".into(), id, detail });
         return Ok(0);
     }
     if let Some(last) = books.last.filter(|last| last.offset >= start) {
         let there = audit.log.read(books.partition, last.offset, 1).await?;
-        let same = there.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint);
+        let same = there.first().is_some_and(|record| {
+            record.offset == last.offset && fingerprint(&record.message) == last.fingerprint
+        });
         if !same {
-            let detail = format!("the record at offset {} is not the one that the ledger has read", last.offset);
+            let detail = format!(
+                "the record at offset {} is not the one that the ledger has read",
+                last.offset
+            );
             joint.differences.push(Difference { kind: "another_record".into(), id, detail });
         }
     }

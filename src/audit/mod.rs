@@ -1,5 +1,5 @@
-//! The three joints at which the books must balance: source and ledger, log and ledger, ledger and vendor. Compares rows on both sides and
-//! lists differences by id.
+//! The three joints at which the books must balance: source and ledger, log and ledger, ledger and
+//! vendor. Compares rows on both sides and lists differences by id.
 
 mod continuous;
 mod deep;
@@ -52,7 +52,11 @@ impl Audit {
         let source = self.source_joint().await?;
         let LedgerJoints { sequence, log, vendor } = self.ledger_joints().await?;
         let joints = vec![source, log?, vendor];
-        Ok(AuditReport { balanced: joints.iter().all(|joint| joint.differences.is_empty()), sequence, joints })
+        Ok(AuditReport {
+            balanced: joints.iter().all(|joint| joint.differences.is_empty()),
+            sequence,
+            joints,
+        })
     }
 
     async fn source_joint(&self) -> anyhow::Result<Joint> {

@@ -1,5 +1,5 @@
-//! Compares ledger and vendor. Accepted usage is published, refused permanently, expired, unknown, pending or not ours. The vendor's side
-//! is its recorded answers.
+//! Compares ledger and vendor. Accepted usage is published, refused permanently, expired, unknown,
+//! pending or not ours. The vendor's side is its recorded answers.
 
 use super::joint::{Joint, VENDOR};
 use crate::ledger::LedgerBooks;
@@ -13,7 +13,12 @@ pub(super) fn compare(books: &LedgerBooks) -> Joint {
     for (state, count) in &books.publications {
         joint.number(state.clone(), *count);
     }
-    joint.differences = books.differences.iter().filter(|difference| KINDS.contains(&&*difference.kind)).cloned().collect();
+    joint.differences = books
+        .differences
+        .iter()
+        .filter(|difference| KINDS.contains(&&*difference.kind))
+        .cloned()
+        .collect();
     joint
 }
 

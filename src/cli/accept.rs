@@ -6,7 +6,8 @@ use super::actor::ActorArguments;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 
-/// Bind a source to the coderd that this pipeline names, even if it was bound to another one. Needs a reason.
+/// Bind a source to the coderd that this pipeline names, even if it was bound to another one. Needs
+/// a reason.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -24,7 +25,8 @@ pub struct Arguments {
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
     site.ledger.reach().await?;
-    let accepted = site.desk()?.accept_identity(arguments.source_id, &arguments.actor.actor()).await?;
+    let accepted =
+        site.desk()?.accept_identity(arguments.source_id, &arguments.actor.actor()).await?;
     context.output.answer(&accepted, || {
         format!(
             "{} is bound to the coderd with deployment id {} and default organization {}\n",

@@ -23,7 +23,10 @@ impl ActorArguments {
     /// [`Exit::Configuration`] if `--as` gives a name.
     pub fn reason_alone(&self) -> Result<&str, Failure> {
         match self.name {
-            Some(_) => Err(Failure::of(Exit::Configuration, "--as cannot be used with --api: who acts is the token's name")),
+            Some(_) => Err(Failure::of(
+                Exit::Configuration,
+                "--as cannot be used with --api: who acts is the token's name",
+            )),
             None => Ok(&self.reason),
         }
     }
@@ -31,15 +34,25 @@ impl ActorArguments {
     /// The actor that these arguments name.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|login| !login.trim().is_empty()));
-        let name = self.name.clone().filter(|name| !name.trim().is_empty()).or_else(login).unwrap_or_else(user_id);
+        let login = || {
+            ["USER", "LOGNAME"]
+                .iter()
+                .find_map(|name| std::env::var(name).ok().filter(|login| !login.trim().is_empty()))
+        };
+        let name = self
+            .name
+            .clone()
+            .filter(|name| !name.trim().is_empty())
+            .or_else(login)
+            .unwrap_or_else(user_id);
         Actor { name, reason: self.reason.clone() }
     }
 }
 
 /// The user id as a name, for users without a login name, as in containers.
 fn user_id() -> String {
-    std::fs::metadata("/proc/self").map_or_else(|_| "unknown".to_owned(), |process| format!("uid {}", process.uid()))
+    std::fs::metadata("/proc/self")
+        .map_or_else(|_| "unknown".to_owned(), |process| format!("uid {}", process.uid()))
 }
 
 #[cfg(test)]
@@ -48,7 +61,9 @@ mod tests {
 
     #[test]
     fn an_actor_always_has_a_name() {
-        let named = |name: Option<&str>| ActorArguments { name: name.map(str::to_owned), reason: String::new() }.actor().name;
+        let named = |name: Option<&str>| {
+            ActorArguments { name: name.map(str::to_owned), reason: String::new() }.actor().name
+        };
         assert_eq!(named(Some("sre-1")), "sre-1");
         assert!(!named(None).is_empty() && !named(Some(" ")).trim().is_empty());
         assert!(user_id().starts_with("uid "));

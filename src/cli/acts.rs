@@ -13,7 +13,14 @@ pub(super) async fn run(query: Query<ListActs>, context: &Context) -> Result<Exi
 
 fn table(answer: &Acts) -> String {
     let rows = answer.acts.iter().map(|act| {
-        [act.id.to_string(), time(act.acted_at), act.actor.clone(), act.act.to_string(), act.subject.clone(), act.reason.clone()]
+        [
+            act.id.to_string(),
+            time(act.acted_at),
+            act.actor.clone(),
+            act.act.to_string(),
+            act.subject.clone(),
+            act.reason.clone(),
+        ]
     });
     let page = columns(["ID", "AT", "WHO", "WHAT", "SUBJECT", "WHY"], rows);
     match answer.next_before {

@@ -13,7 +13,8 @@ use crate::operations::ApiRequest;
 
 /// Timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Timeout of an answer. It is longer than the server's own deadline, because the server's error explains more than a timeout.
+/// Timeout of an answer. It is longer than the server's own deadline, because the server's error
+/// explains more than a timeout.
 const ANSWER: Duration = Duration::from_secs(45);
 
 /// Timeout of an answer to a request that reads or writes much.
@@ -27,22 +28,33 @@ pub struct ApiClient {
     http: Client,
 }
 
-/// Parses the URL of an API. Plain HTTP is allowed only on this machine, because it would expose the token.
+/// Parses the URL of an API. Plain HTTP is allowed only on this machine, because it would expose
+/// the token.
 pub(super) fn url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
-    let plain =
-        url.has_host() && url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+    let plain = url.has_host()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
     match url.scheme() {
         "https" if plain => Ok(url),
         "http" if plain && is_loopback(&url) => Ok(url),
-        "http" if plain => Err("must be https:// beyond this machine: a token in clear text protects nothing".into()),
-        _ => Err("must be an http:// or https:// URL with a host and without user, password and query".into()),
+        "http" if plain => {
+            Err("must be https:// beyond this machine: a token in clear text protects nothing"
+                .into())
+        }
+        _ => Err(
+            "must be an http:// or https:// URL with a host and without user, password and query"
+                .into(),
+        ),
     }
 }
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl ApiClient {
@@ -61,8 +73,14 @@ impl ApiClient {
     ///
     /// # Errors
     /// A [`Failure`] with the URL, the status and the answer.
-    pub async fn ask<R: ApiRequest>(&self, request: &R, reason: &str) -> Result<R::Answer, Failure> {
-        let mut fields = match serde_json::to_value(request).map_err(|error| Failure::new(Exit::Internal, error))? {
+    pub async fn ask<R: ApiRequest>(
+        &self,
+        request: &R,
+        reason: &str,
+    ) -> Result<R::Answer, Failure> {
+        let mut fields = match serde_json::to_value(request)
+            .map_err(|error| Failure::new(Exit::Internal, error))?
+        {
             Value::Object(fields) => fields,
             _ => Map::new(),
         };
@@ -73,7 +91,11 @@ impl ApiClient {
         if R::METHOD != Method::POST {
             fill(&mut url, std::mem::take(&mut fields));
         }
-        let mut call = self.http.request(R::METHOD, url.clone()).timeout(if R::IS_LONG { LONG_ANSWER } else { ANSWER });
+        let mut call = self.http.request(R::METHOD, url.clone()).timeout(if R::IS_LONG {
+            LONG_ANSWER
+        } else {
+            ANSWER
+        });
         if R::METHOD == Method::POST {
             call = call.json(&fields);
         }
@@ -82,18 +104,28 @@ impl ApiClient {
         }
         let answered = async {
             let answer = call.send().await.map_err(reqwest::Error::without_url)?;
-            Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await.map_err(reqwest::Error::without_url)?))
+            Ok::<_, reqwest::Error>((
+                answer.status(),
+                answer.bytes().await.map_err(reqwest::Error::without_url)?,
+            ))
         };
         let answered = answered.await.with_context(|| format!("no answer from {url}"));
         let (status, body) = answered.map_err(|error| Failure::new(Exit::Unreachable, error))?;
         if !status.is_success() {
             return Err(refused(&url, status, &body));
         }
-        let not_understood = || format!("{url} answers what this version does not understand; is it of the same version?");
-        serde_json::from_slice(&body).with_context(not_understood).map_err(|error| Failure::new(Exit::Unreachable, error))
+        let not_understood = || {
+            format!(
+                "{url} answers what this version does not understand; is it of the same version?"
+            )
+        };
+        serde_json::from_slice(&body)
+            .with_context(not_understood)
+            .map_err(|error| Failure::new(Exit::Unreachable, error))
     }
 
-    /// The failure of work that continued after the answer; it has the exit code of an answer with this status.
+    /// The failure of work that continued after the answer; it has the exit code of an answer with
+    /// this status.
     pub fn failure(status: u16, message: &str) -> Failure {
         Failure::of(exit(status), message)
     }
@@ -103,7 +135,10 @@ impl ApiClient {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path.split('/').skip(1).map(|segment| {
-                let field = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).and_then(|name| fields.remove(name));
+                let field = segment
+                    .strip_prefix('{')
+                    .and_then(|rest| rest.strip_suffix('}'))
+                    .and_then(|name| fields.remove(name));
                 field.map_or_else(|| segment.to_owned(), text)
             }));
         }
@@ -147,10 +182,23 @@ mod tests {
 
     #[test]
     fn a_token_goes_to_this_machine_or_over_tls_only() {
-        for right in ["http://127.0.0.1:8090", "http://localhost:1/", "http://[::1]:8090", "https://tallyline.example/behind/"] {
+        for right in [
+            "http://127.0.0.1:8090",
+            "http://localhost:1/",
+            "http://[::1]:8090",
+            "https://tallyline.example/behind/",
+        ] {
             assert!(url(right).is_ok(), "{right}");
         }
-        for wrong in ["http://10.0.0.1", "http://tallyline.example", "https://u:p@h", "https://h?x=1", "ftp://h", "127.0.0.1:8090", "x"] {
+        for wrong in [
+            "http://10.0.0.1",
+            "http://tallyline.example",
+            "https://u:p@h",
+            "https://h?x=1",
+            "ftp://h",
+            "127.0.0.1:8090",
+            "x",
+        ] {
             assert!(url(wrong).is_err(), "{wrong}");
         }
     }
@@ -179,11 +227,25 @@ mod tests {
             (503, Exit::Unreachable),
             (302, Exit::Unreachable),
         ] {
-            let failure = refused(&at, StatusCode::from_u16(status).unwrap(), br#"{"message":"why","field":"which"}"#);
+            let failure = refused(
+                &at,
+                StatusCode::from_u16(status).unwrap(),
+                br#"{"message":"why","field":"which"}"#,
+            );
             assert_eq!(failure.exit, exit, "{status}");
             let text = failure.error.to_string();
-            assert!(text.contains("https://h/ answers") && text.contains(&status.to_string()) && text.ends_with("which: why"), "{text}");
+            assert!(
+                text.contains("https://h/ answers")
+                    && text.contains(&status.to_string())
+                    && text.ends_with("which: why"),
+                "{text}"
+            );
         }
-        assert!(refused(&at, StatusCode::BAD_GATEWAY, b"<html>").error.to_string().contains("none of Tallyline's"));
+        assert!(
+            refused(&at, StatusCode::BAD_GATEWAY, b"<html>")
+                .error
+                .to_string()
+                .contains("none of Tallyline's")
+        );
     }
 }

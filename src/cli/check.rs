@@ -20,7 +20,8 @@ pub struct Arguments {
     /// Also resolve every secret (env:, file:, exec:), without showing any
     #[arg(long)]
     secrets: bool,
-    /// Also test the databases and Kafka without writing, and list each missing right with its grant statement; does not test Tallyman
+    /// Also test the databases and Kafka without writing, and list each missing right with its
+    /// grant statement; does not test Tallyman
     #[arg(long)]
     connect: bool,
 }
@@ -34,11 +35,9 @@ struct Answer {
 }
 
 /// Without keys, everyone who may write to a topic can add events.
-const UNVERIFIED: &str =
-    "log.verification_keys is not set: records are not verified, and anyone who may write to the topics can add numbers";
+const UNVERIFIED: &str = "log.verification_keys is not set: records are not verified, and anyone who may write to the topics can add numbers";
 
-const NO_LICENSE_KEYS: &str =
-    "license.public_keys is not set: every license is refused, so that nothing is entitled and mode sole publishes nothing";
+const NO_LICENSE_KEYS: &str = "license.public_keys is not set: every license is refused, so that nothing is entitled and mode sole publishes nothing";
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let (mut mistakes, mut warnings, mut server_is_away) = (Vec::new(), Vec::new(), false);
@@ -104,14 +103,17 @@ fn lines(mistakes: &Mistakes) -> Vec<Line> {
 }
 
 fn table(answer: &Answer, arguments: &PipelineArguments) -> String {
-    let mut text: String = answer.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    let mut text: String =
+        answer.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     if answer.mistakes.is_empty() {
         text.push_str(&format!("{}: no mistake\n", arguments.pipeline.display()));
         return text;
     }
     text.push_str(&columns(
         ["PLACE", "KEY", "PROBLEM"],
-        answer.mistakes.iter().map(|line| [line.place.clone(), line.key.clone().unwrap_or_default(), line.problem.clone()]),
+        answer.mistakes.iter().map(|line| {
+            [line.place.clone(), line.key.clone().unwrap_or_default(), line.problem.clone()]
+        }),
     ));
     text
 }

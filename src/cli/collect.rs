@@ -11,7 +11,10 @@ use super::output::time;
 use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
-use crate::ledger::{Ledger, Pausable, Source, SweepRequest, collector_lease, collector_requests, leases, losses, passes, pauses, sources};
+use crate::ledger::{
+    Ledger, Pausable, Source, SweepRequest, collector_lease, collector_requests, leases, losses,
+    passes, pauses, sources,
+};
 
 /// Interval of progress queries to the ledger.
 const LOOK: Duration = Duration::from_millis(500);
@@ -19,7 +22,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Requests to collectors.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Collect {
-    /// Let the running collector read everything now, and show the progress until the ledger has all of it
+    /// Let the running collector read everything now, and show the progress until the ledger has
+    /// all of it
     Sweep(Arguments),
 }
 
@@ -54,7 +58,15 @@ pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Fail
     let total = ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
     ledger.run(async |conn| collector_requests::add_sweep(conn, source.id).await).await?;
     let progress = Progress::default();
-    let watched = context.stop.run_until_cancelled(watch(ledger, &source, u64::try_from(total).unwrap_or_default(), &progress)).await;
+    let watched = context
+        .stop
+        .run_until_cancelled(watch(
+            ledger,
+            &source,
+            u64::try_from(total).unwrap_or_default(),
+            &progress,
+        ))
+        .await;
     progress.finish();
     let Some(swept) = watched else {
         let advice = "the sweep goes on; `tallyline collect sweep` asks for another one";
@@ -68,10 +80,19 @@ pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Fail
 async fn source(site: &Site, context: &Context) -> Result<Source, Failure> {
     let Some(deployment) = site.deployment(&context.stop).await else {
         let unset = "source.deployment_id is not set, and coderd's database cannot be asked: set source.deployment_id";
-        return Err(if context.stop.is_cancelled() { Failure::interrupted() } else { Failure::of(Exit::Configuration, unset) });
+        return Err(if context.stop.is_cancelled() {
+            Failure::interrupted()
+        } else {
+            Failure::of(Exit::Configuration, unset)
+        });
     };
     let source = site.ledger.ledger.run(async |conn| sources::get(conn, deployment).await).await?;
-    source.ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {deployment}: no collector has introduced it; {START}")))
+    source.ok_or_else(|| {
+        Failure::of(
+            Exit::Refused,
+            format!("deployment {deployment}: no collector has introduced it; {START}"),
+        )
+    })
 }
 
 /// Advice if no collector runs.
@@ -81,19 +102,41 @@ const START: &str = "start a process with the role collect";
 async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure> {
     let pauses = ledger.run(pauses::list).await?;
     if let Some(pause) = pauses.iter().find(|pause| pause.operation == Pausable::Collect) {
-        return Err(Failure::of(Exit::Refused, format!("{pause}; `tallyline resume collect` goes on")));
+        return Err(Failure::of(
+            Exit::Refused,
+            format!("{pause}; `tallyline resume collect` goes on"),
+        ));
     }
-    let holder = ledger.run(async |conn| leases::holder(conn, &collector_lease(source.deployment_id)).await).await?;
-    holder
-        .map(|_| ())
-        .ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {}: no collector runs; {START} and ask again", source.deployment_id)))
+    let holder = ledger
+        .run(async |conn| leases::holder(conn, &collector_lease(source.deployment_id)).await)
+        .await?;
+    holder.map(|_| ()).ok_or_else(|| {
+        Failure::of(
+            Exit::Refused,
+            format!(
+                "deployment {}: no collector runs; {START} and ask again",
+                source.deployment_id
+            ),
+        )
+    })
 }
 
-/// Shows the progress until the ledger has all rows of the sweep. `total` is the ledger's event count: coderd has about as many rows.
-async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress) -> Result<Swept, Failure> {
+/// Shows the progress until the ledger has all rows of the sweep. `total` is the ledger's event
+/// count: coderd has about as many rows.
+async fn watch(
+    ledger: &Ledger,
+    source: &Source,
+    total: u64,
+    progress: &Progress,
+) -> Result<Swept, Failure> {
     loop {
-        let gone = || Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again");
-        let request = ledger.run(async |conn| collector_requests::sweep(conn, source.id).await).await?.ok_or_else(gone)?;
+        let gone = || {
+            Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again")
+        };
+        let request = ledger
+            .run(async |conn| collector_requests::sweep(conn, source.id).await)
+            .await?
+            .ok_or_else(gone)?;
         let SweepRequest { rows_read, pass_id, appended, late } = request;
         let rows = u64::try_from(rows_read).unwrap_or_default();
         match pass_id {
@@ -101,10 +144,24 @@ async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress
                 collector_runs(ledger, source).await?;
                 progress.at("reading rows", rows, total.max(rows));
             }
-            Some(pass_id) if ledger.run(async |conn| passes::is_confirmed(conn, source.id, pass_id).await).await? => {
-                let complete_until = ledger.run(async |conn| passes::completeness(conn, source.id).await).await?.complete_until;
+            Some(pass_id)
+                if ledger
+                    .run(async |conn| passes::is_confirmed(conn, source.id, pass_id).await)
+                    .await? =>
+            {
+                let complete_until = ledger
+                    .run(async |conn| passes::completeness(conn, source.id).await)
+                    .await?
+                    .complete_until;
                 let (appended, late) = (appended.unwrap_or_default(), late.unwrap_or_default());
-                return Ok(Swept { deployment_id: source.deployment_id, rows_read, pass_id, appended, late, complete_until });
+                return Ok(Swept {
+                    deployment_id: source.deployment_id,
+                    rows_read,
+                    pass_id,
+                    appended,
+                    late,
+                    complete_until,
+                });
             }
             Some(_) => progress.at("recording rows", 0, rows),
         }
@@ -114,7 +171,11 @@ async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress
 
 fn table(swept: &Swept) -> String {
     let Swept { rows_read, pass_id, appended, late, complete_until, .. } = swept;
-    let complete =
-        complete_until.map_or_else(|| "completeness is not reported".to_owned(), |until| format!("complete until {}", time(until)));
-    format!("swept in pass {pass_id}: {rows_read} rows read, {appended} events appended, {late} of them late; {complete}\n")
+    let complete = complete_until.map_or_else(
+        || "completeness is not reported".to_owned(),
+        |until| format!("complete until {}", time(until)),
+    );
+    format!(
+        "swept in pass {pass_id}: {rows_read} rows read, {appended} events appended, {late} of them late; {complete}\n"
+    )
 }

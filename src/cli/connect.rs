@@ -1,4 +1,5 @@
-//! Opens the ledger and the log of the settings. Errors contain the dependency, its address and what to do.
+//! Opens the ledger and the log of the settings. Errors contain the dependency, its address and
+//! what to do.
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
@@ -42,7 +43,10 @@ pub struct LogAt {
 /// # Errors
 /// [`Exit::Configuration`] with the key and the origin of the secret.
 pub async fn secret(key: &str, secret: &Secret) -> Result<String, Failure> {
-    secret.resolve().await.map_err(|error| Failure::of(Exit::Configuration, format!("{key}: {error}")))
+    secret
+        .resolve()
+        .await
+        .map_err(|error| Failure::of(Exit::Configuration, format!("{key}: {error}")))
 }
 
 /// Opens the pipeline's ledger without connecting.
@@ -51,11 +55,17 @@ pub async fn secret(key: &str, secret: &Secret) -> Result<String, Failure> {
 /// [`Exit::Configuration`] if the secret cannot be resolved or is not a PostgreSQL URL.
 pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, Failure> {
     let url = secret("ledger.url", &pipeline.ledger.url).await?;
-    let named = PgConnectOptions::from_str(&url)
-        .map_err(|_| Failure::of(Exit::Configuration, format!("ledger.url: {} is no PostgreSQL URL", pipeline.ledger.url.origin())))?;
+    let named = PgConnectOptions::from_str(&url).map_err(|_| {
+        Failure::of(
+            Exit::Configuration,
+            format!("ledger.url: {} is no PostgreSQL URL", pipeline.ledger.url.origin()),
+        )
+    })?;
     let database = named.get_database().unwrap_or_else(|| named.get_username());
-    let address = format!("{}:{}/{database} as {}", named.get_host(), named.get_port(), named.get_username());
-    let ledger = Ledger::open(&LedgerSettings { url, connections: pipeline.ledger.connections }, clock)?;
+    let address =
+        format!("{}:{}/{database} as {}", named.get_host(), named.get_port(), named.get_username());
+    let ledger =
+        Ledger::open(&LedgerSettings { url, connections: pipeline.ledger.connections }, clock)?;
     Ok(LedgerAt { ledger, address })
 }
 
@@ -69,7 +79,8 @@ pub async fn ledger(pipeline: &Pipeline, clock: Clock) -> Result<Ledger, Failure
 impl LedgerAt {
     /// Tests once, for at most 5 s, whether PostgreSQL answers.
     pub async fn reach_server(&self) -> Result<(), Failure> {
-        let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
+        let answered =
+            tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
         let grant = |error| cause::connect_grant(error, &self.ledger.pool.connect_options());
         let (problem, grant) = match answered {
             Ok(Ok(())) => return Ok(()),
@@ -78,9 +89,17 @@ impl LedgerAt {
         };
         let advice = match grant {
             Some(grant) => format!("let an administrator run:\n{grant}"),
-            None => "is it started, and are ledger.url, the database and its user right?".to_owned(),
+            None => {
+                "is it started, and are ledger.url, the database and its user right?".to_owned()
+            }
         };
-        Err(Failure::of(Exit::Unreachable, format!("the ledger's PostgreSQL at {} cannot be used: {problem}; {advice}", self.address)))
+        Err(Failure::of(
+            Exit::Unreachable,
+            format!(
+                "the ledger's PostgreSQL at {} cannot be used: {problem}; {advice}",
+                self.address
+            ),
+        ))
     }
 
     /// Tests once whether PostgreSQL answers and the schema fits this binary.
@@ -92,7 +111,8 @@ impl LedgerAt {
         Ok(self.ledger.check_schema().await?)
     }
 
-    /// Waits until the ledger is usable, and logs why it is not. Also waits for a schema that is not migrated yet.
+    /// Waits until the ledger is usable, and logs why it is not. Also waits for a schema that is
+    /// not migrated yet.
     ///
     /// # Errors
     /// A failure that waiting cannot end, or [`Exit::Interrupted`].
@@ -108,7 +128,10 @@ impl LedgerAt {
 pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failure> {
     let signatures = signatures(pipeline).await?;
     if pipeline.log.kind == LogKind::Postgres {
-        let log = Log::postgres(at.ledger.pool.clone(), PostgresLogSettings { signatures, ..PostgresLogSettings::default() });
+        let log = Log::postgres(
+            at.ledger.pool.clone(),
+            PostgresLogSettings { signatures, ..PostgresLogSettings::default() },
+        );
         return Ok(LogAt { log, address: format!("PostgreSQL at {}", at.address) });
     }
     let brokers = pipeline.kafka.brokers.clone().unwrap_or_default();
@@ -117,7 +140,12 @@ pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failu
         properties.insert(name.clone(), property(name, value).await?);
     }
     let topic_prefix = pipeline.kafka.topic_prefix.clone();
-    let log = Log::kafka(KafkaSettings { topic_prefix, properties, signatures, ..KafkaSettings::new(&brokers) })?;
+    let log = Log::kafka(KafkaSettings {
+        topic_prefix,
+        properties,
+        signatures,
+        ..KafkaSettings::new(&brokers)
+    })?;
     Ok(LogAt { log, address: format!("Kafka at {brokers}") })
 }
 
@@ -125,22 +153,34 @@ pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failu
 async fn signatures(pipeline: &Pipeline) -> Result<Signatures, Failure> {
     let mut keys = BTreeMap::new();
     for (name, key) in &pipeline.log.verification_keys {
-        keys.insert(name.clone(), secret(&format!("log.verification_keys.{name}"), key).await?.into_bytes());
+        keys.insert(
+            name.clone(),
+            secret(&format!("log.verification_keys.{name}"), key).await?.into_bytes(),
+        );
     }
     let signatures = Signatures::new(keys, pipeline.log.signing_key.clone());
-    signatures.map_err(|problem| Failure::of(Exit::Configuration, format!("log.verification_keys: {problem}")))
+    signatures.map_err(|problem| {
+        Failure::of(Exit::Configuration, format!("log.verification_keys: {problem}"))
+    })
 }
 
-/// Resolves the value of a property. librdkafka accepts an empty literal; any other empty secret is a mistake.
+/// Resolves the value of a property. librdkafka accepts an empty literal; any other empty secret is
+/// a mistake.
 async fn property(name: &str, value: &Secret) -> Result<String, Failure> {
-    if value.is_empty_literal() { Ok(String::new()) } else { secret(&format!("kafka.properties.{name}"), value).await }
+    if value.is_empty_literal() {
+        Ok(String::new())
+    } else {
+        secret(&format!("kafka.properties.{name}"), value).await
+    }
 }
 
 impl LogAt {
     /// Tests once whether the log answers and the topics exist.
     pub async fn reach(&self) -> Result<(), Failure> {
         for topic in Topic::ALL {
-            self.log.partitions(topic).await.map_err(|error| Failure::from(error).while_doing(format!("the log, {}", self.address)))?;
+            self.log.partitions(topic).await.map_err(|error| {
+                Failure::from(error).while_doing(format!("the log, {}", self.address))
+            })?;
         }
         Ok(())
     }
@@ -155,7 +195,11 @@ impl LogAt {
 }
 
 /// Repeats the test with growing pauses. Logs each new reason once.
-async fn until_reached<F>(what: &'static str, stop: &CancellationToken, look: impl Fn() -> F) -> Result<(), Failure>
+async fn until_reached<F>(
+    what: &'static str,
+    stop: &CancellationToken,
+    look: impl Fn() -> F,
+) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), Failure>> + Send,
 {

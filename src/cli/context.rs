@@ -16,6 +16,9 @@ pub struct Context {
 }
 
 /// Drops the command at a stop.
-pub(super) async fn until_stopped(stop: &CancellationToken, command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+pub(super) async fn until_stopped(
+    stop: &CancellationToken,
+    command: impl Future<Output = Result<Exit, Failure>>,
+) -> Result<Exit, Failure> {
     stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }

@@ -20,7 +20,8 @@ pub enum Exit {
     Configuration = 2,
     /// PostgreSQL, Kafka or another dependency cannot be reached, or is not prepared.
     Unreachable = 3,
-    /// Refused: for example a changed plan, a newer schema, a file that is not writable, or an incomplete range.
+    /// Refused: for example a changed plan, a newer schema, a file that is not writable, or an
+    /// incomplete range.
     Refused = 4,
     /// A fault of Tallyline.
     Internal = 70,
@@ -105,7 +106,9 @@ impl From<LedgerError> for Failure {
             LedgerError::Unavailable(cause) => database_exit(cause),
             LedgerError::SchemaTooOld { .. } | LedgerError::MissingRights(_) => Exit::Unreachable,
             LedgerError::SchemaTooNew { .. } => Exit::Refused,
-            LedgerError::Migrate(MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) => database_exit(cause),
+            LedgerError::Migrate(
+                MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _),
+            ) => database_exit(cause),
             LedgerError::Migrate(_) => Exit::Internal,
         };
         Failure::new(exit, error)
@@ -137,7 +140,8 @@ impl From<OperationError> for Failure {
     }
 }
 
-/// A faulty connection or server state is not our fault. An error in the answer to our statement is.
+/// A faulty connection or server state is not our fault. An error in the answer to our statement
+/// is.
 fn database_exit(error: &sqlx::Error) -> Exit {
     match error {
         sqlx::Error::Configuration(_) => Exit::Configuration,
@@ -150,7 +154,10 @@ fn log_exit(error: &LogError) -> Exit {
     match error {
         LogError::Settings(_) => Exit::Configuration,
         LogError::Unreachable(_) | LogError::NoTopic(_) | LogError::Refused(_) => Exit::Unreachable,
-        LogError::OutOfRange { .. } | LogError::Missing { .. } | LogError::Unreadable { .. } | LogError::TooLarge { .. } => Exit::Refused,
+        LogError::OutOfRange { .. }
+        | LogError::Missing { .. }
+        | LogError::Unreadable { .. }
+        | LogError::TooLarge { .. } => Exit::Refused,
         LogError::Stopped => Exit::Interrupted,
     }
 }
@@ -169,7 +176,10 @@ mod tests {
         for error in [MigrateError::Execute(cut()), MigrateError::ExecuteMigration(cut(), 1)] {
             assert_eq!(Failure::from(LedgerError::from(error)).exit, Exit::Unreachable);
         }
-        assert_eq!(Failure::from(LedgerError::from(MigrateError::VersionMismatch(1))).exit, Exit::Internal);
+        assert_eq!(
+            Failure::from(LedgerError::from(MigrateError::VersionMismatch(1))).exit,
+            Exit::Internal
+        );
     }
 
     #[tokio::test]
@@ -188,8 +198,20 @@ mod tests {
 
     #[test]
     fn the_table_that_help_shows_holds_every_code() {
-        let all = [Exit::Success, Exit::Differs, Exit::Configuration, Exit::Unreachable, Exit::Refused, Exit::Internal, Exit::Interrupted];
-        let shown: Vec<u8> = TABLE.lines().skip(1).filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        let all = [
+            Exit::Success,
+            Exit::Differs,
+            Exit::Configuration,
+            Exit::Unreachable,
+            Exit::Refused,
+            Exit::Internal,
+            Exit::Interrupted,
+        ];
+        let shown: Vec<u8> = TABLE
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+            .collect();
         assert_eq!(shown, all.map(|exit| exit as u8));
     }
 }

@@ -10,8 +10,12 @@ use uuid::Uuid;
 use super::actor::ActorArguments;
 use super::output::exact_time;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
-use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout};
-use crate::ledger::{Ledger, NewExport, Pausable, Sequence, UsageRange, event_history, snapshots, sources};
+use crate::export::{
+    Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout,
+};
+use crate::ledger::{
+    Ledger, NewExport, Pausable, Sequence, UsageRange, event_history, snapshots, sources,
+};
 use crate::operations::refuse_paused;
 
 /// Write files for finance.
@@ -21,8 +25,9 @@ pub enum Export {
     Usage(Usage),
 }
 
-/// The same range at the same ledger sequence always gives the same bytes. A text that looks like a formula gets an
-/// apostrophe in front, so that spreadsheets do not execute it. So does a text that begins with an apostrophe.
+/// The same range at the same ledger sequence always gives the same bytes. A text that looks like a
+/// formula gets an apostrophe in front, so that spreadsheets do not execute it. So does a text that
+/// begins with an apostrophe.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Usage {
     #[command(flatten)]
@@ -42,8 +47,8 @@ pub struct Usage {
     /// Format of the file
     #[arg(long, value_enum, default_value = "csv", value_name = "FORMAT")]
     format: Format,
-    /// Output file. A regular file is written completely or not at all; a FIFO or device gets the stream. With `-`, the file goes to stdout
-    /// and the totals go to stderr
+    /// Output file. A regular file is written completely or not at all; a FIFO or device gets the
+    /// stream. With `-`, the file goes to stdout and the totals go to stderr
     #[arg(short = 'o', long = "file", value_name = "FILE")]
     file: PathBuf,
     /// Export even if usage of the range may be missing
@@ -85,13 +90,17 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     let (range, incomplete) = range(&ledger, &usage).await?;
     if let Some(reason) = incomplete.as_ref().filter(|_| !usage.allow_incomplete) {
         let advice = "retry later, choose an earlier --to or a later --as-of, or write what is there with --allow-incomplete";
-        return Err(Failure::of(Exit::Refused, format!("the range is not complete: {reason}; {advice}")));
+        return Err(Failure::of(
+            Exit::Refused,
+            format!("the range is not complete: {reason}; {advice}"),
+        ));
     }
     let Format::Csv = usage.format;
     let to_stdout = is_stdout(&usage.file);
     let writing = write(&ledger, &usage, &range, to_stdout);
     // opening a FIFO blocks until it has a reader
-    let written = context.stop.run_until_cancelled(writing).await.ok_or_else(Failure::interrupted)??;
+    let written =
+        context.stop.run_until_cancelled(writing).await.ok_or_else(Failure::interrupted)??;
     let answer = Answer {
         file: usage.file.display().to_string(),
         from: usage.from,
@@ -116,18 +125,31 @@ async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<Str
     let last = ledger.run(snapshots::head).await?;
     if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation) {
         let incarnation = last.incarnation;
-        let message = format!("--as-of {as_of} is of another incarnation: this ledger is {incarnation}; each restore begins another");
+        let message = format!(
+            "--as-of {as_of} is of another incarnation: this ledger is {incarnation}; each restore begins another"
+        );
         return Err(Failure::of(Exit::Refused, message));
     }
     if let Some(as_of) = usage.as_of.filter(|as_of| as_of.number > last.number) {
-        return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
+        return Err(Failure::of(
+            Exit::Refused,
+            format!("--as-of {as_of}: the ledger's last sequence is {last}"),
+        ));
     }
     if let Some(source) = usage.source
         && ledger.run(async |conn| sources::get(conn, source).await).await?.is_none()
     {
-        return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
+        return Err(Failure::of(
+            Exit::Refused,
+            format!("--source {source}: the ledger knows no such deployment"),
+        ));
     }
-    let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of: usage.as_of.unwrap_or(last) };
+    let range = UsageRange {
+        from: usage.from,
+        to: usage.to,
+        source: usage.source,
+        as_of: usage.as_of.unwrap_or(last),
+    };
     if usage.as_of.is_some() {
         let incomplete = incomplete_as_of(ledger, &range).await?;
         return Ok((range, incomplete));
@@ -145,18 +167,28 @@ struct Written {
     sha256: [u8; 32],
 }
 
-async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bool) -> Result<Written, Failure> {
+async fn write(
+    ledger: &Ledger,
+    usage: &Usage,
+    range: &UsageRange,
+    to_stdout: bool,
+) -> Result<Written, Failure> {
     let actor = usage.actor.actor();
     let record = async |totals: &Totals, sha256| {
         let (actor, reason, events) = (actor.name.as_str(), actor.reason.as_str(), totals.events);
         let export = NewExport { actor, reason, range, format: "csv", events, sha256 };
-        ledger.run(async |conn| event_history::record_export(conn, &export, ledger.clock.now()).await).await.map_err(Failure::from)
+        ledger
+            .run(async |conn| event_history::record_export(conn, &export, ledger.clock.now()).await)
+            .await
+            .map_err(Failure::from)
     };
     if to_stdout {
         let (totals, sha256) = hashed(ledger, range, io::stdout(), Path::new("stdout")).await?;
         return Ok(Written { export_id: record(&totals, sha256).await?, totals, sha256 });
     }
-    let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", usage.file.display()));
+    let refused = |error: io::Error| {
+        Failure::of(Exit::Refused, format!("{} cannot be written: {error}", usage.file.display()))
+    };
     let path = usage.file.clone();
     let opened = tokio::task::spawn_blocking(move || ExportFile::create(&path)).await;
     let mut file = opened.map_err(|error| Failure::new(Exit::Internal, error))?.map_err(refused)?;
@@ -168,17 +200,27 @@ async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bo
 }
 
 /// Writes the range. Returns its totals and the SHA-256 of its bytes.
-async fn hashed(ledger: &Ledger, range: &UsageRange, writer: impl io::Write, path: &Path) -> Result<(Totals, [u8; 32]), Failure> {
+async fn hashed(
+    ledger: &Ledger,
+    range: &UsageRange,
+    writer: impl io::Write,
+    path: &Path,
+) -> Result<(Totals, [u8; 32]), Failure> {
     let mut writer = Hashed::new(writer);
-    let totals = export_usage(ledger, range, &mut writer).await.map_err(|error| written(error, path))?;
+    let totals =
+        export_usage(ledger, range, &mut writer).await.map_err(|error| written(error, path))?;
     Ok((totals, writer.sha256()))
 }
 
-/// A full disk or a closed reader is not a fault of Tallyline. An incomplete file is never a success.
+/// A full disk or a closed reader is not a fault of Tallyline. An incomplete file is never a
+/// success.
 fn written(error: anyhow::Error, path: &Path) -> Failure {
     let of_csv = error.downcast_ref::<csv::Error>().is_some_and(csv::Error::is_io_error);
     if of_csv || error.downcast_ref::<io::Error>().is_some() {
-        return Failure::new(Exit::Refused, error.context(format!("{} cannot be written whole", path.display())));
+        return Failure::new(
+            Exit::Refused,
+            error.context(format!("{} cannot be written whole", path.display())),
+        );
     }
     Failure::from(error)
 }

@@ -9,7 +9,11 @@ pub fn span(text: &str) -> Result<Duration, String> {
     let units = [("s", 1), ("m", 60), ("h", 3600), ("", 1)];
     units
         .into_iter()
-        .find_map(|(unit, seconds)| Some(Duration::from_secs(text.strip_suffix(unit)?.parse::<u32>().ok().map(u64::from)? * seconds)))
+        .find_map(|(unit, seconds)| {
+            Some(Duration::from_secs(
+                text.strip_suffix(unit)?.parse::<u32>().ok().map(u64::from)? * seconds,
+            ))
+        })
         .ok_or_else(|| "no time such as 20s, 5m or 2h".to_owned())
 }
 
@@ -21,7 +25,12 @@ mod tests {
     fn spans() {
         assert_eq!(
             (span("20s"), span("5m"), span("2h"), span("7")),
-            (Ok(Duration::from_secs(20)), Ok(Duration::from_secs(300)), Ok(Duration::from_secs(7200)), Ok(Duration::from_secs(7)))
+            (
+                Ok(Duration::from_secs(20)),
+                Ok(Duration::from_secs(300)),
+                Ok(Duration::from_secs(7200)),
+                Ok(Duration::from_secs(7))
+            )
         );
         assert!(span("").is_err() && span("-1s").is_err() && span("1d").is_err());
     }

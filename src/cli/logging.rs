@@ -21,17 +21,26 @@ pub struct LogDefaults {
     pub slow_statements: bool,
 }
 
-/// Starts logging for the process. The flag overrides `RUST_LOG`, which overrides the default level.
+/// Starts logging for the process. The flag overrides `RUST_LOG`, which overrides the default
+/// level.
 pub(super) fn start(global: &Global, defaults: LogDefaults) -> Result<(), Failure> {
     let (origin, filter) = match &global.log_level {
         Some(filter) => ("--log-level", filter.clone()),
-        None => {
-            ("RUST_LOG", std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| defaults.level.to_owned()))
-        }
+        None => (
+            "RUST_LOG",
+            std::env::var("RUST_LOG")
+                .ok()
+                .filter(|filter| !filter.is_empty())
+                .unwrap_or_else(|| defaults.level.to_owned()),
+        ),
     };
-    let quiet = if defaults.slow_statements { QUIET.to_owned() } else { format!("{QUIET},{QUIET_ABOUT_SLOWNESS}") };
-    let filter =
-        EnvFilter::try_new(format!("{quiet},{filter}")).map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
+    let quiet = if defaults.slow_statements {
+        QUIET.to_owned()
+    } else {
+        format!("{QUIET},{QUIET_ABOUT_SLOWNESS}")
+    };
+    let filter = EnvFilter::try_new(format!("{quiet},{filter}"))
+        .map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match global.log_format {
         LogFormat::Human => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),

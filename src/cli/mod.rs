@@ -103,7 +103,8 @@ pub enum Command {
     /// Write exports for finance
     #[command(subcommand)]
     Export(export::Export),
-    /// Fold the ledger again from zero and show differences, also under other license rules or licenses
+    /// Fold the ledger again from zero and show differences, also under other license rules or
+    /// licenses
     #[command(subcommand)]
     Rebuild(rebuild::Rebuild),
     /// Recover from a loss of the log, the ledger or coderd's database
@@ -151,17 +152,41 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
         // these commands can be dropped at any point without partial changes
-        Command::Sources(arguments) => until_stopped(&context.stop, sources::run(arguments, &context)).await,
-        Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
-        Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
-        Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
-        Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
-        Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
-        Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
-        Command::Recover(recover) => until_stopped(&context.stop, recover::run(recover, &context)).await,
-        Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
-        Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
-        Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
-        Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,
+        Command::Sources(arguments) => {
+            until_stopped(&context.stop, sources::run(arguments, &context)).await
+        }
+        Command::Acts(arguments) => {
+            until_stopped(&context.stop, acts::run(arguments, &context)).await
+        }
+        Command::Check(arguments) => {
+            until_stopped(&context.stop, check::run(arguments, &context)).await
+        }
+        Command::Migrate(arguments) => {
+            until_stopped(&context.stop, migrate::run(arguments, &context)).await
+        }
+        Command::Export(export) => {
+            until_stopped(&context.stop, export::run(export, &context)).await
+        }
+        Command::Rejects(rejects) => {
+            until_stopped(&context.stop, rejects::run(rejects, &context)).await
+        }
+        Command::Pause(arguments) => {
+            until_stopped(&context.stop, pause::pause(arguments, &context)).await
+        }
+        Command::Recover(recover) => {
+            until_stopped(&context.stop, recover::run(recover, &context)).await
+        }
+        Command::Rebuild(rebuild) => {
+            until_stopped(&context.stop, rebuild::run(rebuild, &context)).await
+        }
+        Command::Resume(arguments) => {
+            until_stopped(&context.stop, pause::resume(arguments, &context)).await
+        }
+        Command::Audit(arguments) => {
+            until_stopped(&context.stop, audit::run(arguments, &context)).await
+        }
+        Command::Prove(arguments) => {
+            until_stopped(&context.stop, prove::run(arguments, &context)).await
+        }
     }
 }

@@ -12,7 +12,8 @@ pub struct PipelineArguments {
     /// Pipeline file, such as pipelines/single.toml
     #[arg(long, value_name = "FILE")]
     pub pipeline: PathBuf,
-    /// Setting that overrides variables and the file, such as collect.poll_seconds=1; may be repeated
+    /// Setting that overrides variables and the file, such as collect.poll_seconds=1; may be
+    /// repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -20,7 +21,9 @@ pub struct PipelineArguments {
 impl PipelineArguments {
     /// The checked settings.
     pub fn load(&self) -> Result<Pipeline, Failure> {
-        self.read().map_err(|mistakes| Failure::of(Exit::Configuration, format!("the settings are wrong:\n{mistakes}")))
+        self.read().map_err(|mistakes| {
+            Failure::of(Exit::Configuration, format!("the settings are wrong:\n{mistakes}"))
+        })
     }
 
     /// The settings, or all their mistakes.
@@ -30,14 +33,23 @@ impl PipelineArguments {
             file: self.pipeline.clone(),
             sets: self.set.clone(),
             variables: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
-            public_key_fault: Some(|name, key| PublicKeys::new().add(name, key).err().map(|error| format!("refused: {}", error.reason))),
+            public_key_fault: Some(|name, key| {
+                PublicKeys::new()
+                    .add(name, key)
+                    .err()
+                    .map(|error| format!("refused: {}", error.reason))
+            }),
             kafka_property_faults: Some(crate::log::property_faults),
         })
     }
 }
 
 pub fn license_rules(pipeline: &Pipeline) -> Result<RuleSet, Failure> {
-    pipeline.license.rules.parse().map_err(|error: UnknownRuleSet| Failure::new(Exit::Configuration, error))
+    pipeline
+        .license
+        .rules
+        .parse()
+        .map_err(|error: UnknownRuleSet| Failure::new(Exit::Configuration, error))
 }
 
 impl PipelineArguments {
@@ -48,7 +60,10 @@ impl PipelineArguments {
         for set in &self.set {
             let name = set.split('=').next().unwrap_or_default();
             let secret = KEYS.iter().any(|key| {
-                let may_be = matches!(key.kind, Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens | Kind::SignatureKeys);
+                let may_be = matches!(
+                    key.kind,
+                    Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens | Kind::SignatureKeys
+                );
                 may_be && name.trim().starts_with(key.name)
             });
             words.push_str(" --set ");
@@ -60,7 +75,8 @@ impl PipelineArguments {
 
 /// One quoted word for a POSIX shell.
 pub(super) fn quoted(word: &str) -> String {
-    let plain = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./=:,@%+".contains(&byte));
+    let plain = !word.is_empty()
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./=:,@%+".contains(&byte));
     if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
@@ -72,9 +88,16 @@ mod tests {
 
     #[test]
     fn the_flags_can_be_given_again_and_show_no_secret() {
-        let set =
-            ["log.kind=kafka", "kafka.topic_prefix=it's", "ledger.url=postgres://u:hunter2@h/d", "kafka.properties.sasl.password=hunter2"];
-        let arguments = PipelineArguments { pipeline: "my pipelines/a.toml".into(), set: set.map(str::to_owned).to_vec() };
+        let set = [
+            "log.kind=kafka",
+            "kafka.topic_prefix=it's",
+            "ledger.url=postgres://u:hunter2@h/d",
+            "kafka.properties.sasl.password=hunter2",
+        ];
+        let arguments = PipelineArguments {
+            pipeline: "my pipelines/a.toml".into(),
+            set: set.map(str::to_owned).to_vec(),
+        };
         let expected = r"--pipeline 'my pipelines/a.toml' --set log.kind=kafka --set 'kafka.topic_prefix=it'\''s' --set ledger.url=*** --set kafka.properties.sasl.password=***";
         assert_eq!(arguments.again(), expected);
     }

@@ -49,7 +49,11 @@ impl Shown {
         let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {eta}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = || ProgressBar::new(0).with_message(doing.to_owned()).with_style(style);
-        *self = Shown { doing: doing.to_owned(), bar: std::io::stderr().is_terminal().then(bar), tenths: 0 };
+        *self = Shown {
+            doing: doing.to_owned(),
+            bar: std::io::stderr().is_terminal().then(bar),
+            tenths: 0,
+        };
     }
 
     fn end(&mut self) {

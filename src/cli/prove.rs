@@ -19,8 +19,12 @@ struct Page(String);
 
 impl Page {
     fn line(&mut self, heading: &str, text: &str) {
-        // a vendor's message or a name may contain any character: the terminal must not execute control characters
-        let text: String = text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect();
+        // a vendor's message or a name may contain any character: the terminal must not execute
+        // control characters
+        let text: String = text
+            .chars()
+            .map(|character| if character.is_control() { '\u{fffd}' } else { character })
+            .collect();
         self.0.push_str(format!("{heading:<12}{text}").trim_end());
         self.0.push('\n');
     }
@@ -36,7 +40,9 @@ impl Page {
 fn page(proof: &Proof) -> String {
     let mut page = Page::default();
     page.line("EVENT", &proof.event_id);
-    let deployment = proof.deployment_id.map_or_else(|| "of no known deployment".to_owned(), |id| format!("of deployment {id}"));
+    let deployment = proof
+        .deployment_id
+        .map_or_else(|| "of no known deployment".to_owned(), |id| format!("of deployment {id}"));
     page.line("", &deployment);
     page.line("SOURCE", &proof.source.detail);
     if let Some(published_at) = proof.source.published_at {
@@ -55,20 +61,40 @@ fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
     let text = |name: &str| accepted.event[name].as_str().unwrap_or_default().to_owned();
     page.line("WHAT", &format!("{} at {}: {}", text("type"), text("time"), accepted.event["data"]));
     let log = &accepted.log;
-    let number = |number: Option<i32>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
-    let place = format!("{}/{}@{}, life {} of the partition", log.topic, number(log.partition), log.offset, number(log.generation));
+    let number =
+        |number: Option<i32>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
+    let place = format!(
+        "{}/{}@{}, life {} of the partition",
+        log.topic,
+        number(log.partition),
+        log.offset,
+        number(log.generation)
+    );
     page.lines("LOG", [place, log.detail.clone()]);
     let batch = &accepted.batch;
     match (batch.sequence, batch.recorded_at) {
         (Some(sequence), Some(recorded_at)) => {
             let epoch = batch.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
             let kind = batch.kind.map_or("", BatchKind::as_str);
-            page.line("LEDGER", &format!("sequence {sequence}: {kind} batch {}{epoch}, recorded at {}", batch.id, time(recorded_at)));
+            page.line(
+                "LEDGER",
+                &format!(
+                    "sequence {sequence}: {kind} batch {}{epoch}, recorded at {}",
+                    batch.id,
+                    time(recorded_at)
+                ),
+            );
         }
-        _ => page.line("LEDGER", &format!("batch {}, which is NOT there: run `tallyline audit`", batch.id)),
+        _ => page.line(
+            "LEDGER",
+            &format!("batch {}, which is NOT there: run `tallyline audit`", batch.id),
+        ),
     }
-    let holds =
-        if accepted.digest_holds { "the row gives it still" } else { "the row does NOT give it any more: run `tallyline audit --deep`" };
+    let holds = if accepted.digest_holds {
+        "the row gives it still"
+    } else {
+        "the row does NOT give it any more: run `tallyline audit --deep`"
+    };
     page.line("", &format!("digest {}; {holds}", accepted.digest));
     counted_lines(page, accepted);
     publication_lines(page, accepted);
@@ -76,8 +102,17 @@ fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
         "EXPORTS",
         accepted.exports.iter().map(|export| {
             let range = format!("{} to {}", time(export.first_instant), time(export.end_instant));
-            let head = format!("{} {} by {} at {}", export.format, export.id, export.actor, time(export.exported_at));
-            format!("{head}: {range}, as of sequence {}, SHA-256 {}", export.sequence, export.sha256)
+            let head = format!(
+                "{} {} by {} at {}",
+                export.format,
+                export.id,
+                export.actor,
+                time(export.exported_at)
+            );
+            format!(
+                "{head}: {range}, as of sequence {}, SHA-256 {}",
+                export.sequence, export.sha256
+            )
         }),
     );
     if accepted.publication.is_some() && accepted.exports.is_empty() {
@@ -89,21 +124,36 @@ fn counted_lines(page: &mut Page, accepted: &AcceptedProof) {
     page.lines(
         "LICENSES",
         accepted.license_windows.iter().map(|window| {
-            let counts = if window.counts { format!("counts {}", window.agents) } else { "outside".to_owned() };
+            let counts = if window.counts {
+                format!("counts {}", window.agents)
+            } else {
+                "outside".to_owned()
+            };
             let standing = match window.gone_at {
                 Some(gone_at) => format!(", gone from coderd at {}", time(gone_at)),
                 None if window.in_force => ", in force now".to_owned(),
                 None => String::new(),
             };
-            format!("license {}: {} to {} (not included){standing}: {counts}", window.license_id, time(window.start), time(window.end))
+            format!(
+                "license {}: {} to {} (not included){standing}: {counts}",
+                window.license_id,
+                time(window.start),
+                time(window.end)
+            )
         }),
     );
     let added = accepted.metrics.iter().map(|series| {
-        let labels: Vec<String> = series.labels.iter().map(|label| format!("{}={:?}", label.name, label.value)).collect();
-        let value = series.observed_seconds.map_or_else(|| "+1".to_owned(), |seconds| format!("observed {seconds} s"));
+        let labels: Vec<String> =
+            series.labels.iter().map(|label| format!("{}={:?}", label.name, label.value)).collect();
+        let value = series
+            .observed_seconds
+            .map_or_else(|| "+1".to_owned(), |seconds| format!("observed {seconds} s"));
         format!("{}{{{}}} {value}", series.family, labels.join(", "))
     });
-    let left_out = accepted.not_in_metrics.iter().map(|family| format!("not in {}: {}", family.family, family.why));
+    let left_out = accepted
+        .not_in_metrics
+        .iter()
+        .map(|family| format!("not in {}: {}", family.family, family.why));
     page.lines("METRICS", added.chain(left_out));
 }
 
@@ -121,9 +171,18 @@ fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {
     for attempt in &life.attempts {
         let verdict = attempt.verdict.map_or("no answer is recorded", AttemptVerdict::as_str);
         let status = attempt.status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
-        let answered = attempt.answered_at.map(|at| format!(", answered {}", time(at))).unwrap_or_default();
-        let message = attempt.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-        page.line("", &format!("request {} sent {}{answered}{status}: {verdict}{message}", attempt.request_id, time(attempt.sent_at)));
+        let answered =
+            attempt.answered_at.map(|at| format!(", answered {}", time(at))).unwrap_or_default();
+        let message =
+            attempt.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+        page.line(
+            "",
+            &format!(
+                "request {} sent {}{answered}{status}: {verdict}{message}",
+                attempt.request_id,
+                time(attempt.sent_at)
+            ),
+        );
         page.line("", &format!("  under the license {}", attempt.license_sha256));
     }
 }
@@ -131,16 +190,38 @@ fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {
 fn refusal_lines(page: &mut Page, proof: &Proof) {
     for refusal in &proof.refusals {
         let place = format!("{}/{}@{}", refusal.topic, refusal.partition, refusal.log_offset);
-        page.line("REFUSED", &format!("reject {} at {place}, recorded at {}: {}", refusal.id, time(refusal.recorded_at), refusal.verdict));
-        let unit = refusal.event_type.as_deref().and_then(UsageType::unit_of).unwrap_or("of an unknown unit");
-        let units = refusal.units.as_ref().map(|units| format!(", {units} {unit} at stake")).unwrap_or_default();
+        page.line(
+            "REFUSED",
+            &format!(
+                "reject {} at {place}, recorded at {}: {}",
+                refusal.id,
+                time(refusal.recorded_at),
+                refusal.verdict
+            ),
+        );
+        let unit = refusal
+            .event_type
+            .as_deref()
+            .and_then(UsageType::unit_of)
+            .unwrap_or("of an unknown unit");
+        let units = refusal
+            .units
+            .as_ref()
+            .map(|units| format!(", {units} {unit} at stake"))
+            .unwrap_or_default();
         page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
         page.line("", &format!("is {}", refusal.state));
         for act in &refusal.acts {
-            page.line("", &format!("{} by {} at {}: {}", act.act, act.actor, time(act.acted_at), act.reason));
+            page.line(
+                "",
+                &format!("{} by {} at {}: {}", act.act, act.actor, time(act.acted_at), act.reason),
+            );
         }
     }
     if proof.accepted.is_some() && proof.refusals.is_empty() {
-        page.line("REFUSED", "no record under this id; equal ones are counted as duplicates with their batches");
+        page.line(
+            "REFUSED",
+            "no record under this id; equal ones are counted as duplicates with their batches",
+        );
     }
 }

@@ -6,7 +6,10 @@ use super::output::{or_dash, time};
 use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
 use crate::ledger::Recovering;
-use crate::operations::recover::{CoderdEffect, KafkaEffect, LedgerEffect, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
+use crate::operations::recover::{
+    CoderdEffect, KafkaEffect, LedgerEffect, RecoverEffect, RecoverExecution, RecoverPlan,
+    RecoverRequest,
+};
 
 /// Recover from a loss.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -27,7 +30,9 @@ pub(super) async fn run(recover: Recover, context: &Context) -> Result<Exit, Fai
     match recover {
         Recover::Plan(query) => {
             let plan = query.run(context).await?;
-            let execute = plan.hash.as_ref().map(|hash| format!("tallyline recover execute {} --plan {hash}", query.via.again()));
+            let execute = plan.hash.as_ref().map(|hash| {
+                format!("tallyline recover execute {} --plan {hash}", query.via.again())
+            });
             let answer = Planned { plan, execute };
             context.output.answer(&answer, || table(&answer.plan.effect) + &end(&answer))?;
         }
@@ -57,11 +62,24 @@ fn table(effect: &RecoverEffect) -> String {
 
 fn kafka(effect: &KafkaEffect) -> String {
     let rows = effect.partitions.iter().map(|one| {
-        let [position, unread, reopened] = [one.position, one.unread, one.reopened].map(|number| number.to_string());
+        let [position, unread, reopened] =
+            [one.position, one.unread, one.reopened].map(|number| number.to_string());
         let [start, end] = [one.log_start, one.log_end].map(or_dash);
-        [one.topic.clone(), one.partition.to_string(), position, start, end, one.problem.replace('_', " "), unread, reopened]
+        [
+            one.topic.clone(),
+            one.partition.to_string(),
+            position,
+            start,
+            end,
+            one.problem.replace('_', " "),
+            unread,
+            reopened,
+        ]
     });
-    let mut text = columns(["TOPIC", "PARTITION", "POSITION", "LOG START", "LOG END", "PROBLEM", "UNREAD", "REOPENED"], rows);
+    let mut text = columns(
+        ["TOPIC", "PARTITION", "POSITION", "LOG START", "LOG END", "PROBLEM", "UNREAD", "REOPENED"],
+        rows,
+    );
     for topic in &effect.topics_to_create {
         text += &format!("to be created: {topic}, {} partitions\n", effect.partitions_to_create);
     }
@@ -75,22 +93,32 @@ fn kafka(effect: &KafkaEffect) -> String {
 
 fn ledger(effect: &LedgerEffect) -> String {
     let number = |number: i64| number.to_string();
-    let published = effect.pending_published_by_coderd.map_or_else(|| "not known".to_owned(), number);
+    let published =
+        effect.pending_published_by_coderd.map_or_else(|| "not known".to_owned(), number);
     let mut rows = vec![
         ["ledger ends at sequence".to_owned(), effect.sequence.to_string()],
         ["its newest batch is of".to_owned(), or_dash(effect.newest_batch_at.map(time))],
         ["its last act is of".to_owned(), or_dash(effect.last_act_at.map(time))],
-        ["the log had been read up to a record of".to_owned(), effect.had_read_until.map_or_else(|| "not known".to_owned(), time)],
+        [
+            "the log had been read up to a record of".to_owned(),
+            effect.had_read_until.map_or_else(|| "not known".to_owned(), time),
+        ],
         ["records of the log to read".to_owned(), number(effect.records_to_read)],
         ["sources to read again as a whole".to_owned(), effect.sources_to_read.len().to_string()],
         ["pending publications, each perhaps sent".to_owned(), number(effect.pending)],
         ["  published by coderd: not ours".to_owned(), published],
-        ["  young enough: sent, perhaps again, billed once".to_owned(), number(effect.pending_to_send)],
+        [
+            "  young enough: sent, perhaps again, billed once".to_owned(),
+            number(effect.pending_to_send),
+        ],
         ["  too old to be sent: unknown".to_owned(), number(effect.pending_too_old)],
     ];
     if effect.log_restored_too {
         rows.push(["pushed by others after the backup: lost".to_owned(), "not known".to_owned()]);
-        rows.push(["names of what comes again from coderd".to_owned(), "as they are there today".to_owned()]);
+        rows.push([
+            "names of what comes again from coderd".to_owned(),
+            "as they are there today".to_owned(),
+        ]);
     }
     if let Some(open) = &effect.open {
         rows.push(["open already".to_owned(), open.to_string()]);
@@ -98,7 +126,11 @@ fn ledger(effect: &LedgerEffect) -> String {
     let mut text = columns(["LEDGER", &effect.sequence.incarnation.to_string()], rows);
     if !effect.not_waited_for.is_empty() {
         let rows = effect.not_waited_for.iter().map(|source| {
-            let why = if source.by_this_plan { "given up by this plan" } else { "was not read for 35 days, or is given up" };
+            let why = if source.by_this_plan {
+                "given up by this plan"
+            } else {
+                "was not read for 35 days, or is given up"
+            };
             [
                 source.deployment_id.to_string(),
                 or_dash(source.last_read_at.map(time)),
@@ -121,8 +153,15 @@ fn ledger(effect: &LedgerEffect) -> String {
 
 fn coderd(effect: &CoderdEffect) -> String {
     let rows = effect.lost.iter().map(|lost| {
-        let [events, published, pending] = [lost.events, lost.published, lost.pending].map(|number| number.to_string());
-        [lost.event_type.clone(), events, lost.units.clone().unwrap_or_else(|| "-".to_owned()), published, pending]
+        let [events, published, pending] =
+            [lost.events, lost.published, lost.pending].map(|number| number.to_string());
+        [
+            lost.event_type.clone(),
+            events,
+            lost.units.clone().unwrap_or_else(|| "-".to_owned()),
+            published,
+            pending,
+        ]
     });
     let mut text = columns(["LOST IN CODERD", "EVENTS", "UNITS", "PUBLISHED", "PENDING"], rows);
     let numbers = [
@@ -132,10 +171,15 @@ fn coderd(effect: &CoderdEffect) -> String {
         ("  still to be published: sent as they were accepted", effect.ids_used_again_pending),
         ("conflicts recorded so far", effect.conflicts),
         ("published here, no mark in coderd", effect.published_here_without_mark),
-        ("published by coderd, mark gone: coderd sends them again", effect.published_by_coderd_without_mark),
+        (
+            "published by coderd, mark gone: coderd sends them again",
+            effect.published_by_coderd_without_mark,
+        ),
     ];
-    text +=
-        &columns(["DEPLOYMENT", &effect.deployment_id.to_string()], numbers.map(|(what, number)| [what.to_owned(), number.to_string()]));
+    text += &columns(
+        ["DEPLOYMENT", &effect.deployment_id.to_string()],
+        numbers.map(|(what, number)| [what.to_owned(), number.to_string()]),
+    );
     if effect.to_list == 0 {
         return text;
     }

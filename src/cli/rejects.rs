@@ -8,8 +8,8 @@ use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
 use crate::ledger::RejectProperty;
 use crate::operations::{
-    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, Reject, RejectCounts, RejectPage,
-    Resubmit, Resubmitted, ShowReject, ShownReject,
+    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen,
+    ListRejects, Reject, RejectCounts, RejectPage, Resubmit, Resubmitted, ShowReject, ShownReject,
 };
 
 /// Manage records that are not accepted events: rejected, in conflict, or held.
@@ -39,7 +39,14 @@ pub(super) async fn run(rejects: Rejects, context: &Context) -> Result<Exit, Fai
             context.output.answer(&page, || table(&page))?;
         }
         Rejects::List(List { query, by: Some(by) }) => {
-            let counts = query.via.run(&CountRejects { which: query.request.which, by }, &ActorArguments::default(), context).await?;
+            let counts = query
+                .via
+                .run(
+                    &CountRejects { which: query.request.which, by },
+                    &ActorArguments::default(),
+                    context,
+                )
+                .await?;
             context.output.answer(&counts, || groups(&counts))?;
         }
         Rejects::Show(query) => {
@@ -63,7 +70,11 @@ pub(super) async fn run(rejects: Rejects, context: &Context) -> Result<Exit, Fai
 }
 
 fn amount(number: u64, unit: &str) -> String {
-    if unit == "unknown" { format!("{number} of an unknown unit") } else { format!("{number} {unit}") }
+    if unit == "unknown" {
+        format!("{number} of an unknown unit")
+    } else {
+        format!("{number} {unit}")
+    }
 }
 
 fn at_stake(row: &Reject) -> String {
@@ -79,11 +90,33 @@ fn table(page: &RejectPage) -> String {
     let rows = page.rejects.iter().map(|row| {
         let place = format!("{}/{}@{}", row.topic, row.partition, row.offset);
         let stake = at_stake(row);
-        let [event_type, event_id] = [&row.event_type, &row.event_id].map(|of| or_dash(of.as_ref()));
-        let [state, verdict, cause] = [row.state.to_string(), row.verdict.to_string(), row.cause.to_string()];
-        [row.id.to_string(), state, verdict, cause, time(row.first_seen), stake, event_type, event_id, place]
+        let [event_type, event_id] =
+            [&row.event_type, &row.event_id].map(|of| or_dash(of.as_ref()));
+        let [state, verdict, cause] =
+            [row.state.to_string(), row.verdict.to_string(), row.cause.to_string()];
+        [
+            row.id.to_string(),
+            state,
+            verdict,
+            cause,
+            time(row.first_seen),
+            stake,
+            event_type,
+            event_id,
+            place,
+        ]
     });
-    let headings = ["ID", "STATE", "VERDICT", "CAUSE", "FIRST SEEN", "AT STAKE", "EVENT TYPE", "EVENT ID", "RECORD"];
+    let headings = [
+        "ID",
+        "STATE",
+        "VERDICT",
+        "CAUSE",
+        "FIRST SEEN",
+        "AT STAKE",
+        "EVENT TYPE",
+        "EVENT ID",
+        "RECORD",
+    ];
     let mut text = or_none(columns(headings, rows));
     if let Some(after) = page.next_after {
         text.push_str(&format!("more: --after {after}\n"));
@@ -92,11 +125,18 @@ fn table(page: &RejectPage) -> String {
 }
 
 fn groups(counts: &RejectCounts) -> String {
-    let rows = counts
-        .groups
-        .iter()
-        .map(|group| [or_dash(group.value.clone()), group.records.to_string(), amounts(&group.units), time(group.oldest)]);
-    or_none(columns([counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows))
+    let rows = counts.groups.iter().map(|group| {
+        [
+            or_dash(group.value.clone()),
+            group.records.to_string(),
+            amounts(&group.units),
+            time(group.oldest),
+        ]
+    });
+    or_none(columns(
+        [counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"],
+        rows,
+    ))
 }
 
 /// Bytes for a terminal: as text if possible, else in hexadecimal. Long values are cut.
@@ -107,12 +147,14 @@ fn shown(bytes: Option<&Bytes>) -> String {
     let whole = match &bytes.text {
         Some(text) => text.clone(),
         None => {
-            let raw = base64::engine::general_purpose::STANDARD.decode(&bytes.base64).unwrap_or_default();
+            let raw =
+                base64::engine::general_purpose::STANDARD.decode(&bytes.base64).unwrap_or_default();
             format!("hex {}", hex::encode(&raw[..raw.len().min(MOST / 2)]))
         }
     };
     let text: String = whole.chars().take(MOST).collect();
-    let cut = bytes.cut || text.len() < whole.len() || (bytes.text.is_none() && bytes.length > MOST / 2);
+    let cut =
+        bytes.cut || text.len() < whole.len() || (bytes.text.is_none() && bytes.length > MOST / 2);
     if cut { format!("{text} … ({} bytes; --output json has all)", bytes.length) } else { text }
 }
 
@@ -138,27 +180,51 @@ fn page(shown_reject: &ShownReject) -> String {
         ("state", row.state.to_string()),
         ("verdict", format!("{} ({})", row.verdict, row.cause)),
         ("detail", row.detail.clone()),
-        ("record", format!("{}/{}@{}, life {} of the partition", row.topic, row.partition, row.offset, row.generation)),
+        (
+            "record",
+            format!(
+                "{}/{}@{}, life {} of the partition",
+                row.topic, row.partition, row.offset, row.generation
+            ),
+        ),
         ("record time", or_dash(row.record_time.map(time))),
         ("first seen", time(row.first_seen)),
         ("deployment", or_dash(row.deployment_id)),
         ("event id", or_dash(row.event_id.clone())),
         ("event type", or_dash(row.event_type.clone())),
         ("at stake", stake),
-        ("event accepted", shown_reject.accepted_sequence.map_or_else(|| "no".to_owned(), |at| format!("at ledger sequence {at}"))),
+        (
+            "event accepted",
+            shown_reject
+                .accepted_sequence
+                .map_or_else(|| "no".to_owned(), |at| format!("at ledger sequence {at}")),
+        ),
         ("if resubmitted", would),
         ("key", shown(row.key.as_ref())),
     ];
     let mut text = columns(["", ""], facts.map(|(name, value)| [name.to_owned(), value]));
     // remove the empty headings
     text = text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned());
-    let headers = row.headers.iter().map(|header| [header.name.clone(), shown(header.value.as_ref())]);
+    let headers =
+        row.headers.iter().map(|header| [header.name.clone(), shown(header.value.as_ref())]);
     let acts = row.acts.iter().map(|act| {
         let did = if act.ended_it { "ended it" } else { "did not end it" };
-        [time(act.acted_at), act.act.to_string(), act.actor.clone(), act.reason.clone(), did.to_owned()]
+        [
+            time(act.acted_at),
+            act.act.to_string(),
+            act.actor.clone(),
+            act.reason.clone(),
+            did.to_owned(),
+        ]
     });
     let same = shown_reject.same_event.iter().map(|other| {
-        [other.id.to_string(), other.state.to_string(), other.verdict.to_string(), other.cause.to_string(), time(other.recorded_at)]
+        [
+            other.id.to_string(),
+            other.state.to_string(),
+            other.verdict.to_string(),
+            other.cause.to_string(),
+            time(other.recorded_at),
+        ]
     });
     let tables = [
         columns(["HEADER", "VALUE"], headers),
@@ -169,14 +235,24 @@ fn page(shown_reject: &ShownReject) -> String {
         text.push('\n');
         text.push_str(&table);
     }
-    let body = row.payload.as_ref().map_or_else(|| "no body: a tombstone".to_owned(), |payload| shown(Some(payload)));
+    let body = row
+        .payload
+        .as_ref()
+        .map_or_else(|| "no body: a tombstone".to_owned(), |payload| shown(Some(payload)));
     format!("{text}\nBODY\n{body}\n")
 }
 
 fn outcomes(resubmitted: &Resubmitted) -> String {
     let rows = resubmitted.records.iter().map(|record| {
-        let place = record.place.as_ref().map(|place| format!("{}/{}@{}", place.topic, place.partition, place.offset));
-        let ended = if record.ended || resubmitted.dry_run { "" } else { "; somebody else ended it meanwhile" };
+        let place = record
+            .place
+            .as_ref()
+            .map(|place| format!("{}/{}@{}", place.topic, place.partition, place.offset));
+        let ended = if record.ended || resubmitted.dry_run {
+            ""
+        } else {
+            "; somebody else ended it meanwhile"
+        };
         let why = format!("{}{ended}", record.reason.clone().unwrap_or_default());
         [
             record.id.to_string(),
@@ -192,7 +268,11 @@ fn outcomes(resubmitted: &Resubmitted) -> String {
 }
 
 fn acts(discarded: &DiscardedRejects) -> String {
-    let rows = discarded.ids.iter().zip(&discarded.act_ids).map(|(id, act)| [id.to_string(), "discarded".to_owned(), act.to_string()]);
+    let rows = discarded
+        .ids
+        .iter()
+        .zip(&discarded.act_ids)
+        .map(|(id, act)| [id.to_string(), "discarded".to_owned(), act.to_string()]);
     columns(["ID", "STATE", "ACT"], rows)
 }
 

@@ -32,7 +32,13 @@ impl Arguments {
 pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
     let site = Site::open(arguments.load()?, context.clock).await?;
     let names: Vec<&str> = site.pipeline.roles.iter().map(|role| role.name()).collect();
-    info!(roles = names.join(","), ledger = site.ledger.address, log = site.log.address, "starting");
-    roles::run(site, &context.stop, |at| info!(api = %at.api, metrics = %at.metrics, "listening")).await?;
+    info!(
+        roles = names.join(","),
+        ledger = site.ledger.address,
+        log = site.log.address,
+        "starting"
+    );
+    roles::run(site, &context.stop, |at| info!(api = %at.api, metrics = %at.metrics, "listening"))
+        .await?;
     Ok(Exit::Success)
 }

@@ -1,4 +1,5 @@
-//! Warns about slow statements, by operation. sqlx's own warning contains the whole SQL, which must not be logged.
+//! Warns about slow statements, by operation. sqlx's own warning contains the whole SQL, which must
+//! not be logged.
 
 use std::fmt::Debug;
 
@@ -66,11 +67,13 @@ impl Visit for Statement {
     }
 }
 
-/// Verb and table of a statement, such as `insert batch`; of its writing part, if there is one. Source: `db.query.summary` of
-/// OpenTelemetry's semantic conventions.
+/// Verb and table of a statement, such as `insert batch`; of its writing part, if there is one.
+/// Source: `db.query.summary` of OpenTelemetry's semantic conventions.
 fn operation(sql: &str) -> String {
     let words: Vec<String> = sql
-        .split(|character: char| !(character.is_alphanumeric() || character == '_' || character == '.'))
+        .split(|character: char| {
+            !(character.is_alphanumeric() || character == '_' || character == '.')
+        })
         .filter(|word| !word.is_empty())
         .map(str::to_lowercase)
         .collect();
@@ -79,7 +82,10 @@ fn operation(sql: &str) -> String {
         words.get(at + 1).cloned()
     };
     // `for update` locks rows but writes none
-    let is_verb = |at: usize| ["insert", "update", "delete"].contains(&words[at].as_str()) && (at == 0 || words[at - 1] != "for");
+    let is_verb = |at: usize| {
+        ["insert", "update", "delete"].contains(&words[at].as_str())
+            && (at == 0 || words[at - 1] != "for")
+    };
     let written = (0..words.len()).find(|at| is_verb(*at));
     let (verb, table) = match (written, words.first()) {
         (Some(at), _) => {
@@ -90,7 +96,9 @@ fn operation(sql: &str) -> String {
             };
             (words[at].clone(), table_after(before_table, at))
         }
-        (None, Some(first)) if first == "with" || first == "select" => ("select".to_owned(), table_after("from", 0)),
+        (None, Some(first)) if first == "with" || first == "select" => {
+            ("select".to_owned(), table_after("from", 0))
+        }
         (None, Some(first)) => (first.clone(), None),
         (None, None) => return String::new(),
     };
@@ -110,8 +118,14 @@ mod tests {
             ("insert into batch (kind) values ($1) returning id", "insert batch"),
             ("update ledger set next_sequence = next_sequence + 1", "update ledger"),
             ("delete from process where id = $1", "delete process"),
-            ("with taken as (insert into batch (kind) values ('source') returning id) insert into license select 1", "insert batch"),
-            ("with pass as (select * from collector_pass) select 1 from pass", "select collector_pass"),
+            (
+                "with taken as (insert into batch (kind) values ('source') returning id) insert into license select 1",
+                "insert batch",
+            ),
+            (
+                "with pass as (select * from collector_pass) select 1 from pass",
+                "select collector_pass",
+            ),
             ("select from ledger for update", "select ledger"),
             ("COMMIT", "commit"),
             ("select now()", "select"),

@@ -3,7 +3,9 @@
 use super::output::{or_dash, or_none, time};
 use super::via::{Change, Query};
 use super::{Context, Exit, Failure, accept, columns};
-use crate::operations::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources as Listed};
+use crate::operations::{
+    ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources as Listed,
+};
 
 /// Manage registered sources.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -37,14 +39,19 @@ pub(super) async fn run(sources: Sources, context: &Context) -> Result<Exit, Fai
 fn retired(source: &RegisteredSource) -> String {
     let pending = match source.pending {
         0 => String::new(),
-        pending => format!("; pending usage events, neither sent nor expired until it is reinstated: {pending}"),
+        pending => format!(
+            "; pending usage events, neither sent nor expired until it is reinstated: {pending}"
+        ),
     };
     format!("{} is retired{pending}\n", source.deployment_id)
 }
 
 fn table(listed: &Listed) -> String {
     let row = |source: &RegisteredSource| {
-        let (by, why) = source.retired.as_ref().map_or(("-", "-"), |retired| (retired.actor.as_str(), retired.reason.as_str()));
+        let (by, why) = source
+            .retired
+            .as_ref()
+            .map_or(("-", "-"), |retired| (retired.actor.as_str(), retired.reason.as_str()));
         let retired_at = or_dash(source.retired.as_ref().map(|retired| time(retired.acted_at)));
         [
             source.deployment_id.to_string(),
@@ -56,6 +63,7 @@ fn table(listed: &Listed) -> String {
             why.to_owned(),
         ]
     };
-    let headings = ["SOURCE", "INTRODUCED", "LAST READ", "COMPLETE UNTIL", "RETIRED", "BY", "REASON"];
+    let headings =
+        ["SOURCE", "INTRODUCED", "LAST READ", "COMPLETE UNTIL", "RETIRED", "BY", "REASON"];
     or_none(columns(headings, listed.sources.iter().map(row)))
 }

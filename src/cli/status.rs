@@ -51,11 +51,14 @@ async fn once(via: &Via, all: bool, output: Output) -> Result<Exit, Failure> {
     output.answer(&status, || table::of(&status))?;
     match status.log_problem {
         None => Ok(Exit::Success),
-        Some(problem) => Err(Failure::of(Exit::Unreachable, format!("the lag is not known: {problem}"))),
+        Some(problem) => {
+            Err(Failure::of(Exit::Unreachable, format!("the lag is not known: {problem}")))
+        }
     }
 }
 
-/// Continues while the ledger or the log is unreachable, because operators watch for that. Ends when the reader closes.
+/// Continues while the ledger or the log is unreachable, because operators watch for that. Ends
+/// when the reader closes.
 async fn watch(via: &Via, all: bool, output: Output, every: Duration) -> Result<Exit, Failure> {
     let on_terminal = std::io::stdout().is_terminal();
     loop {
@@ -89,6 +92,7 @@ async fn of_site(site: &Site, log_answer: Duration) -> Result<Status, Failure> {
     site.ledger.reach().await?;
     let ledger = &site.ledger.ledger;
     let mut status = status::read(ledger, &site.log.log, log_answer).await?;
-    status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
+    status.log_problem =
+        status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
     Ok(status)
 }

@@ -8,7 +8,8 @@ use super::Exit;
 /// A token that SIGTERM and SIGINT cancel. A second signal ends the process immediately.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let token = stop.clone();
     tokio::spawn(async move {
         for again in [false, true] {

@@ -1,4 +1,5 @@
-//! coderd's own count of creations up to an instant, for a source whose earlier history is not collected.
+//! coderd's own count of creations up to an instant, for a source whose earlier history is not
+//! collected.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -20,9 +21,13 @@ pub struct CreationsRow {
 }
 
 impl Reader {
-    /// Counts workspaces whose first successful start completed before `before` and was not the prebuilds user's. Source: the query behind
-    /// `coderd_workspace_creation_total`. Unlike it, deleted templates are included, so that the counter never falls.
-    pub async fn creations_before(&mut self, before: DateTime<Utc>) -> Result<Vec<CreationsRow>, CoderdError> {
+    /// Counts workspaces whose first successful start completed before `before` and was not the
+    /// prebuilds user's. Source: the query behind `coderd_workspace_creation_total`. Unlike it,
+    /// deleted templates are included, so that the counter never falls.
+    pub async fn creations_before(
+        &mut self,
+        before: DateTime<Utc>,
+    ) -> Result<Vec<CreationsRow>, CoderdError> {
         let query = sqlx::query_as(
             "select organizations.name as organization_name, templates.name as template_name, coalesce(preset.name, '') as preset_name,
                      count(*) as creations
@@ -46,8 +51,12 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// Workspaces with a successful start that completed before `before`, including those of the prebuilds pool.
-    pub async fn workspaces_started_before(&mut self, before: DateTime<Utc>) -> Result<Vec<Uuid>, CoderdError> {
+    /// Workspaces with a successful start that completed before `before`, including those of the
+    /// prebuilds pool.
+    pub async fn workspaces_started_before(
+        &mut self,
+        before: DateTime<Utc>,
+    ) -> Result<Vec<Uuid>, CoderdError> {
         let query = sqlx::query_scalar(
             "select distinct build.workspace_id
                  from workspace_builds build join provisioner_jobs job on job.id = build.job_id

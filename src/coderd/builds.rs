@@ -79,10 +79,12 @@ pub struct BuildRow {
     pub owner_name: String,
 }
 
-/// No index of `provisioner_jobs` is led by `completed_at`. The index on (`worker_id`, `organization_id`, `completed_at` desc) serves one
-/// worker and one organization at a time: a lane. A loose scan of the same index finds the lanes, one probe each: the daemons' table
-/// forgets old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are ordered by worker, too. The planner
-/// does not see that `is null` leaves one value, and would sort all of them.)
+/// No index of `provisioner_jobs` is led by `completed_at`. The index on (`worker_id`,
+/// `organization_id`, `completed_at` desc) serves one worker and one organization at a time: a
+/// lane. A loose scan of the same index finds the lanes, one probe each: the daemons' table forgets
+/// old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are
+/// ordered by worker, too. The planner does not see that `is null` leaves one value, and would sort
+/// all of them.)
 const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
          (select worker_id, organization_id from provisioner_jobs
           where worker_id is not null order by worker_id, organization_id limit 1)
@@ -138,7 +140,8 @@ macro_rules! stages {
     };
 }
 
-/// `provisioner_state` can be megabytes: columns are always named. Foreign keys guarantee workspace, organization, template and owner.
+/// `provisioner_state` can be megabytes: columns are always named. Foreign keys guarantee
+/// workspace, organization, template and owner.
 macro_rules! build_rows {
     ($has_ai_task:literal, $access:ident) => {
         concat!(
@@ -185,14 +188,23 @@ macro_rules! build_rows {
 }
 
 impl Reader {
-    /// A page of the builds after the key `after`, by (`completed_at`, job id). The first `after` is the lower bound and the nil id.
-    pub async fn recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
+    /// A page of the builds after the key `after`, by (`completed_at`, job id). The first `after`
+    /// is the lower bound and the nil id.
+    pub async fn recent_build_keys(
+        &mut self,
+        after: (Time, Uuid),
+        limit: i64,
+    ) -> Result<Vec<BuildKey>, CoderdError> {
         let query = sqlx::query_as(RECENT_KEYS).bind(after.0).bind(after.1).bind(limit);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// A page of all completed builds after the job id `after`, by job id.
-    pub async fn build_keys(&mut self, after: Uuid, limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
+    pub async fn build_keys(
+        &mut self,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<BuildKey>, CoderdError> {
         let query = sqlx::query_as(
             "select job.id as job_id, job.completed_at, build.id as build_id
                  from (
@@ -208,21 +220,30 @@ impl Reader {
     }
 
     /// The keys of these builds, if they exist and are completed, by build id.
-    pub async fn build_keys_of(&mut self, build_ids: &[Uuid]) -> Result<Vec<BuildKey>, CoderdError> {
+    pub async fn build_keys_of(
+        &mut self,
+        build_ids: &[Uuid],
+    ) -> Result<Vec<BuildKey>, CoderdError> {
         let query = "select job.id as job_id, job.completed_at, build.id as build_id
              from workspace_builds build join provisioner_jobs job on job.id = build.job_id
              where build.id = any($1) and job.completed_at is not null order by build.id";
-        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection)).await
+        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection))
+            .await
     }
 
     /// The rows of these builds, by time and id, without those that coderd has removed since.
-    pub async fn builds(&mut self, catalog: &Catalog, build_ids: &[Uuid]) -> Result<Vec<BuildRow>, CoderdError> {
+    pub async fn builds(
+        &mut self,
+        catalog: &Catalog,
+        build_ids: &[Uuid],
+    ) -> Result<Vec<BuildRow>, CoderdError> {
         let query = match (catalog.has_ai_task, catalog.stages) {
             (true, Access::Function) => build_rows!("build.has_ai_task", Function),
             (false, Access::Function) => build_rows!("null::boolean", Function),
             (true, Access::Tables) => build_rows!("build.has_ai_task", Tables),
             (false, Access::Tables) => build_rows!("null::boolean", Tables),
         };
-        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection)).await
+        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection))
+            .await
     }
 }

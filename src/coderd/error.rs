@@ -11,7 +11,9 @@ pub enum CoderdError {
     #[error("not the address of a PostgreSQL database: {0}")]
     Address(String),
     /// The server does not answer, or not in time.
-    #[error("coderd's database at {address} cannot be reached ({cause}): check that the server runs, the address and the network")]
+    #[error(
+        "coderd's database at {address} cannot be reached ({cause}): check that the server runs, the address and the network"
+    )]
     Unreachable {
         /// `HOST:PORT/DATABASE`, without user and password.
         address: String,
@@ -19,7 +21,9 @@ pub enum CoderdError {
         cause: String,
     },
     /// The server refuses the login.
-    #[error("coderd's database at {address} refuses the login of {user:?} ({cause}): check user, password and pg_hba.conf")]
+    #[error(
+        "coderd's database at {address} refuses the login of {user:?} ({cause}): check user, password and pg_hba.conf"
+    )]
     LoginRefused {
         /// `HOST:PORT/DATABASE`.
         address: String,
@@ -58,8 +62,11 @@ impl From<sqlx::Error> for CoderdError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|answer| answer.code()).map(Cow::into_owned);
         match (Remedy::of(&error), code.as_deref()) {
-            // Rights are checked against the catalog first; an administrator can revoke them in between.
-            (_, Some("42501")) => CoderdError::NotGranted { grants: vec![format!("-- {}; see docs/install.md", text(&error))] },
+            // Rights are checked against the catalog first; an administrator can revoke them in
+            // between.
+            (_, Some("42501")) => CoderdError::NotGranted {
+                grants: vec![format!("-- {}; see docs/install.md", text(&error))],
+            },
             // A column or table disappeared while the reader was connected: coderd was upgraded.
             (_, Some("42703" | "42P01")) => CoderdError::Missing { names: vec![text(&error)] },
             (remedy, _) if remedy.is_retry() => CoderdError::Lost(text(&error)),

@@ -1,5 +1,5 @@
-//! The functions of `grants.sql`. They return single values of tables that a reader has no right on. A role that may read the tables, such
-//! as coderd's own, needs no function.
+//! The functions of `grants.sql`. They return single values of tables that a reader has no right
+//! on. A role that may read the tables, such as coderd's own, needs no function.
 
 use sqlx::FromRow;
 
@@ -14,7 +14,8 @@ pub(super) const DEPLOYMENT_ID: &str = "deployment_id";
 pub(super) const OLDEST_TRANSACTION: &str = "oldest_transaction";
 
 /// Each function with its arguments.
-const FUNCTIONS: [(&str, &str); 3] = [(PREBUILD_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
+const FUNCTIONS: [(&str, &str); 3] =
+    [(PREBUILD_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
 
 /// How the role reads the values of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,9 @@ const GRANTS: &str = include_str!("grants.sql");
 pub fn grants(role: &str) -> String {
     let sql: Vec<&str> = GRANTS.lines().filter(|line| !line.starts_with('\\')).collect();
     let (name, text) = (role.replace('"', "\"\""), role.replace('\'', "''"));
-    sql.join("\n").replace(":\"reader\"", &format!("\"{name}\"")).replace(":'reader'", &format!("'{text}'"))
+    sql.join("\n")
+        .replace(":\"reader\"", &format!("\"{name}\""))
+        .replace(":'reader'", &format!("'{text}'"))
 }
 
 /// The role's rights on one of the functions.
@@ -63,25 +66,38 @@ pub(super) fn access(functions: &[Function], name: &str) -> Option<Access> {
 }
 
 /// The statements that make these functions usable for `user`.
-pub(super) fn statements<'a>(functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
-    let unusable: Vec<&Function> = functions.into_iter().filter(|function| function.access().is_none()).collect();
+pub(super) fn statements<'a>(
+    functions: impl IntoIterator<Item = &'a Function>,
+    user: &str,
+) -> Vec<String> {
+    let unusable: Vec<&Function> =
+        functions.into_iter().filter(|function| function.access().is_none()).collect();
     if unusable.iter().any(|function| !function.present) {
-        return vec![format!("psql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL")];
+        return vec![format!(
+            "psql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL"
+        )];
     }
     let mut statements = Vec::new();
     if unusable.iter().any(|function| !function.schema_usable) {
         statements.push(format!("grant usage on schema tallyline to {user};"));
     }
     for function in unusable.iter().filter(|function| !function.executable) {
-        let arguments = FUNCTIONS.iter().find(|(name, _)| *name == function.name).map_or("", |(_, arguments)| *arguments);
-        statements.push(format!("grant execute on function tallyline.{}({arguments}) to {user};", function.name));
+        let arguments = FUNCTIONS
+            .iter()
+            .find(|(name, _)| *name == function.name)
+            .map_or("", |(_, arguments)| *arguments);
+        statements.push(format!(
+            "grant execute on function tallyline.{}({arguments}) to {user};",
+            function.name
+        ));
     }
     statements
 }
 
 impl Reader {
-    /// Reads which functions exist, which the role may call, and which tables it may read without them. It reads the catalog itself: a cast
-    /// to `regprocedure` fails without the right to use the schema.
+    /// Reads which functions exist, which the role may call, and which tables it may read without
+    /// them. It reads the catalog itself: a cast to `regprocedure` fails without the right to use
+    /// the schema.
     pub(super) async fn functions(&mut self) -> Result<Vec<Function>, CoderdError> {
         let names = FUNCTIONS.map(|(name, _)| name);
         let query = sqlx::query_as(
@@ -122,7 +138,10 @@ mod tests {
         let script = grants("Ops \"night\" o'clock");
         assert!(script.contains("on users to \"Ops \"\"night\"\" o'clock\";"), "{script}");
         assert!(script.contains("set tallyline.reader = 'Ops \"night\" o''clock';"), "{script}");
-        assert!(!script.contains("\n\\") && !script.contains(":\"") && !script.contains(":'"), "{script}");
+        assert!(
+            !script.contains("\n\\") && !script.contains(":\"") && !script.contains(":'"),
+            "{script}"
+        );
     }
 
     #[test]
@@ -130,11 +149,14 @@ mod tests {
         let usable = function(DEPLOYMENT_ID, true, true, true);
         assert!(statements([&usable], "reader").is_empty());
         let missing = function(PREBUILD_STAGES, false, false, false);
-        let expected = ["psql --set reader=reader --file src/coderd/grants.sql CODERD_DATABASE_URL"];
+        let expected =
+            ["psql --set reader=reader --file src/coderd/grants.sql CODERD_DATABASE_URL"];
         assert_eq!(statements([&usable, &missing], "reader"), expected);
         let denied = function(PREBUILD_STAGES, true, false, false);
-        let expected =
-            ["grant usage on schema tallyline to reader;", "grant execute on function tallyline.prebuild_stages(uuid[]) to reader;"];
+        let expected = [
+            "grant usage on schema tallyline to reader;",
+            "grant execute on function tallyline.prebuild_stages(uuid[]) to reader;",
+        ];
         assert_eq!(statements([&usable, &denied], "reader"), expected);
     }
 

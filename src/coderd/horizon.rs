@@ -7,15 +7,18 @@ use super::connect::within;
 use super::functions::Access;
 use super::{Catalog, CoderdError, Reader};
 
-/// It is read before the data. A transaction that a later statement does not see wrote its rows at or after `oldest`, or after `now`.
+/// It is read before the data. A transaction that a later statement does not see wrote its rows at
+/// or after `oldest`, or after `now`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Horizon {
     /// The database's clock at the query.
     pub now: DateTime<Utc>,
-    /// When the oldest open transaction of this database began, including prepared ones. None: none is open, or none can be seen.
+    /// When the oldest open transaction of this database began, including prepared ones. None: none
+    /// is open, or none can be seen.
     pub oldest: Option<DateTime<Utc>>,
-    /// Whether all sessions can be seen. They cannot on a standby (the writers are elsewhere), with `track_activities` off, or without the
-    /// function of `grants.sql` or `pg_read_all_stats`. Then `oldest` means nothing.
+    /// Whether all sessions can be seen. They cannot on a standby (the writers are elsewhere), with
+    /// `track_activities` off, or without the function of `grants.sql` or `pg_read_all_stats`. Then
+    /// `oldest` means nothing.
     pub sees_all: bool,
 }
 
@@ -29,7 +32,8 @@ impl Horizon {
 
 impl Reader {
     pub async fn now(&mut self) -> Result<DateTime<Utc>, CoderdError> {
-        within(self.deadline, sqlx::query_scalar("select now()").fetch_one(&mut self.connection)).await
+        within(self.deadline, sqlx::query_scalar("select now()").fetch_one(&mut self.connection))
+            .await
     }
 
     /// The database's time and its oldest open transaction.
@@ -65,14 +69,26 @@ mod tests {
 
     #[test]
     fn the_horizon_is_the_earlier_of_now_and_the_oldest_transaction() {
-        assert_eq!(Horizon { now: at(10), oldest: Some(at(4)), sees_all: true }.complete_before(), Some(at(4)));
-        assert_eq!(Horizon { now: at(10), oldest: Some(at(11)), sees_all: true }.complete_before(), Some(at(10)));
-        assert_eq!(Horizon { now: at(10), oldest: None, sees_all: true }.complete_before(), Some(at(10)));
+        assert_eq!(
+            Horizon { now: at(10), oldest: Some(at(4)), sees_all: true }.complete_before(),
+            Some(at(4))
+        );
+        assert_eq!(
+            Horizon { now: at(10), oldest: Some(at(11)), sees_all: true }.complete_before(),
+            Some(at(10))
+        );
+        assert_eq!(
+            Horizon { now: at(10), oldest: None, sees_all: true }.complete_before(),
+            Some(at(10))
+        );
     }
 
     #[test]
     fn completeness_needs_the_right_to_see_other_transactions() {
         assert_eq!(Horizon { now: at(10), oldest: None, sees_all: false }.complete_before(), None);
-        assert_eq!(Horizon { now: at(10), oldest: Some(at(4)), sees_all: false }.complete_before(), None);
+        assert_eq!(
+            Horizon { now: at(10), oldest: Some(at(4)), sees_all: false }.complete_before(),
+            None
+        );
     }
 }

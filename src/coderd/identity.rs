@@ -47,13 +47,20 @@ impl Reader {
         );
         let query = match self.access(DEPLOYMENT_ID).await? {
             Some(Access::Function) => "select tallyline.deployment_id()",
-            Some(Access::Tables) => "select (select value from site_configs where key = 'deployment_id')",
+            Some(Access::Tables) => {
+                "select (select value from site_configs where key = 'deployment_id')"
+            }
             None => return Err(CoderdError::UnknownIdentity(unknown)),
         };
         let query = sqlx::query_scalar(query);
-        let value: Option<String> = within(self.deadline, query.fetch_one(&mut self.connection)).await?;
+        let value: Option<String> =
+            within(self.deadline, query.fetch_one(&mut self.connection)).await?;
         let value = value.ok_or(CoderdError::UnknownIdentity(unknown))?;
-        Uuid::parse_str(&value).map_err(|_| CoderdError::UnknownIdentity(format!("site_configs.deployment_id is {value:?}, not a UUID")))
+        Uuid::parse_str(&value).map_err(|_| {
+            CoderdError::UnknownIdentity(format!(
+                "site_configs.deployment_id is {value:?}, not a UUID"
+            ))
+        })
     }
 
     /// The facts that exist and that the role may read.
@@ -67,7 +74,8 @@ impl Reader {
             }
             Err(error) => Err(error),
         };
-        let (deployment_id, organization_id) = (known(self.deployment_id().await)?, known(self.default_organization().await)?);
+        let (deployment_id, organization_id) =
+            (known(self.deployment_id().await)?, known(self.default_organization().await)?);
         let problem = (!problems.is_empty()).then(|| problems.join("\n"));
         Ok(IdentityFacts { deployment_id, organization_id, problem })
     }
@@ -78,11 +86,17 @@ impl Reader {
     /// [`CoderdError::UnknownIdentity`] if a fact is missing or the role may not read it.
     pub async fn identity(&mut self) -> Result<Identity, CoderdError> {
         let facts = self.identity_facts().await?;
-        facts.identity().ok_or_else(|| CoderdError::UnknownIdentity(facts.problem.unwrap_or_default()))
+        facts
+            .identity()
+            .ok_or_else(|| CoderdError::UnknownIdentity(facts.problem.unwrap_or_default()))
     }
 
     async fn default_organization(&mut self) -> Result<Uuid, CoderdError> {
-        let unknown = |problem: &str| CoderdError::UnknownIdentity(format!("coderd's default organization is unknown: {problem}"));
+        let unknown = |problem: &str| {
+            CoderdError::UnknownIdentity(format!(
+                "coderd's default organization is unknown: {problem}"
+            ))
+        };
         let lacking = self.lacking_columns(&[("organizations", &["id", "is_default"])]).await?;
         if let Some(problem) = lacking {
             return Err(unknown(&problem));

@@ -18,7 +18,10 @@ pub struct LicenseRow {
 
 impl fmt::Debug for LicenseRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LicenseRow").field("id", &self.id).field("jwt", &"***").finish_non_exhaustive()
+        f.debug_struct("LicenseRow")
+            .field("id", &self.id)
+            .field("jwt", &"***")
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,9 @@
-//! Reads coderd's database: one read-only connection and its row types. It names no other part of Tallyline.
+//! Reads coderd's database: one read-only connection and its row types. It names no other part of
+//! Tallyline.
 //!
-//! [`Database`] is the address; [`Database::connect`] opens a [`Reader`]. Each of its methods is beside its SQL. [`Catalog`] is what this
-//! version of coderd has, [`Horizon`] which commits can be missing.
+//! [`Database`] is the address; [`Database::connect`] opens a [`Reader`]. Each of its methods is
+//! beside its SQL. [`Catalog`] is what this version of coderd has, [`Horizon`] which commits can be
+//! missing.
 
 mod baseline;
 mod builds;

@@ -33,8 +33,9 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// The latest of coderd's own publish marks (`published_at`). It does not rise while coderd does not publish. coderd does not write a
-    /// mark beyond tomorrow: such a mark would hide all later ones.
+    /// The latest of coderd's own publish marks (`published_at`). It does not rise while coderd
+    /// does not publish. coderd does not write a mark beyond tomorrow: such a mark would hide all
+    /// later ones.
     pub async fn latest_publish_mark(&mut self) -> Result<Option<DateTime<Utc>>, CoderdError> {
         let query = "select max(published_at) from usage_events where published_at between '1970-01-01' and now() + interval '1 day'";
         within(self.deadline, sqlx::query_scalar(query).fetch_one(&mut self.connection)).await

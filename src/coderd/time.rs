@@ -8,8 +8,9 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
-/// PostgreSQL's `timestamptz`: microseconds since 2000; the two extremes are the infinities. It sorts like PostgreSQL, keeps its exact
-/// value, and has no arithmetic. Only [`Time::instant`] gives a calendar time.
+/// PostgreSQL's `timestamptz`: microseconds since 2000; the two extremes are the infinities. It
+/// sorts like PostgreSQL, keeps its exact value, and has no arithmetic. Only [`Time::instant`]
+/// gives a calendar time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(i64);
 
@@ -26,7 +27,8 @@ impl Time {
         }
     }
 
-    /// The calendar time. None for the infinities and outside the years 1 to 9999, which RFC 3339 cannot write.
+    /// The calendar time. None for the infinities and outside the years 1 to 9999, which RFC 3339
+    /// cannot write.
     #[must_use]
     pub fn instant(self) -> Option<DateTime<Utc>> {
         self.in_any_year().filter(|at| (1..=9999).contains(&at.year()))
@@ -36,7 +38,8 @@ impl Time {
         DateTime::from_timestamp_micros(self.0.checked_add(EPOCH_MICROS)?)
     }
 
-    /// The age at `now`: zero for a later time, the longest span for an earlier one without a calendar time.
+    /// The age at `now`: zero for a later time, the longest span for an earlier one without a
+    /// calendar time.
     #[must_use]
     pub fn age(self, now: DateTime<Utc>) -> TimeDelta {
         match self.instant() {
@@ -54,7 +57,8 @@ impl From<DateTime<Utc>> for Time {
     }
 }
 
-/// RFC 3339, with a sign for years outside it; PostgreSQL's names for the infinities; a distance for years that chrono lacks.
+/// RFC 3339, with a sign for years outside it; PostgreSQL's names for the infinities; a distance
+/// for years that chrono lacks.
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.in_any_year(), self.0) {
@@ -82,7 +86,9 @@ impl Decode<'_, Postgres> for Time {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         match value.format() {
             PgValueFormat::Binary => Ok(Time(<i64 as Decode<Postgres>>::decode(value)?)),
-            PgValueFormat::Text => Err("a time in text form; expected the binary form of a prepared statement".into()),
+            PgValueFormat::Text => {
+                Err("a time in text form; expected the binary form of a prepared statement".into())
+            }
         }
     }
 }
@@ -101,14 +107,24 @@ mod tests {
 
     #[test]
     fn the_infinities_and_distant_years_have_no_calendar_time() {
-        for (micros, words) in [(i64::MAX, "infinity"), (i64::MIN, "-infinity"), (i64::MAX - 1, "9223372036854775806 microseconds from")] {
+        for (micros, words) in [
+            (i64::MAX, "infinity"),
+            (i64::MIN, "-infinity"),
+            (i64::MAX - 1, "9223372036854775806 microseconds from"),
+        ] {
             assert_eq!(Time(micros).instant(), None);
             assert!(Time(micros).to_string().starts_with(words), "{}", Time(micros));
         }
         assert_eq!(Time(0).to_string(), "2000-01-01T00:00:00Z");
         let year_20000 = Time::from_micros(568_971_820_800_000_000);
-        assert_eq!((year_20000.to_string().as_str(), year_20000.instant()), ("+20000-01-01T00:00:00Z", None));
-        assert!(Time::from(DateTime::<Utc>::MIN_UTC) < Time(0) && Time::from(DateTime::<Utc>::MAX_UTC) > Time(0));
+        assert_eq!(
+            (year_20000.to_string().as_str(), year_20000.instant()),
+            ("+20000-01-01T00:00:00Z", None)
+        );
+        assert!(
+            Time::from(DateTime::<Utc>::MIN_UTC) < Time(0)
+                && Time::from(DateTime::<Utc>::MAX_UTC) > Time(0)
+        );
     }
 
     proptest! {

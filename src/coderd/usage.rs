@@ -13,8 +13,9 @@ pub struct UsageKey {
     pub created_at: Time,
 }
 
-/// Each range gives one page at most, so that a page costs the same at any start. (The unmarked range is also ordered by its empty marks.
-/// The planner does not see that `is null` leaves one value, and would sort the range for each page.)
+/// Each range gives one page at most, so that a page costs the same at any start. (The unmarked
+/// range is also ordered by its empty marks. The planner does not see that `is null` leaves one
+/// value, and would sort the range for each page.)
 const RECENT_KEYS: &str = "select id, created_at from (
          (select id, created_at from usage_events
           where published_at is null and publish_started_at is null and created_at >= $1
@@ -33,13 +34,16 @@ const RECENT_KEYS: &str = "select id, created_at from (
      order by created_at, id limit $5";
 
 impl Reader {
-    /// A page of the rows that can have come since `since`, after the key `after`, by (`created_at`, `id`).
+    /// A page of the rows that can have come since `since`, after the key `after`, by
+    /// (`created_at`, `id`).
     ///
-    /// The table does not record when a row came, and its date can be days earlier. But every row comes with both marks empty, and coderd
-    /// later sets them to the current time. So a row that came since `since` is unmarked, or was reserved or published since. These are
-    /// three ranges of one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows without end where coderd
-    /// does not publish. So it is read only back to `dated_since`; [`Reader::usage_keys`] finds older rows. One statement reads all three:
-    /// a row moves between them while coderd publishes, but keeps its key.
+    /// The table does not record when a row came, and its date can be days earlier. But every row
+    /// comes with both marks empty, and coderd later sets them to the current time. So a row that
+    /// came since `since` is unmarked, or was reserved or published since. These are three ranges
+    /// of one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows
+    /// without end where coderd does not publish. So it is read only back to `dated_since`;
+    /// [`Reader::usage_keys`] finds older rows. One statement reads all three: a row moves between
+    /// them while coderd publishes, but keeps its key.
     pub async fn recent_usage_keys(
         &mut self,
         dated_since: DateTime<Utc>,
@@ -57,8 +61,16 @@ impl Reader {
     }
 
     /// A page of all rows after the id `after`, by id.
-    pub async fn usage_keys(&mut self, after: &str, limit: i64) -> Result<Vec<UsageKey>, CoderdError> {
-        let query = sqlx::query_as("select id, created_at from usage_events where id > $1 order by id limit $2").bind(after).bind(limit);
+    pub async fn usage_keys(
+        &mut self,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<UsageKey>, CoderdError> {
+        let query = sqlx::query_as(
+            "select id, created_at from usage_events where id > $1 order by id limit $2",
+        )
+        .bind(after)
+        .bind(limit);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
@@ -69,9 +81,16 @@ impl Reader {
     }
 
     /// The hours since `since` that have their runtime row, in order.
-    pub async fn runtime_hours(&mut self, since: DateTime<Utc>) -> Result<Vec<DateTime<Utc>>, CoderdError> {
+    pub async fn runtime_hours(
+        &mut self,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<DateTime<Utc>>, CoderdError> {
         let query = "select created_at from usage_events where event_type = 'hb_agent_runtime_v1' and created_at >= $1 order by created_at";
-        let hours: Vec<Time> = within(self.deadline, sqlx::query_scalar(query).bind(since).fetch_all(&mut self.connection)).await?;
+        let hours: Vec<Time> = within(
+            self.deadline,
+            sqlx::query_scalar(query).bind(since).fetch_all(&mut self.connection),
+        )
+        .await?;
         Ok(hours.into_iter().filter_map(Time::instant).collect())
     }
 }

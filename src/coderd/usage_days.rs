@@ -10,8 +10,9 @@ use super::{CoderdError, Reader, UsageKey};
 /// A row's marks are later than its date, except for clock differences of up to this.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::days(1);
 
-/// Rows dated from `$1` until before `$2`, unmarked or marked since `$3`: three ranges of the index (`published_at`, `publish_started_at`,
-/// `created_at`). No index is led by `created_at`. One statement: a row moves between the ranges while coderd publishes.
+/// Rows dated from `$1` until before `$2`, unmarked or marked since `$3`: three ranges of the index
+/// (`published_at`, `publish_started_at`, `created_at`). No index is led by `created_at`. One
+/// statement: a row moves between the ranges while coderd publishes.
 macro_rules! dated {
     ($columns:literal) => {
         concat!(
@@ -33,17 +34,23 @@ macro_rules! dated {
 }
 
 impl Reader {
-    /// The number of rows dated in `[from, until)` by UTC day (days since 1970) and type. Days without rows of a type are left out.
-    pub async fn usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<(i64, String), i64>, CoderdError> {
-        // By type, too: a missing row of one type and a forged one of another would cancel out. No index of all rows has the type, so the
-        // rows of these days are read.
+    /// The number of rows dated in `[from, until)` by UTC day (days since 1970) and type. Days
+    /// without rows of a type are left out.
+    pub async fn usage_days(
+        &mut self,
+        from: DateTime<Utc>,
+        until: DateTime<Utc>,
+    ) -> Result<BTreeMap<(i64, String), i64>, CoderdError> {
+        // By type, too: a missing row of one type and a forged one of another would cancel out. No
+        // index of all rows has the type, so the rows of these days are read.
         let query = concat!(
             "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from ",
             dated!("created_at, event_type"),
             " group by 1, 2"
         );
         let query = sqlx::query_as(query).bind(from).bind(until).bind(marked_since(from));
-        let rows: Vec<(i64, String, i64)> = within(self.deadline, query.fetch_all(&mut self.connection)).await?;
+        let rows: Vec<(i64, String, i64)> =
+            within(self.deadline, query.fetch_all(&mut self.connection)).await?;
         Ok(rows.into_iter().map(|(day, event_type, rows)| ((day, event_type), rows)).collect())
     }
 

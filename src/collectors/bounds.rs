@@ -23,7 +23,8 @@ pub(super) fn before(at: DateTime<Utc>, span: TimeDelta) -> DateTime<Utc> {
     at.checked_sub_signed(span).unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
 
-/// Whether `interval` has passed since `last`. A `last` far ahead of `now` comes from a wrong clock, and also makes it due.
+/// Whether `interval` has passed since `last`. A `last` far ahead of `now` comes from a wrong
+/// clock, and also makes it due.
 pub(super) fn is_due(last: Option<DateTime<Utc>>, now: DateTime<Utc>, interval: TimeDelta) -> bool {
     last.is_none_or(|last| now.signed_duration_since(last).abs() >= interval)
 }

@@ -1,5 +1,5 @@
-//! The collector's lease. A separate task renews it: a slow statement in coderd's database or a long pause does not lose it. Another
-//! collector replaces a killed one within seconds.
+//! The collector's lease. A separate task renews it: a slow statement in coderd's database or a
+//! long pause does not lose it. Another collector replaces a killed one within seconds.
 
 use std::time::Duration;
 
@@ -46,7 +46,12 @@ impl Drop for CollectorLease {
 async fn renew(ledger: Ledger, lease: Lease, length: Duration, lost: CancellationToken) {
     loop {
         tokio::time::sleep(length.div_f64(3.0)).await;
-        if let Ok(Ok(false)) = tokio::time::timeout(length, ledger.run(async |conn| leases::renew(conn, &lease, length).await)).await {
+        if let Ok(Ok(false)) = tokio::time::timeout(
+            length,
+            ledger.run(async |conn| leases::renew(conn, &lease, length).await),
+        )
+        .await
+        {
             return lost.cancel();
         }
     }

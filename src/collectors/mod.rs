@@ -1,7 +1,8 @@
 //! Collectors: read coderd's database (later also HTTP and NDJSON) and append events to the log.
 //!
-//! A pass reads the horizon, then the rows that can be new. It appends those that neither the log nor the ledger has. After the log
-//! acknowledges them, it records the pass with its offsets and the instant until which it is complete.
+//! A pass reads the horizon, then the rows that can be new. It appends those that neither the log
+//! nor the ledger has. After the log acknowledges them, it records the pass with its offsets and
+//! the instant until which it is complete.
 
 mod bounds;
 pub mod events;

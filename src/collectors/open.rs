@@ -1,4 +1,5 @@
-//! Opens a collector: takes the source's lease, introduces the source, and finds where the last collector ended.
+//! Opens a collector: takes the source's lease, introduces the source, and finds where the last
+//! collector ended.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -15,8 +16,8 @@ use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, IdentityFacts, Reader};
 use crate::event::{Message, Payload, Signer, Topic, TopicPartition, build_of, parse_in};
 use crate::ledger::{
-    Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease, cutover, known, leases, licenses, passes, positions,
-    retirements, sources,
+    Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease, cutover, known, leases,
+    licenses, passes, positions, retirements, sources,
 };
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
@@ -28,8 +29,8 @@ const IN_FLIGHT_LIMIT: usize = 1_000_000;
 /// Records in one read.
 const READ_PAGE: usize = 5_000;
 
-/// Counts that differ between coderd and the ledger, by UTC day (days since 1970) and type, whose rows were read since. Rejected and held
-/// rows keep them different for good.
+/// Counts that differ between coderd and the ledger, by UTC day (days since 1970) and type, whose
+/// rows were read since. Rejected and held rows keep them different for good.
 pub(super) type ReadDays = BTreeMap<(i64, String), (i64, i64)>;
 
 /// The collector of one source. It holds the source's lease.
@@ -49,10 +50,12 @@ pub struct Collector {
     /// The catalog of the last pass.
     pub(super) catalog: Option<Catalog>,
     pub(super) builds: SeenIds<Uuid>,
-    /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones are found by their builds.
+    /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones
+    /// are found by their builds.
     pub(super) claims: SeenIds<Uuid>,
     pub(super) usage: SeenIds<String>,
-    /// Builds with an unknown value: while there are any, completeness is not reported. A full sweep drops those that it no longer reads.
+    /// Builds with an unknown value: while there are any, completeness is not reported. A full
+    /// sweep drops those that it no longer reads.
     pub(super) unreadable: HashSet<Uuid>,
     pub(super) licenses: Vec<LicenseChange>,
     /// Where the next pass begins; None: a full sweep is due.
@@ -71,17 +74,21 @@ pub struct Collector {
     pub(super) pass_in_ledger: u64,
     /// Recorded passes whose records the ledger may not have read yet: number and the ledger's id.
     pub(super) passes_ahead: VecDeque<(u64, i64)>,
-    /// Partitions that ended before the ledger's position in the last pass. While there are any, completeness is not reported.
+    /// Partitions that ended before the ledger's position in the last pass. While there are any,
+    /// completeness is not reported.
     pub(super) behind: BTreeSet<TopicPartition>,
-    /// The last pass of this process: id and start. A ledger in which it is not the newest was restored from a backup.
+    /// The last pass of this process: id and start. A ledger in which it is not the newest was
+    /// restored from a backup.
     pub(super) previous: Option<(i64, DateTime<Utc>)>,
-    /// The last record of each partition since the last pass, with its offset. Kept only if the log is in the ledger's database.
+    /// The last record of each partition since the last pass, with its offset. Kept only if the log
+    /// is in the ledger's database.
     pub(super) last_records: HashMap<TopicPartition, (i64, Message)>,
     pub(super) proof: Proof,
 }
 
 impl Collector {
-    /// Connects, takes the lease and introduces a new source. None: another collector has the source.
+    /// Connects, takes the lease and introduces a new source. None: another collector has the
+    /// source.
     pub async fn open(
         settings: Settings,
         database: Database,
@@ -95,15 +102,23 @@ impl Collector {
             Some(id) => id,
             None => reader.deployment_id().await?,
         };
-        if let Some(retirement) = ledger.run(async |conn| retirements::of_deployment(conn, deployment_id).await).await? {
+        if let Some(retirement) =
+            ledger.run(async |conn| retirements::of_deployment(conn, deployment_id).await).await?
+        {
             return Err(CollectError::Retired(retirement));
         }
-        if ledger.run(async |conn| cutover::needs_signing_key(conn, log.signatures()).await).await? {
+        if ledger.run(async |conn| cutover::needs_signing_key(conn, log.signatures()).await).await?
+        {
             return Err(CollectError::NoSigningKey);
         }
         let identity = identity::read(&settings, &mut reader, &ledger, deployment_id).await?;
         let name = collector_lease(deployment_id);
-        let Some(lease) = ledger.run(async |conn| leases::take(conn, &name, &settings.holder, settings.lease_length).await).await? else {
+        let Some(lease) = ledger
+            .run(async |conn| {
+                leases::take(conn, &name, &settings.holder, settings.lease_length).await
+            })
+            .await?
+        else {
             return Ok(None);
         };
         let lease = CollectorLease::start(&ledger, lease, settings.lease_length);
@@ -162,32 +177,47 @@ impl Collector {
             reader.close().await;
         }
         if let Err(error) = self.lease.release(&self.ledger).await {
-            tracing::warn!(error = crate::cause::text(&error), "collector lease not released, it will expire");
+            tracing::warn!(
+                error = crate::cause::text(&error),
+                "collector lease not released, it will expire"
+            );
         }
     }
 
-    /// Reads the records that the ledger has not read yet: memory and ledger would both miss them. They belong to the next pass.
+    /// Reads the records that the ledger has not read yet: memory and ledger would both miss them.
+    /// They belong to the next pass.
     pub(super) async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
-        let positions: HashMap<TopicPartition, i64> = self.ledger.run(positions::list).await?.into_iter().collect();
+        let positions: HashMap<TopicPartition, i64> =
+            self.ledger.run(positions::list).await?.into_iter().collect();
         let mut left = IN_FLIGHT_LIMIT;
         // claims first: a build that is a prebuild claim is checked against the claims
         for topic in [Topic::PrebuildClaims, Topic::WorkspaceBuilds, Topic::AgentUsage] {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
                 let (start, end) = self.log.watermarks(partition).await?;
-                // A position beyond the end belongs to a topic that was recreated: the new topic is unread.
-                let position = positions.get(&partition).copied().filter(|position| *position <= end);
+                // A position beyond the end belongs to a topic that was recreated: the new topic is
+                // unread.
+                let position =
+                    positions.get(&partition).copied().filter(|position| *position <= end);
                 let from = position.unwrap_or(start).max(start);
                 self.remember_from(partition, from, &mut left).await?;
             }
         }
         if left == 0 {
-            tracing::warn!(limit = IN_FLIGHT_LIMIT, "the ledger is far behind the log: some events will be appended again, as duplicates");
+            tracing::warn!(
+                limit = IN_FLIGHT_LIMIT,
+                "the ledger is far behind the log: some events will be appended again, as duplicates"
+            );
         }
         self.find_dependent_passes().await
     }
 
-    async fn remember_from(&mut self, partition: TopicPartition, mut from: i64, left: &mut usize) -> Result<(), CollectError> {
+    async fn remember_from(
+        &mut self,
+        partition: TopicPartition,
+        mut from: i64,
+        left: &mut usize,
+    ) -> Result<(), CollectError> {
         while *left > 0 {
             self.lease.check()?;
             let limit = READ_PAGE.min(*left);
@@ -200,7 +230,12 @@ impl Collector {
                 self.remember_record(partition, record, &mut claimless);
             }
             let ids: Vec<Uuid> = claimless.keys().copied().collect();
-            for id in self.ledger.run(async |conn| known::claims(conn, self.source.id, &ids).await).await?.into_keys() {
+            for id in self
+                .ledger
+                .run(async |conn| known::claims(conn, self.source.id, &ids).await)
+                .await?
+                .into_keys()
+            {
                 self.builds.insert(id, claimless[&id], self.next_pass());
             }
             if records.len() < limit {
@@ -210,34 +245,57 @@ impl Collector {
         Ok(())
     }
 
-    /// Adds to `claimless` each build that is a prebuild claim whose own event is not in flight. It is seen only if the ledger has that
-    /// event.
-    fn remember_record(&mut self, partition: TopicPartition, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
-        let (topic, deployment, pass) = (partition.topic, self.source.deployment_id, self.next_pass());
+    /// Adds to `claimless` each build that is a prebuild claim whose own event is not in flight. It
+    /// is seen only if the ledger has that event.
+    fn remember_record(
+        &mut self,
+        partition: TopicPartition,
+        record: &Record,
+        claimless: &mut HashMap<Uuid, DateTime<Utc>>,
+    ) {
+        let (topic, deployment, pass) =
+            (partition.topic, self.source.deployment_id, self.next_pass());
         let signer = self.log.signer(topic, &record.message);
         // a foreign record with the id of a row of coderd must not keep that row out
         if self.log.signatures().verify() && signer.is_err() {
             return;
         }
-        if signer == Ok(Signer::Collector) && events::id_from(deployment, &record.message).is_some() {
-            self.proof.in_flight(partition, record.offset, self.log.signatures().is_own_key(&record.message));
+        if signer == Ok(Signer::Collector) && events::id_from(deployment, &record.message).is_some()
+        {
+            self.proof.in_flight(
+                partition,
+                record.offset,
+                self.log.signatures().is_own_key(&record.message),
+            );
         }
         match parse_in(topic, &record.message) {
             Ok(event) if event.deployment != deployment => {}
             Ok(event) => match event.payload {
-                Payload::Build(build) if events::claim(&build).is_some() && !self.claims.contains(&build.build_id) => {
+                Payload::Build(build)
+                    if events::claim(&build).is_some()
+                        && !self.claims.contains(&build.build_id) =>
+                {
                     claimless.insert(build.build_id, build.completed_at);
                 }
-                Payload::Build(build) => self.builds.insert(build.build_id, build.completed_at, pass),
+                Payload::Build(build) => {
+                    self.builds.insert(build.build_id, build.completed_at, pass)
+                }
                 Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, pass),
-                Payload::Claim(claim) => self.claims.insert(claim.build_id, claim.completed_at, pass),
+                Payload::Claim(claim) => {
+                    self.claims.insert(claim.build_id, claim.completed_at, pass)
+                }
             },
-            // A row that is not a valid event is in the log, too: the consumer will hold or reject it.
+            // A row that is not a valid event is in the log, too: the consumer will hold or reject
+            // it.
             Err(_) => {
                 let id = events::id_from(deployment, &record.message);
                 match (topic, id.as_deref().and_then(build_of)) {
-                    (Topic::AgentUsage, _) => id.into_iter().for_each(|id| self.usage.insert(id, record.timestamp, pass)),
-                    (Topic::WorkspaceBuilds, Some(build)) => self.builds.insert(build, record.timestamp, pass),
+                    (Topic::AgentUsage, _) => {
+                        id.into_iter().for_each(|id| self.usage.insert(id, record.timestamp, pass))
+                    }
+                    (Topic::WorkspaceBuilds, Some(build)) => {
+                        self.builds.insert(build, record.timestamp, pass)
+                    }
                     _ => {}
                 }
             }
@@ -267,13 +325,31 @@ async fn introduce(
         _ => None,
     };
     let introduced_at = settings.introduced_at.unwrap_or_else(|| clock.now());
-    Ok(ledger.run(async |conn| sources::register(conn, deployment_id, introduced_at, baseline.as_ref(), ledger.clock.now()).await).await?)
+    Ok(ledger
+        .run(async |conn| {
+            sources::register(
+                conn,
+                deployment_id,
+                introduced_at,
+                baseline.as_ref(),
+                ledger.clock.now(),
+            )
+            .await
+        })
+        .await?)
 }
 
 /// coderd's count of creations before `from`. It must be certain that this count cannot change.
-async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>) -> Result<Baseline, CollectError> {
+async fn baseline(
+    settings: &Settings,
+    reader: &mut Reader,
+    from: DateTime<Utc>,
+) -> Result<Baseline, CollectError> {
     let catalog = reader.catalog().await?;
-    let complete = before(reader.horizon(&catalog).await?.complete_before().ok_or(CollectError::FromUncertain)?, settings.margin);
+    let complete = before(
+        reader.horizon(&catalog).await?.complete_before().ok_or(CollectError::FromUncertain)?,
+        settings.margin,
+    );
     if from > complete {
         return Err(CollectError::FromTooRecent { from, complete });
     }
@@ -283,5 +359,9 @@ async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>)
         preset_name: row.preset_name,
         creations: row.creations,
     });
-    Ok(Baseline { until: from, creations: rows.collect(), started: reader.workspaces_started_before(from).await? })
+    Ok(Baseline {
+        until: from,
+        creations: rows.collect(),
+        started: reader.workspaces_started_before(from).await?,
+    })
 }

@@ -27,8 +27,9 @@ struct Ends {
 }
 
 impl Collector {
-    /// Reads rows that can be new, appends the new ones, and records how far the source is complete.
-    /// After an error the next pass reconnects and reads the same rows. It appends an acknowledged row only once.
+    /// Reads rows that can be new, appends the new ones, and records how far the source is
+    /// complete. After an error the next pass reconnects and reads the same rows. It appends an
+    /// acknowledged row only once.
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
         self.lease.check()?;
         let mut reader = match self.reader.take() {
@@ -40,9 +41,10 @@ impl Collector {
         Ok(report)
     }
 
-    /// Each statement has its own snapshot, younger than the horizon, so it contains every commit before the horizon. Pages go by keys that
-    /// a row keeps, so a changed row is not skipped. (A canceled job that a daemon still takes completes again, later: it moves ahead.) So
-    /// no transaction stays open in coderd's database while the log acknowledges.
+    /// Each statement has its own snapshot, younger than the horizon, so it contains every commit
+    /// before the horizon. Pages go by keys that a row keeps, so a changed row is not skipped. (A
+    /// canceled job that a daemon still takes completes again, later: it moves ahead.) So no
+    /// transaction stays open in coderd's database while the log acknowledges.
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
         self.check_signatures().await?;
@@ -69,9 +71,11 @@ impl Collector {
         let mut report = totals.report;
         report.full_sweep = bounds.from.is_none();
         report.complete_until = bounds.complete_until.filter(|_| self.unreadable.is_empty());
-        report.runtime_complete_until = hours.map(|hours| runtime::complete_until(&hours, bounds.now));
+        report.runtime_complete_until =
+            hours.map(|hours| runtime::complete_until(&hours, bounds.now));
         let ends = self.ends(totals.ends).await?;
-        let comparable = ends.behind.is_empty() && self.behind.is_empty() && self.is_proven(bounds.from).await?;
+        let comparable =
+            ends.behind.is_empty() && self.behind.is_empty() && self.is_proven(bounds.from).await?;
         if !comparable {
             (report.complete_until, report.runtime_complete_until) = (None, None);
         }
@@ -85,10 +89,14 @@ impl Collector {
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let problem = self.identity.problem.as_ref()?.replace('\n', " ");
-        Some(format!("source {}: it is not certain that it is this coderd: {problem}", self.source.deployment_id))
+        Some(format!(
+            "source {}: it is not certain that it is this coderd: {problem}",
+            self.source.deployment_id
+        ))
     }
 
-    /// Refuses a coderd that does not belong to this source. Asks the ledger each time: an operator may have accepted another coderd.
+    /// Refuses a coderd that does not belong to this source. Asks the ledger each time: an operator
+    /// may have accepted another coderd.
     pub(super) async fn identify(&mut self, reader: &mut Reader) -> Result<(), CollectError> {
         let source_id = self.source.deployment_id;
         let facts = identity::read(&self.settings, reader, &self.ledger, source_id).await?;
@@ -100,10 +108,21 @@ impl Collector {
     }
 
     /// Records changes of coderd's licenses and returns the present ones.
-    async fn record_licenses(&self, rows: &[LicenseRow]) -> Result<Vec<LicenseChange>, CollectError> {
+    async fn record_licenses(
+        &self,
+        rows: &[LicenseRow],
+    ) -> Result<Vec<LicenseChange>, CollectError> {
         let deployment = self.identity.deployment_id.unwrap_or(self.source.deployment_id);
         let verifier = LicenseVerifier { keys: &self.keys, deployment };
-        licenses::record(&self.ledger, &self.lease.lease, self.source.id, &self.licenses, rows, verifier).await
+        licenses::record(
+            &self.ledger,
+            &self.lease.lease,
+            self.source.id,
+            &self.licenses,
+            rows,
+            verifier,
+        )
+        .await
     }
 
     /// Reads the catalog. Logs missing parts when the catalog changes.
@@ -118,12 +137,21 @@ impl Collector {
         Ok(catalog)
     }
 
-    /// Now is the earlier of the database's time and the process's. A given clock also applies to the source.
+    /// Now is the earlier of the database's time and the process's. A given clock also applies to
+    /// the source.
     ///
-    /// Once a minute the pass reaches back over the whole overlap. A replica with a slow clock can write rows later than the margin.
-    fn bounds(&self, horizon: Horizon, started_at: DateTime<Utc>, requested_sweep: Option<DateTime<Utc>>) -> Bounds {
+    /// Once a minute the pass reaches back over the whole overlap. A replica with a slow clock can
+    /// write rows later than the margin.
+    fn bounds(
+        &self,
+        horizon: Horizon,
+        started_at: DateTime<Utc>,
+        requested_sweep: Option<DateTime<Utc>>,
+    ) -> Bounds {
         let now = horizon.now.min(started_at);
-        let complete_until = horizon.complete_before().map(|complete| before(complete.min(now), self.settings.margin));
+        let complete_until = horizon
+            .complete_before()
+            .map(|complete| before(complete.min(now), self.settings.margin));
         let swept_recently = !is_due(self.swept_at, started_at, self.settings.sweep_interval);
         let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_INTERVAL);
         let overlap = before(now, self.settings.overlap);
@@ -139,18 +167,25 @@ impl Collector {
         }
     }
 
-    /// The mark of the sweep that an operator has requested. It waits until passes can be compared with the ledger.
+    /// The mark of the sweep that an operator has requested. It waits until passes can be compared
+    /// with the ledger.
     async fn requested_sweep(&self) -> Result<Option<DateTime<Utc>>, CollectError> {
         if !self.behind.is_empty() || self.proof.is_missing() {
             return Ok(None);
         }
-        Ok(self.ledger.run(async |conn| collector_requests::begin_sweep(conn, self.source.id).await).await?)
+        Ok(self
+            .ledger
+            .run(async |conn| collector_requests::begin_sweep(conn, self.source.id).await)
+            .await?)
     }
 
-    /// The ends of all partitions. All records that this or an earlier pass appended, in any process, lie before them.
+    /// The ends of all partitions. All records that this or an earlier pass appended, in any
+    /// process, lie before them.
     async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
-        // Positions first: an end that is read later is at or beyond them, unless the topic was recreated.
-        let positions: HashMap<TopicPartition, i64> = self.ledger.run(positions::list).await?.into_iter().collect();
+        // Positions first: an end that is read later is at or beyond them, unless the topic was
+        // recreated.
+        let positions: HashMap<TopicPartition, i64> =
+            self.ledger.run(positions::list).await?.into_iter().collect();
         let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
             for partition in self.log.partitions(topic).await? {
@@ -163,12 +198,14 @@ impl Collector {
                 *known = (*known).max(end);
             }
         }
-        let mut offsets: Vec<(TopicPartition, i64)> = ends.into_iter().filter(|(_, end)| *end > 0).collect();
+        let mut offsets: Vec<(TopicPartition, i64)> =
+            ends.into_iter().filter(|(_, end)| *end > 0).collect();
         offsets.sort_unstable();
         Ok(Ends { offsets, behind })
     }
 
-    /// Records the pass. If it cannot be compared with the ledger, it is not a full sweep, or the source would look backfilled.
+    /// Records the pass. If it cannot be compared with the ledger, it is not a full sweep, or the
+    /// source would look backfilled.
     async fn record(
         &self,
         bounds: &Bounds,
@@ -186,16 +223,24 @@ impl Collector {
             produced: report.builds.saturating_add(report.claims).saturating_add(report.usage),
             late: report.late,
             offsets,
-            last_records: self.last_records.iter().map(|(at, (offset, message))| (*at, *offset, message.clone())).collect(),
+            last_records: self
+                .last_records
+                .iter()
+                .map(|(at, (offset, message))| (*at, *offset, message.clone()))
+                .collect(),
             previous: self.previous,
             unproven_after: self.proof.unproven_after(),
             fetched,
             requested_sweep: bounds.requested_sweep.filter(|_| comparable),
         };
-        Ok(self.ledger.run(async |conn| passes::record(conn, &self.lease.lease, &pass).await).await?)
+        Ok(self
+            .ledger
+            .run(async |conn| passes::record(conn, &self.lease.lease, &pass).await)
+            .await?)
     }
 
-    /// Keeps the state for the next pass, only after success: a failed pass is read again from its start.
+    /// Keeps the state for the next pass, only after success: a failed pass is read again from its
+    /// start.
     fn remember(&mut self, bounds: &Bounds, report: &PassReport, comparable: bool) {
         self.previous = Some((report.pass_id, bounds.started_at));
         self.last_records.clear();
@@ -213,23 +258,35 @@ impl Collector {
         let next_from = bounds.next_from.min(before(bounds.now, self.settings.overlap));
         self.builds.forget(next_from, self.pass_in_ledger);
         self.claims.forget(next_from, self.pass_in_ledger);
-        self.usage.forget(next_from.min(before(bounds.now, self.settings.usage_window)), self.pass_in_ledger);
+        self.usage.forget(
+            next_from.min(before(bounds.now, self.settings.usage_window)),
+            self.pass_in_ledger,
+        );
     }
 
-    /// A recreated topic begins at 0, so the ledger's old position looks as if the new topic had been read. Until the position is
-    /// corrected, completeness is not reported. Unread records of the old topic are lost: all rows are reread.
-    /// Then only the ledger and the new topic are known.
-    async fn reread_after_recreation(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
+    /// A recreated topic begins at 0, so the ledger's old position looks as if the new topic had
+    /// been read. Until the position is corrected, completeness is not reported. Unread records of
+    /// the old topic are lost: all rows are reread. Then only the ledger and the new topic are
+    /// known.
+    async fn reread_after_recreation(
+        &mut self,
+        behind: BTreeSet<TopicPartition>,
+    ) -> Result<(), CollectError> {
         if behind.is_empty() && !self.behind.is_empty() {
             tracing::info!("ledger positions are within the log again, rereading all rows");
-            (self.builds, self.claims, self.usage) = (SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT));
+            (self.builds, self.claims, self.usage) =
+                (SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT));
             self.passes_ahead.clear();
             self.proof = Proof::default();
             self.reread_from = None;
             self.remember_in_flight().await?;
         } else if !behind.is_subset(&self.behind) {
-            let partitions: Vec<String> = behind.iter().map(|at| format!("{}/{}", at.topic.name(), at.partition)).collect();
-            tracing::warn!(?partitions, "the log ends before the ledger's position: was the topic recreated? Completeness is not reported");
+            let partitions: Vec<String> =
+                behind.iter().map(|at| format!("{}/{}", at.topic.name(), at.partition)).collect();
+            tracing::warn!(
+                ?partitions,
+                "the log ends before the ledger's position: was the topic recreated? Completeness is not reported"
+            );
         }
         self.behind = behind;
         Ok(())
@@ -238,7 +295,11 @@ impl Collector {
     /// Notes which passes of this process the ledger has read.
     async fn settle_passes(&mut self) -> Result<(), CollectError> {
         while let Some((number, pass_id)) = self.passes_ahead.front().copied() {
-            if !self.ledger.run(async |conn| passes::is_confirmed(conn, self.source.id, pass_id).await).await? {
+            if !self
+                .ledger
+                .run(async |conn| passes::is_confirmed(conn, self.source.id, pass_id).await)
+                .await?
+            {
                 break;
             }
             self.pass_in_ledger = number;

@@ -12,7 +12,8 @@ pub(super) struct Proof {
     pub(super) proven: bool,
     /// The first unproven record in each partition.
     pub(super) places: HashMap<TopicPartition, i64>,
-    /// In each partition, the first record that another key had signed and that was in flight when this process opened.
+    /// In each partition, the first record that another key had signed and that was in flight when
+    /// this process opened.
     pub(super) other_keys: HashMap<TopicPartition, i64>,
     /// The last pass that does not rely on these records; None: no recorded pass relies on them.
     pub(super) after_pass_id: Option<i64>,
@@ -22,7 +23,12 @@ pub(super) struct Proof {
 
 impl Proof {
     /// Notes an acknowledged record, and the last recorded pass.
-    pub(super) fn appended(&mut self, partition: TopicPartition, offset: i64, pass_id: Option<i64>) {
+    pub(super) fn appended(
+        &mut self,
+        partition: TopicPartition,
+        offset: i64,
+        pass_id: Option<i64>,
+    ) {
         if self.is_empty() {
             self.after_pass_id = pass_id;
         }
@@ -31,7 +37,11 @@ impl Proof {
 
     /// Notes a signed record that was in flight when this process opened.
     pub(super) fn in_flight(&mut self, partition: TopicPartition, offset: i64, own_key: bool) {
-        keep_first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
+        keep_first(
+            if own_key { &mut self.places } else { &mut self.other_keys },
+            partition,
+            offset,
+        );
     }
 
     /// Whether records must be signed and the proof is missing: passes report no completeness.
@@ -43,7 +53,8 @@ impl Proof {
         self.places.is_empty() && self.other_keys.is_empty()
     }
 
-    /// The pass before the first record that consumers have neither accepted nor rejected. None: all are decided.
+    /// The pass before the first record that consumers have neither accepted nor rejected. None:
+    /// all are decided.
     pub(super) fn unproven_after(&self) -> Option<i64> {
         self.after_pass_id.filter(|_| !self.is_empty())
     }

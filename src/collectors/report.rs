@@ -18,11 +18,13 @@ pub struct PassReport {
     /// Prebuild claims appended to the log.
     pub claims: i32,
     pub usage: i32,
-    /// Builds and usage that came after an earlier pass had reported completeness beyond their time.
+    /// Builds and usage that came after an earlier pass had reported completeness beyond their
+    /// time.
     pub late: i32,
     /// What coderd committed before this is in the log. None: completeness is not reported.
     pub complete_until: Option<DateTime<Utc>>,
-    /// The hour before which every hour has its runtime row or is over 7 days old. None: not reported, or this coderd has no agent runtime.
+    /// The hour before which every hour has its runtime row or is over 7 days old. None: not
+    /// reported, or this coderd has no agent runtime.
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 

@@ -14,9 +14,10 @@ use crate::ledger::{Ledger, Pausable};
 use crate::license::PublicKeys;
 use crate::log::Log;
 
-/// Collects until `stop`. Logs a failure once and retries; it also waits for a source that another process collects.
-/// A stop drops a running pass: the next collector finds the acknowledged records in the log. A pause lets the pass end, releases the lease
-/// and leaves coderd's database alone. After the pause, the first process to take the lease collects.
+/// Collects until `stop`. Logs a failure once and retries; it also waits for a source that another
+/// process collects. A stop drops a running pass: the next collector finds the acknowledged records
+/// in the log. A pause lets the pass end, releases the lease and leaves coderd's database alone.
+/// After the pause, the first process to take the lease collects.
 pub async fn run(
     settings: Settings,
     database: Database,
@@ -26,7 +27,8 @@ pub async fn run(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let mut reporter = Reporter { logged: LastingFault::default(), status: settings.status.clone() };
+    let mut reporter =
+        Reporter { logged: LastingFault::default(), status: settings.status.clone() };
     let mut paused = settings.paused.clone();
     while !stop.is_cancelled() {
         if let Some(pause) = paused.of(Pausable::Collect) {
@@ -36,7 +38,14 @@ pub async fn run(
             }
         }
         let mut wait = settings.poll_interval;
-        let opened = Collector::open(settings.clone(), database.clone(), keys.clone(), log.clone(), ledger.clone(), clock.clone());
+        let opened = Collector::open(
+            settings.clone(),
+            database.clone(),
+            keys.clone(),
+            log.clone(),
+            ledger.clone(),
+            clock.clone(),
+        );
         match stop.run_until_cancelled(opened).await {
             Some(Ok(Some(collector))) => {
                 tracing::info!(source = %collector.source().deployment_id, database = %database.address(), "collecting");
@@ -46,7 +55,8 @@ pub async fn run(
                 }
             }
             Some(Ok(None)) => {
-                reporter.report_failure("another process collects this source; waiting for it to end");
+                reporter
+                    .report_failure("another process collects this source; waiting for it to end");
                 // the lease of a killed process ends soon
                 wait = wait.min(settings.lease_length.div_f64(3.0));
             }
@@ -57,16 +67,28 @@ pub async fn run(
     }
 }
 
-/// Runs passes until `stop`, a pause, or the loss of the source. False: this process must not open the source again.
-/// It would append the same rows with a signature that consumers reject.
-async fn collect(mut collector: Collector, stop: &CancellationToken, reporter: &mut Reporter) -> bool {
+/// Runs passes until `stop`, a pause, or the loss of the source. False: this process must not open
+/// the source again. It would append the same rows with a signature that consumers reject.
+async fn collect(
+    mut collector: Collector,
+    stop: &CancellationToken,
+    reporter: &mut Reporter,
+) -> bool {
     let mut accepted = true;
     while collector.settings.paused.of(Pausable::Collect).is_none() {
         match stop.run_until_cancelled(collector.pass()).await {
             Some(Ok(report)) => {
                 reporter.report_success(collector.warning().as_deref());
-                let (builds, claims, usage, late) = (report.builds, report.claims, report.usage, report.late);
-                tracing::debug!(builds, claims, usage, late, full_sweep = report.full_sweep, "pass recorded");
+                let (builds, claims, usage, late) =
+                    (report.builds, report.claims, report.usage, report.late);
+                tracing::debug!(
+                    builds,
+                    claims,
+                    usage,
+                    late,
+                    full_sweep = report.full_sweep,
+                    "pass recorded"
+                );
                 if late > 0 {
                     tracing::warn!(
                         late,
@@ -127,7 +149,8 @@ impl Reporter {
     }
 
     fn report_success(&mut self, warning: Option<&str>) {
-        let status = warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
+        let status =
+            warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
         match warning {
             Some(warning) if self.logged.is_new(warning) => tracing::warn!("{status}"),
             None if self.logged.has_ended() => tracing::info!("collecting again"),

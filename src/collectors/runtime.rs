@@ -1,4 +1,5 @@
-//! How far agent runtime is complete: coderd writes one row an hour, and fills gaps of the last seven days.
+//! How far agent runtime is complete: coderd writes one row an hour, and fills gaps of the last
+//! seven days.
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
@@ -12,7 +13,8 @@ pub(super) fn window_start(now: DateTime<Utc>) -> DateTime<Utc> {
     before(hour(now), WINDOW)
 }
 
-/// The hour before which every hour has its row or is past coderd's window. `hours` are the hours that have a row.
+/// The hour before which every hour has its row or is past coderd's window. `hours` are the hours
+/// that have a row.
 pub(super) fn complete_until(hours: &[DateTime<Utc>], now: DateTime<Utc>) -> DateTime<Utc> {
     let mut next = window_start(now);
     while next < hour(now) && hours.contains(&next) {
@@ -37,10 +39,12 @@ mod tests {
     #[test]
     fn complete_until_the_first_hour_without_a_row() {
         let now = at("2026-03-10T12:34:56Z");
-        let all: Vec<_> = (0..168).map(|hours| window_start(now) + TimeDelta::hours(hours)).collect();
+        let all: Vec<_> =
+            (0..168).map(|hours| window_start(now) + TimeDelta::hours(hours)).collect();
         assert_eq!(complete_until(&all, now), at("2026-03-10T12:00:00Z"));
         assert_eq!(complete_until(&all[..167], now), at("2026-03-10T11:00:00Z"));
-        let gap: Vec<_> = all.iter().copied().filter(|hour| *hour != at("2026-03-05T00:00:00Z")).collect();
+        let gap: Vec<_> =
+            all.iter().copied().filter(|hour| *hour != at("2026-03-05T00:00:00Z")).collect();
         assert_eq!(complete_until(&gap, now), at("2026-03-05T00:00:00Z"));
     }
 

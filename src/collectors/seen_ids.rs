@@ -5,8 +5,8 @@ use std::hash::Hash;
 
 use crate::coderd::Time;
 
-/// Bounded memory. A forgotten id is looked up in the ledger. If the ledger does not have it yet, it is appended again and becomes a
-/// duplicate.
+/// Bounded memory. A forgotten id is looked up in the ledger. If the ledger does not have it yet,
+/// it is appended again and becomes a duplicate.
 #[derive(Debug)]
 pub(super) struct SeenIds<Id> {
     ids: HashMap<Id, Entry>,
@@ -41,13 +41,15 @@ impl<Id: Eq + Hash> SeenIds<Id> {
         }
     }
 
-    /// Forgets ids dated before `before` whose pass is in the ledger. Incremental passes do not read them again, and a look-up finds them.
+    /// Forgets ids dated before `before` whose pass is in the ledger. Incremental passes do not
+    /// read them again, and a look-up finds them.
     pub(super) fn forget(&mut self, before: impl Into<Time>, pass_in_ledger: u64) {
         let before = before.into();
         self.ids.retain(|_, entry| entry.at >= before || entry.pass > pass_in_ledger);
     }
 
-    /// Forgets an id if its pass is known to be in the ledger. Then a look-up shows whether the ledger has it.
+    /// Forgets an id if its pass is known to be in the ledger. Then a look-up shows whether the
+    /// ledger has it.
     pub(super) fn forget_if_recorded(&mut self, id: &Id, pass_in_ledger: u64) {
         if self.ids.get(id).is_some_and(|entry| entry.pass <= pass_in_ledger) {
             self.ids.remove(id);

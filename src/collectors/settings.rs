@@ -21,17 +21,21 @@ pub struct Settings {
     pub identity_required: bool,
     /// The name of this process as holder of the lease; unique.
     pub holder: String,
-    /// Histograms observe builds completed from here on. None: from the first sight of the source. Used once, at the introduction.
+    /// Histograms observe builds completed from here on. None: from the first sight of the source.
+    /// Used once, at the introduction.
     pub introduced_at: Option<DateTime<Utc>>,
-    /// Collects builds completed from here on, and counts earlier creations once. None: all history. Used once, at the introduction.
+    /// Collects builds completed from here on, and counts earlier creations once. None: all
+    /// history. Used once, at the introduction.
     pub from: Option<DateTime<Utc>>,
     /// Pause between two passes.
     pub poll_interval: Duration,
     /// Time from one full sweep to the next; zero: each pass is a full sweep.
     pub sweep_interval: TimeDelta,
-    /// How far clocks of coderd's replicas and of the database may differ. Completeness is this much earlier; the next pass starts there.
+    /// How far clocks of coderd's replicas and of the database may differ. Completeness is this
+    /// much earlier; the next pass starts there.
     pub margin: TimeDelta,
-    /// How far a pass reaches back once a minute, and always if the oldest open transaction cannot be seen.
+    /// How far a pass reaches back once a minute, and always if the oldest open transaction cannot
+    /// be seen.
     pub overlap: TimeDelta,
     /// Time between comparisons of daily usage counts with coderd's; zero: in every pass.
     pub compare_interval: TimeDelta,
@@ -101,13 +105,17 @@ pub enum CollectError {
         "consumers reject the signatures of this collector's records (bad_signature): set log.verification_keys of all consumers to include the key that log.signing_key names here, then restart this process; where topics were deleted and created again, run `tallyline recover plan --lost kafka` first. Until then it collects nothing and reports no completeness"
     )]
     SignaturesRejected,
-    /// Consumers reject records that an earlier process of the source signed with another key. The next collector appends their rows again.
+    /// Consumers reject records that an earlier process of the source signed with another key. The
+    /// next collector appends their rows again.
     #[error(
         "consumers reject records that an earlier collector of this source has signed with another key (bad_signature): their rows are collected again; keep a key in log.verification_keys of all consumers until they have read its records"
     )]
     OtherKeyRejected,
-    /// Another collector has taken the source, or the ledger or the log lacks the last writes of this one.
-    #[error("collector lease lost: another collector has this source, or the database lost this collector's last writes; reopening")]
+    /// Another collector has taken the source, or the ledger or the log lacks the last writes of
+    /// this one.
+    #[error(
+        "collector lease lost: another collector has this source, or the database lost this collector's last writes; reopening"
+    )]
     LeaseLost,
     /// The baseline is too recent: builds before it could still be committed after the count.
     #[error(

@@ -50,19 +50,23 @@ impl Collector {
             self.take_builds(reader, catalog, &keys, totals).await?;
             self.count_rows(bounds, keys.len(), totals).await?;
             match keys.last() {
-                Some(last) if full(keys.len(), page) => (swept, recent) = (last.job_id, (last.completed_at, last.job_id)),
+                Some(last) if full(keys.len(), page) => {
+                    (swept, recent) = (last.job_id, (last.completed_at, last.job_id))
+                }
                 _ => break,
             }
         }
         if bounds.from.is_none() {
-            // This sweep read all builds. A build that coderd no longer has, or that is readable now, holds nothing back.
+            // This sweep read all builds. A build that coderd no longer has, or that is readable
+            // now, holds nothing back.
             self.unreadable.retain(|id| totals.unreadable.contains(id));
         }
         Ok(())
     }
 
-    /// Appends the new ones of these builds, each prebuild claim before its build. Also appends a missing claim of a known build. They are
-    /// in different topics: one can be lost while the other is read.
+    /// Appends the new ones of these builds, each prebuild claim before its build. Also appends a
+    /// missing claim of a known build. They are in different topics: one can be lost while the
+    /// other is read.
     pub(super) async fn take_builds(
         &mut self,
         reader: &mut Reader,
@@ -73,19 +77,27 @@ impl Collector {
         let from = self.source.baseline_until.map(Time::from);
         let unseen = keys.iter().filter(|key| from.is_none_or(|from| key.completed_at >= from));
         let unseen = unseen.filter_map(|key| Some((key.build_id?, key.completed_at)));
-        let unseen: HashMap<Uuid, Time> = unseen.filter(|(id, _)| !self.builds.contains(id)).collect();
+        let unseen: HashMap<Uuid, Time> =
+            unseen.filter(|(id, _)| !self.builds.contains(id)).collect();
         if unseen.is_empty() {
             return Ok(());
         }
         let ids: Vec<Uuid> = unseen.keys().copied().collect();
-        let known = self.ledger.run(async |conn| known::builds(conn, self.source.id, &ids).await).await?;
-        let (known, unknown): (Vec<Uuid>, Vec<Uuid>) = ids.into_iter().partition(|id| known.contains_key(id));
-        let mut claimless = self.ledger.run(async |conn| known::builds_without_claim(conn, self.source.id, &known).await).await?;
+        let known =
+            self.ledger.run(async |conn| known::builds(conn, self.source.id, &ids).await).await?;
+        let (known, unknown): (Vec<Uuid>, Vec<Uuid>) =
+            ids.into_iter().partition(|id| known.contains_key(id));
+        let mut claimless = self
+            .ledger
+            .run(async |conn| known::builds_without_claim(conn, self.source.id, &known).await)
+            .await?;
         claimless.retain(|id| !self.claims.contains(id));
         let wanted = [unknown, claimless.clone()].concat();
-        let BuildCandidates { claims, mut builds } = self.build_candidates(reader, catalog, &wanted, &mut totals.unreadable).await?;
+        let BuildCandidates { claims, mut builds } =
+            self.build_candidates(reader, catalog, &wanted, &mut totals.unreadable).await?;
         builds.retain(|build| !claimless.contains(&build.id));
-        let late: Vec<Time> = builds.iter().map(|build| build.at).filter(|at| self.is_late(*at)).collect();
+        let late: Vec<Time> =
+            builds.iter().map(|build| build.at).filter(|at| self.is_late(*at)).collect();
         let sent = claims.into_iter().map(|claim| claim.message).collect();
         let claims = self.append(Topic::PrebuildClaims, sent, &mut totals.ends, |_, _| {}).await?;
         totals.report.claims = totals.report.claims.saturating_add(claims);
@@ -105,7 +117,8 @@ impl Collector {
         Ok(())
     }
 
-    /// The claims and builds of these ids, without those among the rejects that must not be sent again.
+    /// The claims and builds of these ids, without those among the rejects that must not be sent
+    /// again.
     async fn build_candidates(
         &mut self,
         reader: &mut Reader,
@@ -120,13 +133,24 @@ impl Collector {
         }
         for row in reader.builds(catalog, ids).await? {
             let (id, at) = (row.build_id, row.completed_at);
-            let candidate = |event: &Event| Candidate { id, event_id: event.id(), at, message: event.to_message() };
+            let candidate = |event: &Event| Candidate {
+                id,
+                event_id: event.id(),
+                at,
+                message: event.to_message(),
+            };
             match events::build(deployment, row) {
                 Ok(build) => {
                     self.unreadable.remove(&id);
-                    let claim = events::claim(&build).map(|claim| Event { deployment, payload: Payload::Claim(Box::new(claim)) });
+                    let claim = events::claim(&build).map(|claim| Event {
+                        deployment,
+                        payload: Payload::Claim(Box::new(claim)),
+                    });
                     found.claims.extend(claim.as_ref().map(candidate));
-                    found.builds.push(candidate(&Event { deployment, payload: Payload::Build(Box::new(build)) }));
+                    found.builds.push(candidate(&Event {
+                        deployment,
+                        payload: Payload::Build(Box::new(build)),
+                    }));
                 }
                 Err(InvalidRow::Time { message, .. }) => {
                     self.unreadable.remove(&id);
@@ -147,25 +171,42 @@ impl Collector {
     }
 
     /// Leaves out messages that are among the ledger's rejects and must not be sent again.
-    async fn without_refused<Id>(&self, mut candidates: Vec<Candidate<Id>>) -> Result<Vec<Candidate<Id>>, CollectError> {
+    async fn without_refused<Id>(
+        &self,
+        mut candidates: Vec<Candidate<Id>>,
+    ) -> Result<Vec<Candidate<Id>>, CollectError> {
         if candidates.is_empty() {
             return Ok(candidates);
         }
         let deployment = self.source.deployment_id;
-        let ids: Vec<String> = candidates.iter().map(|candidate| candidate.event_id.clone()).collect();
-        let mut refused = self.ledger.run(async |conn| known::refused_ids(conn, deployment, &ids).await).await?;
+        let ids: Vec<String> =
+            candidates.iter().map(|candidate| candidate.event_id.clone()).collect();
+        let mut refused =
+            self.ledger.run(async |conn| known::refused_ids(conn, deployment, &ids).await).await?;
         if !refused.is_empty() {
-            let candidates_to_compare = candidates.iter().filter(|candidate| refused.contains(&candidate.event_id));
             let candidates_to_compare =
-                candidates_to_compare.map(|candidate| (candidate.event_id.clone(), candidate.message.clone())).collect();
-            refused = self.ledger.run(async |conn| known::refused_messages(conn, deployment, &candidates_to_compare).await).await?;
+                candidates.iter().filter(|candidate| refused.contains(&candidate.event_id));
+            let candidates_to_compare = candidates_to_compare
+                .map(|candidate| (candidate.event_id.clone(), candidate.message.clone()))
+                .collect();
+            refused = self
+                .ledger
+                .run(async |conn| {
+                    known::refused_messages(conn, deployment, &candidates_to_compare).await
+                })
+                .await?;
         }
         candidates.retain(|candidate| !refused.contains(&candidate.event_id));
         Ok(candidates)
     }
 
     /// Collects all usage of the pass, page by page.
-    pub(super) async fn usage(&mut self, reader: &mut Reader, bounds: &Bounds, totals: &mut PassTotals) -> Result<(), CollectError> {
+    pub(super) async fn usage(
+        &mut self,
+        reader: &mut Reader,
+        bounds: &Bounds,
+        totals: &mut PassTotals,
+    ) -> Result<(), CollectError> {
         let page = self.settings.page;
         let mut last: Option<UsageKey> = None;
         loop {
@@ -173,7 +214,9 @@ impl Collector {
             let keys = match bounds.from {
                 Some(from) => {
                     let dated_since = before(bounds.now, self.settings.usage_window);
-                    reader.recent_usage_keys(dated_since.min(from), from, last.as_ref(), page).await?
+                    reader
+                        .recent_usage_keys(dated_since.min(from), from, last.as_ref(), page)
+                        .await?
                 }
                 None => reader.usage_keys(last.as_ref().map_or("", |key| &key.id), page).await?,
             };
@@ -187,15 +230,25 @@ impl Collector {
     }
 
     /// Appends the new ones of these usage events.
-    pub(super) async fn take_usage(&mut self, reader: &mut Reader, keys: &[UsageKey], totals: &mut PassTotals) -> Result<(), CollectError> {
-        let unseen: HashMap<&String, Time> =
-            keys.iter().filter(|key| !self.usage.contains(&key.id)).map(|key| (&key.id, key.created_at)).collect();
+    pub(super) async fn take_usage(
+        &mut self,
+        reader: &mut Reader,
+        keys: &[UsageKey],
+        totals: &mut PassTotals,
+    ) -> Result<(), CollectError> {
+        let unseen: HashMap<&String, Time> = keys
+            .iter()
+            .filter(|key| !self.usage.contains(&key.id))
+            .map(|key| (&key.id, key.created_at))
+            .collect();
         if unseen.is_empty() {
             return Ok(());
         }
         let ids: Vec<String> = unseen.keys().map(|id| (*id).clone()).collect();
-        let known = self.ledger.run(async |conn| known::usage(conn, self.source.id, &ids).await).await?;
-        let (known, unknown): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| known.contains_key(id));
+        let known =
+            self.ledger.run(async |conn| known::usage(conn, self.source.id, &ids).await).await?;
+        let (known, unknown): (Vec<String>, Vec<String>) =
+            ids.into_iter().partition(|id| known.contains_key(id));
         for id in known {
             let at = unseen[&id];
             self.usage.insert(id, at, self.pass_number);
@@ -204,9 +257,13 @@ impl Collector {
             return Ok(());
         }
         let rows = reader.usage(&unknown).await?;
-        // A runtime row is dated by its hour and comes later by design; other rows are dated when they are written.
-        let dated_by_hour: HashSet<String> =
-            rows.iter().filter(|row| row.event_type == UsageType::AgentRuntime.as_str()).map(|row| row.id.clone()).collect();
+        // A runtime row is dated by its hour and comes later by design; other rows are dated when
+        // they are written.
+        let dated_by_hour: HashSet<String> = rows
+            .iter()
+            .filter(|row| row.event_type == UsageType::AgentRuntime.as_str())
+            .map(|row| row.id.clone())
+            .collect();
         let deployment = self.source.deployment_id;
         let candidate = |row: UsageRow| Candidate {
             id: row.id.clone(),
@@ -217,7 +274,8 @@ impl Collector {
         let new = self.without_refused(rows.into_iter().map(candidate).collect()).await?;
         let late = new.iter().filter(|row| !dated_by_hour.contains(&row.id)).map(|row| row.at);
         let late: Vec<Time> = late.filter(|at| self.is_late(*at)).collect();
-        let (sent, places): (Vec<Message>, Vec<(String, Time)>) = new.into_iter().map(|row| (row.message, (row.id, row.at))).unzip();
+        let (sent, places): (Vec<Message>, Vec<(String, Time)>) =
+            new.into_iter().map(|row| (row.message, (row.id, row.at))).unzip();
         let usage = self
             .append(Topic::AgentUsage, sent, &mut totals.ends, |collector, index| {
                 let (id, at) = places[index].clone();
@@ -230,12 +288,25 @@ impl Collector {
     }
 
     /// Records the progress of a sweep for the operator who requested it.
-    async fn count_rows(&self, bounds: &Bounds, rows: usize, totals: &mut PassTotals) -> Result<(), CollectError> {
+    async fn count_rows(
+        &self,
+        bounds: &Bounds,
+        rows: usize,
+        totals: &mut PassTotals,
+    ) -> Result<(), CollectError> {
         let Some(begun_at) = bounds.requested_sweep else { return Ok(()) };
         totals.rows = totals.rows.saturating_add(i64::try_from(rows).unwrap_or(i64::MAX));
         Ok(self
             .ledger
-            .run(async |conn| collector_requests::record_sweep_progress(conn, self.source.id, begun_at, totals.rows).await)
+            .run(async |conn| {
+                collector_requests::record_sweep_progress(
+                    conn,
+                    self.source.id,
+                    begun_at,
+                    totals.rows,
+                )
+                .await
+            })
             .await?)
     }
 
@@ -248,7 +319,8 @@ impl Collector {
         report.late = report.late.saturating_add(count(late.len()));
     }
 
-    /// Appends messages and returns their number. Calls `acknowledged` with the index of each one that the log has, even if others fail.
+    /// Appends messages and returns their number. Calls `acknowledged` with the index of each one
+    /// that the log has, even if others fail.
     async fn append(
         &mut self,
         topic: Topic,
@@ -268,13 +340,19 @@ impl Collector {
             Ok(placed) => placed.iter().copied().map(Some).collect(),
             Err(error) => error.placed.clone(),
         };
-        for (index, (partition, offset)) in placed.into_iter().enumerate().filter_map(|(index, place)| Some((index, place?))) {
+        for (index, (partition, offset)) in
+            placed.into_iter().enumerate().filter_map(|(index, place)| Some((index, place?)))
+        {
             let end = ends.entry(TopicPartition { topic, partition }).or_default();
             *end = (*end).max(offset.saturating_add(1));
             if let Some(message) = kept.get_mut(index).map(std::mem::take) {
                 self.last_records.insert(TopicPartition { topic, partition }, (offset, message));
             }
-            self.proof.appended(TopicPartition { topic, partition }, offset, self.previous.map(|(pass_id, _)| pass_id));
+            self.proof.appended(
+                TopicPartition { topic, partition },
+                offset,
+                self.previous.map(|(pass_id, _)| pass_id),
+            );
             acknowledged(self, index);
         }
         Ok(count(answer?.len()))

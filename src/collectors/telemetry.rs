@@ -34,7 +34,8 @@ impl Default for CollectorTelemetry {
             "tallyline_collector_late_seconds",
             "Age of builds and usage that arrived after their time was reported complete. Runtime is excluded: it is dated by its hour.",
         );
-        let late = HistogramVec::new(late.buckets(BUCKETS.to_vec()), &["kind"]).expect("valid names");
+        let late =
+            HistogramVec::new(late.buckets(BUCKETS.to_vec()), &["kind"]).expect("valid names");
         for kind in [LATE_BUILD, LATE_USAGE] {
             late.with_label_values(&[kind]);
         }

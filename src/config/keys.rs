@@ -1,4 +1,5 @@
-//! The only table of keys. The typed [`super::Pipeline`] is read from it, and a test compares the shipped files with it.
+//! The only table of keys. The typed [`super::Pipeline`] is read from it, and a test compares the
+//! shipped files with it.
 
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -51,7 +52,12 @@ pub enum Kind {
     SignatureKeys,
 }
 
-const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, doc: &'static str) -> Key {
+const fn key(
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    doc: &'static str,
+) -> Key {
     Key { name, kind, default, doc }
 }
 
@@ -80,7 +86,12 @@ pub const KEYS: &[Key] = &[
         Some("postgres"),
         "The log's backend: postgres (tables in the ledger's database) or kafka.",
     ),
-    key("log.partitions", Kind::Whole(1, 1000), Some("6"), "Partitions of a new topic. An existing topic is never changed."),
+    key(
+        "log.partitions",
+        Kind::Whole(1, 1000),
+        Some("6"),
+        "Partitions of a new topic. An existing topic is never changed.",
+    ),
     key(
         "log.group",
         Kind::Name(1, 200),
@@ -99,8 +110,18 @@ pub const KEYS: &[Key] = &[
         None,
         "Keys that verify signatures of records, by name: secrets of at least 32 bytes. Default: records are not verified.",
     ),
-    key("kafka.brokers", Kind::Brokers, None, "Kafka's brokers: host:port, separated by commas. Required if log.kind is kafka."),
-    key("kafka.topic_prefix", Kind::Name(0, 100), Some(""), "Prefix of every topic and group name."),
+    key(
+        "kafka.brokers",
+        Kind::Brokers,
+        None,
+        "Kafka's brokers: host:port, separated by commas. Required if log.kind is kafka.",
+    ),
+    key(
+        "kafka.topic_prefix",
+        Kind::Name(0, 100),
+        Some(""),
+        "Prefix of every topic and group name.",
+    ),
     key(
         "kafka.properties",
         Kind::Properties,
@@ -131,7 +152,12 @@ pub const KEYS: &[Key] = &[
         None,
         "Builds completed before this instant are counted once into a baseline and not collected. Default: all history is collected.",
     ),
-    key("collect.poll_seconds", Kind::Seconds(0.05, 3600.0), Some("5"), "Interval between two passes over coderd's database."),
+    key(
+        "collect.poll_seconds",
+        Kind::Seconds(0.05, 3600.0),
+        Some("5"),
+        "Interval between two passes over coderd's database.",
+    ),
     key(
         "collect.margin_seconds",
         Kind::Seconds(0.0, 3600.0),
@@ -168,16 +194,36 @@ pub const KEYS: &[Key] = &[
         Some("shadow"),
         "shadow sends nothing and compares with coderd. sole sends usage, and coderd's own publishing must be blocked.",
     ),
-    key("publish.url", Kind::Url, Some("https://tallyman-prod.coder.com/api/v1/events/ingest"), "Tallyman's ingest endpoint."),
-    key("publish.interval_seconds", Kind::Seconds(0.05, 3600.0), Some("10"), "Interval between two checks for due usage."),
+    key(
+        "publish.url",
+        Kind::Url,
+        Some("https://tallyman-prod.coder.com/api/v1/events/ingest"),
+        "Tallyman's ingest endpoint.",
+    ),
+    key(
+        "publish.interval_seconds",
+        Kind::Seconds(0.05, 3600.0),
+        Some("10"),
+        "Interval between two checks for due usage.",
+    ),
     key(
         "publish.request_timeout_seconds",
         Kind::Seconds(1.0, 300.0),
         Some("30"),
         "Timeout of a request to Tallyman. The events of a killed publisher are sent again within twice this time.",
     ),
-    key("serve.api_listen", Kind::Listen, Some("127.0.0.1:8090"), "Address of the API. Only loopback, until TLS is supported."),
-    key("serve.metrics_listen", Kind::Listen, Some("127.0.0.1:2112"), "Address of /metrics. Only loopback, until TLS is supported."),
+    key(
+        "serve.api_listen",
+        Kind::Listen,
+        Some("127.0.0.1:8090"),
+        "Address of the API. Only loopback, until TLS is supported.",
+    ),
+    key(
+        "serve.metrics_listen",
+        Kind::Listen,
+        Some("127.0.0.1:2112"),
+        "Address of /metrics. Only loopback, until TLS is supported.",
+    ),
     key(
         "serve.audit_seconds",
         Kind::Seconds(0.2, 86_400.0),
@@ -205,11 +251,16 @@ pub const KEYS: &[Key] = &[
 ];
 
 impl Key {
-    /// The key with this name. For an entry of a table, such as `serve.tokens.x`, the key of the table.
+    /// The key with this name. For an entry of a table, such as `serve.tokens.x`, the key of the
+    /// table.
     pub(super) fn of(name: &str) -> Option<&'static Key> {
         KEYS.iter().find(|key| key.name == name).or_else(|| {
-            KEYS.iter()
-                .find(|key| key.kind.is_table() && name.strip_prefix(key.name).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.')))
+            KEYS.iter().find(|key| {
+                key.kind.is_table()
+                    && name
+                        .strip_prefix(key.name)
+                        .is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+            })
         })
     }
 
@@ -236,12 +287,19 @@ impl Kind {
             Kind::Hours(least, most) => format!("a number of hours from {least} to {most}"),
             Kind::Time => "an instant such as 2025-07-01T00:00:00Z".into(),
             Kind::Id => "a UUID".into(),
-            Kind::Name(least, most) => format!("{least} to {most} letters, digits, '.', '_' or '-'"),
+            Kind::Name(least, most) => {
+                format!("{least} to {most} letters, digits, '.', '_' or '-'")
+            }
             Kind::Brokers => "host:port, separated by commas".into(),
-            Kind::Url => "an http:// or https:// URL with a host and without user and password".into(),
+            Kind::Url => {
+                "an http:// or https:// URL with a host and without user and password".into()
+            }
             Kind::Listen => "an address and port such as 127.0.0.1:8090".into(),
             Kind::HostNames => "a list of host names or IP addresses, without ports".into(),
-            Kind::SecretPostgresUrl => "a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND".into(),
+            Kind::SecretPostgresUrl => {
+                "a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND"
+                    .into()
+            }
             Kind::PublicKeys => "a table of names and public keys".into(),
             Kind::Properties => "a table of librdkafka's properties".into(),
             Kind::Tokens => "a table of names and \"SCOPE SECRET\"".into(),

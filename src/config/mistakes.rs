@@ -55,7 +55,11 @@ pub struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
     pub(super) fn add(&mut self, place: &Place, key: &str, problem: impl Into<String>) {
-        self.0.push(Mistake { place: place.clone(), key: Some(key.to_owned()), problem: problem.into() });
+        self.0.push(Mistake {
+            place: place.clone(),
+            key: Some(key.to_owned()),
+            problem: problem.into(),
+        });
     }
 
     pub(super) fn add_without_key(&mut self, place: Place, problem: impl Into<String>) {

@@ -1,8 +1,8 @@
-//! Settings. Each deployment shape has one TOML file; every key may also be given by flag (`--set KEY=VALUE`) or variable
-//! (`TALLYLINE_KEY`).
+//! Settings. Each deployment shape has one TOML file; every key may also be given by flag (`--set
+//! KEY=VALUE`) or variable (`TALLYLINE_KEY`).
 //!
-//! [`KEYS`] is the only table of keys. [`load`] returns a [`Pipeline`], or every mistake with its place. A flag
-//! overrides a variable, which overrides the file, which overrides the default.
+//! [`KEYS`] is the only table of keys. [`load`] returns a [`Pipeline`], or every mistake with its
+//! place. A flag overrides a variable, which overrides the file, which overrides the default.
 
 mod file;
 mod keys;
@@ -20,7 +20,10 @@ mod tests;
 
 pub use keys::{KEYS, Key, Kind};
 pub use mistakes::{Mistake, Mistakes, Place};
-pub use pipeline::{Collect, Kafka, License, LogBackend, LogKind, Pipeline, PostgresLedger, Publish, PublishMode, Role, Serve, Source};
+pub use pipeline::{
+    Collect, Kafka, License, LogBackend, LogKind, Pipeline, PostgresLedger, Publish, PublishMode,
+    Role, Serve, Source,
+};
 pub use required::PropertyFaults;
 pub use secret::{Secret, SecretError};
 pub use token::{Scope, TokenSetting};

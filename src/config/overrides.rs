@@ -9,18 +9,28 @@ use super::{KEYS, Key, Kind};
 const PREFIX: &str = "TALLYLINE_";
 
 /// Variables with other uses: the first is for `--api`, the others are for the scripts.
-const OTHER_VARIABLES: &[&str] = &["TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
+const OTHER_VARIABLES: &[&str] =
+    &["TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
 
 /// Reads each `TALLYLINE_…` variable.
-pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings, mistakes: &mut Mistakes) {
+pub(super) fn variables(
+    variables: &[(String, String)],
+    settings: &mut Settings,
+    mistakes: &mut Mistakes,
+) {
     for (name, value) in variables {
-        if !name.starts_with(PREFIX) || OTHER_VARIABLES.iter().any(|other| name.starts_with(other)) || is_of_kubernetes(name, value) {
+        if !name.starts_with(PREFIX)
+            || OTHER_VARIABLES.iter().any(|other| name.starts_with(other))
+            || is_of_kubernetes(name, value)
+        {
             continue;
         }
         let place = Place::Variable(name.clone());
         if let Some(key) = KEYS.iter().find(|key| key.variable() == *name) {
             add(key, key.name, value, place, settings, mistakes);
-        } else if let Some((key, entry)) = KEYS.iter().filter(|key| key.kind.is_table()).find_map(|key| entry_of(key, name)) {
+        } else if let Some((key, entry)) =
+            KEYS.iter().filter(|key| key.kind.is_table()).find_map(|key| entry_of(key, name))
+        {
             match key.kind {
                 // librdkafka's names are lower case with dots
                 Kind::Properties => {
@@ -39,8 +49,9 @@ pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings,
     }
 }
 
-/// Whether Kubernetes sets this variable in each pod for a Service named `tallyline` or `tallyline-…`.
-/// Source: "Accessing the Service, environment variables" in Kubernetes' documentation, and the older form of Docker links.
+/// Whether Kubernetes sets this variable in each pod for a Service named `tallyline` or
+/// `tallyline-…`. Source: "Accessing the Service, environment variables" in Kubernetes'
+/// documentation, and the older form of Docker links.
 pub(super) fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let words: Vec<&str> = name.split('_').skip(1).collect();
     let ends_with = |end: &[&str]| words.ends_with(end);
@@ -78,7 +89,14 @@ pub(super) fn flags(sets: &[String], settings: &mut Settings, mistakes: &mut Mis
     }
 }
 
-fn add(key: &'static Key, name: &str, value: &str, place: Place, settings: &mut Settings, mistakes: &mut Mistakes) {
+fn add(
+    key: &'static Key,
+    name: &str,
+    value: &str,
+    place: Place,
+    settings: &mut Settings,
+    mistakes: &mut Mistakes,
+) {
     if !key.kind.is_table() || name != key.name {
         return settings.add(key, name, Raw::Untyped(value.to_owned()), place);
     }
@@ -88,6 +106,10 @@ fn add(key: &'static Key, name: &str, value: &str, place: Place, settings: &mut 
                 settings.add(key, &format!("{}.{entry}", key.name), raw, place.clone());
             }
         }
-        None => mistakes.add(&place, name, format!("must be {} in one line, {{ \"NAME\" = \"…\" }}", key.kind.allowed())),
+        None => mistakes.add(
+            &place,
+            name,
+            format!("must be {} in one line, {{ \"NAME\" = \"…\" }}", key.kind.allowed()),
+        ),
     }
 }

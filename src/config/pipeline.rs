@@ -188,7 +188,8 @@ pub struct Telemetry {
     pub listen: Option<SocketAddr>,
 }
 
-/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor, and health checks.
+/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor, and
+/// health checks.
 const OWN_CONNECTIONS: u32 = 4;
 
 impl Pipeline {
@@ -206,9 +207,11 @@ impl Pipeline {
                 None => *place = value.clone(),
             }
         }
-        let mut pipeline: Pipeline = serde_json::from_value(settings).expect("the table of keys and the types agree");
+        let mut pipeline: Pipeline =
+            serde_json::from_value(settings).expect("the table of keys and the types agree");
         if pipeline.ledger.connections == 0 {
-            pipeline.ledger.connections = OWN_CONNECTIONS + pipeline.roles.iter().map(|role| role.connections()).sum::<u32>();
+            pipeline.ledger.connections =
+                OWN_CONNECTIONS + pipeline.roles.iter().map(|role| role.connections()).sum::<u32>();
         }
         pipeline
     }
@@ -217,10 +220,27 @@ impl Pipeline {
     #[must_use]
     pub fn secrets(&self) -> Vec<(String, &Secret)> {
         let mut secrets = vec![("ledger.url".to_owned(), &self.ledger.url)];
-        secrets.extend(self.log.verification_keys.iter().map(|(name, secret)| (format!("log.verification_keys.{name}"), secret)));
-        secrets.extend(self.kafka.properties.iter().map(|(name, secret)| (format!("kafka.properties.{name}"), secret)));
-        secrets.extend(self.source.coderd_url.iter().map(|secret| ("source.coderd_url".to_owned(), secret)));
-        secrets.extend(self.serve.tokens.iter().map(|(name, token)| (format!("serve.tokens.{name}"), &token.secret)));
+        secrets.extend(
+            self.log
+                .verification_keys
+                .iter()
+                .map(|(name, secret)| (format!("log.verification_keys.{name}"), secret)),
+        );
+        secrets.extend(
+            self.kafka
+                .properties
+                .iter()
+                .map(|(name, secret)| (format!("kafka.properties.{name}"), secret)),
+        );
+        secrets.extend(
+            self.source.coderd_url.iter().map(|secret| ("source.coderd_url".to_owned(), secret)),
+        );
+        secrets.extend(
+            self.serve
+                .tokens
+                .iter()
+                .map(|(name, token)| (format!("serve.tokens.{name}"), &token.secret)),
+        );
         secrets
     }
 }
@@ -228,8 +248,9 @@ impl Pipeline {
 impl Role {
     pub const ALL: [Role; 4] = [Role::Collect, Role::Consume, Role::Publish, Role::Serve];
 
-    /// Connections to the ledger that the role uses at once: one pass of a collector; four partitions; one cycle of a publisher; two
-    /// projections and an audit or an answer. More connections would only wait for each other.
+    /// Connections to the ledger that the role uses at once: one pass of a collector; four
+    /// partitions; one cycle of a publisher; two projections and an audit or an answer. More
+    /// connections would only wait for each other.
     fn connections(self) -> u32 {
         match self {
             Role::Collect | Role::Publish => 1,

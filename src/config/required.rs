@@ -9,8 +9,8 @@ use super::Secret;
 use super::mistakes::{Mistakes, Place};
 use super::settings::Values;
 
-/// Checks properties, given by name and by value if the value is literal. Returns the index of each wrong property, with a text that
-/// continues its name and contains no value.
+/// Checks properties, given by name and by value if the value is literal. Returns the index of each
+/// wrong property, with a text that continues its name and contains no value.
 pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
 pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
@@ -39,7 +39,11 @@ pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
 fn signing_key(values: &Values, mistakes: &mut Mistakes) {
     let Some(name) = values.text("log.signing_key") else { return };
     if values.is_missing(&format!("log.verification_keys.{name}")) {
-        mistakes.add(&values.place("log.signing_key"), "log.signing_key", "must be the name of one of log.verification_keys");
+        mistakes.add(
+            &values.place("log.signing_key"),
+            "log.signing_key",
+            "must be the name of one of log.verification_keys",
+        );
     }
 }
 
@@ -47,8 +51,10 @@ fn signing_key(values: &Values, mistakes: &mut Mistakes) {
 pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut Mistakes) {
     let entries: Vec<(&str, Option<&str>, &Place)> = values.table("kafka.properties").collect();
     let literal = |value: &str| Secret::new(value).literal().is_some();
-    let properties: Vec<(&str, Option<&str>)> =
-        entries.iter().map(|(name, value, _)| (*name, value.filter(|value| literal(value)))).collect();
+    let properties: Vec<(&str, Option<&str>)> = entries
+        .iter()
+        .map(|(name, value, _)| (*name, value.filter(|value| literal(value))))
+        .collect();
     for (index, fault) in rule(&properties) {
         let (name, _, place) = entries[index];
         mistakes.add(place, &format!("kafka.properties.{name}"), fault);
@@ -69,14 +75,19 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
     }
     let (api, metrics) = (address("serve.api_listen"), address("serve.metrics_listen"));
     if api == metrics && api.is_some_and(|address| address.port() != 0) {
-        mistakes.add(&values.place("serve.metrics_listen"), "serve.metrics_listen", "must differ from serve.api_listen");
+        mistakes.add(
+            &values.place("serve.metrics_listen"),
+            "serve.metrics_listen",
+            "must differ from serve.api_listen",
+        );
     }
 }
 
 /// Histograms cannot begin before collection, because earlier builds are missing.
 fn times(values: &Values, mistakes: &mut Mistakes) {
     let time = |key: &str| values.text(key).and_then(|text| text.parse::<DateTime<Utc>>().ok());
-    if let (Some(introduced), Some(backfill)) = (time("source.introduced_at"), time("source.backfill_from"))
+    if let (Some(introduced), Some(backfill)) =
+        (time("source.introduced_at"), time("source.backfill_from"))
         && introduced < backfill
     {
         let problem = "must not be before source.backfill_from: builds that are not collected cannot be in the histograms";

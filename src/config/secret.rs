@@ -1,4 +1,5 @@
-//! Secrets. They are resolved when needed, resolved again when a server refuses them, and never shown.
+//! Secrets. They are resolved when needed, resolved again when a server refuses them, and never
+//! shown.
 
 use std::fmt;
 use std::process::Stdio;
@@ -34,7 +35,8 @@ enum Origin {
 pub struct SecretError(String);
 
 impl Secret {
-    /// Parses `env:NAME`, `file:PATH`, `exec:COMMAND` (words separated by blanks, without a shell), or the secret itself.
+    /// Parses `env:NAME`, `file:PATH`, `exec:COMMAND` (words separated by blanks, without a shell),
+    /// or the secret itself.
     #[must_use]
     pub fn new(text: &str) -> Secret {
         Secret(if let Some(name) = text.strip_prefix("env:") {
@@ -48,18 +50,25 @@ impl Secret {
         })
     }
 
-    /// Resolves the secret. Each call rereads the variable, the file or the command. Surrounding blanks and line ends are removed.
+    /// Resolves the secret. Each call rereads the variable, the file or the command. Surrounding
+    /// blanks and line ends are removed.
     pub async fn resolve(&self) -> Result<String, SecretError> {
         let text = match &self.0 {
             Origin::Literal(text) => text.clone(),
-            Origin::Variable(name) => {
-                std::env::var(name).map_err(|_| SecretError(format!("the variable {name} is not set (or is not UTF-8)")))?
-            }
-            Origin::File(path) => read_file(path).await.map_err(|cause| SecretError(format!("the file {path} cannot be read: {cause}")))?,
+            Origin::Variable(name) => std::env::var(name).map_err(|_| {
+                SecretError(format!("the variable {name} is not set (or is not UTF-8)"))
+            })?,
+            Origin::File(path) => read_file(path)
+                .await
+                .map_err(|cause| SecretError(format!("the file {path} cannot be read: {cause}")))?,
             Origin::Command(words) => run(words).await?,
         };
         let text = text.trim();
-        if text.is_empty() { Err(SecretError(format!("{} is empty", self.origin()))) } else { Ok(text.to_owned()) }
+        if text.is_empty() {
+            Err(SecretError(format!("{} is empty", self.origin())))
+        } else {
+            Ok(text.to_owned())
+        }
     }
 
     /// The origin for messages; a command is shown without its arguments.
@@ -129,20 +138,35 @@ async fn read_file(path: &str) -> std::io::Result<String> {
 }
 
 async fn run(words: &[String]) -> Result<String, SecretError> {
-    let (program, arguments) = words.split_first().ok_or_else(|| SecretError("exec: is empty".to_owned()))?;
+    let (program, arguments) =
+        words.split_first().ok_or_else(|| SecretError("exec: is empty".to_owned()))?;
     let failed = |problem: String| SecretError(format!("the command {program} {problem}"));
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    command
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }
     let ended = async {
-        let mut child = command.spawn().map_err(|error| failed(format!("could not be started: {error}")))?;
+        let mut child =
+            command.spawn().map_err(|error| failed(format!("could not be started: {error}")))?;
         let mut text = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            stdout.take(MAX_BYTES).read_to_end(&mut text).await.map_err(|error| failed(format!("could not be read: {error}")))?;
+            stdout
+                .take(MAX_BYTES)
+                .read_to_end(&mut text)
+                .await
+                .map_err(|error| failed(format!("could not be read: {error}")))?;
         }
-        let status = child.wait().await.map_err(|error| failed(format!("could not be waited for: {error}")))?;
+        let status = child
+            .wait()
+            .await
+            .map_err(|error| failed(format!("could not be waited for: {error}")))?;
         if !status.success() {
             return Err(failed(format!("failed ({status}); its stderr is discarded")));
         }
@@ -161,7 +185,10 @@ mod tests {
     fn a_secret_is_never_printed() {
         for text in ["hunter2", "env:HUNTER2", "file:/hunter2", "exec:echo hunter2"] {
             let secret = Secret::new(text);
-            assert_eq!(format!("{secret} {secret:?} {:#?}", Some(&secret)).replace(['\n', ' ', ','], ""), "******Some(***)");
+            assert_eq!(
+                format!("{secret} {secret:?} {:#?}", Some(&secret)).replace(['\n', ' ', ','], ""),
+                "******Some(***)"
+            );
         }
         assert!(!Secret::new("hunter2").origin().contains("hunter2"));
         assert_eq!(Secret::new("exec:vault read hunter2").origin(), "exec:vault");
@@ -183,15 +210,26 @@ mod tests {
         assert_eq!(Secret::new("literal").resolve().await.expect("itself"), "literal");
         let path = std::env::var("PATH").expect("a PATH");
         assert_eq!(Secret::new("env:PATH").resolve().await.expect("set"), path.trim());
-        assert!(Secret::new("env:SURELY_NOT_SET").resolve().await.unwrap_err().to_string().contains("is not set"));
+        assert!(
+            Secret::new("env:SURELY_NOT_SET")
+                .resolve()
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("is not set")
+        );
     }
 
     #[tokio::test]
     async fn a_command_gets_its_arguments_and_only_the_variable_path() {
-        assert_eq!(Secret::new("exec:echo a $HOME ;b").resolve().await.expect("runs"), "a $HOME ;b");
+        assert_eq!(
+            Secret::new("exec:echo a $HOME ;b").resolve().await.expect("runs"),
+            "a $HOME ;b"
+        );
         let environment = Secret::new("exec:env").resolve().await.expect("runs");
         assert!(environment.lines().all(|line| line.starts_with("PATH=")), "{environment}");
-        let failed = Secret::new("exec:false hunter2").resolve().await.expect_err("fails").to_string();
+        let failed =
+            Secret::new("exec:false hunter2").resolve().await.expect_err("fails").to_string();
         assert!(failed.contains("false") && !failed.contains("hunter2"), "{failed}");
         assert!(Secret::new("exec:/surely/not/there").resolve().await.is_err());
     }

@@ -21,7 +21,8 @@ pub(super) struct Setting {
 #[derive(Debug, Default)]
 pub(super) struct Settings(Vec<Setting>);
 
-/// Value and place of each key, with defaults. Entries of tables have their full names. Secrets are stored as given, not resolved.
+/// Value and place of each key, with defaults. Entries of tables have their full names. Secrets are
+/// stored as given, not resolved.
 #[derive(Default)]
 pub(super) struct Values {
     pub entries: BTreeMap<String, (Value, Place)>,
@@ -35,7 +36,11 @@ impl Settings {
     }
 
     /// Parses every value. An overridden value is also checked.
-    pub fn values(self, public_key_fault: Option<fn(&str, &str) -> Option<String>>, mistakes: &mut Mistakes) -> Values {
+    pub fn values(
+        self,
+        public_key_fault: Option<fn(&str, &str) -> Option<String>>,
+        mistakes: &mut Mistakes,
+    ) -> Values {
         let mut values = Values::default();
         for key in super::KEYS {
             if let Some(default) = key.default
@@ -61,7 +66,10 @@ impl Settings {
     }
 }
 
-fn read(setting: &Setting, public_key_fault: Option<fn(&str, &str) -> Option<String>>) -> Result<Value, String> {
+fn read(
+    setting: &Setting,
+    public_key_fault: Option<fn(&str, &str) -> Option<String>>,
+) -> Result<Value, String> {
     let value = value::read(setting.key.kind, &setting.raw)?;
     let name = setting.name.get(setting.key.name.len() + 1..).unwrap_or_default();
     if matches!(setting.key.kind, Kind::Tokens) && !is_name(name, 1, 100) {
@@ -95,13 +103,19 @@ impl Values {
 
     /// Whether no entry of the table was given, right or wrong.
     pub fn is_empty_table(&self, name: &str) -> bool {
-        let is_entry = |full: &String| full.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        let is_entry =
+            |full: &String| full.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
         !self.entries.keys().chain(&self.wrong).any(is_entry)
     }
 
     /// The entries of a table by their own names. All values are texts.
-    pub fn table<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a str>, &'a Place)> {
+    pub fn table<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a str>, &'a Place)> {
         let entry = move |full: &'a str| full.strip_prefix(name)?.strip_prefix('.');
-        self.entries.iter().filter_map(move |(full, (value, place))| Some((entry(full)?, value.as_str(), place)))
+        self.entries
+            .iter()
+            .filter_map(move |(full, (value, place))| Some((entry(full)?, value.as_str(), place)))
     }
 }

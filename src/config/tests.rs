@@ -1,4 +1,5 @@
-//! Tests of loading as a whole: precedence, mistakes, and the shipped files against the table of keys.
+//! Tests of loading as a whole: precedence, mistakes, and the shipped files against the table of
+//! keys.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +18,8 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
 
 fn load_all(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Result<Pipeline, Mistakes> {
     let (_folder, path) = file(text);
-    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let variables =
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     load(&Input {
         file: path,
         sets: sets.iter().map(|set| (*set).to_owned()).collect(),
@@ -57,7 +59,8 @@ fn a_flag_overrides_a_variable_the_file_and_the_default() {
         let pipeline = load_all(&format!("{MINIMAL}{text}"), variables, sets).expect("no mistake");
         (pipeline.collect.poll.as_secs_f64() * 10.0).round()
     };
-    let (line, variable) = ("collect.poll_seconds = 1", [("TALLYLINE_COLLECT_POLL_SECONDS", "2.5")]);
+    let (line, variable) =
+        ("collect.poll_seconds = 1", [("TALLYLINE_COLLECT_POLL_SECONDS", "2.5")]);
     assert_eq!(poll("", &[], &[]), 50.0);
     assert_eq!(poll(line, &[], &[]), 10.0);
     assert_eq!(poll(line, &variable, &[]), 25.0);
@@ -98,7 +101,13 @@ introduced_at = 2025-01-01
         ("TALLYLINE_LICENSE_PUBLIC_KEYS_A", "key"),
         ("OTHER", "1"),
     ];
-    let sets = ["serve.metrics_listen=2112", "ledger.url", "ledger.usl=x", "kafka.properties.acks=0", "serve.tokens.a b=read hunter2"];
+    let sets = [
+        "serve.metrics_listen=2112",
+        "ledger.url",
+        "ledger.usl=x",
+        "kafka.properties.acks=0",
+        "serve.tokens.a b=read hunter2",
+    ];
     let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
 p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
 p.toml:2: colour is unknown; expected one of roles, ledger, log, kafka, source, collect, consume, license, publish, serve, telemetry
@@ -145,16 +154,26 @@ fn missing_settings_depend_on_the_roles() {
 
 #[test]
 fn invalid_toml_does_not_hide_other_mistakes_or_show_a_secret() {
-    let found = mistakes("[ledger]\nurl = 'postgres://u:hunter2@h/d\nconnections = 1\n[log]\nkind = 'carrier pigeon'\n", &[], &["x=1"]);
+    let found = mistakes(
+        "[ledger]\nurl = 'postgres://u:hunter2@h/d\nconnections = 1\n[log]\nkind = 'carrier pigeon'\n",
+        &[],
+        &["x=1"],
+    );
     let text = found.join("\n");
     assert!(text.starts_with("p.toml:2: is not valid TOML: "), "{text}");
     assert!(
-        text.contains("p.toml:3: ledger.connections") && text.contains("p.toml:5: log.kind") && text.contains("--set: x is unknown"),
+        text.contains("p.toml:3: ledger.connections")
+            && text.contains("p.toml:5: log.kind")
+            && text.contains("--set: x is unknown"),
         "{text}"
     );
     assert!(!text.contains("hunter2") && !text.contains("missing"), "{text}");
-    let absent = load(&Input { file: "surely/not/there.toml".into(), ..Input::default() }).expect_err("no file");
-    assert!(absent.to_string().starts_with("surely/not/there.toml: the pipeline file cannot be read"), "{absent}");
+    let absent = load(&Input { file: "surely/not/there.toml".into(), ..Input::default() })
+        .expect_err("no file");
+    assert!(
+        absent.to_string().starts_with("surely/not/there.toml: the pipeline file cannot be read"),
+        "{absent}"
+    );
 }
 
 #[test]
@@ -162,11 +181,22 @@ fn tables_accept_entries_from_the_file_variables_and_flags() {
     let text = format!(
         "{MINIMAL}[kafka.properties]\n\"ssl.ca.location\" = '/ca'\nsecurity.protocol = 'PLAINTEXT'\nsocket.keepalive.enable = true\n"
     );
-    let variables =
-        [("TALLYLINE_KAFKA_PROPERTIES_SECURITY_PROTOCOL", "SSL"), ("TALLYLINE_LICENSE_PUBLIC_KEYS", "{ \"2022-07-27\" = \"key one\" }")];
-    let pipeline =
-        load_all(&text, &variables, &["kafka.properties.sasl.password=env:P", "license.public_keys.b=key two"]).expect("no mistake");
-    let properties: Vec<(&str, String)> = pipeline.kafka.properties.iter().map(|(name, secret)| (name.as_str(), secret.origin())).collect();
+    let variables = [
+        ("TALLYLINE_KAFKA_PROPERTIES_SECURITY_PROTOCOL", "SSL"),
+        ("TALLYLINE_LICENSE_PUBLIC_KEYS", "{ \"2022-07-27\" = \"key one\" }"),
+    ];
+    let pipeline = load_all(
+        &text,
+        &variables,
+        &["kafka.properties.sasl.password=env:P", "license.public_keys.b=key two"],
+    )
+    .expect("no mistake");
+    let properties: Vec<(&str, String)> = pipeline
+        .kafka
+        .properties
+        .iter()
+        .map(|(name, secret)| (name.as_str(), secret.origin()))
+        .collect();
     let literal = || "the literal secret".to_owned();
     assert_eq!(
         properties,
@@ -182,7 +212,10 @@ fn tables_accept_entries_from_the_file_variables_and_flags() {
         pipeline.license.public_keys.into_iter().collect::<Vec<_>>(),
         [("2022-07-27".into(), "key one".into()), ("b".into(), "key two".into())]
     );
-    assert_eq!(mistakes(MINIMAL, &[], &["license.public_keys.b=lock"]), ["--set: license.public_keys.b is refused: not a key"]);
+    assert_eq!(
+        mistakes(MINIMAL, &[], &["license.public_keys.b=lock"]),
+        ["--set: license.public_keys.b is refused: not a key"]
+    );
 }
 
 #[test]
@@ -190,7 +223,8 @@ fn the_debug_form_of_a_pipeline_contains_no_secret() {
     let text = format!(
         "{MINIMAL}source.coderd_url = 'postgres://u:hunter2@h/d'\nserve.tokens.a = 'read hunter2'\nkafka.properties.'sasl.password' = 'hunter2'\n"
     );
-    let pipeline = load_all(&text, &[], &["ledger.url=postgres://u:hunter2@h/d"]).expect("no mistake");
+    let pipeline =
+        load_all(&text, &[], &["ledger.url=postgres://u:hunter2@h/d"]).expect("no mistake");
     assert!(!format!("{pipeline:?} {pipeline:#?}").contains("hunter2"));
     assert_eq!(pipeline.secrets().len(), 4);
 }
@@ -199,12 +233,19 @@ fn the_debug_form_of_a_pipeline_contains_no_secret() {
 fn every_default_is_allowed() {
     for key in KEYS {
         if let Some(default) = key.default {
-            value::read(key.kind, &value::Raw::Untyped(default.to_owned())).unwrap_or_else(|problem| panic!("{} {problem}", key.name));
+            value::read(key.kind, &value::Raw::Untyped(default.to_owned()))
+                .unwrap_or_else(|problem| panic!("{} {problem}", key.name));
         }
     }
     let pipeline = load_all(MINIMAL, &[], &[]).expect("no mistake");
-    assert_eq!((pipeline.collect.poll, pipeline.collect.full_sweep), (Duration::from_secs(5), Duration::from_secs(86_400)));
-    assert_eq!((pipeline.publish.mode, pipeline.log.kind), (PublishMode::Shadow, LogKind::Postgres));
+    assert_eq!(
+        (pipeline.collect.poll, pipeline.collect.full_sweep),
+        (Duration::from_secs(5), Duration::from_secs(86_400))
+    );
+    assert_eq!(
+        (pipeline.publish.mode, pipeline.log.kind),
+        (PublishMode::Shadow, LogKind::Postgres)
+    );
 }
 
 fn shipped(name: &str) -> (PathBuf, String) {
@@ -216,7 +257,8 @@ fn shipped(name: &str) -> (PathBuf, String) {
 #[test]
 fn the_shipped_files_load_unchanged() {
     for (name, kind) in [("single.toml", LogKind::Postgres), ("kafka.toml", LogKind::Kafka)] {
-        let pipeline = load(&Input { file: shipped(name).0, ..Input::default() }).expect("no mistake");
+        let pipeline =
+            load(&Input { file: shipped(name).0, ..Input::default() }).expect("no mistake");
         assert_eq!(pipeline.log.kind, kind);
         assert_eq!((pipeline.publish.mode, pipeline.roles.len()), (PublishMode::Shadow, 4));
     }
@@ -224,10 +266,19 @@ fn the_shipped_files_load_unchanged() {
 
 #[test]
 fn the_default_of_ledger_connections_depends_on_the_roles() {
-    for (roles, connections) in
-        [("collect", 5), ("consume", 8), ("publish", 5), ("serve", 7), ("collect,publish", 6), ("collect,consume,publish,serve", 13)]
-    {
-        let pipeline = load(&Input { file: shipped("single.toml").0, sets: vec![format!("roles={roles}")], ..Input::default() });
+    for (roles, connections) in [
+        ("collect", 5),
+        ("consume", 8),
+        ("publish", 5),
+        ("serve", 7),
+        ("collect,publish", 6),
+        ("collect,consume,publish,serve", 13),
+    ] {
+        let pipeline = load(&Input {
+            file: shipped("single.toml").0,
+            sets: vec![format!("roles={roles}")],
+            ..Input::default()
+        });
         assert_eq!(pipeline.expect("no mistake").ledger.connections, connections, "{roles}");
     }
 }
@@ -250,9 +301,14 @@ fn the_shipped_files_contain_every_key_with_its_doc_line_and_default() {
                 Some((key, _)) => format!("{section}.{key}"),
                 None => section.clone(),
             };
-            if let Some(key) = KEYS.iter().find(|key| key.name == full && (code.contains(" = ") || code.starts_with('['))) {
+            if let Some(key) = KEYS
+                .iter()
+                .find(|key| key.name == full && (code.contains(" = ") || code.starts_with('[')))
+            {
                 assert_eq!(before.trim_start_matches("# "), key.doc, "{name}: {full}");
-                if let (Some(default), true, Some((_, value))) = (key.default, line.starts_with('#'), code.split_once(" = ")) {
+                if let (Some(default), true, Some((_, value))) =
+                    (key.default, line.starts_with('#'), code.split_once(" = "))
+                {
                     assert_eq!(value.trim_matches('"'), default, "{name}: {full}");
                 }
                 found.push(full);
@@ -272,16 +328,27 @@ fn the_shipped_files_contain_every_key_with_its_doc_line_and_default() {
 fn the_shipped_examples_are_allowed() {
     for name in ["single.toml", "kafka.toml"] {
         let (_, text) = shipped(name);
-        let code = |line: &str| line.contains(" = ") && !line.contains("`") || line.starts_with("# [");
-        let whole: Vec<&str> = text.lines().map(|line| if code(line) { line.trim_start_matches("# ") } else { line }).collect();
+        let code =
+            |line: &str| line.contains(" = ") && !line.contains("`") || line.starts_with("# [");
+        let whole: Vec<&str> = text
+            .lines()
+            .map(|line| if code(line) { line.trim_start_matches("# ") } else { line })
+            .collect();
         let found = mistakes(&whole.join("\n"), &[], &[]);
-        let keys: Vec<&str> = found.iter().map(|mistake| mistake.split(' ').nth(1).expect("a key")).collect();
+        let keys: Vec<&str> =
+            found.iter().map(|mistake| mistake.split(' ').nth(1).expect("a key")).collect();
         assert_eq!(keys, ["license.public_keys.2022-07-27"], "{found:#?}");
     }
 }
 
-/// The variables that Kubernetes sets for a Service with one port. The names are given in the notation of variables.
-fn of_kubernetes(service: &str, port_name: &str, port: u16, protocol: &str) -> Vec<(String, String)> {
+/// The variables that Kubernetes sets for a Service with one port. The names are given in the
+/// notation of variables.
+fn of_kubernetes(
+    service: &str,
+    port_name: &str,
+    port: u16,
+    protocol: &str,
+) -> Vec<(String, String)> {
     let (address, scheme) = ("10.0.0.1", protocol.to_lowercase());
     let link = format!("{service}_PORT_{port}_{protocol}");
     vec![
@@ -324,7 +391,8 @@ proptest! {
         }
     }
 
-    /// Any text for any key is accepted, or reported once for that key. A refused value is never repeated.
+    /// Any text for any key is accepted, or reported once for that key. A refused value is never
+    /// repeated.
     #[test]
     fn any_value_of_any_key_is_accepted_or_named(index in 0..KEYS.len(), value in "[a-z]{12,20}|[0-9]{1,12}|\\PC{0,30}") {
         let key = KEYS[index];
@@ -352,16 +420,30 @@ proptest! {
 #[test]
 fn signature_keys_need_32_bytes_a_name_and_a_known_signing_key() {
     let found = mistakes(
-        &format!("{MINIMAL}log.signing_key = '2027'\nlog.verification_keys.'2026' = 'hunter2'\nlog.verification_keys.'a:b' = 'env:KEY'\n"),
+        &format!(
+            "{MINIMAL}log.signing_key = '2027'\nlog.verification_keys.'2026' = 'hunter2'\nlog.verification_keys.'a:b' = 'env:KEY'\n"
+        ),
         &[],
         &[],
     );
-    let reports = |key: &str, words: &str| found.iter().any(|mistake| mistake.contains(key) && mistake.contains(words));
-    assert!(reports("log.verification_keys.2026", "must be a secret of at least 32 bytes"), "{found:#?}");
+    let reports = |key: &str, words: &str| {
+        found.iter().any(|mistake| mistake.contains(key) && mistake.contains(words))
+    };
+    assert!(
+        reports("log.verification_keys.2026", "must be a secret of at least 32 bytes"),
+        "{found:#?}"
+    );
     assert!(reports("log.verification_keys.a:b", "must be named by"), "{found:#?}");
-    assert!(reports("log.signing_key", "must be the name of one of log.verification_keys"), "{found:#?}");
+    assert!(
+        reports("log.signing_key", "must be the name of one of log.verification_keys"),
+        "{found:#?}"
+    );
     assert!(!found.iter().any(|mistake| mistake.contains("hunter2")), "{found:#?}");
-    let pipeline = load_all(&format!("{MINIMAL}log.signing_key = '2026'\nlog.verification_keys.'2026' = 'env:KEY'\n"), &[], &[]);
+    let pipeline = load_all(
+        &format!("{MINIMAL}log.signing_key = '2026'\nlog.verification_keys.'2026' = 'env:KEY'\n"),
+        &[],
+        &[],
+    );
     let log = pipeline.expect("no mistake").log;
     assert_eq!((log.signing_key.as_deref(), log.verification_keys.len()), (Some("2026"), 1));
 }

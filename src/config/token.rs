@@ -40,7 +40,8 @@ impl Scope {
         }
     }
 
-    /// Whether a token of this scope may do operations that need `needed`. Each scope includes the earlier ones.
+    /// Whether a token of this scope may do operations that need `needed`. Each scope includes the
+    /// earlier ones.
     #[must_use]
     pub fn covers(self, needed: Scope) -> bool {
         self as u8 >= needed as u8
@@ -58,7 +59,8 @@ impl TryFrom<String> for TokenSetting {
 
     /// Parses `SCOPE SECRET`. The error continues the key's name and never repeats the secret.
     fn try_from(text: String) -> Result<TokenSetting, String> {
-        let (scope, secret) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
+        let (scope, secret) =
+            text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
         let scope = Scope::ALL.into_iter().find(|known| known.name() == scope);
         let secret = Secret::new(secret.trim());
         match scope {
@@ -84,7 +86,8 @@ mod tests {
     fn a_token_is_a_scope_and_a_secret() {
         let read = TokenSetting::try_from("read  exec:vault read x ".to_owned()).unwrap();
         assert_eq!((read.scope, read.secret), (Scope::Read, Secret::new("exec:vault read x")));
-        for wrong in ["", "admin", "admin ", "root hunter2", "hunter2", "read env:", "Read hunter2"] {
+        for wrong in ["", "admin", "admin ", "root hunter2", "hunter2", "read env:", "Read hunter2"]
+        {
             let problem = TokenSetting::try_from(wrong.to_owned()).unwrap_err();
             assert!(problem.starts_with("must be") && !problem.contains("hunter2"), "{problem}");
         }

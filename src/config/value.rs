@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::{Kind, Secret, TokenSetting};
 
-/// Minimum length of a signature key, as in `event/signature.rs`. The two parts may not use each other.
+/// Minimum length of a signature key, as in `event/signature.rs`. The two parts may not use each
+/// other.
 const MIN_KEY_BYTES: usize = 32;
 
 /// A value before it is checked.
@@ -23,7 +24,8 @@ pub(super) enum Raw {
     List(Vec<Raw>),
 }
 
-/// Parses a value for [`super::Pipeline`]. The error continues the key's name, names the allowed values and never repeats the value.
+/// Parses a value for [`super::Pipeline`]. The error continues the key's name, names the allowed
+/// values and never repeats the value.
 pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
     let must_be = || format!("must be {}", kind.allowed());
     match kind {
@@ -79,7 +81,10 @@ fn word_list(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
         Raw::List(items) => items.iter().map(text).collect::<Option<_>>()?,
         _ => return None,
     };
-    let each_once = entries.iter().enumerate().all(|(index, word)| is_allowed(word) && !entries[..index].contains(word));
+    let each_once = entries
+        .iter()
+        .enumerate()
+        .all(|(index, word)| is_allowed(word) && !entries[..index].contains(word));
     (each_once && !entries.is_empty()).then(|| entries.into())
 }
 
@@ -122,18 +127,23 @@ fn property(raw: &Raw) -> Option<Value> {
 fn public_key(raw: &Raw) -> Result<Value, String> {
     let text = text(raw).ok_or("must be PEM, 32 bytes in base64, or file:PATH")?;
     match text.strip_prefix("file:") {
-        Some(path) => std::fs::read_to_string(path).map(Value::from).map_err(|error| format!("cannot be read from {path}: {error}")),
+        Some(path) => std::fs::read_to_string(path)
+            .map(Value::from)
+            .map_err(|error| format!("cannot be read from {path}: {error}")),
         None => Ok(text.into()),
     }
 }
 
 pub(super) fn is_name(text: &str, least: usize, most: usize) -> bool {
-    (least..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    (least..=most).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 fn is_host(text: &str) -> bool {
-    let is_label =
-        |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
     text.parse::<IpAddr>().is_ok() || (text.len() <= 253 && text.split('.').all(is_label))
 }
 
@@ -141,7 +151,9 @@ fn are_brokers(text: &str) -> bool {
     text.split(',').all(|broker| {
         broker.trim().rsplit_once(':').is_some_and(|(host, port)| {
             let bracketed = host.starts_with('[') && host.ends_with(']');
-            let host_is_plain = !host.is_empty() && !host.contains(['/', '@', ' ']) && (bracketed || !host.contains(':'));
+            let host_is_plain = !host.is_empty()
+                && !host.contains(['/', '@', ' '])
+                && (bracketed || !host.contains(':'));
             host_is_plain && port.parse::<u16>().is_ok_and(|port| port > 0)
         })
     })
@@ -149,14 +161,18 @@ fn are_brokers(text: &str) -> bool {
 
 fn is_http_url(text: &str) -> bool {
     reqwest::Url::parse(text).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none()
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
     })
 }
 
 fn is_postgres_url(text: &str) -> bool {
     reqwest::Url::parse(text).is_ok_and(|url| {
         // the folder of a socket is given as ?host=
-        let host = url.has_host() || url.query_pairs().any(|(name, value)| name == "host" && !value.is_empty());
+        let host = url.has_host()
+            || url.query_pairs().any(|(name, value)| name == "host" && !value.is_empty());
         matches!(url.scheme(), "postgres" | "postgresql") && host && url.path().len() > 1
     })
 }

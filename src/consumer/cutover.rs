@@ -7,11 +7,11 @@ use super::Consumer;
 use crate::event::{Topic, TopicPartition};
 
 /// The reason why a process without keys does not read records that must be signed.
-pub(super) const NO_KEYS: &str =
-    "log.verification_keys is not set, but the records of this log must be signed: set it as in the other processes";
+pub(super) const NO_KEYS: &str = "log.verification_keys is not set, but the records of this log must be signed: set it as in the other processes";
 
-/// Sets the cutover to each partition's current end, if no consumer has had keys yet. Partitions that are being started wait for this.
-/// If this process saw a cutover that the ledger now lacks, the ledger is restored: its cutovers are its positions.
+/// Sets the cutover to each partition's current end, if no consumer has had keys yet. Partitions
+/// that are being started wait for this. If this process saw a cutover that the ledger now lacks,
+/// the ledger is restored: its cutovers are its positions.
 pub(super) async fn begin(consumer: &Consumer) -> anyhow::Result<()> {
     let (log, ledger) = (&consumer.log, &consumer.ledger);
     let mut seen = consumer.cutover_seen.lock().await;

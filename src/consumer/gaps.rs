@@ -14,13 +14,14 @@ pub(super) struct Gap {
 
 /// The latest check of each partition that found no record.
 ///
-/// One check is not enough: the leader may change between the requests for the end and for the records. The answer of a follower that is
-/// behind looks like a range without records.
+/// One check is not enough: the leader may change between the requests for the end and for the
+/// records. The answer of a follower that is behind looks like a range without records.
 #[derive(Debug, Default)]
 pub(super) struct GapWatch(HashMap<TopicPartition, Gap>);
 
 impl GapWatch {
-    /// Records a check that found no record. Returns the range in which it agrees with the previous check.
+    /// Records a check that found no record. Returns the range in which it agrees with the previous
+    /// check.
     pub(super) fn note_empty(&mut self, gap: Gap) -> Option<Gap> {
         let before = self.0.insert(gap.partition, gap).filter(|before| before.from == gap.from)?;
         Some(Gap { until: gap.until.min(before.until), ..gap })
@@ -46,7 +47,11 @@ mod tests {
     #[test]
     fn a_gap_needs_two_consecutive_checks_that_agree() {
         let mut watch = GapWatch::default();
-        assert_eq!(watch.note_empty(gap(10, 12)), None, "the leader may have changed during one check");
+        assert_eq!(
+            watch.note_empty(gap(10, 12)),
+            None,
+            "the leader may have changed during one check"
+        );
         assert_eq!(watch.note_empty(gap(10, 12)), Some(gap(10, 12)));
         assert_eq!(watch.note_empty(gap(12, 14)), None, "the position has moved");
         watch.clear(AT);

@@ -6,18 +6,31 @@ use uuid::Uuid;
 use crate::ledger::{Ledger, PartitionGenerations, RestoreEvidence, restored};
 use crate::log::{Log, Mark};
 
-/// Returns the mark that is unknown to this ledger and reaches furthest in time. It proves a restore, because a mark follows its batch's
-/// commit. A log in PostgreSQL has no marks. The function queries the ledger once per partition.
-pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Result<Option<RestoreEvidence>> {
+/// Returns the mark that is unknown to this ledger and reaches furthest in time. It proves a
+/// restore, because a mark follows its batch's commit. A log in PostgreSQL has no marks. The
+/// function queries the ledger once per partition.
+pub async fn mark_ahead(
+    log: &Log,
+    ledger: &Ledger,
+    group: &str,
+) -> anyhow::Result<Option<RestoreEvidence>> {
     // The marks are read before the ledger, so that the ledger's position is equal or higher.
     let marks = log.marks(group).await?;
-    let marks: Vec<(PartitionGenerations, Mark)> =
-        marks.into_iter().filter_map(|mark| Some((PartitionGenerations::of_signature(&mark.signature)?, mark))).collect();
+    let marks: Vec<(PartitionGenerations, Mark)> = marks
+        .into_iter()
+        .filter_map(|mark| Some((PartitionGenerations::of_signature(&mark.signature)?, mark)))
+        .collect();
     let marked: Vec<Uuid> = marks.iter().map(|(generations, _)| generations.incarnation).collect();
     let mut furthest = None;
     for (generations, mark) in marks {
         let Mark { partition, next_offset, .. } = mark;
-        let restored = |read_until| RestoreEvidence::Position { generations, partition, next_offset, read_until, marked: marked.clone() };
+        let restored = |read_until| RestoreEvidence::Position {
+            generations,
+            partition,
+            next_offset,
+            read_until,
+            marked: marked.clone(),
+        };
         if ledger.run(async |conn| restored::is_restored(conn, &restored(None)).await).await? {
             let read_until = read_until(log, &mark).await;
             if furthest.as_ref().is_none_or(|(until, _)| *until < read_until) {

@@ -16,7 +16,9 @@ use crate::ledger::PartitionLease;
 use crate::log::{Batch, Consumer as Membership};
 
 /// Waits for room at the batch's worker; none if the worker has ended.
-pub(super) async fn room(undelivered: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
+pub(super) async fn room(
+    undelivered: Option<&(mpsc::Sender<Batch>, Batch)>,
+) -> Option<mpsc::OwnedPermit<Batch>> {
     undelivered?.0.clone().reserve_owned().await.ok()
 }
 
@@ -36,7 +38,14 @@ pub(super) struct MembershipState {
 impl MembershipState {
     pub fn new(membership: Membership) -> Self {
         let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
-        MembershipState { membership, workers, starts, started, held: BTreeSet::new(), undelivered: None }
+        MembershipState {
+            membership,
+            workers,
+            starts,
+            started,
+            held: BTreeSet::new(),
+            undelivered: None,
+        }
     }
 
     /// Starts each partition that is not paused.
@@ -46,38 +55,56 @@ impl MembershipState {
             if consumer.paused.of_topic(partition.topic).is_some() {
                 self.held.insert(*partition);
             } else {
-                self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition, Arc::clone(&marks))));
+                self.starts.insert(
+                    *partition,
+                    self.started.spawn(consumer.clone().start(*partition, Arc::clone(&marks))),
+                );
             }
         }
     }
 
     /// Reads a leased partition from its position on.
-    pub fn begin(&mut self, consumer: &Consumer, lease: PartitionLease, faulty: &CancellationToken) {
+    pub fn begin(
+        &mut self,
+        consumer: &Consumer,
+        lease: PartitionLease,
+        faulty: &CancellationToken,
+    ) {
         let (partition, position) = (lease.partition, lease.next_offset);
         if self.starts.remove(&partition).is_some() {
             consumer.forget(&[partition]);
             self.membership.start(vec![(partition, position)]);
             self.workers.insert(partition, Worker::start(consumer.clone(), lease, faulty.clone()));
-            consumer.progress(|progress| progress.start(partition, position, consumer.ledger.clock.now()));
+            consumer.progress(|progress| {
+                progress.start(partition, position, consumer.ledger.clock.now())
+            });
         }
     }
 
-    /// Moves a partition at this position beyond the gap. A busy worker skips this, and a later check repeats it.
+    /// Moves a partition at this position beyond the gap. A busy worker skips this, and a later
+    /// check repeats it.
     pub fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
         if from < until
             && consumer.progress(|progress| progress.position(partition)) == Some(from)
             && let Some(worker) = self.workers.get(&partition)
         {
-            let _ = worker.batches().try_send(Batch { partition, records: Vec::new(), next_offset: until });
+            let _ = worker.batches().try_send(Batch {
+                partition,
+                records: Vec::new(),
+                next_offset: until,
+            });
         }
     }
 
-    /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads it again.
+    /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads
+    /// it again.
     pub fn take(&mut self, batch: Batch) {
-        self.undelivered = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
+        self.undelivered =
+            self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
     }
 
-    /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped its partition. The batch is reread.
+    /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped
+    /// its partition. The batch is reread.
     pub fn deliver(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
         if let (Some((_, batch)), Some(room)) = (self.undelivered.take(), room) {
             room.send(batch);
@@ -92,19 +119,23 @@ impl MembershipState {
         self.end(consumer, partitions).await;
     }
 
-    /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is finished, and then it is not read.
-    /// A resumed partition is started like a new assignment.
+    /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is
+    /// finished, and then it is not read. A resumed partition is started like a new assignment.
     pub async fn handle_pauses(&mut self, consumer: &Consumer) {
-        let is_paused = |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
-        let paused: Vec<TopicPartition> = self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
+        let is_paused =
+            |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
+        let paused: Vec<TopicPartition> =
+            self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
         if !paused.is_empty() {
-            self.undelivered = self.undelivered.take().filter(|(_, batch)| !paused.contains(&batch.partition));
+            self.undelivered =
+                self.undelivered.take().filter(|(_, batch)| !paused.contains(&batch.partition));
             self.membership.hold(paused.clone());
             self.end(consumer, &paused).await;
             self.held.extend(&paused);
             info!(partitions = paused.len(), "partitions held: they are paused");
         }
-        let resumed: Vec<TopicPartition> = self.held.iter().copied().filter(|partition| !is_paused(partition)).collect();
+        let resumed: Vec<TopicPartition> =
+            self.held.iter().copied().filter(|partition| !is_paused(partition)).collect();
         if !resumed.is_empty() {
             self.held.retain(is_paused);
             info!(partitions = resumed.len(), "partitions resumed");
@@ -112,15 +143,18 @@ impl MembershipState {
         }
     }
 
-    /// Ends partitions. Their batches in flight are finished first, in parallel, within the grace period.
+    /// Ends partitions. Their batches in flight are finished first, in parallel, within the grace
+    /// period.
     async fn end(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         for start in partitions.iter().filter_map(|partition| self.starts.remove(partition)) {
             start.abort();
         }
-        let ending: Vec<Worker> = partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
+        let ending: Vec<Worker> =
+            partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
         self.finish(ending).await;
         consumer.forget(partitions);
-        consumer.progress(|progress| partitions.iter().for_each(|partition| progress.end(*partition)));
+        consumer
+            .progress(|progress| partitions.iter().for_each(|partition| progress.end(*partition)));
     }
 
     async fn finish(&self, ending: Vec<Worker>) {

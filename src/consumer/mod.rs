@@ -1,7 +1,7 @@
 //! Consumes the log into the ledger: rows and position in one transaction.
 //!
-//! [`run`] joins the group and passes each assigned partition to its own worker. A worker has the partition lease in the ledger.
-//! The next consumer that takes the lease fences it.
+//! [`run`] joins the group and passes each assigned partition to its own worker. A worker has the
+//! partition lease in the ledger. The next consumer that takes the lease fences it.
 
 mod arrival;
 mod cutover;
@@ -41,7 +41,8 @@ use crate::waiting::Backoff;
 use gaps::{Gap, GapWatch};
 use membership::{MembershipState, room};
 
-/// How often a consumer checks for a recovery. After one it rejoins the group, which also restarts stopped partitions.
+/// How often a consumer checks for a recovery. After one it rejoins the group, which also restarts
+/// stopped partitions.
 const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often the group's marks are updated.
@@ -56,7 +57,9 @@ impl Consumer {
         while !stop.is_cancelled() {
             match self.consume(stop, &mut waits).await {
                 Ok(()) => return,
-                Err(fault) => warn!(error = crate::cause::text(fault.as_ref()), "consumer rejoins the group"),
+                Err(fault) => {
+                    warn!(error = crate::cause::text(fault.as_ref()), "consumer rejoins the group")
+                }
             }
             if !waits.wait(stop).await {
                 return;
@@ -124,20 +127,31 @@ impl Consumer {
 
     /// Returns once a partition's position has not moved for too long while records waited for it.
     ///
-    /// Without an answer from the log it decides nothing, because rejoining would not help. `gaps` gets the ranges without a record
-    /// that begin at a partition's position.
+    /// Without an answer from the log it decides nothing, because rejoining would not help. `gaps`
+    /// gets the ranges without a record that begin at a partition's position.
     async fn stalled(&self, gaps: mpsc::UnboundedSender<Gap>) -> Stall {
         let check_interval = self.progress(|progress| progress.check_interval());
         let mut watch = GapWatch::default();
         loop {
             tokio::time::sleep(check_interval).await;
             for partition in self.progress(Progress::suspects) {
-                let Ok(Ok((_, end))) = tokio::time::timeout(REQUEST_DEADLINE, self.log.watermarks(partition)).await else { continue };
-                let stall = self.progress(|progress| progress.check(partition, end, Instant::now(), self.ledger.clock.now()));
-                let Some(from) = self.progress(|progress| progress.position(partition)).filter(|position| *position < end) else {
+                let Ok(Ok((_, end))) =
+                    tokio::time::timeout(REQUEST_DEADLINE, self.log.watermarks(partition)).await
+                else {
                     continue;
                 };
-                match tokio::time::timeout(REQUEST_DEADLINE, self.without_record(partition, from)).await {
+                let stall = self.progress(|progress| {
+                    progress.check(partition, end, Instant::now(), self.ledger.clock.now())
+                });
+                let Some(from) = self
+                    .progress(|progress| progress.position(partition))
+                    .filter(|position| *position < end)
+                else {
+                    continue;
+                };
+                match tokio::time::timeout(REQUEST_DEADLINE, self.without_record(partition, from))
+                    .await
+                {
                     Ok(Ok(Some(until))) => {
                         self.progress(|progress| progress.clear_backlog(partition));
                         if let Some(gap) = watch.note_empty(Gap { partition, from, until }) {
@@ -156,9 +170,14 @@ impl Consumer {
         }
     }
 
-    /// The end of the offsets without a record from `from` on; none if the next record is readable. It is at most the start of another
-    /// producer's open transaction. Offsets in PostgreSQL have no gaps: a missing record is lost.
-    async fn without_record(&self, partition: TopicPartition, from: i64) -> Result<Option<i64>, LogError> {
+    /// The end of the offsets without a record from `from` on; none if the next record is readable.
+    /// It is at most the start of another producer's open transaction. Offsets in PostgreSQL have
+    /// no gaps: a missing record is lost.
+    async fn without_record(
+        &self,
+        partition: TopicPartition,
+        from: i64,
+    ) -> Result<Option<i64>, LogError> {
         let Log::Kafka(_) = self.log else { return Ok(None) };
         let until = self.log.readable_end(partition).await?;
         Ok(self.log.read(partition, from, 1).await?.is_empty().then_some(until))
@@ -170,20 +189,26 @@ impl Consumer {
         self.progress(|progress| progress.note_stall(partition));
         let stalled_seconds = waited.as_secs();
         warn!(%partition, position, log_end, stalled_seconds, "consumer stalled, leaving the group");
-        anyhow::anyhow!("{partition}: position {position} has not moved for {stalled_seconds} seconds, but the log ends at {log_end}")
+        anyhow::anyhow!(
+            "{partition}: position {position} has not moved for {stalled_seconds} seconds, but the log ends at {log_end}"
+        )
     }
 
-    /// Compares the group's marks with the ledger's positions. If a mark is ahead, the ledger was restored from a backup, and this opens
-    /// a recovery.
+    /// Compares the group's marks with the ledger's positions. If a mark is ahead, the ledger was
+    /// restored from a backup, and this opens a recovery.
     pub async fn compare_marks(&self) -> anyhow::Result<()> {
         if let Some(restored) = mark_ahead(&self.log, &self.ledger, &self.group).await? {
-            self.ledger.run(async |conn| restored::record_detected(conn, &restored, self.ledger.clock.now()).await).await?;
+            self.ledger
+                .run(async |conn| {
+                    restored::record_detected(conn, &restored, self.ledger.clock.now()).await
+                })
+                .await?;
         }
         Ok(())
     }
 
-    /// Takes the partition lease and checks that its position refers to this log. It retries after a temporary fault: a partition without
-    /// a leader does not delay the others.
+    /// Takes the partition lease and checks that its position refers to this log. It retries after
+    /// a temporary fault: a partition without a leader does not delay the others.
     async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> PartitionLease {
         let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         let mut last_problem = None;
@@ -205,9 +230,13 @@ impl Consumer {
         }
     }
 
-    /// Takes the partition lease after the group's marks are compared, once for all partitions of an assignment. Later this member's
-    /// own marks would hide that the ledger was restored.
-    async fn take(&self, partition: TopicPartition, marks: &OnceCell<()>) -> anyhow::Result<PartitionLease> {
+    /// Takes the partition lease after the group's marks are compared, once for all partitions of
+    /// an assignment. Later this member's own marks would hide that the ledger was restored.
+    async fn take(
+        &self,
+        partition: TopicPartition,
+        marks: &OnceCell<()>,
+    ) -> anyhow::Result<PartitionLease> {
         marks.get_or_try_init(|| self.compare_marks()).await?;
         self.take_lease(partition).await
     }
@@ -218,13 +247,19 @@ impl Consumer {
         if verifies {
             cutover::begin(self).await?;
         }
-        let lease = self.ledger.run(async |conn| positions::lease(conn, partition, log_start, self.ledger.clock.now()).await).await?;
+        let lease = self
+            .ledger
+            .run(async |conn| {
+                positions::lease(conn, partition, log_start, self.ledger.clock.now()).await
+            })
+            .await?;
         anyhow::ensure!(verifies || lease.signed_from.is_none(), cutover::NO_KEYS);
         Ok(lease)
     }
 }
 
-/// The result of a membership that has ended: success only after a requested stop. A dead thread or task causes the same error.
+/// The result of a membership that has ended: success only after a requested stop. A dead thread or
+/// task causes the same error.
 fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
     match fault {
         LogError::Stopped if stop.is_cancelled() => Ok(()),
@@ -245,7 +280,9 @@ mod tests {
     #[tokio::test]
     async fn a_postgres_log_has_no_gaps_to_skip() {
         let url = "postgres://user@127.0.0.1:1/absent";
-        let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
+        let ledger =
+            Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system())
+                .unwrap();
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         let telemetry = ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
         let consumer = Consumer::new(log, ledger, "group", telemetry);

@@ -17,17 +17,25 @@ impl Part {
         }
         let later = self.arrivals.split_off(self.arrivals.len() / 2);
         let middle = later[0].offset;
-        vec![Part { arrivals: later, next_offset: self.next_offset }, Part { arrivals: self.arrivals, next_offset: middle }]
+        vec![
+            Part { arrivals: later, next_offset: self.next_offset },
+            Part { arrivals: self.arrivals, next_offset: middle },
+        ]
     }
 
-    /// The parts to retry after PostgreSQL refused the data, the last one first. Halves narrow it down to one event, which becomes a
-    /// reject. None: the part has no event that can be the cause.
+    /// The parts to retry after PostgreSQL refused the data, the last one first. Halves narrow it
+    /// down to one event, which becomes a reject. None: the part has no event that can be the
+    /// cause.
     pub fn narrow(mut self, error: &StatementError) -> Option<Vec<Part>> {
         match self.arrivals.as_mut_slice() {
             [] => None,
             [one] if one.event.is_err() => None,
             [one] => {
-                one.event = Err(Refusal { verdict: Disposition::Rejected, cause: RejectCause::Ledger, detail: crate::cause::text(error) });
+                one.event = Err(Refusal {
+                    verdict: Disposition::Rejected,
+                    cause: RejectCause::Ledger,
+                    detail: crate::cause::text(error),
+                });
                 Some(vec![self])
             }
             _ => Some(self.halves()),

@@ -1,4 +1,5 @@
-//! Detects partitions that do not move while records wait. A member that still sends heartbeats can be stuck, so only progress counts.
+//! Detects partitions that do not move while records wait. A member that still sends heartbeats can
+//! be stuck, so only progress counts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -8,7 +9,8 @@ use tokio::time::Instant;
 
 use crate::event::{Topic, TopicPartition};
 
-/// Each stall without a move in between doubles the time until the next one, at most this many times.
+/// Each stall without a move in between doubles the time until the next one, at most this many
+/// times.
 const DOUBLINGS: u32 = 4;
 
 /// The progress of the partitions that are read. It uses only the instants that the caller passes.
@@ -58,18 +60,22 @@ impl Progress {
 
     /// Starts a partition at this position.
     pub fn start(&mut self, partition: TopicPartition, position: i64, at: DateTime<Utc>) {
-        self.partitions.insert(partition, PartitionState { position, at, checked: None, waiting_since: None });
+        self.partitions
+            .insert(partition, PartitionState { position, at, checked: None, waiting_since: None });
     }
 
     /// Records the partition's new position.
     pub fn advance(&mut self, partition: TopicPartition, position: i64, at: DateTime<Utc>) {
-        if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.position != position) {
+        if let Some(state) =
+            self.partitions.get_mut(&partition).filter(|state| state.position != position)
+        {
             *state = PartitionState { position, at, waiting_since: None, ..*state };
             self.stalls.remove(&partition);
         }
     }
 
-    /// Removes a partition that is not read any more: it was revoked, paused, or stopped by a fault.
+    /// Removes a partition that is not read any more: it was revoked, paused, or stopped by a
+    /// fault.
     pub fn end(&mut self, partition: TopicPartition) {
         self.partitions.remove(&partition);
     }
@@ -86,12 +92,23 @@ impl Progress {
 
     /// The partitions that have not moved since the last call, whose log end is worth a request.
     pub fn suspects(&mut self) -> Vec<TopicPartition> {
-        let moved = |state: &mut PartitionState| state.checked.replace(state.position) != Some(state.position);
-        self.partitions.iter_mut().filter_map(|(partition, state)| (!moved(state)).then_some(*partition)).collect()
+        let moved = |state: &mut PartitionState| {
+            state.checked.replace(state.position) != Some(state.position)
+        };
+        self.partitions
+            .iter_mut()
+            .filter_map(|(partition, state)| (!moved(state)).then_some(*partition))
+            .collect()
     }
 
     /// Records that the log ends at `end`. Returns a stall once records have waited too long.
-    pub fn check(&mut self, partition: TopicPartition, end: i64, now: Instant, at: DateTime<Utc>) -> Option<Stall> {
+    pub fn check(
+        &mut self,
+        partition: TopicPartition,
+        end: i64,
+        now: Instant,
+        at: DateTime<Utc>,
+    ) -> Option<Stall> {
         let state = self.partitions.get_mut(&partition)?;
         if end <= state.position {
             (state.at, state.waiting_since) = (at, None);
@@ -99,7 +116,12 @@ impl Progress {
         }
         let waited = now.duration_since(*state.waiting_since.get_or_insert(now));
         let doublings = self.stalls.get(&partition).copied().unwrap_or_default().min(DOUBLINGS);
-        (waited >= self.limit * 2_u32.pow(doublings)).then_some(Stall { partition, position: state.position, end, waited })
+        (waited >= self.limit * 2_u32.pow(doublings)).then_some(Stall {
+            partition,
+            position: state.position,
+            end,
+            waited,
+        })
     }
 
     /// Records that the consumer left because of a stall; the next one takes longer.
@@ -107,7 +129,8 @@ impl Progress {
         *self.stalls.entry(partition).or_default() += 1;
     }
 
-    /// Records that no record is readable after the position, although the log ends later: control records, or an open transaction.
+    /// Records that no record is readable after the position, although the log ends later: control
+    /// records, or an open transaction.
     pub fn clear_backlog(&mut self, partition: TopicPartition) {
         if let Some(state) = self.partitions.get_mut(&partition) {
             state.waiting_since = None;
@@ -119,10 +142,19 @@ impl Progress {
         self.partitions.iter().map(|(partition, state)| (*partition, state.position, state.at))
     }
 
-    /// Per topic, the time of the partition that has gone longest without progress. None: no partition of it is read.
+    /// Per topic, the time of the partition that has gone longest without progress. None: no
+    /// partition of it is read.
     #[must_use]
     pub fn oldest(&self) -> [(Topic, Option<DateTime<Utc>>); 3] {
-        Topic::ALL.map(|topic| (topic, self.partitions().filter(|(partition, ..)| partition.topic == topic).map(|(_, _, at)| at).min()))
+        Topic::ALL.map(|topic| {
+            (
+                topic,
+                self.partitions()
+                    .filter(|(partition, ..)| partition.topic == topic)
+                    .map(|(_, _, at)| at)
+                    .min(),
+            )
+        })
     }
 }
 

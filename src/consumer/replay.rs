@@ -1,5 +1,5 @@
-//! Replay: reads a range of a topic again on the same path as live consumption. A known event is a duplicate and changes nothing;
-//! a missing event is added. The live positions never move.
+//! Replay: reads a range of a topic again on the same path as live consumption. A known event is a
+//! duplicate and changes nothing; a missing event is added. The live positions never move.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use super::parts::Part;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
 use crate::ledger::{
-    Arrival, Chain, Counts, Ledger, PlannedEvents, RecordError, ReplayRange, StatementError, cutover, generations, preview, record,
+    Arrival, Chain, Counts, Ledger, PlannedEvents, RecordError, ReplayRange, StatementError,
+    cutover, generations, preview, record,
 };
 use crate::log::{Log, LogError};
 
@@ -37,7 +38,9 @@ pub struct RangePreview {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// Another execution moves the replay, or the partition has a new generation.
-    #[error("{0}: another execution of this plan is running, or `tallyline recover` gave the partition a new generation")]
+    #[error(
+        "{0}: another execution of this plan is running, or `tallyline recover` gave the partition a new generation"
+    )]
     Moved(TopicPartition),
     /// The ledger has read another log than this one.
     #[error("{0}; run `tallyline recover` first")]
@@ -58,9 +61,10 @@ impl From<RecordError> for ReplayError {
     fn from(error: RecordError) -> Self {
         match error {
             RecordError::Fenced(partition) => ReplayError::Moved(partition),
-            RecordError::Refused(cause) | RecordError::Slow(cause) | RecordError::Unavailable(cause) | RecordError::Unfit(cause) => {
-                ReplayError::Ledger(cause)
-            }
+            RecordError::Refused(cause)
+            | RecordError::Slow(cause)
+            | RecordError::Unavailable(cause)
+            | RecordError::Unfit(cause) => ReplayError::Ledger(cause),
         }
     }
 }
@@ -73,8 +77,8 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Checks that the ledger's positions refer to this log: in a recreated topic an offset is another record. Records that retention has
-    /// removed do not matter here.
+    /// Checks that the ledger's positions refer to this log: in a recreated topic an offset is
+    /// another record. Records that retention has removed do not matter here.
     ///
     /// # Errors
     /// [`ReplayError::AnotherLog`], or an error of the check itself.
@@ -91,7 +95,8 @@ impl Replay {
         stream::iter(checks).buffer_unordered(PARALLEL_CHECKS).try_collect().await
     }
 
-    /// Reads the ranges without writing. `new` gets each event that would be added, once; `progress` gets the number of records read.
+    /// Reads the ranges without writing. `new` gets each event that would be added, once;
+    /// `progress` gets the number of records read.
     pub async fn preview(
         &self,
         ranges: &[ReplayRange],
@@ -103,16 +108,31 @@ impl Replay {
         let mut previews = Vec::with_capacity(ranges.len());
         for range in ranges {
             let (mut reading, mut counts, mut new_refused) = (*range, Counts::default(), 0);
-            while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS).await? {
+            while let Some((mut arrivals, next_offset)) =
+                self.batch(&reading, BATCH_RECORDS).await?
+            {
                 if stop.is_cancelled() {
                     return Err(ReplayError::Interrupted);
                 }
                 reading.next_offset = next_offset;
                 let preview = self
                     .ledger
-                    .run(async |conn| preview::batch(conn, range, &mut arrivals, &mut planned, self.ledger.clock.now()).await)
+                    .run(async |conn| {
+                        preview::batch(
+                            conn,
+                            range,
+                            &mut arrivals,
+                            &mut planned,
+                            self.ledger.clock.now(),
+                        )
+                        .await
+                    })
                     .await?;
-                preview.new.iter().filter_map(|index| arrivals[*index].event.as_ref().ok()).for_each(&mut new);
+                preview
+                    .new
+                    .iter()
+                    .filter_map(|index| arrivals[*index].event.as_ref().ok())
+                    .for_each(&mut new);
                 counts = counts + preview.counts;
                 new_refused += preview.new_refused;
                 progress(u64::try_from(preview.counts.records).unwrap_or_default());
@@ -125,7 +145,8 @@ impl Replay {
     /// Reads the rest of the ranges and records it, at most `records_per_second`.
     ///
     /// # Errors
-    /// [`ReplayError`]; recorded batches remain, and the same call on the ranges' current state resumes.
+    /// [`ReplayError`]; recorded batches remain, and the same call on the ranges' current state
+    /// resumes.
     pub async fn record(
         &self,
         id: Uuid,
@@ -134,7 +155,8 @@ impl Replay {
         progress: impl Fn(u64) + Send,
         stop: &CancellationToken,
     ) -> Result<(), ReplayError> {
-        let limit = BATCH_RECORDS.min(usize::try_from(records_per_second).unwrap_or(BATCH_RECORDS)).max(1);
+        let limit =
+            BATCH_RECORDS.min(usize::try_from(records_per_second).unwrap_or(BATCH_RECORDS)).max(1);
         let mut due = Instant::now();
         for range in ranges {
             let mut range = *range;
@@ -147,27 +169,55 @@ impl Replay {
                 let counts = self.record_batch(id, range, arrivals, next_offset).await?;
                 range.next_offset = next_offset;
                 progress(u64::try_from(counts.records).unwrap_or_default());
-                due += Duration::from_secs_f64(f64::from(counts.records) / f64::from(records_per_second.max(1)));
+                due += Duration::from_secs_f64(
+                    f64::from(counts.records) / f64::from(records_per_second.max(1)),
+                );
                 stop.run_until_cancelled(tokio::time::sleep_until(due)).await;
             }
         }
         Ok(())
     }
 
-    /// Records the batch, in parts if the ledger does not accept it as a whole, as in live consumption.
-    async fn record_batch(&self, id: Uuid, range: ReplayRange, arrivals: Vec<Arrival>, next_offset: i64) -> Result<Counts, ReplayError> {
-        let (mut parts, mut from, mut total) = (vec![Part { arrivals, next_offset }], range.next_offset, Counts::default());
+    /// Records the batch, in parts if the ledger does not accept it as a whole, as in live
+    /// consumption.
+    async fn record_batch(
+        &self,
+        id: Uuid,
+        range: ReplayRange,
+        arrivals: Vec<Arrival>,
+        next_offset: i64,
+    ) -> Result<Counts, ReplayError> {
+        let (mut parts, mut from, mut total) =
+            (vec![Part { arrivals, next_offset }], range.next_offset, Counts::default());
         while let Some(part) = parts.pop() {
-            let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: from };
+            let chain = Chain::Replay {
+                id,
+                partition: range.partition,
+                generation: range.generation,
+                next_offset: from,
+            };
             match self
                 .ledger
-                .run(async |conn| record::batch(conn, &chain, &part.arrivals, part.next_offset, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    record::batch(
+                        conn,
+                        &chain,
+                        &part.arrivals,
+                        part.next_offset,
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await
             {
                 Ok(counts) => (from, total) = (part.next_offset, total + counts),
                 Err(RecordError::Refused(error)) => parts.extend(part.narrow(&error).ok_or(error)?),
                 // Only if the server itself ended it: without an answer it may have been committed.
-                Err(RecordError::Slow(why)) if why.as_database_error().is_some() && part.arrivals.len() > 1 => parts.extend(part.halves()),
+                Err(RecordError::Slow(why))
+                    if why.as_database_error().is_some() && part.arrivals.len() > 1 =>
+                {
+                    parts.extend(part.halves())
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -175,14 +225,24 @@ impl Replay {
     }
 
     /// The next records of the range; none once the range is done.
-    async fn batch(&self, range: &ReplayRange, limit: usize) -> Result<Option<(Vec<Arrival>, i64)>, ReplayError> {
+    async fn batch(
+        &self,
+        range: &ReplayRange,
+        limit: usize,
+    ) -> Result<Option<(Vec<Arrival>, i64)>, ReplayError> {
         if range.next_offset >= range.end_offset {
             return Ok(None);
         }
         let reading = self.log.read(range.partition, range.next_offset, limit);
-        let no_answer =
-            |_| LogError::Unreachable(format!("{}: no answer within {} s", range.partition, self.ledger.deadline.as_secs_f64()));
-        let mut records = tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
+        let no_answer = |_| {
+            LogError::Unreachable(format!(
+                "{}: no answer within {} s",
+                range.partition,
+                self.ledger.deadline.as_secs_f64()
+            ))
+        };
+        let mut records =
+            tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
         let full = records.len() == limit;
         records.retain(|record| record.offset < range.end_offset);
         // Fewer records than requested: the range's end is reached, even if a gap precedes it.
@@ -191,7 +251,10 @@ impl Replay {
             _ => range.end_offset,
         };
         let topic = range.partition.topic;
-        let signed_from = self.ledger.run(async |conn| cutover::signed_from(conn, range.partition, range.generation).await).await?;
+        let signed_from = self
+            .ledger
+            .run(async |conn| cutover::signed_from(conn, range.partition, range.generation).await)
+            .await?;
         if signed_from.is_some() && !self.log.signatures().verify() {
             return Err(ReplayError::NoKeys);
         }

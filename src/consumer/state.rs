@@ -12,7 +12,8 @@ use crate::ledger::Ledger;
 use crate::log::Log;
 use crate::pauses::Paused;
 
-/// How long records may wait while their partition does not move, unless the pipeline sets another value.
+/// How long records may wait while their partition does not move, unless the pipeline sets another
+/// value.
 const STALL: Duration = Duration::from_secs(60);
 
 /// One consumer, with its dependencies and its observable state.
@@ -33,12 +34,22 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A consumer of `group` without pauses. It rejoins if a partition does not move for a minute while records wait.
+    /// A consumer of `group` without pauses. It rejoins if a partition does not move for a minute
+    /// while records wait.
     #[must_use]
     pub fn new(log: Log, ledger: Ledger, group: &str, telemetry: ConsumerTelemetry) -> Self {
         let progress = Arc::new(Mutex::new(Progress::new(STALL)));
         let (group, stopped, cutover_seen) = (group.to_owned(), Arc::default(), Arc::default());
-        Consumer { log, ledger, group, telemetry, stopped, progress, paused: Paused::never(), cutover_seen }
+        Consumer {
+            log,
+            ledger,
+            group,
+            telemetry,
+            stopped,
+            progress,
+            paused: Paused::never(),
+            cutover_seen,
+        }
     }
 
     /// Sets how long records may wait while their partition does not move.
@@ -49,7 +60,12 @@ impl Consumer {
 
     /// Sets the reason why the partition is not read for now; none: it is read.
     /// Logs each reason once. The reason of a stopped partition is kept.
-    pub(super) fn set_problem(&self, partition: TopicPartition, last_problem: &mut Option<String>, problem: Option<String>) {
+    pub(super) fn set_problem(
+        &self,
+        partition: TopicPartition,
+        last_problem: &mut Option<String>,
+        problem: Option<String>,
+    ) {
         let reason = problem.map(|problem| format!("not read yet: {problem}"));
         if *last_problem == reason {
             return;
@@ -77,7 +93,10 @@ impl Consumer {
     }
 
     /// Changes the set of partitions that are not read.
-    pub(super) fn not_read<R>(&self, change: impl FnOnce(&mut BTreeMap<TopicPartition, String>) -> R) -> R {
+    pub(super) fn not_read<R>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<TopicPartition, String>) -> R,
+    ) -> R {
         let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = change(&mut stopped);
         self.telemetry.not_read(stopped.len());

@@ -21,12 +21,21 @@ impl ConsumerTelemetry {
     /// Registers all metrics in `registry`.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = ConsumerTelemetry {
-            batches: IntCounterVec::new(Opts::new("tallyline_consumer_batches_total", "Batches recorded in the ledger."), &["topic"])?,
+            batches: IntCounterVec::new(
+                Opts::new("tallyline_consumer_batches_total", "Batches recorded in the ledger."),
+                &["topic"],
+            )?,
             records: IntCounterVec::new(
-                Opts::new("tallyline_consumer_records_total", "Records of recorded batches, by disposition."),
+                Opts::new(
+                    "tallyline_consumer_records_total",
+                    "Records of recorded batches, by disposition.",
+                ),
                 &["verdict"],
             )?,
-            fenced: IntCounter::new("tallyline_consumer_fenced_total", "Batches dropped because another consumer has the partition.")?,
+            fenced: IntCounter::new(
+                "tallyline_consumer_fenced_total",
+                "Batches dropped because another consumer has the partition.",
+            )?,
             not_read: IntGauge::new(
                 "tallyline_consumer_partitions_not_read",
                 "Assigned partitions that are not read: stopped, not started yet, or retrying a batch.",
@@ -67,7 +76,9 @@ impl ConsumerTelemetry {
             ("rejected", counts.rejects),
             ("held", counts.held),
         ] {
-            self.records.with_label_values(&[verdict]).inc_by(u64::try_from(number).unwrap_or_default());
+            self.records
+                .with_label_values(&[verdict])
+                .inc_by(u64::try_from(number).unwrap_or_default());
         }
     }
 
@@ -79,7 +90,10 @@ impl ConsumerTelemetry {
     pub(super) fn progress(&self, oldest: [(Topic, Option<DateTime<Utc>>); 3]) {
         for (topic, at) in oldest {
             match at {
-                Some(at) => self.progress.with_label_values(&[topic.name()]).set(at.timestamp_micros() as f64 / 1e6),
+                Some(at) => self
+                    .progress
+                    .with_label_values(&[topic.name()])
+                    .set(at.timestamp_micros() as f64 / 1e6),
                 None => drop(self.progress.remove_label_values(&[topic.name()])),
             }
         }

@@ -4,11 +4,14 @@ use crate::event::TopicPartition;
 use crate::ledger::{LastRecord, PartitionLease, fingerprint};
 use crate::log::{Log, LogError};
 
-/// A position that contradicts the log. The partition is not read, because events would be lost or mixed up.
+/// A position that contradicts the log. The partition is not read, because events would be lost or
+/// mixed up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PositionFault {
     /// Retention has removed records from the position on.
-    #[error("{partition}: the ledger is at offset {position}, but the log begins at {start}: records between are lost")]
+    #[error(
+        "{partition}: the ledger is at offset {position}, but the log begins at {start}: records between are lost"
+    )]
     BeforeStart {
         partition: TopicPartition,
         /// The ledger's next offset.
@@ -17,7 +20,9 @@ pub enum PositionFault {
         start: i64,
     },
     /// The log ends before the position.
-    #[error("{partition}: the ledger is at offset {position}, but the log ends at {end}: the topic was recreated or truncated")]
+    #[error(
+        "{partition}: the ledger is at offset {position}, but the log ends at {end}: the topic was recreated or truncated"
+    )]
     BeyondEnd {
         partition: TopicPartition,
         /// The ledger's next offset.
@@ -26,7 +31,9 @@ pub enum PositionFault {
         end: i64,
     },
     /// Another record is at the offset of the last record read.
-    #[error("{partition}: the record at offset {offset} is not the one that was recorded: the topic was recreated")]
+    #[error(
+        "{partition}: the record at offset {offset} is not the one that was recorded: the topic was recreated"
+    )]
     AnotherRecord {
         partition: TopicPartition,
         /// The offset of the last record read.
@@ -40,7 +47,9 @@ pub(super) fn explain(error: LogError) -> String {
         LogError::OutOfRange { partition, offset, start, .. } if offset < start => {
             PositionFault::BeforeStart { partition, position: offset, start }
         }
-        LogError::OutOfRange { partition, offset, end, .. } => PositionFault::BeyondEnd { partition, position: offset, end },
+        LogError::OutOfRange { partition, offset, end, .. } => {
+            PositionFault::BeyondEnd { partition, position: offset, end }
+        }
         error => return error.to_string(),
     };
     fault.to_string()
@@ -55,7 +64,8 @@ pub enum Problem {
     Log(LogError),
 }
 
-/// Compares a lease's position with the log's ends, and its last record with the one at that offset now.
+/// Compares a lease's position with the log's ends, and its last record with the one at that offset
+/// now.
 pub async fn position(log: &Log, lease: &PartitionLease) -> Result<(), Problem> {
     let (partition, position) = (lease.partition, lease.next_offset);
     let (start, end) = log.watermarks(partition).await.map_err(Problem::Log)?;
@@ -66,14 +76,23 @@ pub async fn position(log: &Log, lease: &PartitionLease) -> Result<(), Problem> 
         return Err(Problem::Fault(PositionFault::BeyondEnd { partition, position, end }));
     }
     match lease.last {
-        Some(last) if last.offset >= start && !is_there(log, partition, last).await.map_err(Problem::Log)? => {
+        Some(last)
+            if last.offset >= start
+                && !is_there(log, partition, last).await.map_err(Problem::Log)? =>
+        {
             Err(Problem::Fault(PositionFault::AnotherRecord { partition, offset: last.offset }))
         }
         _ => Ok(()),
     }
 }
 
-async fn is_there(log: &Log, partition: TopicPartition, last: LastRecord) -> Result<bool, LogError> {
+async fn is_there(
+    log: &Log,
+    partition: TopicPartition,
+    last: LastRecord,
+) -> Result<bool, LogError> {
     let found = log.read(partition, last.offset, 1).await?;
-    Ok(found.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint))
+    Ok(found.first().is_some_and(|record| {
+        record.offset == last.offset && fingerprint(&record.message) == last.fingerprint
+    }))
 }

@@ -11,14 +11,18 @@ use super::parts::Part;
 use super::{Consumer, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, PartitionLease, RecordError, StatementError, last_record, record};
+use crate::ledger::{
+    Arrival, Chain, PartitionLease, RecordError, StatementError, last_record, record,
+};
 use crate::log::Batch;
 use crate::waiting::Backoff;
 
-/// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and another process reads it.
+/// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and
+/// another process reads it.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// If PostgreSQL refuses more records in a row, the fault is probably in Tallyline, and the partition stops.
+/// If PostgreSQL refuses more records in a row, the fault is probably in Tallyline, and the
+/// partition stops.
 const REFUSED_IN_A_ROW: u32 = 100;
 
 /// A handle on the task that records a partition's batches.
@@ -37,11 +41,25 @@ impl Worker {
         let (positions, recorded) = mpsc::unbounded_channel();
         let partition = lease.partition;
         let finishing = CancellationToken::new();
-        let task = Task { consumer, lease, finishing: finishing.clone(), positions, refused_in_a_row: 0, last_problem: None };
-        Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
+        let task = Task {
+            consumer,
+            lease,
+            finishing: finishing.clone(),
+            positions,
+            refused_in_a_row: 0,
+            last_problem: None,
+        };
+        Worker {
+            batches,
+            recorded,
+            partition,
+            finishing,
+            task: tokio::spawn(task.run(incoming, faulty)),
+        }
     }
 
-    /// The worker's input. It has room for one batch while another is in flight, and is closed once the worker has ended.
+    /// The worker's input. It has room for one batch while another is in flight, and is closed once
+    /// the worker has ended.
     pub fn batches(&self) -> mpsc::Sender<Batch> {
         self.batches.clone()
     }
@@ -55,7 +73,8 @@ impl Worker {
         newest.map(|next_offset| (self.partition, next_offset))
     }
 
-    /// Finishes the batch in flight, or drops it after the grace period. Returns the newest position recorded since [`Worker::recorded`].
+    /// Finishes the batch in flight, or drops it after the grace period. Returns the newest
+    /// position recorded since [`Worker::recorded`].
     pub async fn finish(mut self) -> Option<(TopicPartition, i64)> {
         // A batch that is still in the channel is dropped.
         self.finishing.cancel();
@@ -90,7 +109,9 @@ enum WorkerEnd {
 
 impl Task {
     async fn run(mut self, mut incoming: mpsc::Receiver<Batch>, faulty: CancellationToken) {
-        while let Some(Some(batch)) = self.finishing.clone().run_until_cancelled(incoming.recv()).await {
+        while let Some(Some(batch)) =
+            self.finishing.clone().run_until_cancelled(incoming.recv()).await
+        {
             let next_offset = batch.next_offset;
             if next_offset <= self.lease.next_offset {
                 continue;
@@ -116,7 +137,8 @@ impl Task {
         }
     }
 
-    /// Records a batch and retries while the ledger is unavailable. Skips records that are already recorded.
+    /// Records a batch and retries while the ledger is unavailable. Skips records that are already
+    /// recorded.
     async fn record(&mut self, arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), WorkerEnd> {
         let mut waits = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut parts = vec![Part { arrivals, next_offset }];
@@ -127,10 +149,16 @@ impl Task {
                 continue;
             }
             let chain = Chain::Live(self.lease.clone());
-            let recording = self
-                .consumer
-                .ledger
-                .run(async |conn| record::batch(conn, &chain, &part.arrivals, part.next_offset, self.consumer.ledger.clock.now()).await);
+            let recording = self.consumer.ledger.run(async |conn| {
+                record::batch(
+                    conn,
+                    &chain,
+                    &part.arrivals,
+                    part.next_offset,
+                    self.consumer.ledger.clock.now(),
+                )
+                .await
+            });
             match recording.await {
                 Ok(counts) => {
                     debug!(partition = %self.lease.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
@@ -167,7 +195,8 @@ impl Task {
             let (generation, expected) = (self.lease.generation, self.lease.next_offset);
             self.retake_lease(&mut waits).await?;
             if self.lease.generation != generation || self.lease.next_offset < expected {
-                // The partition has a new generation, or the ledger is restored: the records in between must be reread.
+                // The partition has a new generation, or the ledger is restored: the records in
+                // between must be reread.
                 return Err(WorkerEnd::Rejoin);
             }
         }
@@ -182,8 +211,9 @@ impl Task {
         }
     }
 
-    /// Retakes the lease. Its position includes a commit whose answer was lost, and another consumer's work. After the partition is
-    /// revoked, the worker does not disturb its next consumer.
+    /// Retakes the lease. Its position includes a commit whose answer was lost, and another
+    /// consumer's work. After the partition is revoked, the worker does not disturb its next
+    /// consumer.
     async fn retake_lease(&mut self, waits: &mut Backoff) -> Result<(), WorkerEnd> {
         while waits.wait(&self.finishing).await {
             match self.consumer.take_lease(self.lease.partition).await {
@@ -206,8 +236,14 @@ impl Task {
         if part.arrivals.len() == 1 {
             self.refused_in_a_row += 1;
         }
-        let parts = if self.refused_in_a_row > REFUSED_IN_A_ROW { None } else { part.narrow(error) };
+        let parts =
+            if self.refused_in_a_row > REFUSED_IN_A_ROW { None } else { part.narrow(error) };
         let refused = self.refused_in_a_row;
-        parts.ok_or_else(|| WorkerEnd::Stop(format!("the ledger refused {refused} records in a row; last error: {}", cause::text(error))))
+        parts.ok_or_else(|| {
+            WorkerEnd::Stop(format!(
+                "the ledger refused {refused} records in a row; last error: {}",
+                cause::text(error)
+            ))
+        })
     }
 }

@@ -1,4 +1,5 @@
-//! The two events of a completed build: `workspace_build_completed_v1` and `prebuild_claimed_v1`. One rule classifies builds.
+//! The two events of a completed build: `workspace_build_completed_v1` and `prebuild_claimed_v1`.
+//! One rule classifies builds.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,8 @@ pub(super) const ID_PREFIX: &str = "workspace_build_completed:";
 /// Prefix of a prebuild claim's event id, before the id of the claim's build.
 pub(super) const CLAIM_ID_PREFIX: &str = "prebuild_claimed:";
 
-/// coderd's system user, which owns unclaimed prebuilt workspaces and starts the pool's builds. Source: Coder's early migrations.
+/// coderd's system user, which owns unclaimed prebuilt workspaces and starts the pool's builds.
+/// Source: Coder's early migrations.
 pub const PREBUILDS_USER: Uuid = Uuid::from_u128(0xc42f_df75_3097_471c_8c33_fb52_454d_81c0);
 
 words! {
@@ -180,9 +182,13 @@ build_events! {
 
 impl WorkspaceBuildCompleted {
     /// Reads a build from its data. The stage of build 1 comes from the attributes.
-    pub(super) fn read(data: Fields<'_>, first_build_stage: Option<InputStage>) -> Result<Self, ParseError> {
+    pub(super) fn read(
+        data: Fields<'_>,
+        first_build_stage: Option<InputStage>,
+    ) -> Result<Self, ParseError> {
         let build = WorkspaceBuildCompleted { first_build_stage, ..data.read()? };
-        let succeeded_start = build.transition == Transition::Start && build.status == BuildStatus::Succeeded;
+        let succeeded_start =
+            build.transition == Transition::Start && build.status == BuildStatus::Succeeded;
         if build.first_successful_start && !succeeded_start {
             let problem = "is true, but the build is not a succeeded start";
             return Err(ParseError::field("first_successful_start", problem));
@@ -206,7 +212,11 @@ impl PrebuildClaimed {
     }
 }
 
-fn duration(status: BuildStatus, started_at: Option<DateTime<Utc>>, completed_at: DateTime<Utc>) -> Option<TimeDelta> {
+fn duration(
+    status: BuildStatus,
+    started_at: Option<DateTime<Utc>>,
+    completed_at: DateTime<Utc>,
+) -> Option<TimeDelta> {
     let reaped = status == BuildStatus::Failed && started_at == Some(completed_at);
     let started_at = started_at.filter(|_| !reaped);
     started_at.map(|started_at| completed_at.signed_duration_since(started_at))
@@ -225,16 +235,21 @@ pub enum BuildKind {
     Other,
 }
 
-/// Classifies a completed build. Source: Coder's flags IsPrebuild, IsClaim and IsFirstBuild with their priority, and the fallback by row
-/// for inputs without a stage. The initiator of a claim depends on coderd's version and never decides. If the pool's build 1 has a
-/// stage, a claim has one too; build 2 without a stage is an administrator's start or retry.
+/// Classifies a completed build. Source: Coder's flags IsPrebuild, IsClaim and IsFirstBuild with
+/// their priority, and the fallback by row for inputs without a stage. The initiator of a claim
+/// depends on coderd's version and never decides. If the pool's build 1 has a stage, a claim has
+/// one too; build 2 without a stage is an administrator's start or retry.
 #[must_use]
 pub fn kind(build: &WorkspaceBuildCompleted) -> BuildKind {
     match (build.transition, build.stage, build.build_number) {
         (Transition::Start, Some(InputStage::Create), _) => BuildKind::PrebuildCreation,
         (Transition::Start, Some(InputStage::Claim), _) => BuildKind::PrebuildClaim,
-        (Transition::Start, None, 1) if build.initiator_id == PREBUILDS_USER => BuildKind::PrebuildCreation,
-        (Transition::Start, None, 2) if build.first_build_by_prebuilds_user && build.first_build_stage.is_none() => {
+        (Transition::Start, None, 1) if build.initiator_id == PREBUILDS_USER => {
+            BuildKind::PrebuildCreation
+        }
+        (Transition::Start, None, 2)
+            if build.first_build_by_prebuilds_user && build.first_build_stage.is_none() =>
+        {
             BuildKind::PrebuildClaim
         }
         (Transition::Start, None, 1) => BuildKind::RegularCreation,

@@ -56,7 +56,9 @@ pub enum ParseError {
     #[error("the body has {0} bytes, more than {MAX_PAYLOAD_BYTES}")]
     Oversized(usize),
     /// The batch of the record cannot be unpacked.
-    #[error("the batch of {0} unpacks to more than receive.message.max.bytes or not at all: none of its records can be read")]
+    #[error(
+        "the batch of {0} unpacks to more than receive.message.max.bytes or not at all: none of its records can be read"
+    )]
     UnreadableBatch(String),
     /// The body is not JSON, has trailing data, is too deep, or has a key twice.
     #[error("the body is not one JSON value: {0}")]

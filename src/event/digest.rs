@@ -10,25 +10,45 @@ use super::envelope::{Event, Payload};
 /// 32 bytes. Two events of one id have equal digests exactly if their covered fields are equal.
 pub type Digest = [u8; 32];
 
-/// The form: a tag with its version, then each field; an optional field has a presence byte before it. Text is length and bytes, and ids
-/// are 16 bytes. Numbers and times (in microseconds since the Unix epoch) are 8 bytes big endian. A test pins it; a change needs a new tag.
+/// The form: a tag with its version, then each field; an optional field has a presence byte before
+/// it. Text is length and bytes, and ids are 16 bytes. Numbers and times (in microseconds since the
+/// Unix epoch) are 8 bytes big endian. A test pins it; a change needs a new tag.
 fn of(event: &Event) -> Digest {
     let mut form = Form::new("tallyline.digest.v1");
     match &event.payload {
         Payload::Build(build) => {
-            form.text(event.event_type()).id(build.build_id).id(build.workspace_id).id(build.organization_id).id(build.template_version_id);
-            form.id(build.initiator_id).number(i64::from(build.build_number)).text(build.transition.as_str());
+            form.text(event.event_type())
+                .id(build.build_id)
+                .id(build.workspace_id)
+                .id(build.organization_id)
+                .id(build.template_version_id);
+            form.id(build.initiator_id)
+                .number(i64::from(build.build_number))
+                .text(build.transition.as_str());
             form.optional(build.stage, |form, stage| form.text(InputStage::as_str(stage)));
-            form.time(build.created_at).optional(build.started_at, Form::time).time(build.completed_at).text(build.status.as_str());
+            form.time(build.created_at)
+                .optional(build.started_at, Form::time)
+                .time(build.completed_at)
+                .text(build.status.as_str());
         }
         Payload::Claim(claim) => {
-            form.text(event.event_type()).id(claim.build_id).id(claim.workspace_id).id(claim.organization_id).id(claim.template_version_id);
+            form.text(event.event_type())
+                .id(claim.build_id)
+                .id(claim.workspace_id)
+                .id(claim.organization_id)
+                .id(claim.template_version_id);
             form.id(claim.initiator_id).number(i64::from(claim.build_number));
             form.optional(claim.stage, |form, stage| form.text(InputStage::as_str(stage)));
-            form.time(claim.created_at).optional(claim.started_at, Form::time).time(claim.completed_at).text(claim.status.as_str());
+            form.time(claim.created_at)
+                .optional(claim.started_at, Form::time)
+                .time(claim.completed_at)
+                .text(claim.status.as_str());
         }
         Payload::Usage(usage) => {
-            form.text(event.event_type()).text(&usage.id).bytes(&usage.quantity.number().to_be_bytes()).time(usage.created_at);
+            form.text(event.event_type())
+                .text(&usage.id)
+                .bytes(&usage.quantity.number().to_be_bytes())
+                .time(usage.created_at);
         }
     }
     form.finish()
@@ -66,7 +86,11 @@ impl Form {
     fn time(&mut self, at: DateTime<Utc>) -> &mut Self {
         self.number(at.timestamp_micros())
     }
-    fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T) -> &mut Self) -> &mut Self {
+    fn optional<T>(
+        &mut self,
+        value: Option<T>,
+        write: impl FnOnce(&mut Self, T) -> &mut Self,
+    ) -> &mut Self {
         match value {
             None => self.bytes(&[0]),
             Some(value) => write(self.bytes(&[1]), value),

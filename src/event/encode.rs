@@ -10,7 +10,8 @@ use super::message::Message;
 pub(super) const FIRST_BUILD_STAGE: &str = "firstbuildstage";
 
 impl Event {
-    /// The event in binary content mode: attributes as `ce_` headers, the payload as JSON. Tests pin it; a type's form never changes.
+    /// The event in binary content mode: attributes as `ce_` headers, the payload as JSON. Tests
+    /// pin it; a type's form never changes.
     #[must_use]
     pub fn to_message(&self) -> Message {
         let mut headers = vec![
@@ -21,8 +22,17 @@ impl Event {
             header("ce_time", &rfc3339(self.time())),
             header("content-type", "application/json"),
         ];
-        headers.extend(self.extensions().into_iter().map(|(name, value)| header(&format!("ce_{name}"), &value)));
-        Message { key: Some(self.key().into_bytes()), headers, payload: Some(self.data().to_string().into_bytes()), oversized: None }
+        headers.extend(
+            self.extensions()
+                .into_iter()
+                .map(|(name, value)| header(&format!("ce_{name}"), &value)),
+        );
+        Message {
+            key: Some(self.key().into_bytes()),
+            headers,
+            payload: Some(self.data().to_string().into_bytes()),
+            oversized: None,
+        }
     }
 
     /// The event in structured mode, one JSON object, for NDJSON files and HTTP.
@@ -51,11 +61,16 @@ impl Event {
         }
     }
 
-    /// Extension attributes. They include coderd's publish marks, so that the data equals Tallyman's.
+    /// Extension attributes. They include coderd's publish marks, so that the data equals
+    /// Tallyman's.
     fn extensions(&self) -> Vec<(&'static str, String)> {
         let marks = match &self.payload {
             Payload::Build(build) => {
-                return build.first_build_stage.map(|stage| (FIRST_BUILD_STAGE, stage.as_str().to_owned())).into_iter().collect();
+                return build
+                    .first_build_stage
+                    .map(|stage| (FIRST_BUILD_STAGE, stage.as_str().to_owned()))
+                    .into_iter()
+                    .collect();
             }
             Payload::Claim(_) => return Vec::new(),
             Payload::Usage(usage) => &usage.marks,

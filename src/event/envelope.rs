@@ -46,7 +46,8 @@ impl Event {
         }
     }
 
-    /// When the event happened, by the source's clock: completion of the build, or `created_at` of the usage.
+    /// When the event happened, by the source's clock: completion of the build, or `created_at` of
+    /// the usage.
     #[must_use]
     pub fn time(&self) -> DateTime<Utc> {
         match &self.payload {
@@ -66,7 +67,8 @@ impl Event {
         }
     }
 
-    /// The record key: the workspace id, or deployment id and event id for usage. Records of one key are in one partition, hence in order.
+    /// The record key: the workspace id, or deployment id and event id for usage. Records of one
+    /// key are in one partition, hence in order.
     #[must_use]
     pub fn key(&self) -> String {
         match &self.payload {

@@ -22,8 +22,8 @@ pub enum Fact {
         /// The number of creations.
         creations: u64,
     },
-    /// An accepted event. At most one build of a workspace is its first successful start, even if the source reported
-    /// a later one.
+    /// An accepted event. At most one build of a workspace is its first successful start, even if
+    /// the source reported a later one.
     Event(Event),
     /// A license appeared in the deployment or disappeared from it.
     License {
@@ -34,7 +34,8 @@ pub enum Fact {
         jwt_sha256: [u8; 32],
         /// Whether coderd has the license from now on.
         present: bool,
-        /// The claims in the ledger; absent for a token that is not valid, and for a license that disappeared.
+        /// The claims in the ledger; absent for a token that is not valid, and for a license that
+        /// disappeared.
         claims: Option<serde_json::Value>,
     },
 }
@@ -43,7 +44,9 @@ impl Fact {
     #[must_use]
     pub fn deployment(&self) -> Uuid {
         match self {
-            Fact::Introduced { deployment, .. } | Fact::Baseline { deployment, .. } | Fact::License { deployment, .. } => *deployment,
+            Fact::Introduced { deployment, .. }
+            | Fact::Baseline { deployment, .. }
+            | Fact::License { deployment, .. } => *deployment,
             Fact::Event(event) => event.deployment,
         }
     }

@@ -1,5 +1,5 @@
-//! Reads a JSON object strictly. A field that is missing, unknown, doubled or invalid is an error that
-//! names it. A field that is null is missing.
+//! Reads a JSON object strictly. A field that is missing, unknown, doubled or invalid is an error
+//! that names it. A field that is null is missing.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -7,7 +7,10 @@ use std::vec::IntoIter;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use serde::de::value::{BorrowedStrDeserializer, CowStrDeserializer};
-use serde::de::{DeserializeSeed, Deserializer, Error, Expected, IntoDeserializer as _, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error, Expected, IntoDeserializer as _, MapAccess, SeqAccess,
+    Unexpected, Visitor,
+};
 use serde::{Deserialize, forward_to_deserialize_any};
 use uuid::Uuid;
 
@@ -19,7 +22,8 @@ pub const MAX_TEXT_BYTES: usize = 4096;
 /// Maximum length of an id, in bytes. PostgreSQL's indexes accept entries of at most 2704 bytes.
 pub const MAX_ID_BYTES: usize = 1024;
 
-/// A JSON value, borrowed if possible. Fractions and lists, which no field uses, are [`Value::Other`].
+/// A JSON value, borrowed if possible. Fractions and lists, which no field uses, are
+/// [`Value::Other`].
 pub(super) enum Value<'a> {
     Null,
     Flag(bool),
@@ -42,13 +46,15 @@ impl Value<'_> {
     }
 }
 
-/// The fields of a JSON object by name, each until it is taken. No key appears twice, also in nested objects.
+/// The fields of a JSON object by name, each until it is taken. No key appears twice, also in
+/// nested objects.
 pub(super) struct Fields<'a>(Vec<(Cow<'a, str>, Option<Value<'a>>)>);
 
 impl<'a> Fields<'a> {
     /// Parses `body` as exactly one JSON object.
     pub(super) fn of(body: &'a [u8]) -> Result<Self, ParseError> {
-        let value = serde_json::from_slice(body).map_err(|error| ParseError::Json(error.to_string()))?;
+        let value =
+            serde_json::from_slice(body).map_err(|error| ParseError::Json(error.to_string()))?;
         Self::from_value(value, "data")
     }
 
@@ -69,7 +75,10 @@ impl<'a> Fields<'a> {
         self.0[at].1.take().filter(|value| !matches!(value, Value::Null))
     }
 
-    pub(super) fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, ParseError> {
+    pub(super) fn optional_text(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<String>, ParseError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Text(text)) => checked_text(name, text.into_owned()).map(Some),
@@ -80,7 +89,9 @@ impl<'a> Fields<'a> {
     /// The whole number of an object that has only this field.
     pub(super) fn only_number(mut self, name: &'static str) -> Result<u64, ParseError> {
         let value = self.take(name).ok_or_else(|| ParseError::field(name, "is missing"))?;
-        let number = value.unsigned().ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits that is not negative"))?;
+        let number = value.unsigned().ok_or_else(|| {
+            ParseError::field(name, "must be a whole number of 64 bits that is not negative")
+        })?;
         match self.0.into_iter().find(|(_, value)| value.is_some()) {
             None => Ok(number),
             Some((other, _)) => Err(ParseError::unknown_field(&other, &[])),
@@ -89,8 +100,11 @@ impl<'a> Fields<'a> {
 
     /// The only field that is a whole number; none if several are.
     pub(super) fn only_whole(&self) -> Option<&Value<'a>> {
-        let mut whole =
-            self.0.iter().filter_map(|(_, value)| value.as_ref()).filter(|value| matches!(value, Value::Whole(_) | Value::Large(_)));
+        let mut whole = self
+            .0
+            .iter()
+            .filter_map(|(_, value)| value.as_ref())
+            .filter(|value| matches!(value, Value::Whole(_) | Value::Large(_)));
         whole.next().filter(|_| whole.next().is_none())
     }
 }
@@ -148,7 +162,10 @@ struct Access<'a> {
 impl<'de> MapAccess<'de> for Access<'de> {
     type Error = ParseError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ParseError> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, ParseError> {
         for (key, value) in self.fields.by_ref() {
             let Some(name) = self.names.iter().find(|name| **name == key) else {
                 return seed.deserialize(CowStrDeserializer::new(key)).map(Some);
@@ -164,7 +181,10 @@ impl<'de> MapAccess<'de> for Access<'de> {
         Ok(None)
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ParseError> {
+    fn next_value_seed<V: DeserializeSeed<'de>>(
+        &mut self,
+        seed: V,
+    ) -> Result<V::Value, ParseError> {
         let (name, value) = self.current.take().unwrap_or(("data", Value::Null));
         seed.deserialize(value).map_err(|error| match error {
             ParseError::Field { problem, .. } => ParseError::Field { name, problem },
@@ -194,13 +214,24 @@ impl<'de> Deserializer<'de> for Value<'de> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ParseError> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ParseError> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, ParseError> {
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ParseError> {
         match self {
-            Value::Text(word) => visitor.visit_enum(checked(word, MAX_TEXT_BYTES).map_err(ParseError::custom)?.into_deserializer()),
+            Value::Text(word) => visitor.visit_enum(
+                checked(word, MAX_TEXT_BYTES).map_err(ParseError::custom)?.into_deserializer(),
+            ),
             _ => Err(ParseError::custom("must be a string")),
         }
     }
@@ -218,13 +249,17 @@ pub(super) fn uuid<'de, D: Deserializer<'de>, T: From<Uuid>>(value: D) -> Result
 }
 
 /// Reads an instant, as [`parse_time`] does.
-pub(super) fn time<'de, D: Deserializer<'de>, T: From<DateTime<Utc>>>(value: D) -> Result<T, D::Error> {
+pub(super) fn time<'de, D: Deserializer<'de>, T: From<DateTime<Utc>>>(
+    value: D,
+) -> Result<T, D::Error> {
     let Text(text) = Text::deserialize(value)?;
     parse_time(&text).map(T::from).map_err(D::Error::custom)
 }
 
 /// Reads a whole number from `LEAST` to `i32::MAX`.
-pub(super) fn number<'de, D: Deserializer<'de>, const LEAST: i32>(value: D) -> Result<i32, D::Error> {
+pub(super) fn number<'de, D: Deserializer<'de>, const LEAST: i32>(
+    value: D,
+) -> Result<i32, D::Error> {
     let Value::Whole(number) = Value::deserialize(value)? else {
         return Err(D::Error::custom("must be a whole number of 64 bits"));
     };
@@ -252,7 +287,8 @@ fn checked<T: AsRef<str>>(text: T, most: usize) -> Result<T, String> {
     Ok(text)
 }
 
-/// A UUID in its canonical hyphenated form, the only one that coderd writes and the only one of 36 characters.
+/// A UUID in its canonical hyphenated form, the only one that coderd writes and the only one of 36
+/// characters.
 pub(super) fn parse_uuid(text: &str) -> Result<Uuid, &'static str> {
     let id = Uuid::try_parse(text).ok().filter(|_| text.len() == uuid::fmt::Hyphenated::LENGTH);
     id.ok_or("must be a UUID like 00000000-0000-0000-0000-000000000000")
@@ -261,9 +297,12 @@ pub(super) fn parse_uuid(text: &str) -> Result<Uuid, &'static str> {
 /// The years in which event times may be.
 pub const YEARS: RangeInclusive<i32> = 1970..=9999;
 
-/// An RFC 3339 instant within [`YEARS`], not finer than a microsecond. coderd's zero time (year 1) means "unknown" and is not an instant.
+/// An RFC 3339 instant within [`YEARS`], not finer than a microsecond. coderd's zero time (year 1)
+/// means "unknown" and is not an instant.
 pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
-    let at = DateTime::parse_from_rfc3339(text).map_err(|error| format!("is not an RFC 3339 time: {error}"))?.to_utc();
+    let at = DateTime::parse_from_rfc3339(text)
+        .map_err(|error| format!("is not an RFC 3339 time: {error}"))?
+        .to_utc();
     if !YEARS.contains(&at.year()) {
         return Err(format!("is outside the years {} to {}", YEARS.start(), YEARS.end()));
     }

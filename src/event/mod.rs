@@ -1,7 +1,8 @@
 //! The one event type that crosses the log, its wire form and its digest.
 //!
-//! Events are CloudEvents 1.0. `source` is `/coder/<deployment id>`; source and id identify an event. An event type never changes:
-//! a change adds a type with a new suffix, and old versions remain readable.
+//! Events are CloudEvents 1.0. `source` is `/coder/<deployment id>`; source and id identify an
+//! event. An event type never changes: a change adds a type with a new suffix, and old versions
+//! remain readable.
 
 mod build;
 mod cause;
@@ -20,7 +21,8 @@ mod traces;
 mod usage;
 
 pub use build::{
-    BuildKind, BuildStatus, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition, WorkspaceBuildCompleted, build_of, is_build_type, kind,
+    BuildKind, BuildStatus, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition,
+    WorkspaceBuildCompleted, build_of, is_build_type, kind,
 };
 pub use cause::{ParseError, RejectCause};
 pub use digest::Digest;

@@ -13,10 +13,12 @@ use super::topic::Topic;
 use super::usage::{PublishMarks, Usage, UsageQuantity, UsageType};
 use crate::words::UnknownWord;
 
-/// Parses one record in binary or structured content mode. It repairs nothing: a record that is not exactly right becomes a reject.
+/// Parses one record in binary or structured content mode. It repairs nothing: a record that is not
+/// exactly right becomes a reject.
 ///
 /// # Errors
-/// [`ParseError`]. A record with [`ParseError::UnknownEventType`] must be held; with any other error it must be rejected.
+/// [`ParseError`]. A record with [`ParseError::UnknownEventType`] must be held; with any other
+/// error it must be rejected.
 pub fn parse(message: &Message) -> Result<Event, ParseError> {
     if let Some(offsets) = message.unreadable_batch() {
         return Err(ParseError::UnreadableBatch(offsets.to_owned()));
@@ -30,7 +32,10 @@ pub fn parse(message: &Message) -> Result<Event, ParseError> {
     match media_type(content_type).as_str() {
         STRUCTURED => structured(body),
         "application/json" => binary(message, body),
-        _ => Err(ParseError::attribute("datacontenttype", format!("{:?} is not JSON", clip(content_type)))),
+        _ => Err(ParseError::attribute(
+            "datacontenttype",
+            format!("{:?} is not JSON", clip(content_type)),
+        )),
     }
 }
 
@@ -41,14 +46,21 @@ pub fn parse(message: &Message) -> Result<Event, ParseError> {
 pub fn parse_in(topic: Topic, message: &Message) -> Result<Event, ParseError> {
     let event = parse(message)?;
     let own = event.topic();
-    if own == topic { Ok(event) } else { Err(ParseError::ForeignTopic { event_type: event.event_type(), own, found: topic }) }
+    if own == topic {
+        Ok(event)
+    } else {
+        Err(ParseError::ForeignTopic { event_type: event.event_type(), own, found: topic })
+    }
 }
 
 impl Message {
     /// Whether the record's attributes are in its body, if its content type is readable.
     #[must_use]
     pub fn is_structured(&self) -> bool {
-        content_type(self).ok().flatten().is_some_and(|content_type| media_type(content_type) == STRUCTURED)
+        content_type(self)
+            .ok()
+            .flatten()
+            .is_some_and(|content_type| media_type(content_type) == STRUCTURED)
     }
 }
 
@@ -59,7 +71,8 @@ fn media_type(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// The CloudEvents attributes that Tallyline reads. It ignores other extensions, as CloudEvents requires.
+/// The CloudEvents attributes that Tallyline reads. It ignores other extensions, as CloudEvents
+/// requires.
 struct Attributes {
     specversion: Option<String>,
     id: Option<String>,
@@ -73,7 +86,9 @@ struct Attributes {
 }
 
 impl Attributes {
-    fn read(mut text: impl FnMut(&'static str) -> Result<Option<String>, ParseError>) -> Result<Self, ParseError> {
+    fn read(
+        mut text: impl FnMut(&'static str) -> Result<Option<String>, ParseError>,
+    ) -> Result<Self, ParseError> {
         Ok(Attributes {
             specversion: text("specversion")?,
             id: text("id")?,
@@ -100,7 +115,10 @@ fn structured(body: &[u8]) -> Result<Event, ParseError> {
     event(attributes, || Fields::from_value(data?, "data"))
 }
 
-fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, ParseError>) -> Result<Event, ParseError> {
+fn event<'a>(
+    attributes: Attributes,
+    data: impl FnOnce() -> Result<Fields<'a>, ParseError>,
+) -> Result<Event, ParseError> {
     if required("specversion", attributes.specversion)? != "1.0" {
         return Err(ParseError::attribute("specversion", "must be 1.0"));
     }
@@ -111,7 +129,9 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     let payload = match event_type.as_str() {
         build::TYPE => {
             let first_stage = attributes.first_build_stage.map(|word| word.parse()).transpose();
-            let first_stage = first_stage.map_err(|error: UnknownWord| ParseError::field(FIRST_BUILD_STAGE, error.to_string()))?;
+            let first_stage = first_stage.map_err(|error: UnknownWord| {
+                ParseError::field(FIRST_BUILD_STAGE, error.to_string())
+            })?;
             Payload::Build(Box::new(WorkspaceBuildCompleted::read(data()?, first_stage)?))
         }
         build::CLAIM_TYPE => Payload::Claim(Box::new(data()?.read()?)),
@@ -123,10 +143,15 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
                 marks: PublishMarks {
                     publish_started_at: time("publishstartedat", attributes.publish_started_at)?,
                     published_at: time("publishedat", attributes.published_at)?,
-                    failure_message: attributes.failure_message.map(|text| checked_text("failuremessage", text)).transpose()?,
+                    failure_message: attributes
+                        .failure_message
+                        .map(|text| checked_text("failuremessage", text))
+                        .transpose()?,
                 },
             }),
-            Err(_) if UsageType::looks_like_usage(&event_type) => return Err(ParseError::UnknownEventType(clip(&event_type))),
+            Err(_) if UsageType::looks_like_usage(&event_type) => {
+                return Err(ParseError::UnknownEventType(clip(&event_type)));
+            }
             Err(_) => return Err(ParseError::ForeignEventType(clip(&event_type))),
         },
     };
@@ -153,7 +178,9 @@ fn usage_id(id: String) -> Result<String, ParseError> {
 }
 
 pub(super) fn deployment(source: &str) -> Result<Uuid, ParseError> {
-    let id = source.strip_prefix("/coder/").ok_or_else(|| ParseError::attribute("source", "must be /coder/<deployment id>"))?;
+    let id = source
+        .strip_prefix("/coder/")
+        .ok_or_else(|| ParseError::attribute("source", "must be /coder/<deployment id>"))?;
     parse_uuid(id).map_err(|problem| ParseError::field("source", problem))
 }
 
@@ -167,10 +194,15 @@ fn time(name: &'static str, text: Option<String>) -> Result<Option<DateTime<Utc>
 }
 
 /// The text of an attribute of a record in binary mode.
-pub(super) fn attribute<'a>(message: &'a Message, name: &str) -> Result<Option<&'a str>, ParseError> {
+pub(super) fn attribute<'a>(
+    message: &'a Message,
+    name: &str,
+) -> Result<Option<&'a str>, ParseError> {
     let is_named = |header: &str| {
         let prefixed = header.split_at_checked(3);
-        prefixed.is_some_and(|(prefix, rest)| prefix.eq_ignore_ascii_case("ce_") && rest.eq_ignore_ascii_case(name))
+        prefixed.is_some_and(|(prefix, rest)| {
+            prefix.eq_ignore_ascii_case("ce_") && rest.eq_ignore_ascii_case(name)
+        })
     };
     header_text(message, name, is_named)
 }
@@ -180,14 +212,20 @@ fn content_type(message: &Message) -> Result<Option<&str>, ParseError> {
 }
 
 /// The text of the only header that `is_named` accepts.
-fn header_text<'a>(message: &'a Message, attribute: &str, is_named: impl Fn(&str) -> bool) -> Result<Option<&'a str>, ParseError> {
+fn header_text<'a>(
+    message: &'a Message,
+    attribute: &str,
+    is_named: impl Fn(&str) -> bool,
+) -> Result<Option<&'a str>, ParseError> {
     let mut values = message.headers.iter().filter(|(header, _)| is_named(header));
     let Some((_, value)) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(ParseError::attribute(attribute, "occurs twice"));
     }
     let Some(value) = value else { return Ok(None) };
-    std::str::from_utf8(value).map(Some).map_err(|_| ParseError::attribute(attribute, "is not UTF-8"))
+    std::str::from_utf8(value)
+        .map(Some)
+        .map_err(|_| ParseError::attribute(attribute, "is not UTF-8"))
 }
 
 /// Shortens external text for a message.

@@ -1,4 +1,5 @@
-//! Pins the wire form and the digest. These texts and numbers were computed independently of the code and never change.
+//! Pins the wire form and the digest. These texts and numbers were computed independently of the
+//! code and never change.
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
@@ -82,13 +83,20 @@ fn usage_event() -> Event {
         id: "hb_agent_runtime_v1:2026-03-01_10:00:00".into(),
         quantity: UsageQuantity::AgentRuntimeMs(3_600_000),
         created_at: at("2026-03-01T10:00:00Z"),
-        marks: PublishMarks { published_at: Some(at("2026-03-01T11:07:00.25Z")), ..PublishMarks::default() },
+        marks: PublishMarks {
+            published_at: Some(at("2026-03-01T11:07:00.25Z")),
+            ..PublishMarks::default()
+        },
     };
     Event { deployment: DEPLOYMENT.parse().unwrap(), payload: Payload::Usage(usage) }
 }
 
 fn headers(message: &Message) -> Vec<(String, String)> {
-    message.headers.iter().map(|(name, value)| (name.clone(), String::from_utf8(value.clone().unwrap()).unwrap())).collect()
+    message
+        .headers
+        .iter()
+        .map(|(name, value)| (name.clone(), String::from_utf8(value.clone().unwrap()).unwrap()))
+        .collect()
 }
 
 fn body(message: &Message) -> Value {
@@ -114,9 +122,18 @@ fn with_header(event: &Event, name: &str, value: Option<&str>) -> Message {
 #[test]
 fn the_digests_are_pinned() {
     let hex = |event: &Event| hex::encode(event.digest());
-    assert_eq!(hex(&build_event(build())), "a73bef3391282d6f055fae0cf9446356a0a58da950ea297a98a27e5f693472a0");
-    assert_eq!(hex(&claim_event()), "9c33ab7e99c71eaa2bc2d9ab40f6141698343bf2638a812e761c88a9b57292c0");
-    assert_eq!(hex(&usage_event()), "345641fe61d68588379d3d7e0de52f601b3dd662a0f5ea4b18322d04381edc8b");
+    assert_eq!(
+        hex(&build_event(build())),
+        "a73bef3391282d6f055fae0cf9446356a0a58da950ea297a98a27e5f693472a0"
+    );
+    assert_eq!(
+        hex(&claim_event()),
+        "9c33ab7e99c71eaa2bc2d9ab40f6141698343bf2638a812e761c88a9b57292c0"
+    );
+    assert_eq!(
+        hex(&usage_event()),
+        "345641fe61d68588379d3d7e0de52f601b3dd662a0f5ea4b18322d04381edc8b"
+    );
 }
 
 #[test]
@@ -158,7 +175,10 @@ fn the_wire_form_of_a_build_is_pinned() {
         ("content-type", "application/json"),
         ("ce_firstbuildstage", "create"),
     ];
-    assert_eq!(headers(&message), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(
+        headers(&message),
+        expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
+    );
     assert_eq!(
         body(&message),
         json!({
@@ -197,7 +217,10 @@ fn the_wire_form_of_a_build_is_pinned() {
 fn the_wire_form_of_usage_keeps_the_data_and_adds_the_marks() {
     let message = usage_event().to_message();
     assert_eq!(message.payload.as_deref(), Some(br#"{"runtime_ms":3600000}"#.as_slice()));
-    assert_eq!(message.key.as_deref(), Some(format!("{DEPLOYMENT}:hb_agent_runtime_v1:2026-03-01_10:00:00").as_bytes()));
+    assert_eq!(
+        message.key.as_deref(),
+        Some(format!("{DEPLOYMENT}:hb_agent_runtime_v1:2026-03-01_10:00:00").as_bytes())
+    );
     let headers = headers(&message);
     assert!(headers.contains(&("ce_type".into(), "hb_agent_runtime_v1".into())));
     assert!(headers.contains(&("ce_publishedat".into(), "2026-03-01T11:07:00.250Z".into())));
@@ -209,7 +232,10 @@ fn every_event_round_trips_in_both_content_modes() {
         assert_eq!(parse(&event.to_message()), Ok(event.clone()));
         let structured = Message {
             key: None,
-            headers: vec![("Content-Type".into(), Some(b"application/cloudevents+json; charset=UTF-8".to_vec()))],
+            headers: vec![(
+                "Content-Type".into(),
+                Some(b"application/cloudevents+json; charset=UTF-8".to_vec()),
+            )],
             payload: Some(event.to_structured().to_string().into_bytes()),
             oversized: None,
         };
@@ -223,52 +249,161 @@ fn each_invalid_record_is_refused_with_its_cause() {
     let event = build_event(build());
     let raw = |payload: &[u8]| Message { payload: Some(payload.to_vec()), ..event.to_message() };
     let field = |name: &'static str| move |error: &ParseError| matches!(error, ParseError::Field { name: found, .. } if *found == name);
-    let attribute =
-        |name: &'static str| move |error: &ParseError| matches!(error, ParseError::Attribute { name: found, .. } if found == name);
+    let attribute = |name: &'static str| move |error: &ParseError| matches!(error, ParseError::Attribute { name: found, .. } if found == name);
     type Expected = Box<dyn Fn(&ParseError) -> bool>;
     let mut doubled = event.to_message();
     doubled.headers.push(("CE_ID".into(), Some(b"other".to_vec())));
     let mut not_utf8 = event.to_message();
     not_utf8.headers[1].1 = Some(vec![0xff]);
     let rows: Vec<(&str, Message, Expected)> = vec![
-        ("tombstone", Message { payload: None, ..event.to_message() }, Box::new(|e| *e == ParseError::Tombstone)),
-        ("oversized", raw(&vec![b' '; MAX_PAYLOAD_BYTES + 1]), Box::new(|e| matches!(e, ParseError::Oversized(_)))),
+        (
+            "tombstone",
+            Message { payload: None, ..event.to_message() },
+            Box::new(|e| *e == ParseError::Tombstone),
+        ),
+        (
+            "oversized",
+            raw(&vec![b' '; MAX_PAYLOAD_BYTES + 1]),
+            Box::new(|e| matches!(e, ParseError::Oversized(_))),
+        ),
         (
             "unreadable batch",
             Message::of_unreadable_batch(3, 7),
-            Box::new(|e| e.cause() == RejectCause::Oversized && e.to_string().contains("offsets 3 to 7")),
+            Box::new(|e| {
+                e.cause() == RejectCause::Oversized && e.to_string().contains("offsets 3 to 7")
+            }),
         ),
         ("empty", raw(b""), Box::new(|e| matches!(e, ParseError::Json(_)))),
         ("trailing data", raw(b"{} {}"), Box::new(|e| matches!(e, ParseError::Json(_)))),
-        ("deep nesting", raw("[".repeat(10_000).as_bytes()), Box::new(|e| matches!(e, ParseError::Json(_)))),
-        ("key twice", raw(br#"{"a":1,"a":2}"#), Box::new(|e| matches!(e, ParseError::Json(text) if text.contains("\"a\"")))),
+        (
+            "deep nesting",
+            raw("[".repeat(10_000).as_bytes()),
+            Box::new(|e| matches!(e, ParseError::Json(_))),
+        ),
+        (
+            "key twice",
+            raw(br#"{"a":1,"a":2}"#),
+            Box::new(|e| matches!(e, ParseError::Json(text) if text.contains("\"a\""))),
+        ),
         ("not an object", raw(b"[]"), Box::new(field("data"))),
         ("no id", with_header(&event, "ce_id", None), Box::new(attribute("id"))),
         ("id twice", doubled, Box::new(attribute("id"))),
         ("id not UTF-8", not_utf8, Box::new(attribute("id"))),
-        ("another's id", with_header(&event, "ce_id", Some("workspace_build_completed:x")), Box::new(attribute("id"))),
-        ("old specversion", with_header(&event, "ce_specversion", Some("0.3")), Box::new(attribute("specversion"))),
-        ("foreign source", with_header(&event, "ce_source", Some("/other/1")), Box::new(attribute("source"))),
-        ("source no UUID", with_header(&event, "ce_source", Some("/coder/1")), Box::new(field("source"))),
-        ("foreign type", with_header(&event, "ce_type", Some("ping")), Box::new(|e| matches!(e, ParseError::ForeignEventType(_)))),
-        ("time differs", with_header(&event, "ce_time", Some("2026-03-01T10:01:00Z")), Box::new(attribute("time"))),
-        ("not JSON", with_header(&event, "content-type", Some("text/plain")), Box::new(attribute("datacontenttype"))),
-        ("unknown field", with_data(&event, |d| d["extra"] = json!(1)), Box::new(|e| *e == ParseError::UnknownField("extra".into()))),
-        ("missing field", with_data(&event, |d| d["reason"] = Value::Null), Box::new(field("reason"))),
-        ("NUL", with_data(&event, |d| d["preset_name"] = json!("a\0b")), Box::new(field("preset_name"))),
-        ("endless text", with_data(&event, |d| d["owner_name"] = json!("x".repeat(5000))), Box::new(field("owner_name"))),
-        ("year 1", with_data(&event, |d| d["created_at"] = json!("0001-01-01T00:00:00Z")), Box::new(field("created_at"))),
-        ("far future", with_data(&event, |d| d["started_at"] = json!("+12026-01-01T00:00:00Z")), Box::new(field("started_at"))),
-        ("nanoseconds", with_data(&event, |d| d["started_at"] = json!("2026-03-01T10:00:00.0000001Z")), Box::new(field("started_at"))),
-        ("braced UUID", with_data(&event, |d| d["owner_id"] = json!(format!("{{{}}}", id(7)))), Box::new(field("owner_id"))),
-        ("fraction", with_data(&event, |d| d["build_number"] = json!(1.5)), Box::new(field("build_number"))),
-        ("build 0", with_data(&event, |d| d["build_number"] = json!(0)), Box::new(field("build_number"))),
-        ("beyond 32 bits", with_data(&event, |d| d["daily_cost"] = json!(3_000_000_000_u64)), Box::new(field("daily_cost"))),
-        ("unknown stage of build 1", with_header(&event, "ce_firstbuildstage", Some("begin")), Box::new(field("firstbuildstage"))),
-        ("unknown word", with_data(&event, |d| d["status"] = json!("running")), Box::new(field("status"))),
-        ("NUL in a word", with_data(&event, |d| d["status"] = json!("a\0b")), Box::new(field("status"))),
-        ("a list for text", with_data(&event, |d| d["reason"] = json!(["a"])), Box::new(field("reason"))),
-        ("text for a flag", with_data(&event, |d| d["has_ai_task"] = json!("true")), Box::new(field("has_ai_task"))),
+        (
+            "another's id",
+            with_header(&event, "ce_id", Some("workspace_build_completed:x")),
+            Box::new(attribute("id")),
+        ),
+        (
+            "old specversion",
+            with_header(&event, "ce_specversion", Some("0.3")),
+            Box::new(attribute("specversion")),
+        ),
+        (
+            "foreign source",
+            with_header(&event, "ce_source", Some("/other/1")),
+            Box::new(attribute("source")),
+        ),
+        (
+            "source no UUID",
+            with_header(&event, "ce_source", Some("/coder/1")),
+            Box::new(field("source")),
+        ),
+        (
+            "foreign type",
+            with_header(&event, "ce_type", Some("ping")),
+            Box::new(|e| matches!(e, ParseError::ForeignEventType(_))),
+        ),
+        (
+            "time differs",
+            with_header(&event, "ce_time", Some("2026-03-01T10:01:00Z")),
+            Box::new(attribute("time")),
+        ),
+        (
+            "not JSON",
+            with_header(&event, "content-type", Some("text/plain")),
+            Box::new(attribute("datacontenttype")),
+        ),
+        (
+            "unknown field",
+            with_data(&event, |d| d["extra"] = json!(1)),
+            Box::new(|e| *e == ParseError::UnknownField("extra".into())),
+        ),
+        (
+            "missing field",
+            with_data(&event, |d| d["reason"] = Value::Null),
+            Box::new(field("reason")),
+        ),
+        (
+            "NUL",
+            with_data(&event, |d| d["preset_name"] = json!("a\0b")),
+            Box::new(field("preset_name")),
+        ),
+        (
+            "endless text",
+            with_data(&event, |d| d["owner_name"] = json!("x".repeat(5000))),
+            Box::new(field("owner_name")),
+        ),
+        (
+            "year 1",
+            with_data(&event, |d| d["created_at"] = json!("0001-01-01T00:00:00Z")),
+            Box::new(field("created_at")),
+        ),
+        (
+            "far future",
+            with_data(&event, |d| d["started_at"] = json!("+12026-01-01T00:00:00Z")),
+            Box::new(field("started_at")),
+        ),
+        (
+            "nanoseconds",
+            with_data(&event, |d| d["started_at"] = json!("2026-03-01T10:00:00.0000001Z")),
+            Box::new(field("started_at")),
+        ),
+        (
+            "braced UUID",
+            with_data(&event, |d| d["owner_id"] = json!(format!("{{{}}}", id(7)))),
+            Box::new(field("owner_id")),
+        ),
+        (
+            "fraction",
+            with_data(&event, |d| d["build_number"] = json!(1.5)),
+            Box::new(field("build_number")),
+        ),
+        (
+            "build 0",
+            with_data(&event, |d| d["build_number"] = json!(0)),
+            Box::new(field("build_number")),
+        ),
+        (
+            "beyond 32 bits",
+            with_data(&event, |d| d["daily_cost"] = json!(3_000_000_000_u64)),
+            Box::new(field("daily_cost")),
+        ),
+        (
+            "unknown stage of build 1",
+            with_header(&event, "ce_firstbuildstage", Some("begin")),
+            Box::new(field("firstbuildstage")),
+        ),
+        (
+            "unknown word",
+            with_data(&event, |d| d["status"] = json!("running")),
+            Box::new(field("status")),
+        ),
+        (
+            "NUL in a word",
+            with_data(&event, |d| d["status"] = json!("a\0b")),
+            Box::new(field("status")),
+        ),
+        (
+            "a list for text",
+            with_data(&event, |d| d["reason"] = json!(["a"])),
+            Box::new(field("reason")),
+        ),
+        (
+            "text for a flag",
+            with_data(&event, |d| d["has_ai_task"] = json!("true")),
+            Box::new(field("has_ai_task")),
+        ),
         ("list of the fields", raw(b"[1]"), Box::new(field("data"))),
         (
             "first start of a failed build",
@@ -289,10 +424,19 @@ fn each_invalid_record_is_refused_with_its_cause() {
 
 #[test]
 fn an_optional_field_may_be_missing_or_null() {
-    let expected = build_event(WorkspaceBuildCompleted { preset_id: None, started_at: None, stage: None, has_ai_task: None, ..build() });
+    let expected = build_event(WorkspaceBuildCompleted {
+        preset_id: None,
+        started_at: None,
+        stage: None,
+        has_ai_task: None,
+        ..build()
+    });
     let optional = ["preset_id", "started_at", "stage", "has_ai_task"];
-    let null = with_data(&expected, |data| optional.iter().for_each(|name| data[*name] = Value::Null));
-    let missing = with_data(&expected, |data| optional.iter().for_each(|name| drop(data.as_object_mut().unwrap().remove(*name))));
+    let null =
+        with_data(&expected, |data| optional.iter().for_each(|name| data[*name] = Value::Null));
+    let missing = with_data(&expected, |data| {
+        optional.iter().for_each(|name| drop(data.as_object_mut().unwrap().remove(*name)))
+    });
     assert_eq!([parse(&null), parse(&missing)], [Ok(expected.clone()), Ok(expected)]);
 }
 
@@ -300,9 +444,15 @@ fn an_optional_field_may_be_missing_or_null() {
 fn usage_payloads_follow_tallymans_validity_rules() {
     let ok = |event_type, data: &str| UsageQuantity::parse(event_type, data.as_bytes());
     assert_eq!(ok("dc_managed_agents_v1", r#"{"count":1}"#), Ok(UsageQuantity::ManagedAgents(1)));
-    assert_eq!(ok("dc_managed_agents_v1", r#"{"count":18446744073709551615}"#), Ok(UsageQuantity::ManagedAgents(u64::MAX)));
+    assert_eq!(
+        ok("dc_managed_agents_v1", r#"{"count":18446744073709551615}"#),
+        Ok(UsageQuantity::ManagedAgents(u64::MAX))
+    );
     assert_eq!(ok("hb_ai_seats_v1", r#"{"count":0}"#), Ok(UsageQuantity::AiSeats(0)));
-    assert_eq!(ok("hb_agent_runtime_v1", r#"{"runtime_ms":0}"#), Ok(UsageQuantity::AgentRuntimeMs(0)));
+    assert_eq!(
+        ok("hb_agent_runtime_v1", r#"{"runtime_ms":0}"#),
+        Ok(UsageQuantity::AgentRuntimeMs(0))
+    );
     for (event_type, data) in [
         ("dc_managed_agents_v1", r#"{"count":0}"#),
         ("dc_managed_agents_v1", r#"{"count":"1"}"#),
@@ -330,22 +480,68 @@ fn an_unknown_usage_type_is_distinguished_from_other_types_for_any_data() {
 
 #[test]
 fn the_kind_of_a_build_follows_stage_then_fallback_and_never_the_claims_initiator() {
-    let base =
-        WorkspaceBuildCompleted { stage: None, build_number: 1, first_build_by_prebuilds_user: false, first_build_stage: None, ..build() };
-    let pool = WorkspaceBuildCompleted { initiator_id: PREBUILDS_USER, first_build_by_prebuilds_user: true, ..base.clone() };
+    let base = WorkspaceBuildCompleted {
+        stage: None,
+        build_number: 1,
+        first_build_by_prebuilds_user: false,
+        first_build_stage: None,
+        ..build()
+    };
+    let pool = WorkspaceBuildCompleted {
+        initiator_id: PREBUILDS_USER,
+        first_build_by_prebuilds_user: true,
+        ..base.clone()
+    };
     let rows = [
         (base.clone(), BuildKind::RegularCreation),
         (WorkspaceBuildCompleted { build_number: 2, ..base.clone() }, BuildKind::Other),
-        (WorkspaceBuildCompleted { transition: Transition::Stop, ..base.clone() }, BuildKind::Other),
-        (WorkspaceBuildCompleted { stage: Some(InputStage::Create), ..pool.clone() }, BuildKind::PrebuildCreation),
+        (
+            WorkspaceBuildCompleted { transition: Transition::Stop, ..base.clone() },
+            BuildKind::Other,
+        ),
+        (
+            WorkspaceBuildCompleted { stage: Some(InputStage::Create), ..pool.clone() },
+            BuildKind::PrebuildCreation,
+        ),
         (pool.clone(), BuildKind::PrebuildCreation),
-        (WorkspaceBuildCompleted { stage: Some(InputStage::Claim), build_number: 2, ..base.clone() }, BuildKind::PrebuildClaim),
-        (WorkspaceBuildCompleted { stage: Some(InputStage::Claim), build_number: 3, ..pool.clone() }, BuildKind::PrebuildClaim),
-        (WorkspaceBuildCompleted { build_number: 2, first_build_by_prebuilds_user: true, ..base.clone() }, BuildKind::PrebuildClaim),
+        (
+            WorkspaceBuildCompleted {
+                stage: Some(InputStage::Claim),
+                build_number: 2,
+                ..base.clone()
+            },
+            BuildKind::PrebuildClaim,
+        ),
+        (
+            WorkspaceBuildCompleted {
+                stage: Some(InputStage::Claim),
+                build_number: 3,
+                ..pool.clone()
+            },
+            BuildKind::PrebuildClaim,
+        ),
+        (
+            WorkspaceBuildCompleted {
+                build_number: 2,
+                first_build_by_prebuilds_user: true,
+                ..base.clone()
+            },
+            BuildKind::PrebuildClaim,
+        ),
         (WorkspaceBuildCompleted { build_number: 2, ..pool.clone() }, BuildKind::PrebuildClaim),
-        (WorkspaceBuildCompleted { build_number: 2, first_build_stage: Some(InputStage::Create), ..pool.clone() }, BuildKind::Other),
+        (
+            WorkspaceBuildCompleted {
+                build_number: 2,
+                first_build_stage: Some(InputStage::Create),
+                ..pool.clone()
+            },
+            BuildKind::Other,
+        ),
         (WorkspaceBuildCompleted { build_number: 3, ..pool.clone() }, BuildKind::Other),
-        (WorkspaceBuildCompleted { transition: Transition::Delete, build_number: 2, ..pool }, BuildKind::Other),
+        (
+            WorkspaceBuildCompleted { transition: Transition::Delete, build_number: 2, ..pool },
+            BuildKind::Other,
+        ),
     ];
     for (build, expected) in rows {
         assert_eq!(kind(&build), expected, "{build:?}");
@@ -362,7 +558,11 @@ fn a_duration_exists_only_where_the_job_ran() {
         (BuildStatus::Succeeded, Some("2026-03-01T10:01:01Z"), Some(-999_999)),
     ] {
         let build = WorkspaceBuildCompleted { status, started_at: started.map(at), ..build() };
-        assert_eq!(build.duration().and_then(|duration| duration.num_microseconds()), expected, "{build:?}");
+        assert_eq!(
+            build.duration().and_then(|duration| duration.num_microseconds()),
+            expected,
+            "{build:?}"
+        );
     }
 }
 

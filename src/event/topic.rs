@@ -5,7 +5,8 @@ use std::fmt;
 use crate::words::words;
 
 words! {
-    /// A topic of the log, by its name before any configured prefix. Names have a version and are in lower case.
+    /// A topic of the log, by its name before any configured prefix. Names have a version and are
+    /// in lower case.
     Topic {
         /// Every completed build, keyed by workspace id.
         WorkspaceBuilds = "tallyline.workspace-builds.v1",

@@ -14,7 +14,8 @@ words! {
         ManagedAgents = "dc_managed_agents_v1",
         /// Heartbeat: AI seats in use, `{"count": N}`, N >= 0. Daily rollup by maximum.
         AiSeats = "hb_ai_seats_v1",
-        /// Heartbeat: agent runtime of one UTC hour in milliseconds, `{"runtime_ms": N}`, N >= 0. Daily rollup by sum.
+        /// Heartbeat: agent runtime of one UTC hour in milliseconds, `{"runtime_ms": N}`, N >= 0.
+        /// Daily rollup by sum.
         AgentRuntime = "hb_agent_runtime_v1",
     }
 }
@@ -50,7 +51,8 @@ impl UsageType {
         event_type.parse().ok().map(UsageType::unit)
     }
 
-    /// Tallyman's types begin with `dc_` or `hb_`. Such a type is billable even if this version does not know it.
+    /// Tallyman's types begin with `dc_` or `hb_`. Such a type is billable even if this version
+    /// does not know it.
     #[must_use]
     pub fn looks_like_usage(event_type: &str) -> bool {
         event_type.starts_with("dc_") || event_type.starts_with("hb_")
@@ -69,12 +71,15 @@ pub enum UsageQuantity {
 }
 
 impl UsageQuantity {
-    /// The quantity of that type, if the number is valid for it. Source: the payloads' own validity rules.
+    /// The quantity of that type, if the number is valid for it. Source: the payloads' own validity
+    /// rules.
     pub fn new(usage_type: UsageType, quantity: u64) -> Result<Self, ParseError> {
         let invalid = |problem: &str| Err(ParseError::field(usage_type.field(), problem));
         match usage_type {
             UsageType::ManagedAgents if quantity == 0 => invalid("must be above 0"),
-            UsageType::AiSeats | UsageType::AgentRuntime if i64::try_from(quantity).is_err() => invalid("must fit 63 bits"),
+            UsageType::AiSeats | UsageType::AgentRuntime if i64::try_from(quantity).is_err() => {
+                invalid("must fit 63 bits")
+            }
             UsageType::ManagedAgents => Ok(UsageQuantity::ManagedAgents(quantity)),
             UsageType::AiSeats => Ok(UsageQuantity::AiSeats(quantity)),
             UsageType::AgentRuntime => Ok(UsageQuantity::AgentRuntimeMs(quantity)),
@@ -94,7 +99,9 @@ impl UsageQuantity {
     #[must_use]
     pub fn number(self) -> u64 {
         match self {
-            UsageQuantity::ManagedAgents(number) | UsageQuantity::AiSeats(number) | UsageQuantity::AgentRuntimeMs(number) => number,
+            UsageQuantity::ManagedAgents(number)
+            | UsageQuantity::AiSeats(number)
+            | UsageQuantity::AgentRuntimeMs(number) => number,
         }
     }
 
@@ -112,9 +119,11 @@ impl UsageQuantity {
     /// Parses coderd's stored `event_data` for an `event_type`.
     ///
     /// # Errors
-    /// [`ParseError::UnknownEventType`] for a type that this version does not know; otherwise the fault of the payload.
+    /// [`ParseError::UnknownEventType`] for a type that this version does not know; otherwise the
+    /// fault of the payload.
     pub fn parse(event_type: &str, event_data: &[u8]) -> Result<Self, ParseError> {
-        let usage_type = event_type.parse().map_err(|_| ParseError::UnknownEventType(event_type.to_owned()))?;
+        let usage_type =
+            event_type.parse().map_err(|_| ParseError::UnknownEventType(event_type.to_owned()))?;
         UsageQuantity::read(usage_type, Fields::of(event_data)?)
     }
 }

@@ -2,11 +2,16 @@
 
 use std::borrow::Cow;
 
-/// A foreign text as a field. Spreadsheets execute a field that begins with `=`, `+`, `-`, `@`, a tab or a line end as a formula. Such a
-/// text gets an apostrophe in front. A text that begins with an apostrophe gets another one, so that removing one always restores the text.
-/// coderd's own ids and types never begin with these characters.
+/// A foreign text as a field. Spreadsheets execute a field that begins with `=`, `+`, `-`, `@`, a
+/// tab or a line end as a formula. Such a text gets an apostrophe in front. A text that begins with
+/// an apostrophe gets another one, so that removing one always restores the text. coderd's own ids
+/// and types never begin with these characters.
 pub(super) fn text(text: &str) -> Cow<'_, str> {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '\'']) { Cow::Owned(format!("'{text}")) } else { Cow::Borrowed(text) }
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '\'']) {
+        Cow::Owned(format!("'{text}"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The destination of an export. A regular file is replaced as a whole; a FIFO or a device receives a stream.
+//! The destination of an export. A regular file is replaced as a whole; a FIFO or a device receives
+//! a stream.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -14,7 +15,8 @@ const MODE: u32 = 0o640;
 /// Maximum links in a chain, the same as in Linux.
 const MAX_LINKS: u32 = 40;
 
-/// An unfinished export. If it is dropped before [`ExportFile::finish`], a regular file remains as it was.
+/// An unfinished export. If it is dropped before [`ExportFile::finish`], a regular file remains as
+/// it was.
 #[derive(Debug)]
 pub struct ExportFile(Destination);
 
@@ -22,7 +24,8 @@ pub struct ExportFile(Destination);
 enum Destination {
     /// A FIFO, a device or a terminal: it gets the bytes immediately.
     Stream(BufWriter<File>),
-    /// A regular file, existing or not. The export is written to a temporary file beside it and then moved.
+    /// A regular file, existing or not. The export is written to a temporary file beside it and
+    /// then moved.
     Replace { unfinished: BufWriter<NamedTempFile>, path: PathBuf },
 }
 
@@ -30,20 +33,25 @@ enum Destination {
 #[must_use]
 pub fn is_stdout(path: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    path == Path::new("-") || identity(path).is_some_and(|file| Some(file) == identity(Path::new("/dev/stdout")))
+    path == Path::new("-")
+        || identity(path).is_some_and(|file| Some(file) == identity(Path::new("/dev/stdout")))
 }
 
 impl ExportFile {
-    /// Opens the destination. The system decides whether to follow a link. Opening a FIFO blocks until it has a reader.
+    /// Opens the destination. The system decides whether to follow a link. Opening a FIFO blocks
+    /// until it has a reader.
     pub fn create(path: &Path) -> io::Result<ExportFile> {
-        // check this before opening: the open decides whether the link may be followed, even if it dangles
+        // check this before opening: the open decides whether the link may be followed, even if it
+        // dangles
         let link = path.is_symlink();
         let opened = match OpenOptions::new().write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             opened => Some(opened?),
         };
         match opened {
-            Some(file) if !file.metadata()?.is_file() => Ok(ExportFile(Destination::Stream(BufWriter::new(file)))),
+            Some(file) if !file.metadata()?.is_file() => {
+                Ok(ExportFile(Destination::Stream(BufWriter::new(file))))
+            }
             Some(_) => Self::replace(path.canonicalize()?),
             None if link => Self::replace(end_of_link(path)?),
             None => Self::replace(path.to_owned()),
@@ -51,14 +59,21 @@ impl ExportFile {
     }
 
     fn replace(path: PathBuf) -> io::Result<ExportFile> {
-        let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
+        let name = path.file_name().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name")
+        })?;
         let prefix = format!(".{}.", name.to_string_lossy());
         let mode = Permissions::from_mode(MODE);
-        let file = tempfile::Builder::new().prefix(&prefix).suffix(".part").permissions(mode).tempfile_in(folder(&path))?;
+        let file = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".part")
+            .permissions(mode)
+            .tempfile_in(folder(&path))?;
         Ok(ExportFile(Destination::Replace { unfinished: BufWriter::new(file), path }))
     }
 
-    /// Writes all bytes. A regular file is made durable and replaces any file in its place. After an error no file is replaced.
+    /// Writes all bytes. A regular file is made durable and replaces any file in its place. After
+    /// an error no file is replaced.
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Destination::Stream(mut writer) => writer.flush(),
@@ -76,7 +91,8 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The path at the end of a chain of links, existing or not. It is not created here, because another export may create it meanwhile.
+/// The path at the end of a chain of links, existing or not. It is not created here, because
+/// another export may create it meanwhile.
 fn end_of_link(path: &Path) -> io::Result<PathBuf> {
     let mut end = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -191,21 +207,26 @@ mod tests {
     #[test]
     fn a_link_is_followed_and_stays() {
         let folder = TempDir::new().expect("a folder");
-        let [file, link, dangling] = ["2026-11.csv", "current.csv", "next.csv"].map(|name| folder.path().join(name));
+        let [file, link, dangling] =
+            ["2026-11.csv", "current.csv", "next.csv"].map(|name| folder.path().join(name));
         fs::write(&file, "old").expect("written");
         symlink("2026-11.csv", &link).expect("linked");
         symlink("2026-12.csv", &dangling).expect("linked");
         export(&link, "new");
         assert_eq!((link.is_symlink(), text(&file).as_str()), (true, "new"));
         export(&dangling, "next");
-        assert_eq!((dangling.is_symlink(), text(&folder.path().join("2026-12.csv")).as_str()), (true, "next"));
+        assert_eq!(
+            (dangling.is_symlink(), text(&folder.path().join("2026-12.csv")).as_str()),
+            (true, "next")
+        );
         assert_eq!(entries(&folder), 4);
     }
 
     #[test]
     fn two_exports_through_one_dangling_link_lose_no_file() {
         let folder = TempDir::new().expect("a folder");
-        let [file, middle, link] = ["2026-12.csv", "middle.csv", "next.csv"].map(|name| folder.path().join(name));
+        let [file, middle, link] =
+            ["2026-12.csv", "middle.csv", "next.csv"].map(|name| folder.path().join(name));
         symlink("middle.csv", &link).expect("linked");
         symlink(&file, &middle).expect("linked");
         let ends: Vec<PathBuf> = (0..2)
@@ -214,18 +235,25 @@ mod tests {
                 end_of_link(&link).expect("followed")
             })
             .collect();
-        assert_eq!((ends, text(&file).as_str()), (vec![file.canonicalize().expect("there"); 2], "whole"));
+        assert_eq!(
+            (ends, text(&file).as_str()),
+            (vec![file.canonicalize().expect("there"); 2], "whole")
+        );
         assert!(link.is_symlink() && middle.is_symlink());
     }
 
     #[test]
     fn a_link_that_is_planted_for_the_unfinished_file_is_not_followed() {
         let folder = TempDir::new().expect("a folder");
-        let [path, planted, victim] = ["usage.csv", "usage.csv.part", "victim"].map(|name| folder.path().join(name));
+        let [path, planted, victim] =
+            ["usage.csv", "usage.csv.part", "victim"].map(|name| folder.path().join(name));
         fs::write(&victim, "whole").expect("written");
         symlink(&victim, &planted).expect("linked");
         export(&path, "usage");
-        assert_eq!((text(&victim).as_str(), text(&path).as_str(), path.is_symlink()), ("whole", "usage", false));
+        assert_eq!(
+            (text(&victim).as_str(), text(&path).as_str(), path.is_symlink()),
+            ("whole", "usage", false)
+        );
     }
 
     #[test]
@@ -235,7 +263,9 @@ mod tests {
 
         let folder = TempDir::new().expect("a folder");
         let fifo = folder.path().join("fifo");
-        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("run mkfifo").success());
+        assert!(
+            std::process::Command::new("mkfifo").arg(&fifo).status().expect("run mkfifo").success()
+        );
         let reader = std::thread::spawn({
             let fifo = fifo.clone();
             move || text(&fifo)

@@ -1,4 +1,5 @@
-//! Exports of usage for finance. The same range at the same ledger sequence always gives the same bytes.
+//! Exports of usage for finance. The same range at the same ledger sequence always gives the same
+//! bytes.
 
 mod complete;
 mod csv;

@@ -51,8 +51,8 @@ pub struct TypeTotal {
     pub quantity: String,
 }
 
-/// How a deployment's quantities of one type are aggregated. The aggregates of several deployments are added, because each has its own
-/// agents, hours and seats.
+/// How a deployment's quantities of one type are aggregated. The aggregates of several deployments
+/// are added, because each has its own agents, hours and seats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Aggregate {
@@ -77,9 +77,13 @@ impl Aggregate {
 
 type Types = BTreeMap<UsageType, BTreeMap<Uuid, (u64, u128)>>;
 
-/// Writes the range as CSV and returns its totals. A header, then rows by time and id; lines end with a line feed; times are UTC in
-/// microseconds.
-pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Write) -> anyhow::Result<Totals> {
+/// Writes the range as CSV and returns its totals. A header, then rows by time and id; lines end
+/// with a line feed; times are UTC in microseconds.
+pub async fn export_usage(
+    ledger: &Ledger,
+    range: &UsageRange,
+    writer: impl Write,
+) -> anyhow::Result<Totals> {
     let mut csv = ::csv::Writer::from_writer(writer);
     csv.write_record(COLUMNS)?;
     let mut types = Types::new();
@@ -91,7 +95,10 @@ pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Writ
             .context("reading usage from the ledger")?;
         for row in &page {
             csv.write_record(fields(row))?;
-            let quantity: u128 = row.quantity.parse().with_context(|| format!("parsing the quantity of {}", row.event_id))?;
+            let quantity: u128 = row
+                .quantity
+                .parse()
+                .with_context(|| format!("parsing the quantity of {}", row.event_id))?;
             let deployments = types.entry(row.event_type).or_default();
             let (events, total) = deployments.entry(row.deployment_id).or_default();
             *events += 1;
@@ -139,9 +146,15 @@ mod tests {
 
     #[test]
     fn seats_are_a_maximum_and_everything_else_is_a_sum() {
-        for (event_type, total) in [(UsageType::ManagedAgents, 12), (UsageType::AgentRuntime, 12), (UsageType::AiSeats, 7)] {
+        for (event_type, total) in
+            [(UsageType::ManagedAgents, 12), (UsageType::AgentRuntime, 12), (UsageType::AiSeats, 7)]
+        {
             let aggregate = Aggregate::of(event_type);
-            assert_eq!([2, 7, 3].into_iter().fold(0, |total, quantity| aggregate.add(total, quantity)), total, "{event_type}");
+            assert_eq!(
+                [2, 7, 3].into_iter().fold(0, |total, quantity| aggregate.add(total, quantity)),
+                total,
+                "{event_type}"
+            );
         }
     }
 }

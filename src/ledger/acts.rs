@@ -95,7 +95,11 @@ pub struct ActFilter {
 }
 
 /// At most `limit` of the acts, latest first.
-pub async fn list(conn: &mut PgConnection, filter: &ActFilter, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &ActFilter,
+    limit: i64,
+) -> Result<Vec<Act>, sqlx::Error> {
     sqlx::query_as(
         "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
          from operator_act join batch on batch.id = batch_id
@@ -115,8 +119,13 @@ pub async fn list(conn: &mut PgConnection, filter: &ActFilter, limit: i64) -> Re
     .await
 }
 
-/// Writes an act as a batch of its own in this transaction and returns its id. After `recover`, collectors that open reread everything.
-pub(super) async fn insert(tx: &mut PgConnection, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+/// Writes an act as a batch of its own in this transaction and returns its id. After `recover`,
+/// collectors that open reread everything.
+pub(super) async fn insert(
+    tx: &mut PgConnection,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
     if act.act == ActKind::Recover {
         sqlx::query("update collector_progress set swept_at = null").execute(&mut *tx).await?;
     }

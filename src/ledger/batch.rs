@@ -37,7 +37,8 @@ words! {
         Rejected = "rejected",
         /// An accepted event has the same id and another digest. It is not changed.
         Conflict = "conflict",
-        /// This version does not know the usage type, or the deployment is not registered. The record is kept until that changes.
+        /// This version does not know the usage type, or the deployment is not registered. The
+        /// record is kept until that changes.
         Held = "held",
     }
 }
@@ -89,7 +90,8 @@ impl std::ops::Add for Counts {
     }
 }
 
-/// Reasons why a batch was not recorded. A connection lost during the commit may have recorded it: take the lease again and compare.
+/// Reasons why a batch was not recorded. A connection lost during the commit may have recorded it:
+/// take the lease again and compare.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Another consumer has the partition lease, or the position is not the expected one.

@@ -1,4 +1,5 @@
-//! The audit's questions to the ledger: rows on both sides of each joint, counted and compared in one snapshot.
+//! The audit's questions to the ledger: rows on both sides of each joint, counted and compared in
+//! one snapshot.
 
 use sqlx::Connection as _;
 use std::borrow::Cow;
@@ -32,7 +33,17 @@ pub struct PartitionBooks {
 }
 
 /// One difference that an audit found.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 pub struct Difference {
     /// The kind of difference.
     pub kind: Cow<'static, str>,
@@ -62,34 +73,51 @@ const LISTED: i64 = 1_000;
 /// Number of statements of [`add_up`].
 pub const STATEMENTS: u32 = CHECKS.len() as u32 + 3;
 
-/// Adds up the ledger's rows and compares them with each other. It runs [`STATEMENTS`] long statements.
+/// Adds up the ledger's rows and compares them with each other. It runs [`STATEMENTS`] long
+/// statements.
 pub async fn add_up(conn: &mut PgConnection) -> Result<LedgerBooks, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
-    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
+    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger")
+        .fetch_one(&mut *tx)
+        .await?;
     let mut books = LedgerBooks {
         sequence,
         partitions: partitions(&mut tx).await?,
-        usage: sqlx::query("select count(*) from usage_event").fetch_one(&mut *tx).await?.try_get(0)?,
+        usage: sqlx::query("select count(*) from usage_event")
+            .fetch_one(&mut *tx)
+            .await?
+            .try_get(0)?,
         publications: BTreeMap::new(),
         differences: Vec::new(),
     };
-    let states = sqlx::query("select state, count(*) from publication group by state").fetch_all(&mut *tx).await?;
+    let states = sqlx::query("select state, count(*) from publication group by state")
+        .fetch_all(&mut *tx)
+        .await?;
     for row in &states {
         books.publications.insert(row.try_get(0)?, row.try_get(1)?);
     }
     for (kind, query) in CHECKS {
         let rows = sqlx::query(query).bind(LISTED).fetch_all(&mut *tx).await?;
         for row in &rows {
-            books.differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
+            books.differences.push(Difference {
+                kind: kind.into(),
+                id: row.try_get(0)?,
+                detail: row.try_get(1)?,
+            });
         }
     }
     tx.commit().await?;
     Ok(books)
 }
 
-/// Builds that the source calls the first successful start of a workspace which has another one, at most `limit`. After coderd has
-/// removed old builds, it names the first remaining build. Each difference contains the first start that the ledger has.
-pub async fn second_first_starts(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
+/// Builds that the source calls the first successful start of a workspace which has another one, at
+/// most `limit`. After coderd has removed old builds, it names the first remaining build. Each
+/// difference contains the first start that the ledger has.
+pub async fn second_first_starts(
+    conn: &mut PgConnection,
+    source_id: i16,
+    limit: i64,
+) -> Result<Vec<Difference>, sqlx::Error> {
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
                  || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline')
@@ -101,11 +129,20 @@ pub async fn second_first_starts(conn: &mut PgConnection, source_id: i16, limit:
     .bind(limit)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail }).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail })
+        .collect())
 }
 
-/// A page of the build ids of the source's accepted builds and claims that follow `after`, in order.
-pub async fn build_ids(conn: &mut PgConnection, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
+/// A page of the build ids of the source's accepted builds and claims that follow `after`, in
+/// order.
+pub async fn build_ids(
+    conn: &mut PgConnection,
+    source_id: i16,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<Uuid>, sqlx::Error> {
     let query = "select build_id from (
             (select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3)
             union (select build_id from prebuild_claim where source_id = $1 and build_id > $2 order by build_id limit $3)
@@ -114,25 +151,44 @@ pub async fn build_ids(conn: &mut PgConnection, source_id: i16, after: Uuid, lim
 }
 
 /// The number of the source's usage events that happened at or after `since`.
-pub async fn recent_usage(conn: &mut PgConnection, source_id: i16, since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+pub async fn recent_usage(
+    conn: &mut PgConnection,
+    source_id: i16,
+    since: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
     let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
     sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(conn).await
 }
 
 /// The number of these usage events that happened at or after `since`.
-pub async fn recent_usage_of(conn: &mut PgConnection, source_id: i16, ids: &[String], since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+pub async fn recent_usage_of(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+    since: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
     let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
     sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(conn).await
 }
 
 /// A page of the source's accepted usage ids that follow `after`, in order.
-pub async fn usage_ids(conn: &mut PgConnection, source_id: i16, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+pub async fn usage_ids(
+    conn: &mut PgConnection,
+    source_id: i16,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<String>, sqlx::Error> {
     let query = "select id from usage_event where source_id = $1 and id > $2 order by id limit $3";
     sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(conn).await
 }
 
-/// Whether the ledger has a pass of the source that began after `pass_id` was recorded. The first later pass may have begun before.
-pub async fn later_pass_is_in(conn: &mut PgConnection, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
+/// Whether the ledger has a pass of the source that began after `pass_id` was recorded. The first
+/// later pass may have begun before.
+pub async fn later_pass_is_in(
+    conn: &mut PgConnection,
+    source_id: i16,
+    pass_id: i64,
+) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "select exists (select from collector_progress where source_id = $1
              and least(pass_id, (select min(pass_id) - 1 from unreached_offset where source_id = $1)) > greatest($2 + 1, void_pass_id))",
@@ -175,8 +231,9 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
     rows.iter().map(books).collect()
 }
 
-/// Each query returns (id, detail) for at most `$1` rows that differ. It normally returns none and reads all rows. A planner that
-/// counts on an early `limit` may look up rows one by one; `materialized` makes it plan for all rows.
+/// Each query returns (id, detail) for at most `$1` rows that differ. It normally returns none and
+/// reads all rows. A planner that counts on an early `limit` may look up rows one by one;
+/// `materialized` makes it plan for all rows.
 const CHECKS: [(&str, &str); 9] = [
     (
         "chain_broken",
@@ -219,7 +276,8 @@ const CHECKS: [(&str, &str); 9] = [
          from batch b left join (select batch_id, count(*) as n from reject group by batch_id) as rows on rows.batch_id = b.id
          where b.kind = 'log' and b.rejects + b.conflicts + b.held <> coalesce(rows.n, 0) limit $1",
     ),
-    // The partition is read beyond the place, or its generation has ended. The record must be an accepted event or a reject.
+    // The partition is read beyond the place, or its generation has ended. The record must be an
+    // accepted event or a reject.
     (
         "passed_and_gone",
         "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and was appended again at ' || topic || '/'

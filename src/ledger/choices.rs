@@ -10,11 +10,20 @@ pub const LICENSE_RULES: &str = "license.rules";
 
 /// The value chosen under that name, if any.
 pub async fn get(conn: &mut PgConnection, name: &str) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar("select value from choice where name = $1").bind(name).fetch_optional(conn).await
+    sqlx::query_scalar("select value from choice where name = $1")
+        .bind(name)
+        .fetch_optional(conn)
+        .await
 }
 
 /// Chooses that value and writes the act.
-pub async fn set(conn: &mut PgConnection, name: &str, value: &str, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+pub async fn set(
+    conn: &mut PgConnection,
+    name: &str,
+    value: &str,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     let act_id = acts::insert(&mut tx, act, now).await?;
     sqlx::query(

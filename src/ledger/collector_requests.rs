@@ -21,9 +21,13 @@ pub struct SweepRequest {
     pub late: Option<i32>,
 }
 
-/// Asks the source's collector to fetch the rows of these event ids in its next pass. Returns the number of new requests. That pass
-/// ends a request, whether or not coderd has the row.
-pub async fn add_fetch(conn: &mut PgConnection, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
+/// Asks the source's collector to fetch the rows of these event ids in its next pass. Returns the
+/// number of new requests. That pass ends a request, whether or not coderd has the row.
+pub async fn add_fetch(
+    conn: &mut PgConnection,
+    source_id: i16,
+    event_ids: &[String],
+) -> Result<u64, sqlx::Error> {
     let inserted = sqlx::query(
         "insert into fetch_request (source_id, event_id, requested_at)
          select $1, event_id, clock_timestamp() from (select distinct unnest($2::text[]) as event_id) as requested order by event_id
@@ -39,7 +43,11 @@ pub async fn add_fetch(conn: &mut PgConnection, source_id: i16, event_ids: &[Str
 }
 
 /// A page of the event ids that the source's collector must fetch, oldest request first.
-pub async fn fetches(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+pub async fn fetches(
+    conn: &mut PgConnection,
+    source_id: i16,
+    limit: i64,
+) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar("select event_id from fetch_request where source_id = $1 order by requested_at, event_id limit $2")
         .bind(source_id)
         .bind(limit)
@@ -47,7 +55,8 @@ pub async fn fetches(conn: &mut PgConnection, source_id: i16, limit: i64) -> Res
         .await
 }
 
-/// Asks the source's collector to read everything now. A sweep already begun does not fulfil the request: another follows.
+/// Asks the source's collector to read everything now. A sweep already begun does not fulfil the
+/// request: another follows.
 pub async fn add_sweep(conn: &mut PgConnection, source_id: i16) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique
@@ -60,15 +69,23 @@ pub async fn add_sweep(conn: &mut PgConnection, source_id: i16) -> Result<(), sq
 }
 
 /// The latest request for a full sweep of the source.
-pub async fn sweep(conn: &mut PgConnection, source_id: i16) -> Result<Option<SweepRequest>, sqlx::Error> {
-    sqlx::query_as("select rows_read, pass_id, appended, late from sweep_request where source_id = $1")
-        .bind(source_id)
-        .fetch_optional(conn)
-        .await
+pub async fn sweep(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Option<SweepRequest>, sqlx::Error> {
+    sqlx::query_as(
+        "select rows_read, pass_id, appended, late from sweep_request where source_id = $1",
+    )
+    .bind(source_id)
+    .fetch_optional(conn)
+    .await
 }
 
 /// Begins the requested sweep and returns the mark that identifies it. None: no sweep is requested.
-pub async fn begin_sweep(conn: &mut PgConnection, source_id: i16) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+pub async fn begin_sweep(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     sqlx::query_scalar(
         "update sweep_request set begun_at = clock_timestamp(), rows_read = 0 where source_id = $1 and pass_id is null returning begun_at",
     )
@@ -94,7 +111,11 @@ pub async fn record_sweep_progress(
 }
 
 /// Ends the requests that a pass has fulfilled, in the transaction that records the pass.
-pub(super) async fn end_requests(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
+pub(super) async fn end_requests(
+    tx: &mut PgConnection,
+    pass_id: i64,
+    pass: &NewPass,
+) -> Result<(), sqlx::Error> {
     if !pass.fetched.is_empty() {
         sqlx::query("delete from fetch_request where source_id = $1 and event_id = any($2)")
             .bind(pass.source_id)

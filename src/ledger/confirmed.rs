@@ -1,4 +1,5 @@
-//! Confirmed events: a collector's valid signature came with the event, or the audit found it equal in coderd.
+//! Confirmed events: a collector's valid signature came with the event, or the audit found it equal
+//! in coderd.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,10 +11,17 @@ use super::rows;
 use crate::event::{Payload, Topic};
 
 /// Confirms accepted events that have a signed duplicate.
-pub(super) async fn confirm(tx: &mut PgConnection, duplicates: &[&rows::New<'_>], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+pub(super) async fn confirm(
+    tx: &mut PgConnection,
+    duplicates: &[&rows::New<'_>],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     for topic in Topic::ALL {
-        let signed = duplicates.iter().filter(|new| new.confirmed_at.is_some() && new.event.topic() == topic);
-        let (sources, keys): (Vec<i16>, Vec<String>) = signed.map(|new| (new.source_id, row_key(&new.event.payload))).unzip();
+        let signed = duplicates
+            .iter()
+            .filter(|new| new.confirmed_at.is_some() && new.event.topic() == topic);
+        let (sources, keys): (Vec<i16>, Vec<String>) =
+            signed.map(|new| (new.source_id, row_key(&new.event.payload))).unzip();
         if !keys.is_empty() {
             confirm_rows(tx, topic, &sources, &keys, now).await?;
         }
@@ -55,12 +63,23 @@ async fn confirm_rows(
 }
 
 /// Confirms events of a topic that are equal in coderd, by the keys of their rows.
-pub async fn record(conn: &mut PgConnection, topic: Topic, source_id: i16, keys: &[String], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+pub async fn record(
+    conn: &mut PgConnection,
+    topic: Topic,
+    source_id: i16,
+    keys: &[String],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     confirm_rows(conn, topic, &vec![source_id; keys.len()], keys, now).await
 }
 
-/// Whether each build and its prebuild claim are confirmed, in that order; none for an event that is missing.
-pub async fn builds(conn: &mut PgConnection, source_id: i16, ids: &[Uuid]) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
+/// Whether each build and its prebuild claim are confirmed, in that order; none for an event that
+/// is missing.
+pub async fn builds(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
     let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
         "select build_id, false, confirmed_at is not null from workspace_build where source_id = $1 and build_id = any($2)
          union all
@@ -78,8 +97,13 @@ pub async fn builds(conn: &mut PgConnection, source_id: i16, ids: &[Uuid]) -> Re
 }
 
 /// The confirmed events among these usage events.
-pub async fn usage(conn: &mut PgConnection, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+pub async fn usage(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<HashSet<String>, sqlx::Error> {
     let query = "select id from usage_event where source_id = $1 and id = any($2) and confirmed_at is not null";
-    let rows: Vec<String> = sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(conn).await?;
+    let rows: Vec<String> =
+        sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
 }

@@ -33,7 +33,9 @@ pub enum LedgerError {
     #[error("the ledger's PostgreSQL is not usable: {}", cause::text(.0))]
     Unavailable(#[from] sqlx::Error),
     /// The schema is older than this binary.
-    #[error("the ledger's schema has version {found}, this binary needs {needed}: run `tallyline migrate`")]
+    #[error(
+        "the ledger's schema has version {found}, this binary needs {needed}: run `tallyline migrate`"
+    )]
     SchemaTooOld {
         /// The newest migration that the database has.
         found: i64,
@@ -41,7 +43,9 @@ pub enum LedgerError {
         needed: i64,
     },
     /// The schema is newer than this binary.
-    #[error("the ledger's schema has version {found}, newer than this binary's {needed}: use the binary that migrated it, or a later one")]
+    #[error(
+        "the ledger's schema has version {found}, newer than this binary's {needed}: use the binary that migrated it, or a later one"
+    )]
     SchemaTooNew {
         /// The newest migration that the database has.
         found: i64,
@@ -85,7 +89,8 @@ impl Ledger {
     /// Migrates the schema to this binary's version.
     ///
     /// # Errors
-    /// [`LedgerError::SchemaTooNew`], and the database is not changed; [`LedgerError::CoderdDatabase`].
+    /// [`LedgerError::SchemaTooNew`], and the database is not changed;
+    /// [`LedgerError::CoderdDatabase`].
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         let applied = self.applied_migrations().await?;
         match versions(&applied) {
@@ -94,7 +99,8 @@ impl Ledger {
             (found, needed) if found == needed => Ok(unchanged(&applied)?),
             _ => {
                 // A migration may rewrite a large table.
-                let options = PgConnectOptions::clone(&self.pool.connect_options()).options([("statement_timeout", "0")]);
+                let options = PgConnectOptions::clone(&self.pool.connect_options())
+                    .options([("statement_timeout", "0")]);
                 let mut connection = options.connect().await?;
                 MIGRATIONS.run(&mut connection).await?;
                 Ok(connection.close().await?)
@@ -117,10 +123,14 @@ impl Ledger {
                 return Err(LedgerError::CoderdDatabase);
             }
             // This only reads: two processes that create the table at the same time would fail.
-            let begun = sqlx::query_scalar("select has_table_privilege(to_regclass($1), 'select')").bind(&*MIGRATIONS.table_name);
+            let begun = sqlx::query_scalar("select has_table_privilege(to_regclass($1), 'select')")
+                .bind(&*MIGRATIONS.table_name);
             match begun.fetch_one(&mut *conn).await? {
                 None => Ok(Vec::new()),
-                Some(true) => conn.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from),
+                Some(true) => conn
+                    .list_applied_migrations(&MIGRATIONS.table_name)
+                    .await
+                    .map_err(LedgerError::from),
                 Some(false) => Err(LedgerError::MissingRights(rights::missing(conn, false).await?)),
             }
         })
@@ -128,14 +138,15 @@ impl Ledger {
     }
 }
 
-/// Whether the server answers and this session can write. A session that cannot, as on a standby, is
-/// closed: a new one may reach another server.
+/// Whether the server answers and this session can write. A session that cannot, as on a standby,
+/// is closed: a new one may reach another server.
 async fn is_writable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let query = sqlx::raw_sql("select current_setting('transaction_read_only') = 'off'");
     query.fetch_one(connection).await?.try_get(0)
 }
 
-/// Whether a schema of the role's `search_path` has coderd's tables, even a schema that the role may not use.
+/// Whether a schema of the role's `search_path` has coderd's tables, even a schema that the role
+/// may not use.
 async fn is_coderds(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         r#"select count(distinct relname) = 2
@@ -158,14 +169,18 @@ fn versions(applied: &[AppliedMigration]) -> (i64, i64) {
 /// Checks that each applied migration equals this binary's.
 fn unchanged(applied: &[AppliedMigration]) -> Result<(), MigrateError> {
     for own in MIGRATIONS.iter() {
-        if applied.iter().any(|migration| migration.version == own.version && migration.checksum != own.checksum) {
+        if applied
+            .iter()
+            .any(|migration| migration.version == own.version && migration.checksum != own.checksum)
+        {
             return Err(MigrateError::VersionMismatch(own.version));
         }
     }
     Ok(())
 }
 
-/// A transaction whose client is frozen or gone must release its locks soon. An acknowledged commit must survive a crash.
+/// A transaction whose client is frozen or gone must release its locks soon. An acknowledged commit
+/// must survive a crash.
 const SESSION: [(&str, &str); 8] = [
     ("idle_in_transaction_session_timeout", "5s"),
     ("lock_timeout", "10s"),

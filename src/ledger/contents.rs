@@ -1,8 +1,9 @@
 //! The contents of the ledger in numbers, in one snapshot.
 //!
-//! A growing table of at most 64 MiB is counted exactly. Of a larger table a random sample of blocks of that size is counted, scaled up,
-//! and marked as an estimate. So a request costs the same at any table size. Numbers that operators act on are always exact:
-//! positions, pending publications, open rejects.
+//! A growing table of at most 64 MiB is counted exactly. Of a larger table a random sample of
+//! blocks of that size is counted, scaled up, and marked as an estimate. So a request costs the
+//! same at any table size. Numbers that operators act on are always exact: positions, pending
+//! publications, open rejects.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -106,7 +107,8 @@ pub struct PublicationCount {
 /// A lease, by the database's clock.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct LeaseRow {
-    /// `metrics` is the lease to show the domain series. `collector:DEPLOYMENT` is the lease to collect that source.
+    /// `metrics` is the lease to show the domain series. `collector:DEPLOYMENT` is the lease to
+    /// collect that source.
     pub name: String,
     /// Whether a process holds the lease now.
     pub held: bool,
@@ -124,14 +126,22 @@ pub async fn read(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Content
 }
 
 /// The contents, counting at most `bytes` of each table.
-pub async fn read_counting(conn: &mut PgConnection, bytes: i64, now: DateTime<Utc>) -> Result<Contents, sqlx::Error> {
+pub async fn read_counting(
+    conn: &mut PgConnection,
+    bytes: i64,
+    now: DateTime<Utc>,
+) -> Result<Contents, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
-    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
+    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger")
+        .fetch_one(&mut *tx)
+        .await?;
     let positions =
         sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
             .fetch_all(&mut *tx)
             .await?;
-    let sources = sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&mut *tx).await?;
+    let sources = sqlx::query_as(concat!("select ", source_columns!(), " from source order by id"))
+        .fetch_all(&mut *tx)
+        .await?;
     // Leases of a log in PostgreSQL are left out: it has one per partition.
     let leases = sqlx::query_as(
         "select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease where name not like 'log:%' order by name",
@@ -154,11 +164,13 @@ pub async fn read_counting(conn: &mut PgConnection, bytes: i64, now: DateTime<Ut
 
 /// The share of a table that is counted, in percent: 100 unless the table is large.
 async fn share(tx: &mut PgConnection, table: &'static str, bytes: i64) -> Result<f32, sqlx::Error> {
-    sqlx::query_scalar("select least(100, 100.0 * $2 / greatest(pg_relation_size($1::regclass), 1))::real")
-        .bind(table)
-        .bind(bytes)
-        .fetch_one(tx)
-        .await
+    sqlx::query_scalar(
+        "select least(100, 100.0 * $2 / greatest(pg_relation_size($1::regclass), 1))::real",
+    )
+    .bind(table)
+    .bind(bytes)
+    .fetch_one(tx)
+    .await
 }
 
 async fn batches(tx: &mut PgConnection, bytes: i64) -> Result<Vec<BatchCount>, sqlx::Error> {
@@ -174,8 +186,11 @@ async fn batches(tx: &mut PgConnection, bytes: i64) -> Result<Vec<BatchCount>, s
 }
 
 async fn events(tx: &mut PgConnection, bytes: i64) -> Result<Vec<EventCount>, sqlx::Error> {
-    let [builds, claims, usage] =
-        [share(tx, "workspace_build", bytes).await?, share(tx, "prebuild_claim", bytes).await?, share(tx, "usage_event", bytes).await?];
+    let [builds, claims, usage] = [
+        share(tx, "workspace_build", bytes).await?,
+        share(tx, "prebuild_claim", bytes).await?,
+        share(tx, "usage_event", bytes).await?,
+    ];
     sqlx::query_as(
         "select source.deployment_id, event_type, events, share < 100 as estimated from (
              select source_id, 'workspace_build_completed_v1' as event_type, round(count(*) * 100 / $1::real)::bigint as events, $1::real as share
@@ -196,7 +211,10 @@ async fn events(tx: &mut PgConnection, bytes: i64) -> Result<Vec<EventCount>, sq
 }
 
 /// Pending rows have an index of their own and are always counted exactly.
-async fn publications(tx: &mut PgConnection, bytes: i64) -> Result<Vec<PublicationCount>, sqlx::Error> {
+async fn publications(
+    tx: &mut PgConnection,
+    bytes: i64,
+) -> Result<Vec<PublicationCount>, sqlx::Error> {
     let share = share(tx, "publication", bytes).await?;
     sqlx::query_as(
         "select deployment_id, state, events, unanswered, estimated from (

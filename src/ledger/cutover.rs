@@ -1,7 +1,8 @@
-//! The signature cutover: the offset from which the records of each partition need a valid signature.
+//! The signature cutover: the offset from which the records of each partition need a valid
+//! signature.
 //!
-//! The first consumer with keys records it for all partitions at once. A later partition or generation has no row: all of its
-//! records need a signature.
+//! The first consumer with keys records it for all partitions at once. A later partition or
+//! generation has no row: all of its records need a signature.
 
 use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
@@ -13,8 +14,7 @@ use super::passes::void_passes;
 use crate::event::{Signatures, TopicPartition};
 
 /// The reason why a process without a signing key appends nothing.
-pub const NO_SIGNING_KEY: &str =
-    "log.signing_key is not set, but records of this log need a signature: set it, or use a process that has it";
+pub const NO_SIGNING_KEY: &str = "log.signing_key is not set, but records of this log need a signature: set it, or use a process that has it";
 
 /// The ledger's results for records at certain places of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]
@@ -32,13 +32,20 @@ pub async fn signed_since(conn: &mut PgConnection) -> Result<Option<DateTime<Utc
     sqlx::query_scalar("select min(recorded_at) from signature_cutover").fetch_one(conn).await
 }
 
-/// Whether this process lacks the signing key that its records need. Without it the consumer would reject them.
-pub async fn needs_signing_key(conn: &mut PgConnection, signatures: &Signatures) -> Result<bool, sqlx::Error> {
+/// Whether this process lacks the signing key that its records need. Without it the consumer would
+/// reject them.
+pub async fn needs_signing_key(
+    conn: &mut PgConnection,
+    signatures: &Signatures,
+) -> Result<bool, sqlx::Error> {
     Ok(!signatures.sign() && signed_since(conn).await?.is_some())
 }
 
 /// The signature results of the records at these places.
-pub async fn signature_results(conn: &mut PgConnection, places: &[(TopicPartition, i64)]) -> Result<SignatureResults, sqlx::Error> {
+pub async fn signature_results(
+    conn: &mut PgConnection,
+    places: &[(TopicPartition, i64)],
+) -> Result<SignatureResults, sqlx::Error> {
     sqlx::query_as(
         "select count(*) filter (where log_offset < next_offset and log_offset >= signed_from(topic, partition, generation) and not refused)
                  as verified,
@@ -56,8 +63,13 @@ pub async fn signature_results(conn: &mut PgConnection, places: &[(TopicPartitio
     .await
 }
 
-/// The first offset of this generation whose record needs a signature; none: no consumer has had keys.
-pub async fn signed_from(conn: &mut PgConnection, partition: TopicPartition, generation: i32) -> Result<Option<i64>, sqlx::Error> {
+/// The first offset of this generation whose record needs a signature; none: no consumer has had
+/// keys.
+pub async fn signed_from(
+    conn: &mut PgConnection,
+    partition: TopicPartition,
+    generation: i32,
+) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar("select signed_from($1, $2, $3)")
         .bind(partition.topic.name())
         .bind(partition.partition)
@@ -66,16 +78,26 @@ pub async fn signed_from(conn: &mut PgConnection, partition: TopicPartition, gen
         .await
 }
 
-/// Records the cutover of each partition: its log end, or its position if that is higher. A partition without a position needs
-/// signatures from offset 0. While a restored ledger catches up, each cutover is the position. An earlier cutover may be lost, and
-/// valid events arrive signed. Passes that rely on records beyond the cutover become void, and each collector must open again. A ledger
-/// keeps its first cutover.
-pub async fn begin(conn: &mut PgConnection, ends: &[(TopicPartition, i64)], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+/// Records the cutover of each partition: its log end, or its position if that is higher. A
+/// partition without a position needs signatures from offset 0. While a restored ledger catches up,
+/// each cutover is the position. An earlier cutover may be lost, and valid events arrive signed.
+/// Passes that rely on records beyond the cutover become void, and each collector must open again.
+/// A ledger keeps its first cutover.
+pub async fn begin(
+    conn: &mut PgConnection,
+    ends: &[(TopicPartition, i64)],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     revoke_leases(&mut tx, ALL_COLLECTORS).await?;
-    // Batches in flight commit before this transaction or fail after it. Meanwhile consumers cannot take partition leases.
+    // Batches in flight commit before this transaction or fail after it. Meanwhile consumers cannot
+    // take partition leases.
     sqlx::query("lock table position in share row exclusive mode").execute(&mut *tx).await?;
-    if sqlx::query("select from signature_cutover limit 1").fetch_optional(&mut *tx).await?.is_some() {
+    if sqlx::query("select from signature_cutover limit 1")
+        .fetch_optional(&mut *tx)
+        .await?
+        .is_some()
+    {
         return Ok(());
     }
     sqlx::query(

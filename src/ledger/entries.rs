@@ -1,4 +1,5 @@
-//! Reads the ledger forward, batch by batch in sequence order. A reader keeps a snapshot open for one page at most.
+//! Reads the ledger forward, batch by batch in sequence order. A reader keeps a snapshot open for
+//! one page at most.
 
 use sqlx::Connection as _;
 use std::collections::HashMap;
@@ -15,7 +16,8 @@ pub struct Entry {
     pub sequence: i64,
     /// The batch's facts, in the log's order.
     pub facts: Vec<Fact>,
-    /// The stage that an operator rebuilds at this batch. A fold of rows read before this batch was committed restarts from zero.
+    /// The stage that an operator rebuilds at this batch. A fold of rows read before this batch was
+    /// committed restarts from zero.
     pub rebuilt: Option<String>,
 }
 
@@ -25,7 +27,11 @@ const PAGE_EVENTS: i64 = 20_000;
 const PAGE_BATCHES: i64 = 500;
 
 /// A page of the batches after `sequence`, in order; empty at the end.
-pub async fn after(conn: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
+pub async fn after(
+    conn: &mut PgConnection,
+    sequence: i64,
+    limit: i64,
+) -> Result<Vec<Entry>, sqlx::Error> {
     // One snapshot covers all statements, so that a batch is read with all its rows.
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
     let page = page(&mut tx, sequence, limit).await?;
@@ -37,11 +43,19 @@ pub async fn after(conn: &mut PgConnection, sequence: i64, limit: i64) -> Result
     for found in facts {
         by_batch.entry(found.batch_id).or_default().push(found.fact);
     }
-    let entry = |(id, sequence)| Entry { sequence, facts: by_batch.remove(&id).unwrap_or_default(), rebuilt: rebuilt.remove(&id) };
+    let entry = |(id, sequence)| Entry {
+        sequence,
+        facts: by_batch.remove(&id).unwrap_or_default(),
+        rebuilt: rebuilt.remove(&id),
+    };
     Ok(page.into_iter().map(entry).collect())
 }
 
-async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i64, i64)>, sqlx::Error> {
+async fn page(
+    tx: &mut PgConnection,
+    sequence: i64,
+    limit: i64,
+) -> Result<Vec<(i64, i64)>, sqlx::Error> {
     sqlx::query_as(
         "select id, sequence from (
              select id, sequence, sum(accepted) over (order by sequence) - accepted as before
@@ -74,13 +88,24 @@ async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<OrderedFact>, s
     let usage = "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
              e.published_at, e.failure_message, s.deployment_id
          from usage_event e join source s on s.id = e.source_id where e.batch_id = any($1)";
-    for (topic, query) in [(Topic::WorkspaceBuilds, builds), (Topic::PrebuildClaims, claims), (Topic::AgentUsage, usage)] {
+    for (topic, query) in [
+        (Topic::WorkspaceBuilds, builds),
+        (Topic::PrebuildClaims, claims),
+        (Topic::AgentUsage, usage),
+    ] {
         for row in &sqlx::query(query).bind(ids).fetch_all(&mut *tx).await? {
-            let mut event = Event { deployment: row.try_get("deployment_id")?, payload: payload_of(topic, row)? };
+            let mut event = Event {
+                deployment: row.try_get("deployment_id")?,
+                payload: payload_of(topic, row)?,
+            };
             if let Payload::Build(build) = &mut event.payload {
                 build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
             }
-            found.push(OrderedFact { batch_id: row.try_get("batch_id")?, order: row.try_get("log_offset")?, fact: Fact::Event(event) });
+            found.push(OrderedFact {
+                batch_id: row.try_get("batch_id")?,
+                order: row.try_get("log_offset")?,
+                fact: Fact::Event(event),
+            });
         }
     }
     introductions(tx, ids, &mut found).await?;
@@ -97,8 +122,15 @@ pub(super) fn payload_of(topic: Topic, row: &PgRow) -> Result<Payload, sqlx::Err
     })
 }
 
-async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<OrderedFact>) -> Result<(), sqlx::Error> {
-    let sources = sqlx::query("select batch_id, deployment_id, introduced_at from source where batch_id = any($1)").bind(ids);
+async fn introductions(
+    tx: &mut PgConnection,
+    ids: &[i64],
+    found: &mut Vec<OrderedFact>,
+) -> Result<(), sqlx::Error> {
+    let sources = sqlx::query(
+        "select batch_id, deployment_id, introduced_at from source where batch_id = any($1)",
+    )
+    .bind(ids);
     for row in &sources.fetch_all(&mut *tx).await? {
         let fact = Fact::Introduced { deployment: row.try_get(1)?, introduced_at: row.try_get(2)? };
         found.push(OrderedFact { batch_id: row.try_get(0)?, order: 0, fact });
@@ -111,7 +143,8 @@ async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Order
     .bind(ids);
     for row in &baselines.fetch_all(tx).await? {
         let series = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
-        let creations = u64::try_from(row.try_get::<i64, _>(5)?).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let creations = u64::try_from(row.try_get::<i64, _>(5)?)
+            .map_err(|error| sqlx::Error::Decode(error.into()))?;
         let fact = Fact::Baseline { deployment: row.try_get(1)?, series, creations };
         found.push(OrderedFact { batch_id: row.try_get(0)?, order: 1, fact });
     }
@@ -119,11 +152,18 @@ async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Order
 }
 
 async fn rebuilt(tx: &mut PgConnection, ids: &[i64]) -> Result<HashMap<i64, String>, sqlx::Error> {
-    let acts = sqlx::query_as("select batch_id, subject from operator_act where act = 'rebuild' and batch_id = any($1)").bind(ids);
+    let acts = sqlx::query_as(
+        "select batch_id, subject from operator_act where act = 'rebuild' and batch_id = any($1)",
+    )
+    .bind(ids);
     Ok(acts.fetch_all(tx).await?.into_iter().collect())
 }
 
-async fn licenses(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<OrderedFact>) -> Result<(), sqlx::Error> {
+async fn licenses(
+    tx: &mut PgConnection,
+    ids: &[i64],
+    found: &mut Vec<OrderedFact>,
+) -> Result<(), sqlx::Error> {
     let licenses = sqlx::query(
         "select l.batch_id, s.deployment_id, l.license_id, l.jwt_sha256, l.present, l.claims
          from license l join source s on s.id = l.source_id where l.batch_id = any($1) order by l.license_id, l.jwt_sha256",

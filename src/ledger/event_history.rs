@@ -1,4 +1,5 @@
-//! Facts about one event besides its row: refusals under its id, its publication, and the exported files with it.
+//! Facts about one event besides its row: refusals under its id, its publication, and the exported
+//! files with it.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,9 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ActKind, AttemptVerdict, Disposition, HeldFor, PublicationState, RejectState, Sequence};
+use super::{
+    ActKind, AttemptVerdict, Disposition, HeldFor, PublicationState, RejectState, Sequence,
+};
 use crate::event::RejectCause;
 
 /// A record under the event's id that is not accepted.
@@ -142,8 +145,13 @@ pub struct NewExport<'a> {
     pub sha256: [u8; 32],
 }
 
-/// The refused records under an event's id, in order. Without a deployment: those of all deployments and of none.
-pub async fn refusals(conn: &mut PgConnection, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
+/// The refused records under an event's id, in order. Without a deployment: those of all
+/// deployments and of none.
+pub async fn refusals(
+    conn: &mut PgConnection,
+    event_id: &str,
+    deployment: Option<Uuid>,
+) -> Result<Vec<RefusalLife>, sqlx::Error> {
     sqlx::query_as(
         "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
              r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
@@ -161,7 +169,11 @@ pub async fn refusals(conn: &mut PgConnection, event_id: &str, deployment: Optio
 }
 
 /// The publication of a usage event, with all attempts.
-pub async fn publication(conn: &mut PgConnection, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
+pub async fn publication(
+    conn: &mut PgConnection,
+    source_id: i16,
+    event_id: &str,
+) -> Result<Option<PublicationLife>, sqlx::Error> {
     let life: Option<PublicationLife> = sqlx::query_as(
         "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
              case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
@@ -186,8 +198,9 @@ pub async fn publication(conn: &mut PgConnection, source_id: i16, event_id: &str
     Ok(Some(life))
 }
 
-/// The exported files with a usage event of this time that was accepted at this sequence. Files of an earlier incarnation were written
-/// before this ledger's backup, so their sequences are part of its past.
+/// The exported files with a usage event of this time that was accepted at this sequence. Files of
+/// an earlier incarnation were written before this ledger's backup, so their sequences are part of
+/// its past.
 pub async fn exports(
     conn: &mut PgConnection,
     source_id: i16,
@@ -207,8 +220,13 @@ pub async fn exports(
     .await
 }
 
-/// Records an exported file and returns its id. It is not a batch, because an export does not change the ledger.
-pub async fn record_export(conn: &mut PgConnection, export: &NewExport<'_>, now: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+/// Records an exported file and returns its id. It is not a batch, because an export does not
+/// change the ledger.
+pub async fn record_export(
+    conn: &mut PgConnection,
+    export: &NewExport<'_>,
+    now: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
         "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,
              sha256)

@@ -46,7 +46,8 @@ pub struct UsageRow {
 pub struct UsageCompleteness {
     /// The ledger has all usage that coderd committed before this instant. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
-    /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None: coderd has no agent runtime.
+    /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None:
+    /// coderd has no agent runtime.
     pub runtime_complete_until: Option<DateTime<Utc>>,
     /// Whether the collector's last pass reports completeness. None before the first pass.
     pub last_pass_reports: Option<bool>,
@@ -60,8 +61,12 @@ pub struct LaterUsage {
     pub sequence: Sequence,
 }
 
-/// How far the source's usage is complete now. [`Ledger::later_usage`] returns the later additions to a range.
-pub async fn completeness(conn: &mut PgConnection, source_id: i16) -> Result<UsageCompleteness, sqlx::Error> {
+/// How far the source's usage is complete now. [`Ledger::later_usage`] returns the later additions
+/// to a range.
+pub async fn completeness(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<UsageCompleteness, sqlx::Error> {
     sqlx::query_as(
         "select usage.complete_until, usage.runtime_complete_until, case when pass_id > 0 then reports end as last_pass_reports
          from collector_progress, completeness($1, $2) usage where source_id = $1",
@@ -72,10 +77,15 @@ pub async fn completeness(conn: &mut PgConnection, source_id: i16) -> Result<Usa
     .await
 }
 
-/// A deployment with usage of the range that was recorded after the range's sequence. None: no deployment has any.
+/// A deployment with usage of the range that was recorded after the range's sequence. None: no
+/// deployment has any.
 ///
-/// It reads each usage event of the range and its batch by index, about as much as the export itself.
-pub async fn later_usage(conn: &mut PgConnection, range: &UsageRange) -> Result<Option<LaterUsage>, sqlx::Error> {
+/// It reads each usage event of the range and its batch by index, about as much as the export
+/// itself.
+pub async fn later_usage(
+    conn: &mut PgConnection,
+    range: &UsageRange,
+) -> Result<Option<LaterUsage>, sqlx::Error> {
     sqlx::query_as(
         "select source.deployment_id, named_sequence(max(batch.sequence)) as sequence
          from source join usage_event event on event.source_id = source.id join batch on batch.id = event.batch_id
@@ -91,8 +101,9 @@ pub async fn later_usage(conn: &mut PgConnection, range: &UsageRange) -> Result<
     .await
 }
 
-/// The rows of the range that follow `after`, ordered by time, then id by its bytes, then deployment; empty at the end.
-/// The facts of a batch never change, so that the pages of one `as_of` are consistent without a common snapshot.
+/// The rows of the range that follow `after`, ordered by time, then id by its bytes, then
+/// deployment; empty at the end. The facts of a batch never change, so that the pages of one
+/// `as_of` are consistent without a common snapshot.
 pub async fn usage_page(
     conn: &mut PgConnection,
     range: &UsageRange,

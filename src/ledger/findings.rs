@@ -1,4 +1,5 @@
-//! The latest findings of the continuous audit. From them every process decides whether usage may be published.
+//! The latest findings of the continuous audit. From them every process decides whether usage may
+//! be published.
 
 use sqlx::Connection as _;
 use sqlx::PgConnection;
@@ -34,7 +35,9 @@ pub struct NewFinding<'a> {
 }
 
 /// The latest finding at one joint.
-#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct Finding {
     /// The name of the joint.
     pub joint: String,
@@ -46,7 +49,8 @@ pub struct Finding {
     pub open: i64,
     /// Confirmed builds and claims that coderd no longer has. They are not differences.
     pub gone: i64,
-    /// Usage of the last 30 days that differs from coderd's rows, except usage that coderd was never seen to have.
+    /// Usage of the last 30 days that differs from coderd's rows, except usage that coderd was
+    /// never seen to have.
     pub recent_usage_differs: i64,
     /// All accepted usage of the last 30 days of the deployment.
     pub recent_usage: i64,
@@ -124,7 +128,8 @@ pub async fn record(
     Ok(tx.commit().await?)
 }
 
-/// The latest findings, by joint and deployment, without retired sources. Empty before the first audit.
+/// The latest findings, by joint and deployment, without retired sources. Empty before the first
+/// audit.
 pub async fn list(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     sqlx::query_as(concat!(
         "select ",

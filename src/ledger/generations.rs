@@ -1,4 +1,5 @@
-//! A partition's next generation: its topic was lost or recreated, or no longer has the records to read.
+//! A partition's next generation: its topic was lost or recreated, or no longer has the records to
+//! read.
 
 use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
@@ -22,11 +23,13 @@ pub struct NewGeneration {
     pub lost: Range<i64>,
     /// The number of rejects whose appended records are lost unread. They become open again.
     pub reopened: i64,
-    /// The next generation's first offset; none: the log no longer has the partition, and the position ends.
+    /// The next generation's first offset; none: the log no longer has the partition, and the
+    /// position ends.
     pub start: Option<i64>,
 }
 
-/// The ledger's incarnation and the number of ended generations. Each recovery of the log changes this value.
+/// The ledger's incarnation and the number of ended generations. Each recovery of the log changes
+/// this value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct PartitionGenerations {
     pub incarnation: uuid::Uuid,
@@ -45,7 +48,10 @@ impl PartitionGenerations {
     #[must_use]
     pub fn of_signature(text: &str) -> Option<PartitionGenerations> {
         let (incarnation, ended) = text.split_once(' ')?;
-        Some(PartitionGenerations { incarnation: incarnation.parse().ok()?, ended: ended.parse().ok()? })
+        Some(PartitionGenerations {
+            incarnation: incarnation.parse().ok()?,
+            ended: ended.parse().ok()?,
+        })
     }
 }
 
@@ -59,21 +65,29 @@ pub async fn current(conn: &mut PgConnection) -> Result<Vec<PartitionLease>, sql
 
 /// The value that a consumer compares to detect that it must restart.
 pub async fn all(conn: &mut PgConnection) -> Result<PartitionGenerations, sqlx::Error> {
-    sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(conn).await
-}
-
-/// The highest log end that a collector's pass recorded for the partition and that is not reached.
-pub async fn recorded_end(conn: &mut PgConnection, partition: TopicPartition) -> Result<Option<i64>, sqlx::Error> {
-    sqlx::query_scalar("select max(next_offset) from collector_pass_offset where topic = $1 and partition = $2")
-        .bind(partition.topic.name())
-        .bind(partition.partition)
+    sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger")
         .fetch_one(conn)
         .await
 }
 
-/// Ends these partitions' generations and begins their next ones, executing the plan of that hash. Rejects become open again if their
-/// appended records are lost unread. Passes with unreached offsets in these partitions become void. Each collector must open again
-/// and rereads everything. False: a position is not the planned one, or the plan was executed before; nothing is changed.
+/// The highest log end that a collector's pass recorded for the partition and that is not reached.
+pub async fn recorded_end(
+    conn: &mut PgConnection,
+    partition: TopicPartition,
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select max(next_offset) from collector_pass_offset where topic = $1 and partition = $2",
+    )
+    .bind(partition.topic.name())
+    .bind(partition.partition)
+    .fetch_one(conn)
+    .await
+}
+
+/// Ends these partitions' generations and begins their next ones, executing the plan of that hash.
+/// Rejects become open again if their appended records are lost unread. Passes with unreached
+/// offsets in these partitions become void. Each collector must open again and rereads everything.
+/// False: a position is not the planned one, or the plan was executed before; nothing is changed.
 pub async fn begin(
     conn: &mut PgConnection,
     begun: &[NewGeneration],
@@ -113,7 +127,12 @@ pub async fn begin(
     Ok(true)
 }
 
-async fn begin_one(tx: &mut PgConnection, begun: &NewGeneration, act_id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+async fn begin_one(
+    tx: &mut PgConnection,
+    begun: &NewGeneration,
+    act_id: i64,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let ended = sqlx::query(
         "insert into past_position (topic, partition, generation, start_offset, next_offset, records, act_id)
          select topic, partition, generation, start_offset, next_offset, records, $5 from position
@@ -155,7 +174,8 @@ async fn begin_one(tx: &mut PgConnection, begun: &NewGeneration, act_id: i64, no
     Ok(true)
 }
 
-/// Opens the rejects again whose appended records are lost with the generation, and returns their number.
+/// Opens the rejects again whose appended records are lost with the generation, and returns their
+/// number.
 async fn reopen_unread(tx: &mut PgConnection, begun: &NewGeneration) -> Result<i64, sqlx::Error> {
     let reopened = sqlx::query(
         "update reject set state = 'open', act_id = null, passed_topic = null, passed_partition = null, passed_generation = null,

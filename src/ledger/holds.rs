@@ -10,7 +10,18 @@ use super::{Finding, findings};
 const LARGEST_SHARE_PERCENT: i128 = 1;
 
 /// The scope of a hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldScope {
     Everything,
@@ -35,9 +46,10 @@ pub struct Hold {
     pub ends: String,
 }
 
-/// The policy that maps findings to holds. A contradiction between the ledger and the log or the vendor holds everything. A source
-/// is held if over 1 % of its usage of the last 30 days differs; otherwise each event that differs is held by itself. Builds hold
-/// nothing. Usage that coderd does not have, and was never seen to have, holds only itself.
+/// The policy that maps findings to holds. A contradiction between the ledger and the log or the
+/// vendor holds everything. A source is held if over 1 % of its usage of the last 30 days differs;
+/// otherwise each event that differs is held by itself. Builds hold nothing. Usage that coderd does
+/// not have, and was never seen to have, holds only itself.
 #[must_use]
 pub fn holds(findings: &[Finding]) -> Vec<Hold> {
     findings.iter().filter_map(Finding::hold).collect()
@@ -49,11 +61,19 @@ impl Finding {
     pub fn hold(&self) -> Option<Hold> {
         let scope = self.hold_scope()?;
         let (why, ends) = (self.hold_reason(scope), self.hold_end(scope));
-        Some(Hold { scope, deployment_id: self.deployment_id, event_id: None, since: self.differs_since, why, ends })
+        Some(Hold {
+            scope,
+            deployment_id: self.deployment_id,
+            event_id: None,
+            since: self.differs_since,
+            why,
+            ends,
+        })
     }
 
     fn hold_scope(&self) -> Option<HoldScope> {
-        let share_is_too_large = i128::from(self.recent_usage_differs) * 100 > i128::from(self.recent_usage) * LARGEST_SHARE_PERCENT;
+        let share_is_too_large = i128::from(self.recent_usage_differs) * 100
+            > i128::from(self.recent_usage) * LARGEST_SHARE_PERCENT;
         match self.deployment_id {
             None if self.differences > 0 => Some(HoldScope::Everything),
             Some(_) if share_is_too_large => Some(HoldScope::Source),
@@ -62,10 +82,14 @@ impl Finding {
     }
 }
 
-/// The hold on this deployment's usage by the audits' findings; none: at most single events are held.
-/// After an error it is not known whether usage is held.
-pub async fn of_deployment(conn: &mut PgConnection, deployment: Uuid) -> Result<Option<Hold>, sqlx::Error> {
-    let concerns = |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
+/// The hold on this deployment's usage by the audits' findings; none: at most single events are
+/// held. After an error it is not known whether usage is held.
+pub async fn of_deployment(
+    conn: &mut PgConnection,
+    deployment: Uuid,
+) -> Result<Option<Hold>, sqlx::Error> {
+    let concerns =
+        |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
     Ok(holds(&findings::list(conn).await?).into_iter().find(concerns))
 }
 
@@ -76,7 +100,12 @@ mod tests {
 
     const SOURCE: Uuid = Uuid::from_u128(0xd);
 
-    fn finding(deployment_id: Option<Uuid>, differences: i64, recent_usage_differs: i64, recent_usage: i64) -> Finding {
+    fn finding(
+        deployment_id: Option<Uuid>,
+        differences: i64,
+        recent_usage_differs: i64,
+        recent_usage: i64,
+    ) -> Finding {
         Finding {
             joint: "a joint".into(),
             deployment_id,
@@ -98,7 +127,8 @@ mod tests {
     fn the_policy_sets_the_scope_of_a_hold() {
         use HoldScope::{Everything, Source};
         let of_ledger = |differences| finding(None, differences, 0, 0);
-        let of_source = |differences, differs, usage| finding(Some(SOURCE), differences, differs, usage);
+        let of_source =
+            |differences, differs, usage| finding(Some(SOURCE), differences, differs, usage);
         for (finding, expected, why) in [
             (of_ledger(0), None, "log or vendor agrees"),
             (of_ledger(1), Some(Everything), "log or vendor contradicts the ledger"),
@@ -120,7 +150,10 @@ mod tests {
     fn a_hold_has_scope_begin_reason_and_end() {
         let found = holds(&[finding(None, 0, 0, 0), finding(Some(SOURCE), 3, 2, 10)]);
         let [hold] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(DateTime::UNIX_EPOCH)));
+        assert_eq!(
+            (hold.scope, hold.deployment_id, hold.since),
+            (HoldScope::Source, Some(SOURCE), Some(DateTime::UNIX_EPOCH))
+        );
         assert!(hold.why.contains("2 of 10 usage events"), "{hold:?}");
         assert!(hold.ends.contains("at most 1 %") && !hold.ends.contains("retire"), "{hold:?}");
     }

@@ -24,14 +24,19 @@ pub struct ReportedIdentity {
 
 impl From<SourceIdentity> for ReportedIdentity {
     fn from(identity: SourceIdentity) -> Self {
-        ReportedIdentity { deployment_id: Some(identity.deployment_id), organization_id: Some(identity.organization_id) }
+        ReportedIdentity {
+            deployment_id: Some(identity.deployment_id),
+            organization_id: Some(identity.organization_id),
+        }
     }
 }
 
 impl std::fmt::Display for ReportedIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.deployment_id, self.organization_id) {
-            (Some(deployment), Some(organization)) => write!(f, "deployment id {deployment} and default organization {organization}"),
+            (Some(deployment), Some(organization)) => {
+                write!(f, "deployment id {deployment} and default organization {organization}")
+            }
             (Some(deployment), None) => write!(f, "deployment id {deployment}"),
             (None, Some(organization)) => write!(f, "default organization {organization}"),
             (None, None) => write!(f, "neither its deployment id nor its default organization"),
@@ -42,12 +47,14 @@ impl std::fmt::Display for ReportedIdentity {
 impl ReportedIdentity {
     /// Whether a reported fact belongs to another coderd.
     fn contradicts(self, bound: SourceIdentity) -> bool {
-        self.deployment_id.is_some_and(|id| id != bound.deployment_id) || self.organization_id.is_some_and(|id| id != bound.organization_id)
+        self.deployment_id.is_some_and(|id| id != bound.deployment_id)
+            || self.organization_id.is_some_and(|id| id != bound.organization_id)
     }
 
     /// Whether a reported fact belongs to this coderd.
     fn shares(self, bound: SourceIdentity) -> bool {
-        self.deployment_id == Some(bound.deployment_id) || self.organization_id == Some(bound.organization_id)
+        self.deployment_id == Some(bound.deployment_id)
+            || self.organization_id == Some(bound.organization_id)
     }
 }
 
@@ -55,9 +62,12 @@ impl ReportedIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityRefusal {
     /// The source is new, and its id is not coderd's own.
-    #[error("source.deployment_id {source_id} is not the id of this coderd: set it to {found}, which coderd reports")]
+    #[error(
+        "source.deployment_id {source_id} is not the id of this coderd: set it to {found}, which coderd reports"
+    )]
     NotItsOwnId { source_id: Uuid, found: Uuid },
-    /// The source was introduced while coderd's facts could not be read, under an id that is not coderd's own.
+    /// The source was introduced while coderd's facts could not be read, under an id that is not
+    /// coderd's own.
     #[error(
         "source {source_id} is registered, but not yet bound to a coderd, and this coderd reports deployment id {found}: if the source was \
          collected from this coderd, keep its id and bind it with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`; \
@@ -100,7 +110,8 @@ pub enum IdentityRefusal {
     },
 }
 
-/// A registered source and the coderd that it is bound to. None: coderd's facts have not been read yet.
+/// A registered source and the coderd that it is bound to. None: coderd's facts have not been read
+/// yet.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
 struct Binding {
     deployment_id: Uuid,
@@ -109,8 +120,13 @@ struct Binding {
     retired: bool,
 }
 
-/// The reason why a source may not use the coderd that reports `found`, if any. A fact that is not reported contradicts nothing.
-fn refusal(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
+/// The reason why a source may not use the coderd that reports `found`, if any. A fact that is not
+/// reported contradicts nothing.
+fn refusal(
+    bindings: &[Binding],
+    source_id: Uuid,
+    found: ReportedIdentity,
+) -> Option<IdentityRefusal> {
     let own = bindings.iter().find(|binding| binding.deployment_id == source_id);
     if let Some(bound) = own.and_then(|own| own.bound)
         && found.contradicts(bound)
@@ -123,47 +139,74 @@ fn refusal(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Op
         Some(Binding { bound: Some(_), .. }) => other,
         Some(_) => other.or(reported.map(|found| IdentityRefusal::NotBound { source_id, found })),
         None => {
-            let unbound = if other.is_none() { unbound_source(bindings, source_id, found) } else { None };
-            unbound.or(reported.map(|found| IdentityRefusal::NotItsOwnId { source_id, found })).or(other)
+            let unbound =
+                if other.is_none() { unbound_source(bindings, source_id, found) } else { None };
+            unbound
+                .or(reported.map(|found| IdentityRefusal::NotItsOwnId { source_id, found }))
+                .or(other)
         }
     }
 }
 
-fn other_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
-    let shares = |binding: &&Binding| binding.deployment_id != source_id && binding.bound.is_some_and(|bound| found.shares(bound));
+fn other_source(
+    bindings: &[Binding],
+    source_id: Uuid,
+    found: ReportedIdentity,
+) -> Option<IdentityRefusal> {
+    let shares = |binding: &&Binding| {
+        binding.deployment_id != source_id && binding.bound.is_some_and(|bound| found.shares(bound))
+    };
     let other = bindings.iter().find(shares)?;
     Some(IdentityRefusal::OtherSource { source_id, other_id: other.deployment_id, found })
 }
 
-/// The refusal of a new source beside an unbound one, unless the unbound source has the id that coderd reports.
-fn unbound_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
+/// The refusal of a new source beside an unbound one, unless the unbound source has the id that
+/// coderd reports.
+fn unbound_source(
+    bindings: &[Binding],
+    source_id: Uuid,
+    found: ReportedIdentity,
+) -> Option<IdentityRefusal> {
     let unbound = bindings.iter().find(|binding| binding.bound.is_none() && !binding.retired)?;
     let unbound_id = Some(unbound.deployment_id).filter(|id| found.deployment_id != Some(*id))?;
     Some(IdentityRefusal::UnboundSource { source_id, unbound_id })
 }
 
 impl ReportedIdentity {
-    /// The reason why a source of this id cannot be introduced from this coderd, for a ledger without sources.
+    /// The reason why a source of this id cannot be introduced from this coderd, for a ledger
+    /// without sources.
     #[must_use]
     pub fn refusal_of_new(self, source_id: Uuid) -> Option<IdentityRefusal> {
         refusal(&[], source_id, self)
     }
 }
 
-/// The reason why the source of this id, registered or not, may not use the coderd that reports `found`. None: it may.
-pub async fn refusal_of(conn: &mut PgConnection, source_id: Uuid, found: ReportedIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
+/// The reason why the source of this id, registered or not, may not use the coderd that reports
+/// `found`. None: it may.
+pub async fn refusal_of(
+    conn: &mut PgConnection,
+    source_id: Uuid,
+    found: ReportedIdentity,
+) -> Result<Option<IdentityRefusal>, sqlx::Error> {
     Ok(refusal(&bindings(conn).await?, source_id, found))
 }
 
 pub async fn is_bound(conn: &mut PgConnection, source_id: Uuid) -> Result<bool, sqlx::Error> {
-    Ok(bindings(conn).await?.iter().any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))
+    Ok(bindings(conn)
+        .await?
+        .iter()
+        .any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))
 }
 
 /// Binds a registered source to its coderd. A source that is bound stays bound.
 ///
 /// # Errors
 /// The inner error means that this coderd is not the source's; nothing is changed.
-pub async fn bind(conn: &mut PgConnection, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
+pub async fn bind(
+    conn: &mut PgConnection,
+    source_id: Uuid,
+    found: SourceIdentity,
+) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
     if refusal(&bindings(&mut *conn).await?, source_id, found.into()).is_none() {
         set_binding(&mut *conn, source_id, found, false).await?;
     }
@@ -171,7 +214,8 @@ pub async fn bind(conn: &mut PgConnection, source_id: Uuid, found: SourceIdentit
     Ok(refusal(&bindings(conn).await?, source_id, found.into()).map_or(Ok(()), Err))
 }
 
-/// Binds a registered source to another coderd, by an operator's act. Its collector loses its lease. None: it is not registered.
+/// Binds a registered source to another coderd, by an operator's act. Its collector loses its
+/// lease. None: it is not registered.
 ///
 /// # Errors
 /// The inner error means that another source is bound to this coderd; nothing is changed.
@@ -191,7 +235,10 @@ pub async fn accept(
     if !set_binding(&mut tx, source_id, found, true).await? {
         return Ok(Ok(None));
     }
-    let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound);
+    let before = bindings
+        .iter()
+        .find(|binding| binding.deployment_id == source_id)
+        .and_then(|own| own.bound);
     let detail = serde_json::json!({ "before": before, "after": found });
     let act_id = acts::insert(&mut tx, &NewAct { detail, ..act.clone() }, now).await?;
     tx.commit().await?;
@@ -209,12 +256,23 @@ async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::E
 }
 
 /// Returns false if the source is not registered, or is bound and must not be bound again.
-async fn set_binding(tx: &mut PgConnection, source_id: Uuid, found: SourceIdentity, again: bool) -> Result<bool, sqlx::Error> {
+async fn set_binding(
+    tx: &mut PgConnection,
+    source_id: Uuid,
+    found: SourceIdentity,
+    again: bool,
+) -> Result<bool, sqlx::Error> {
     let query = sqlx::query(
         "update source set bound_deployment_id = $2, bound_organization_id = $3
          where deployment_id = $1 and ($4 or bound_deployment_id is null)",
     );
-    let changed = query.bind(source_id).bind(found.deployment_id).bind(found.organization_id).bind(again).execute(tx).await?;
+    let changed = query
+        .bind(source_id)
+        .bind(found.deployment_id)
+        .bind(found.organization_id)
+        .bind(again)
+        .execute(tx)
+        .await?;
     Ok(changed.rows_affected() == 1)
 }
 
@@ -237,14 +295,21 @@ mod tests {
         Binding { deployment_id: source, bound: None, retired: false }
     }
 
-    fn refused(bindings: &[Binding], source_id: Uuid, found: impl Into<ReportedIdentity>) -> Option<IdentityRefusal> {
+    fn refused(
+        bindings: &[Binding],
+        source_id: Uuid,
+        found: impl Into<ReportedIdentity>,
+    ) -> Option<IdentityRefusal> {
         refusal(bindings, source_id, found.into())
     }
 
     /// The reports of a coderd that hides one of the two facts, for each fact.
     fn halves(identity: SourceIdentity) -> [ReportedIdentity; 2] {
         let whole = ReportedIdentity::from(identity);
-        [ReportedIdentity { organization_id: None, ..whole }, ReportedIdentity { deployment_id: None, ..whole }]
+        [
+            ReportedIdentity { organization_id: None, ..whole },
+            ReportedIdentity { deployment_id: None, ..whole },
+        ]
     }
 
     #[test]
@@ -252,16 +317,30 @@ mod tests {
         assert_eq!(refused(&[], OWN, coderd(OWN, 7)), None);
         let expected = Some(IdentityRefusal::NotItsOwnId { source_id: OWN, found: OTHER });
         let [id, organization] = halves(coderd(OTHER, 7));
-        assert_eq!((refused(&[], OWN, coderd(OTHER, 7)), refused(&[], OWN, id)), (expected.clone(), expected));
-        assert_eq!((refused(&[], OWN, organization), refused(&[], OWN, ReportedIdentity::default())), (None, None));
+        assert_eq!(
+            (refused(&[], OWN, coderd(OTHER, 7)), refused(&[], OWN, id)),
+            (expected.clone(), expected)
+        );
+        assert_eq!(
+            (refused(&[], OWN, organization), refused(&[], OWN, ReportedIdentity::default())),
+            (None, None)
+        );
     }
 
     #[test]
     fn a_bound_source_continues_only_with_the_same_coderd() {
         let known = [bound(OWN, coderd(OWN, 7))];
-        assert_eq!(refused(&known, OWN, coderd(OWN, 7)), None, "a dump that was restored elsewhere, or an upgrade");
+        assert_eq!(
+            refused(&known, OWN, coderd(OWN, 7)),
+            None,
+            "a dump that was restored elsewhere, or an upgrade"
+        );
         for found in [coderd(OWN, 8), coderd(OTHER, 7), coderd(OTHER, 8)] {
-            let expected = IdentityRefusal::OtherCoderd { source_id: OWN, bound: coderd(OWN, 7), found: found.into() };
+            let expected = IdentityRefusal::OtherCoderd {
+                source_id: OWN,
+                bound: coderd(OWN, 7),
+                found: found.into(),
+            };
             assert_eq!(refused(&known, OWN, found), Some(expected));
         }
     }
@@ -271,7 +350,10 @@ mod tests {
         let known = [bound(OWN, coderd(OWN, 7))];
         for found in halves(coderd(OTHER, 8)) {
             let refusal = refused(&known, OWN, found).unwrap();
-            assert_eq!(refusal, IdentityRefusal::OtherCoderd { source_id: OWN, bound: coderd(OWN, 7), found });
+            assert_eq!(
+                refusal,
+                IdentityRefusal::OtherCoderd { source_id: OWN, bound: coderd(OWN, 7), found }
+            );
             let reported = found.deployment_id.or(found.organization_id).unwrap();
             assert!(refusal.to_string().contains(&reported.to_string()), "{refusal}");
         }
@@ -281,10 +363,18 @@ mod tests {
             assert_eq!(refused(&[known[0], unbound(OTHER)], OTHER, found), Some(expected));
         }
         let [id, organization] = halves(coderd(OWN, 7));
-        let expected = IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: organization };
+        let expected =
+            IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: organization };
         assert_eq!(refused(&known, OTHER, organization), Some(expected));
-        assert_eq!(refused(&known, OTHER, id), Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN }));
-        assert_eq!(refused(&known, OWN, ReportedIdentity::default()), None, "no fact contradicts the source");
+        assert_eq!(
+            refused(&known, OTHER, id),
+            Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN })
+        );
+        assert_eq!(
+            refused(&known, OWN, ReportedIdentity::default()),
+            None,
+            "no fact contradicts the source"
+        );
     }
 
     #[test]
@@ -294,7 +384,11 @@ mod tests {
         let found = ReportedIdentity::from(coderd(OTHER, 7));
         let other = Some(IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found });
         assert_eq!(refused(&known, OTHER, found), other);
-        assert_eq!(refused(&[known[0], unbound(Uuid::from_u128(3))], OTHER, found), other, "the coderd belongs to a known source");
+        assert_eq!(
+            refused(&[known[0], unbound(Uuid::from_u128(3))], OTHER, found),
+            other,
+            "the coderd belongs to a known source"
+        );
         let own = Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN });
         assert_eq!(refused(&known, OTHER, coderd(OWN, 7)), own);
     }
@@ -306,26 +400,48 @@ mod tests {
         let refusal = refused(&[unbound(OWN)], OWN, found).unwrap();
         assert_eq!(refusal, IdentityRefusal::NotBound { source_id: OWN, found: OTHER });
         let text = refusal.to_string();
-        assert!(text.contains(&format!("sources accept {OWN} --accept-new-identity")) && !text.contains("set source"), "{text}");
-        let other = IdentityRefusal::OtherSource { source_id: OWN, other_id: OTHER, found: found.into() };
+        assert!(
+            text.contains(&format!("sources accept {OWN} --accept-new-identity"))
+                && !text.contains("set source"),
+            "{text}"
+        );
+        let other =
+            IdentityRefusal::OtherSource { source_id: OWN, other_id: OTHER, found: found.into() };
         assert_eq!(refused(&[unbound(OWN), bound(OTHER, found)], OWN, found), Some(other));
     }
 
     #[test]
     fn no_source_is_introduced_beside_one_that_is_in_use_and_not_bound() {
         let found = ReportedIdentity::from(coderd(OTHER, 7));
-        for found in halves(coderd(OTHER, 7)).into_iter().chain([found, ReportedIdentity::default()]) {
+        for found in
+            halves(coderd(OTHER, 7)).into_iter().chain([found, ReportedIdentity::default()])
+        {
             let refusal = refused(&[unbound(OWN)], OTHER, found).unwrap();
-            assert_eq!(refusal, IdentityRefusal::UnboundSource { source_id: OTHER, unbound_id: OWN });
+            assert_eq!(
+                refusal,
+                IdentityRefusal::UnboundSource { source_id: OTHER, unbound_id: OWN }
+            );
             let text = refusal.to_string();
             for way in ["sources accept", "sources retire"] {
-                assert!(text.contains(&format!("`tallyline {way} {OWN} ")) && text.contains("grants.sql"), "{text}");
+                assert!(
+                    text.contains(&format!("`tallyline {way} {OWN} "))
+                        && text.contains("grants.sql"),
+                    "{text}"
+                );
             }
             assert_eq!(refused(&[Binding { retired: true, ..unbound(OWN) }], OTHER, found), None);
-            assert_eq!(refused(&[unbound(OWN), unbound(OTHER)], OTHER, found), None, "both are registered");
+            assert_eq!(
+                refused(&[unbound(OWN), unbound(OTHER)], OTHER, found),
+                None,
+                "both are registered"
+            );
         }
         let own = Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN });
-        assert_eq!(refused(&[unbound(OWN)], OTHER, coderd(OWN, 7)), own, "the unbound one has coderd's own id");
+        assert_eq!(
+            refused(&[unbound(OWN)], OTHER, coderd(OWN, 7)),
+            own,
+            "the unbound one has coderd's own id"
+        );
     }
 
     #[test]
@@ -333,7 +449,8 @@ mod tests {
         let accepted = [bound(OWN, coderd(OTHER, 7))];
         let found = coderd(OTHER, 7);
         assert_eq!(refused(&accepted, OWN, found), None);
-        let expected = IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: found.into() };
+        let expected =
+            IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: found.into() };
         assert_eq!(refused(&accepted, OTHER, found), Some(expected));
     }
 }

@@ -1,4 +1,5 @@
-//! Rows of events and rejects with their places in the log. `prove` shows them, and the deep audit compares them with the log.
+//! Rows of events and rejects with their places in the log. `prove` shows them, and the deep audit
+//! compares them with the log.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -89,8 +90,12 @@ pub async fn ranges(conn: &mut PgConnection) -> Result<Vec<KeptRange>, sqlx::Err
 }
 
 /// The events that were accepted from records of the range, according to their batches.
-pub async fn events_in(conn: &mut PgConnection, range: &KeptRange) -> Result<Vec<KeptEvent>, sqlx::Error> {
-    // Live batches follow each other: the batch that contains the range's first record is the first. Replays can start at any offset.
+pub async fn events_in(
+    conn: &mut PgConnection,
+    range: &KeptRange,
+) -> Result<Vec<KeptEvent>, sqlx::Error> {
+    // Live batches follow each other: the batch that contains the range's first record is the
+    // first. Replays can start at any offset.
     let batches: Vec<i64> = sqlx::query_scalar(
         "select id from batch
          where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset < $5
@@ -109,16 +114,31 @@ pub async fn events_in(conn: &mut PgConnection, range: &KeptRange) -> Result<Vec
     .fetch_all(&mut *conn)
     .await?;
     let query = match range.partition.topic {
-        Topic::WorkspaceBuilds => "select * from kept_build where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
-        Topic::PrebuildClaims => "select * from kept_claim where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
-        Topic::AgentUsage => "select * from kept_usage where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
+        Topic::WorkspaceBuilds => {
+            "select * from kept_build where batch_id = any($1) and log_offset >= $2 and log_offset < $3"
+        }
+        Topic::PrebuildClaims => {
+            "select * from kept_claim where batch_id = any($1) and log_offset >= $2 and log_offset < $3"
+        }
+        Topic::AgentUsage => {
+            "select * from kept_usage where batch_id = any($1) and log_offset >= $2 and log_offset < $3"
+        }
     };
-    let rows = sqlx::query(query).bind(batches).bind(range.from).bind(range.until).fetch_all(&mut *conn).await?;
+    let rows = sqlx::query(query)
+        .bind(batches)
+        .bind(range.from)
+        .bind(range.until)
+        .fetch_all(&mut *conn)
+        .await?;
     rows.iter().map(|row| kept_event(range.partition.topic, row)).collect()
 }
 
 /// The accepted events with these keys, of all deployments.
-pub async fn events_by_key(conn: &mut PgConnection, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
+pub async fn events_by_key(
+    conn: &mut PgConnection,
+    topic: Topic,
+    keys: &[String],
+) -> Result<Vec<KeptEvent>, sqlx::Error> {
     let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
     let query = match topic {
         Topic::WorkspaceBuilds => {
@@ -160,7 +180,10 @@ pub async fn events_after(
 }
 
 /// The rejects, conflicts and held records of the range.
-pub async fn rejects_in(conn: &mut PgConnection, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
+pub async fn rejects_in(
+    conn: &mut PgConnection,
+    range: &KeptRange,
+) -> Result<Vec<KeptReject>, sqlx::Error> {
     sqlx::query_as(
         "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
              event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
@@ -178,12 +201,20 @@ pub async fn rejects_in(conn: &mut PgConnection, range: &KeptRange) -> Result<Ve
 /// Number of statements of [`differences`].
 pub const STATEMENTS: u32 = CHECKS.len() as u32;
 
-/// Contradictions between rows: publications and their usage, requests and their attempts, first starts and their builds.
-pub async fn differences(conn: &mut PgConnection, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
+/// Contradictions between rows: publications and their usage, requests and their attempts, first
+/// starts and their builds.
+pub async fn differences(
+    conn: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, sqlx::Error> {
     let mut differences = Vec::new();
     for (kind, query) in CHECKS {
         for row in &sqlx::query(query).bind(limit).fetch_all(&mut *conn).await? {
-            differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
+            differences.push(Difference {
+                kind: kind.into(),
+                id: row.try_get(0)?,
+                detail: row.try_get(1)?,
+            });
         }
     }
     Ok(differences)
@@ -212,8 +243,16 @@ impl KeptReject {
             ("record_key", self.record_key == message.key),
             ("headers", self.headers == message.headers_json()),
             ("payload", self.payload == message.payload),
-            ("whole_bytes", self.whole_bytes == message.oversized.and_then(|whole| i64::try_from(whole.bytes).ok())),
-            ("whole_sha256", self.whole_sha256.as_deref() == message.oversized.as_ref().map(|whole| whole.sha256.as_slice())),
+            (
+                "whole_bytes",
+                self.whole_bytes
+                    == message.oversized.and_then(|whole| i64::try_from(whole.bytes).ok()),
+            ),
+            (
+                "whole_sha256",
+                self.whole_sha256.as_deref()
+                    == message.oversized.as_ref().map(|whole| whole.sha256.as_slice()),
+            ),
             ("deployment_id", self.deployment_id == traces.deployment),
             ("event_id", self.event_id == traces.event_id),
             ("event_type", self.event_type == traces.event_type),
@@ -241,7 +280,8 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
     })
 }
 
-/// Each query returns (id, detail) for at most `$1` rows that disagree, normally for none. `materialized` makes it plan for all rows.
+/// Each query returns (id, detail) for at most `$1` rows that disagree, normally for none.
+/// `materialized` makes it plan for all rows.
 const CHECKS: [(&str, &str); 8] = [
     (
         "publication_changed",

@@ -13,14 +13,15 @@ use crate::event::{Digest, Message, SIGNATURE};
 /// The state of an event id among the rejects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedState {
-    /// `open` if any of the id's records is open; otherwise the state that the last act set: resubmitted, admitted or discarded.
+    /// `open` if any of the id's records is open; otherwise the state that the last act set:
+    /// resubmitted, admitted or discarded.
     pub state: RejectState,
     /// Whether any of the id's records was appended to the log again.
     pub passed: bool,
 }
 
-/// Whether a reject is about the event of its id. A record in a foreign topic, or without a valid signature, is not:
-/// the true event may still arrive.
+/// Whether a reject is about the event of its id. A record in a foreign topic, or without a valid
+/// signature, is not: the true event may still arrive.
 macro_rules! of_the_event {
     () => {
         "cause not in ('foreign_topic', 'unsigned', 'bad_signature')"
@@ -28,21 +29,38 @@ macro_rules! of_the_event {
 }
 
 /// The builds among these that the ledger has, with their digests.
-pub async fn builds(conn: &mut PgConnection, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-    let query = "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
-    let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
+pub async fn builds(
+    conn: &mut PgConnection,
+    source_id: i16,
+    build_ids: &[Uuid],
+) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
+    let query =
+        "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
+    let rows: Vec<(Uuid, Digest)> =
+        sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
 }
 
 /// The prebuild claims among these (by build) that the ledger has, with their digests.
-pub async fn claims(conn: &mut PgConnection, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-    let query = "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
-    let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
+pub async fn claims(
+    conn: &mut PgConnection,
+    source_id: i16,
+    build_ids: &[Uuid],
+) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
+    let query =
+        "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
+    let rows: Vec<(Uuid, Digest)> =
+        sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
 }
 
-/// The builds among these that the ledger has without a prebuild claim, although their stage or number allows one.
-pub async fn builds_without_claim(conn: &mut PgConnection, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+/// The builds among these that the ledger has without a prebuild claim, although their stage or
+/// number allows one.
+pub async fn builds_without_claim(
+    conn: &mut PgConnection,
+    source_id: i16,
+    build_ids: &[Uuid],
+) -> Result<Vec<Uuid>, sqlx::Error> {
     sqlx::query_scalar(
         "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
              and (stage = 'claim' or stage is null and build_number = 2 and first_build_by_prebuilds_user and first_build_stage is null)
@@ -54,21 +72,34 @@ pub async fn builds_without_claim(conn: &mut PgConnection, source_id: i16, build
     .await
 }
 
-/// The build that is kept as the workspace's first successful start. None: it has none, or it started before the source's baseline.
-pub async fn first_start(conn: &mut PgConnection, source_id: i16, workspace_id: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
-    let query = "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
-    let found: Option<Option<Uuid>> = sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(conn).await?;
+/// The build that is kept as the workspace's first successful start. None: it has none, or it
+/// started before the source's baseline.
+pub async fn first_start(
+    conn: &mut PgConnection,
+    source_id: i16,
+    workspace_id: Uuid,
+) -> Result<Option<Uuid>, sqlx::Error> {
+    let query =
+        "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
+    let found: Option<Option<Uuid>> =
+        sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(conn).await?;
     Ok(found.flatten())
 }
 
 /// The accepted usage events among these, with their digests.
-pub async fn usage(conn: &mut PgConnection, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
+pub async fn usage(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<HashMap<String, Digest>, sqlx::Error> {
     let query = "select id, digest from usage_event where source_id = $1 and id = any($2)";
-    let rows: Vec<(String, Digest)> = sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(conn).await?;
+    let rows: Vec<(String, Digest)> =
+        sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
 }
 
-/// The number of accepted usage events in `[from, until)` by UTC day since 1970 and by type. Days without events are left out.
+/// The number of accepted usage events in `[from, until)` by UTC day since 1970 and by type. Days
+/// without events are left out.
 pub async fn usage_days(
     conn: &mut PgConnection,
     source_id: i16,
@@ -87,9 +118,13 @@ pub async fn usage_days(
     Ok(rows.into_iter().map(|(day, event_type, events)| ((day, event_type), events)).collect())
 }
 
-/// The event ids among these that were refused or are held, so that they are known but not accepted. Rejects that are not
-/// about the event are left out.
-pub async fn refused_ids(conn: &mut PgConnection, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+/// The event ids among these that were refused or are held, so that they are known but not
+/// accepted. Rejects that are not about the event are left out.
+pub async fn refused_ids(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    ids: &[String],
+) -> Result<HashSet<String>, sqlx::Error> {
     let rows: Vec<String> = sqlx::query_scalar(concat!(
         "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and ",
         of_the_event!()
@@ -101,9 +136,9 @@ pub async fn refused_ids(conn: &mut PgConnection, deployment_id: Uuid, ids: &[St
     Ok(rows.into_iter().collect())
 }
 
-/// The event ids of these messages that must not be sent again, because the ledger has them among its rejects. An id whose records are
-/// all discarded is sent again if this message is not one of them. Those records were foreign, or the row has changed. Signatures are
-/// not compared.
+/// The event ids of these messages that must not be sent again, because the ledger has them among
+/// its rejects. An id whose records are all discarded is sent again if this message is not one of
+/// them. Those records were foreign, or the row has changed. Signatures are not compared.
 pub async fn refused_messages(
     conn: &mut PgConnection,
     deployment_id: Uuid,
@@ -125,11 +160,14 @@ pub async fn refused_messages(
             body[..] == *hash && unsigned(&message.headers_json()) == unsigned(headers)
         })
     };
-    let refused = rows.into_iter().filter(|(id, discarded, headers, hash)| !discarded || same(id, headers, hash));
+    let refused = rows
+        .into_iter()
+        .filter(|(id, discarded, headers, hash)| !discarded || same(id, headers, hash));
     Ok(refused.map(|(id, ..)| id).collect())
 }
 
-/// The states of the event ids among these that were refused or are held. Rejects that are not about the event are left out.
+/// The states of the event ids among these that were refused or are held. Rejects that are not
+/// about the event are left out.
 pub async fn refused_states(
     conn: &mut PgConnection,
     deployment_id: Uuid,

@@ -14,7 +14,8 @@ pub struct Landmark {
     pub incarnation: Uuid,
     pub sequence: i64,
     pub batch_id: i64,
-    /// When the batch was recorded: a restored ledger may assign the same sequence and id to another batch.
+    /// When the batch was recorded: a restored ledger may assign the same sequence and id to
+    /// another batch.
     pub recorded_at: DateTime<Utc>,
 }
 
@@ -25,13 +26,19 @@ pub enum LedgerIdentity {
     Same,
     /// A later incarnation: the loss is already known.
     Another,
-    /// The ledger lacks the incarnation or the batch: it was restored from a backup, and a recovery is not open yet.
+    /// The ledger lacks the incarnation or the batch: it was restored from a backup, and a recovery
+    /// is not open yet.
     Restored,
 }
 
 /// The ledger's head, and whether the ledger is the one that had this batch, in one snapshot.
-pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landmark>) -> Result<(Sequence, LedgerIdentity), sqlx::Error> {
-    let Some(landmark) = landmark else { return Ok((snapshots::head(conn).await?, LedgerIdentity::Same)) };
+pub async fn head_and_identity(
+    conn: &mut PgConnection,
+    landmark: Option<&Landmark>,
+) -> Result<(Sequence, LedgerIdentity), sqlx::Error> {
+    let Some(landmark) = landmark else {
+        return Ok((snapshots::head(conn).await?, LedgerIdentity::Same));
+    };
     let (incarnation, sequence, has_batch, is_past) = sqlx::query_as(
         "select incarnation, next_sequence - 1, next_sequence > $1
              and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3),
@@ -53,8 +60,12 @@ pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landma
     Ok((head, identity))
 }
 
-/// The batch of that sequence, to identify the ledger later. None for 0, the empty ledger, and for a missing batch.
-pub async fn of_batch(conn: &mut PgConnection, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
+/// The batch of that sequence, to identify the ledger later. None for 0, the empty ledger, and for
+/// a missing batch.
+pub async fn of_batch(
+    conn: &mut PgConnection,
+    sequence: i64,
+) -> Result<Option<Landmark>, sqlx::Error> {
     sqlx::query_as("select incarnation, sequence, id as batch_id, recorded_at from ledger, batch where sequence = $1")
         .bind(sequence)
         .fetch_optional(conn)

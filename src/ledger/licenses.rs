@@ -41,7 +41,8 @@ pub struct LicenseLife {
     pub gone_at: Option<DateTime<Utc>>,
 }
 
-/// Records changes in one batch; without changes it writes nothing. Only the holder of the collector's lease may.
+/// Records changes in one batch; without changes it writes nothing. Only the holder of the
+/// collector's lease may.
 ///
 /// # Errors
 /// [`LeaseError`]; nothing is recorded.
@@ -57,10 +58,12 @@ pub async fn record(
     }
     let mut tx = conn.begin().await?;
     hold(&mut tx, lease).await?;
-    let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('licenses', $1) returning id")
-        .bind(now)
-        .fetch_one(&mut *tx)
-        .await?;
+    let batch_id: i64 = sqlx::query_scalar(
+        "insert into batch (kind, recorded_at) values ('licenses', $1) returning id",
+    )
+    .bind(now)
+    .fetch_one(&mut *tx)
+    .await?;
     for change in changes {
         let (present, claims, refusal) = match &change.state {
             LicenseState::Verified(claims) => (true, Some(claims), None),
@@ -86,7 +89,10 @@ pub async fn record(
 }
 
 /// The licenses that coderd has, as far as the ledger knows, by coderd's id.
-pub async fn present(conn: &mut PgConnection, source_id: i16) -> Result<Vec<LicenseChange>, sqlx::Error> {
+pub async fn present(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Vec<LicenseChange>, sqlx::Error> {
     // The order is that of sequences, because batch ids do not follow the order of commits.
     type Row = (i32, [u8; 32], Option<DateTime<Utc>>, Option<Value>, Option<String>);
     let rows: Vec<Row> = sqlx::query_as(
@@ -102,13 +108,17 @@ pub async fn present(conn: &mut PgConnection, source_id: i16) -> Result<Vec<Lice
     .fetch_all(conn)
     .await?;
     let change = |(license_id, jwt_sha256, uploaded_at, claims, refusal): Row| {
-        let state = claims.map_or_else(|| LicenseState::Refused(refusal.unwrap_or_default()), LicenseState::Verified);
+        let state = claims.map_or_else(
+            || LicenseState::Refused(refusal.unwrap_or_default()),
+            LicenseState::Verified,
+        );
         LicenseChange { license_id, jwt_sha256, uploaded_at, state }
     };
     Ok(rows.into_iter().map(change).collect())
 }
 
-/// The licenses that coderd ever had, as far as the ledger knows, by coderd's id. Licenses without a valid token are left out.
+/// The licenses that coderd ever had, as far as the ledger knows, by coderd's id. Licenses without
+/// a valid token are left out.
 pub async fn all(conn: &mut PgConnection, source_id: i16) -> Result<Vec<LicenseLife>, sqlx::Error> {
     // The row of a license that is gone has no claims.
     sqlx::query_as(

@@ -1,4 +1,5 @@
-//! Events that coderd lost when its database was restored to an earlier time. The ledger keeps them.
+//! Events that coderd lost when its database was restored to an earlier time. The ledger keeps
+//! them.
 
 use sqlx::Connection as _;
 use sqlx::PgConnection;
@@ -23,7 +24,8 @@ pub struct UsageOutcome {
     pub created_at: DateTime<Utc>,
 }
 
-/// These usage events of the source with their publication states, by id. Events that the ledger lacks are left out.
+/// These usage events of the source with their publication states, by id. Events that the ledger
+/// lacks are left out.
 pub async fn usage_outcomes(
     conn: &mut PgConnection,
     source_id: i16,
@@ -50,23 +52,37 @@ pub async fn source_events(conn: &mut PgConnection, source_id: i16) -> Result<i6
 }
 
 /// The event ids among these that coderd is known to have lost.
-pub async fn lost_ids(conn: &mut PgConnection, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
-    let rows: Vec<String> = sqlx::query_scalar("select event_id from source_lost where source_id = $1 and event_id = any($2)")
-        .bind(source_id)
-        .bind(ids)
-        .fetch_all(conn)
-        .await?;
+pub async fn lost_ids(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<HashSet<String>, sqlx::Error> {
+    let rows: Vec<String> = sqlx::query_scalar(
+        "select event_id from source_lost where source_id = $1 and event_id = any($2)",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
     Ok(rows.into_iter().collect())
 }
 
-/// The number of the deployment's usage records that were refused because their id has other accepted content.
-pub async fn usage_conflicts(conn: &mut PgConnection, deployment_id: Uuid) -> Result<i64, sqlx::Error> {
+/// The number of the deployment's usage records that were refused because their id has other
+/// accepted content.
+pub async fn usage_conflicts(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+) -> Result<i64, sqlx::Error> {
     let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic = $2";
-    sqlx::query_scalar(query).bind(deployment_id).bind(Topic::AgentUsage.name()).fetch_one(conn).await
+    sqlx::query_scalar(query)
+        .bind(deployment_id)
+        .bind(Topic::AgentUsage.name())
+        .fetch_one(conn)
+        .await
 }
 
-/// Records events as lost in coderd, executing the plan of that hash. Each collector must open again and rereads everything.
-/// False: the plan was executed before.
+/// Records events as lost in coderd, executing the plan of that hash. Each collector must open
+/// again and rereads everything. False: the plan was executed before.
 pub async fn record(
     conn: &mut PgConnection,
     source_id: i16,
@@ -90,7 +106,8 @@ pub async fn record(
     if !plans::executed(&mut tx, plan, act_id, now).await? {
         return Ok(false);
     }
-    // Publications held because their row is gone or differs are due at once: the act authorises them.
+    // Publications held because their row is gone or differs are due at once: the act authorises
+    // them.
     lock(&mut tx, source_id, event_ids).await?;
     sqlx::query("update publication set next_attempt_at = $3 where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by is null")
         .bind(source_id)

@@ -1,7 +1,7 @@
 //! The PostgreSQL ledger: totally ordered batches of accepted events.
 //!
-//! Each file has one subject and its SQL. Each row that a fold, an export or a close reads belongs to a row of `batch`.
-//! The batch takes the next ledger sequence inside its transaction's commit.
+//! Each file has one subject and its SQL. Each row that a fold, an export or a close reads belongs
+//! to a row of `batch`. The batch takes the next ledger sequence inside its transaction's commit.
 
 pub mod acts;
 mod batch;
@@ -59,10 +59,14 @@ pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use choices::LICENSE_RULES;
 pub use collector_requests::SweepRequest;
 pub use connect::{LedgerError, LedgerSettings};
-pub use contents::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates};
+pub use contents::{
+    BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates,
+};
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
 pub use entries::Entry;
-pub use event_history::{ActOnRefusal, ExportLife, NewExport, PublicationAttempt, PublicationLife, RefusalLife};
+pub use event_history::{
+    ActOnRefusal, ExportLife, NewExport, PublicationAttempt, PublicationLife, RefusalLife,
+};
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
 pub use findings::{Finding, NewFinding};
 pub use generations::{NewGeneration, PartitionGenerations};
@@ -81,8 +85,12 @@ pub use plans::KeptPlan;
 pub use positions::{Chain, LastRecord, PartitionLease, fingerprint};
 pub use preview::{Forecast, PlannedEvents};
 pub use processes::{GONE_SECONDS, Process, ProcessRow, PublishRefusal};
-pub use publication_requests::{Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome};
-pub use publications::{HeldBack, HeldFor, Pending, Postponed, Publication, PublicationState, Settled, Settlement};
+pub use publication_requests::{
+    Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome,
+};
+pub use publications::{
+    HeldBack, HeldFor, Pending, Postponed, Publication, PublicationState, Settled, Settlement,
+};
 pub use publish_marks::PublishStop;
 pub use record::last_record;
 pub use recoveries::Recovering;

@@ -20,13 +20,17 @@ pub struct NewPass {
     pub produced: i32,
     /// Of these, events that an earlier pass had reported complete.
     pub late: i32,
-    /// The end of each partition after the pass. All records of this and earlier passes are below it.
+    /// The end of each partition after the pass. All records of this and earlier passes are below
+    /// it.
     pub offsets: Vec<(TopicPartition, i64)>,
-    /// The last record of each partition appended since the previous pass, for a log in the ledger's database. A failover may have lost it.
+    /// The last record of each partition appended since the previous pass, for a log in the
+    /// ledger's database. A failover may have lost it.
     pub last_records: Vec<(TopicPartition, i64, Message)>,
-    /// The pass that this one relies on, by id and start. If it is not the newest, the ledger is restored.
+    /// The pass that this one relies on, by id and start. If it is not the newest, the ledger is
+    /// restored.
     pub previous: Option<(i64, DateTime<Utc>)>,
-    /// Passes after this id are not settled: their records may still be rejected. None: passes settle once the log is read up to them.
+    /// Passes after this id are not settled: their records may still be rejected. None: passes
+    /// settle once the log is read up to them.
     pub unproven_after: Option<i64>,
     /// Requested event ids that the pass has looked up.
     pub fetched: Vec<String>,

@@ -1,5 +1,5 @@
-//! How far each source is complete: its collector's passes and their ends in the log. Passes are progress and add no batches.
-//! A pass leaves no row once the log is read up to it.
+//! How far each source is complete: its collector's passes and their ends in the log. Passes are
+//! progress and add no batches. A pass leaves no row once the log is read up to it.
 
 use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
@@ -22,7 +22,8 @@ pub struct Completeness {
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct TopicCompleteness {
     pub topic: String,
-    /// The ledger has all of the topic's events that coderd committed before this instant. None: not known.
+    /// The ledger has all of the topic's events that coderd committed before this instant. None:
+    /// not known.
     pub complete_until: Option<DateTime<Utc>>,
 }
 
@@ -35,11 +36,13 @@ pub struct LastPass {
     pub complete_until: Option<DateTime<Utc>>,
     /// How far any pass reports completeness.
     pub claimed_until: Option<DateTime<Utc>>,
-    /// When the last full sweep began. None after a recovery, so that the collector rereads everything.
+    /// When the last full sweep began. None after a recovery, so that the collector rereads
+    /// everything.
     pub swept_at: Option<DateTime<Utc>>,
 }
 
-/// Makes void the passes that a query names by source and id, and the later ones, which rely on them. None of these passes is settled.
+/// Makes void the passes that a query names by source and id, and the later ones, which rely on
+/// them. None of these passes is settled.
 macro_rules! void_passes {
     ($passes:literal) => {
         concat!(
@@ -58,14 +61,19 @@ macro_rules! void_passes {
 }
 pub(super) use void_passes;
 
-/// Records a pass as the source's newest, settles passes that the log is read up to, and returns its id. Completeness never decreases.
+/// Records a pass as the source's newest, settles passes that the log is read up to, and returns
+/// its id. Completeness never decreases.
 ///
-/// Only the holder of the collector's lease may record a pass. Its own last pass must be the newest one, and the log must have
-/// the records that it has appended since.
+/// Only the holder of the collector's lease may record a pass. Its own last pass must be the newest
+/// one, and the log must have the records that it has appended since.
 ///
 /// # Errors
 /// [`LeaseError`]; nothing is recorded.
-pub async fn record(conn: &mut PgConnection, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
+pub async fn record(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    pass: &NewPass,
+) -> Result<i64, LeaseError> {
     let mut tx = conn.begin().await?;
     hold(&mut tx, lease).await?;
     let lost = || LeaseError::Lost(lease.name.clone());
@@ -97,20 +105,32 @@ pub async fn record(conn: &mut PgConnection, lease: &Lease, pass: &NewPass) -> R
 ///
 /// # Errors
 /// [`LeaseError`]; nothing is changed.
-pub async fn void(conn: &mut PgConnection, lease: &Lease, source_id: i16, after: i64) -> Result<(), LeaseError> {
+pub async fn void(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    source_id: i16,
+    after: i64,
+) -> Result<(), LeaseError> {
     let mut tx = conn.begin().await?;
     hold(&mut tx, lease).await?;
-    sqlx::query(void_passes!("select source_id, pass_id from collector_pass where source_id = $1 and pass_id > $2"))
-        .bind(source_id)
-        .bind(after)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(void_passes!(
+        "select source_id, pass_id from collector_pass where source_id = $1 and pass_id > $2"
+    ))
+    .bind(source_id)
+    .bind(after)
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     Ok(())
 }
 
-/// The source's last pass before all passes that rely on one of these unread records; none: no pass relies on one.
-pub async fn last_before(conn: &mut PgConnection, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
+/// The source's last pass before all passes that rely on one of these unread records; none: no pass
+/// relies on one.
+pub async fn last_before(
+    conn: &mut PgConnection,
+    source_id: i16,
+    places: &[(TopicPartition, i64)],
+) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select min(pass_id) - 1 from collector_pass_offset noted
          join unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_offset) using (topic, partition)
@@ -125,22 +145,34 @@ pub async fn last_before(conn: &mut PgConnection, source_id: i16, places: &[(Top
 }
 
 /// Whether the ledger has all records of this pass and earlier ones.
-pub async fn is_confirmed(conn: &mut PgConnection, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id <= $2)")
-        .bind(source_id)
-        .bind(pass_id)
-        .fetch_one(conn)
-        .await
+pub async fn is_confirmed(
+    conn: &mut PgConnection,
+    source_id: i16,
+    pass_id: i64,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select not exists (select from unreached_offset where source_id = $1 and pass_id <= $2)",
+    )
+    .bind(source_id)
+    .bind(pass_id)
+    .fetch_one(conn)
+    .await
 }
 
 /// How far the source is complete, by the passes that the ledger has reached.
-pub async fn completeness(conn: &mut PgConnection, source_id: i16) -> Result<Completeness, sqlx::Error> {
+pub async fn completeness(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Completeness, sqlx::Error> {
     let query = "select complete_until, runtime_complete_until from completeness($1, null)";
     Ok(sqlx::query_as(query).bind(source_id).fetch_optional(conn).await?.unwrap_or_default())
 }
 
 /// The completeness of each topic: a topic that is behind does not hold back the others.
-pub async fn completeness_by_topic(conn: &mut PgConnection, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
+pub async fn completeness_by_topic(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
     sqlx::query_as("select topic, complete_until from unnest($2::text[]) as requested (topic), completeness($1, topic)")
         .bind(source_id)
         .bind(Topic::ALL.map(Topic::name).as_slice())
@@ -167,8 +199,12 @@ pub async fn last(conn: &mut PgConnection, source_id: i16) -> Result<LastPass, s
     .await
 }
 
-/// Whether the log in this database has these records. After a failover that lost some, other records may have their offsets.
-async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Message)]) -> Result<bool, sqlx::Error> {
+/// Whether the log in this database has these records. After a failover that lost some, other
+/// records may have their offsets.
+async fn log_holds(
+    tx: &mut PgConnection,
+    records: &[(TopicPartition, i64, Message)],
+) -> Result<bool, sqlx::Error> {
     if records.is_empty() {
         return Ok(true);
     }
@@ -189,9 +225,14 @@ async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Messa
     Ok(usize::try_from(held) == Ok(records.len()))
 }
 
-/// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has reached. A pass without such offsets and
-/// without appended events relies on nothing new. Unless it is a sweep, it joins the newest row, but never one that may be settled earlier.
-async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
+/// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has
+/// reached. A pass without such offsets and without appended events relies on nothing new. Unless
+/// it is a sweep, it joins the newest row, but never one that may be settled earlier.
+async fn insert_pass(
+    tx: &mut PgConnection,
+    pass_id: i64,
+    pass: &NewPass,
+) -> Result<(), sqlx::Error> {
     let further: Vec<(String, i32, i64)> = sqlx::query_as(
         "select topic, partition, log_end from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_end)
              left join position using (topic, partition)
@@ -236,7 +277,11 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
 }
 
 /// Merges passes that the log is read up to into the source's progress. Deletes reached offsets.
-async fn settle_passes(tx: &mut PgConnection, source_id: i16, unproven_after: Option<i64>) -> Result<(), sqlx::Error> {
+async fn settle_passes(
+    tx: &mut PgConnection,
+    source_id: i16,
+    unproven_after: Option<i64>,
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "delete from collector_pass_offset noted using position
          where source_id = $1 and position.topic = noted.topic and position.partition = noted.partition

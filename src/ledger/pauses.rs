@@ -24,7 +24,9 @@ words! {
 }
 
 /// A pause of an operation in all processes, until an operator resumes it.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct Pause {
     /// The paused operation.
     pub operation: Pausable,
@@ -47,7 +49,8 @@ pub async fn list(conn: &mut PgConnection) -> Result<Vec<Pause>, sqlx::Error> {
     .await
 }
 
-/// Writes a pause and its act. The inner [`Err`] is the pause that already exists; nothing is written.
+/// Writes a pause and its act. The inner [`Err`] is the pause that already exists; nothing is
+/// written.
 pub async fn begin(
     conn: &mut PgConnection,
     operation: Pausable,
@@ -59,8 +62,11 @@ pub async fn begin(
     let mut tx = conn.begin().await?;
     lock(&mut tx).await?;
     let held = list(&mut tx).await?;
-    let covers = |pause: &&Pause| pause.topic.is_none() || pause.topic.as_deref() == topic.map(Topic::name);
-    if let Some(pause) = held.into_iter().filter(|pause| pause.operation == operation).find(|pause| covers(&pause)) {
+    let covers =
+        |pause: &&Pause| pause.topic.is_none() || pause.topic.as_deref() == topic.map(Topic::name);
+    if let Some(pause) =
+        held.into_iter().filter(|pause| pause.operation == operation).find(|pause| covers(&pause))
+    {
         return Ok(Err(pause));
     }
     let act = act(ActKind::Pause, operation, topic, actor, reason);
@@ -72,13 +78,17 @@ pub async fn begin(
         .execute(&mut *tx)
         .await?;
     let since: DateTime<Utc> =
-        sqlx::query_scalar("select acted_at from operator_act where id = $1").bind(act_id).fetch_one(&mut *tx).await?;
+        sqlx::query_scalar("select acted_at from operator_act where id = $1")
+            .bind(act_id)
+            .fetch_one(&mut *tx)
+            .await?;
     tx.commit().await?;
     let topic = topic.map(|topic| topic.name().to_owned());
     Ok(Ok(Pause { operation, topic, actor: actor.to_owned(), reason: reason.to_owned(), since }))
 }
 
-/// Ends a pause and writes the act. The inner [`Err`] has the operation's other pauses, if this one does not exist; nothing is written.
+/// Ends a pause and writes the act. The inner [`Err`] has the operation's other pauses, if this one
+/// does not exist; nothing is written.
 pub async fn end(
     conn: &mut PgConnection,
     operation: Pausable,
@@ -91,7 +101,10 @@ pub async fn end(
     lock(&mut tx).await?;
     let mut held = list(&mut tx).await?;
     held.retain(|pause| pause.operation == operation);
-    let Some(at) = held.iter().position(|pause| pause.topic.as_deref() == topic.map(Topic::name)) else { return Ok(Err(held)) };
+    let Some(at) = held.iter().position(|pause| pause.topic.as_deref() == topic.map(Topic::name))
+    else {
+        return Ok(Err(held));
+    };
     acts::insert(&mut tx, &act(ActKind::Resume, operation, topic, actor, reason), now).await?;
     sqlx::query("delete from pause where operation = $1 and topic = $2")
         .bind(operation.as_str())
@@ -107,7 +120,13 @@ async fn lock(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("lock table pause in share row exclusive mode").execute(tx).await.map(|_| ())
 }
 
-fn act<'a>(act: ActKind, operation: Pausable, topic: Option<Topic>, actor: &'a str, reason: &'a str) -> NewAct<'a> {
+fn act<'a>(
+    act: ActKind,
+    operation: Pausable,
+    topic: Option<Topic>,
+    actor: &'a str,
+    reason: &'a str,
+) -> NewAct<'a> {
     NewAct {
         actor,
         act,

@@ -16,7 +16,8 @@ pub struct KeptPlan {
     pub act_id: Option<i64>,
 }
 
-/// Keeps a plan under its hash. A plan with the same effect is the same plan; if it was executed, it can be executed again.
+/// Keeps a plan under its hash. A plan with the same effect is the same plan; if it was executed,
+/// it can be executed again.
 pub async fn save(
     conn: &mut PgConnection,
     hash: &str,
@@ -41,21 +42,34 @@ pub async fn save(
 }
 
 /// The plan of that kind and hash, if any.
-pub async fn load(conn: &mut PgConnection, hash: &str, kind: &'static str) -> Result<Option<KeptPlan>, sqlx::Error> {
-    sqlx::query_as("select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2")
-        .bind(hash)
-        .bind(kind)
-        .fetch_optional(conn)
-        .await
+pub async fn load(
+    conn: &mut PgConnection,
+    hash: &str,
+    kind: &'static str,
+) -> Result<Option<KeptPlan>, sqlx::Error> {
+    sqlx::query_as(
+        "select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2",
+    )
+    .bind(hash)
+    .bind(kind)
+    .fetch_optional(conn)
+    .await
 }
 
 /// Marks a plan as executed by this act, in the act's transaction. False: it was executed before.
-pub(super) async fn executed(tx: &mut PgConnection, hash: &str, act_id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
-    let marked = sqlx::query("update plan set act_id = $2, finished_at = $3 where hash = $1 and act_id is null")
-        .bind(hash)
-        .bind(act_id)
-        .bind(now)
-        .execute(tx)
-        .await?;
+pub(super) async fn executed(
+    tx: &mut PgConnection,
+    hash: &str,
+    act_id: i64,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let marked = sqlx::query(
+        "update plan set act_id = $2, finished_at = $3 where hash = $1 and act_id is null",
+    )
+    .bind(hash)
+    .bind(act_id)
+    .bind(now)
+    .execute(tx)
+    .await?;
     Ok(marked.rows_affected() == 1)
 }

@@ -44,7 +44,8 @@ pub struct PartitionLease {
     pub next_offset: i64,
     /// The last record that was read before `next_offset`, if any.
     pub last: Option<LastRecord>,
-    /// The first offset whose record needs a valid signature; none: no consumer of this ledger has had keys.
+    /// The first offset whose record needs a valid signature; none: no consumer of this ledger has
+    /// had keys.
     pub signed_from: Option<i64>,
 }
 
@@ -87,7 +88,8 @@ impl Chain {
     }
 }
 
-/// Takes the partition lease from its holder. Without a position, reading starts at `log_start`, which is recorded.
+/// Takes the partition lease from its holder. Without a position, reading starts at `log_start`,
+/// which is recorded.
 pub async fn lease(
     conn: &mut PgConnection,
     partition: TopicPartition,
@@ -111,13 +113,25 @@ pub async fn lease(
 }
 
 /// The partition's current generation; the first one before it has a position.
-pub async fn generation(conn: &mut PgConnection, partition: TopicPartition) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar("select current_generation($1, $2)").bind(partition.topic.name()).bind(partition.partition).fetch_one(conn).await
+pub async fn generation(
+    conn: &mut PgConnection,
+    partition: TopicPartition,
+) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select current_generation($1, $2)")
+        .bind(partition.topic.name())
+        .bind(partition.partition)
+        .fetch_one(conn)
+        .await
 }
 
 pub async fn list(conn: &mut PgConnection) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
-    let rows = sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?))).collect()
+    let rows =
+        sqlx::query("select topic, partition, next_offset from position order by topic, partition")
+            .fetch_all(conn)
+            .await?;
+    rows.iter()
+        .map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?)))
+        .collect()
 }
 
 pub(super) fn partition_lease(row: &PgRow) -> Result<PartitionLease, sqlx::Error> {
@@ -131,8 +145,8 @@ pub(super) fn partition_lease(row: &PgRow) -> Result<PartitionLease, sqlx::Error
     })
 }
 
-/// Moves a leased partition's position by compare-and-set. It stops a consumer that has lost its lease, or took it before the signature
-/// cutover was recorded.
+/// Moves a leased partition's position by compare-and-set. It stops a consumer that has lost its
+/// lease, or took it before the signature cutover was recorded.
 pub(super) async fn advance(
     connection: &mut PgConnection,
     now: DateTime<Utc>,

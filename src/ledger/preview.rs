@@ -12,7 +12,8 @@ use super::record::{Dispositions, SortedEvents, judge};
 use super::{Arrival, Counts, Disposition, Refusal, ReplayRange, rows};
 use crate::event::{Digest, Event, Payload, RejectCause};
 
-/// The new events that a plan has found in earlier batches, and the workspaces that they start for the first time.
+/// The new events that a plan has found in earlier batches, and the workspaces that they start for
+/// the first time.
 #[derive(Default)]
 pub struct PlannedEvents {
     events: HashMap<(Uuid, String), Digest>,
@@ -30,8 +31,13 @@ pub struct Forecast {
 }
 
 impl PlannedEvents {
-    /// Adds the new events of earlier batches to the known digests, by index, and remembers the events that are new here.
-    fn and(&mut self, mut known: HashMap<usize, Digest>, news: &[&rows::New<'_>]) -> HashMap<usize, Digest> {
+    /// Adds the new events of earlier batches to the known digests, by index, and remembers the
+    /// events that are new here.
+    fn and(
+        &mut self,
+        mut known: HashMap<usize, Digest>,
+        news: &[&rows::New<'_>],
+    ) -> HashMap<usize, Digest> {
         for new in news {
             if known.contains_key(&new.index) {
                 continue;
@@ -49,9 +55,9 @@ impl PlannedEvents {
     }
 }
 
-/// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `planned` has the new events of earlier
-/// batches. An arrival that PostgreSQL refused before keeps that refusal. A new build is a first successful start only
-/// if the ledger would keep it as one.
+/// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `planned`
+/// has the new events of earlier batches. An arrival that PostgreSQL refused before keeps that
+/// refusal. A new build is a first successful start only if the ledger would keep it as one.
 pub async fn batch(
     conn: &mut PgConnection,
     range: &ReplayRange,
@@ -67,7 +73,11 @@ pub async fn batch(
     let refused_before = refused_before(&mut tx, range, arrivals).await?;
     for arrival in arrivals.iter_mut() {
         if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
-            arrival.event = Err(Refusal { verdict: Disposition::Rejected, cause: RejectCause::Ledger, detail: detail.clone() });
+            arrival.event = Err(Refusal {
+                verdict: Disposition::Rejected,
+                cause: RejectCause::Ledger,
+                detail: detail.clone(),
+            });
         }
     }
     let sorted = SortedEvents::of(arrivals, &sources, now);
@@ -83,15 +93,18 @@ pub async fn batch(
     }
     new.sort_unstable();
     sorted.judge_the_rest(&mut dispositions);
-    let refused =
-        arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || dispositions.refused().contains_key(index));
-    let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
+    let refused = arrivals.iter().enumerate().filter(|(index, arrival)| {
+        arrival.event.is_err() || dispositions.refused().contains_key(index)
+    });
+    let new_refused =
+        refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
     let counts = dispositions.counts(arrivals);
     first_starts(&mut tx, arrivals, &new, planned).await?;
     Ok(Forecast { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
 }
 
-/// Clears `first_successful_start` of new builds, except of the one build per workspace that the ledger would keep.
+/// Clears `first_successful_start` of new builds, except of the one build per workspace that the
+/// ledger would keep.
 async fn first_starts(
     tx: &mut PgConnection,
     arrivals: &mut [Arrival],
@@ -107,7 +120,8 @@ async fn first_starts(
         }
     }
     claimants.sort_unstable();
-    let (deployments, workspaces): (Vec<Uuid>, Vec<Uuid>) = claimants.iter().map(|(_, _, workspace)| *workspace).unzip();
+    let (deployments, workspaces): (Vec<Uuid>, Vec<Uuid>) =
+        claimants.iter().map(|(_, _, workspace)| *workspace).unzip();
     let started: Vec<(Uuid, Uuid)> = sqlx::query_as(
         "select s.deployment_id, f.workspace_id from unnest($1::uuid[], $2::uuid[]) as named (deployment_id, workspace_id)
              join source s using (deployment_id) join workspace_first_start f on f.source_id = s.id and f.workspace_id = named.workspace_id",

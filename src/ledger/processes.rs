@@ -5,7 +5,8 @@ use sqlx::FromRow;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// Seconds without a heartbeat after which a process is shown as gone. A living process sends one every 5 s.
+/// Seconds without a heartbeat after which a process is shown as gone. A living process sends one
+/// every 5 s.
 pub const GONE_SECONDS: f64 = 30.0;
 /// Seconds without a heartbeat after which a process is hidden by default.
 const LONG_GONE_SECONDS: f64 = 3600.0;
@@ -27,7 +28,9 @@ pub struct Process {
 }
 
 /// A process at its last heartbeat.
-#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct ProcessRow {
     /// The process's id, a new one with each start.
     pub id: Uuid,
@@ -43,7 +46,8 @@ pub struct ProcessRow {
     pub started_at: DateTime<Utc>,
     /// Its last heartbeat, by the database's clock.
     pub seen_at: DateTime<Utc>,
-    /// Whether its last heartbeat is over 30 seconds old and it did not shut down in an orderly way.
+    /// Whether its last heartbeat is over 30 seconds old and it did not shut down in an orderly
+    /// way.
     pub gone: bool,
     /// Whether its last heartbeat is over an hour old.
     #[serde(default)]
@@ -64,7 +68,8 @@ pub struct PublishRefusal {
 }
 
 impl ProcessRow {
-    /// The reason why its publisher refuses to work. A process that ended because of it reports it too, for the hour in which it is shown.
+    /// The reason why its publisher refuses to work. A process that ended because of it reports it
+    /// too, for the hour in which it is shown.
     #[must_use]
     pub fn publish_refusal(&self) -> Option<PublishRefusal> {
         let refused = self.standing.get("publish")?.get("refused").filter(|_| !self.long_gone)?;
@@ -81,7 +86,11 @@ impl ProcessRow {
 }
 
 /// Records a heartbeat and the state of the roles. Deletes processes that have been gone for a day.
-pub async fn record_heartbeat(conn: &mut PgConnection, process: &Process, standing: &serde_json::Value) -> Result<(), sqlx::Error> {
+pub async fn record_heartbeat(
+    conn: &mut PgConnection,
+    process: &Process,
+    standing: &serde_json::Value,
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "with forgotten as (delete from process where seen_at < clock_timestamp() - make_interval(secs => $8))
          insert into process as known (id, host, pid, version, roles, started_at, seen_at, standing)
@@ -101,7 +110,8 @@ pub async fn record_heartbeat(conn: &mut PgConnection, process: &Process, standi
     .map(|_| ())
 }
 
-/// Deletes the row of a process that shuts down in an orderly way. After an error it is shown as gone for a day.
+/// Deletes the row of a process that shuts down in an orderly way. After an error it is shown as
+/// gone for a day.
 pub async fn end(conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query("delete from process where id = $1").bind(id).execute(conn).await.map(|_| ())
 }

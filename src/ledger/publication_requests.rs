@@ -76,13 +76,23 @@ pub enum Recorded {
     Now,
     /// The outcome was recorded before; nothing is changed.
     Before,
-    /// The ledger lacks the request that was written before it was sent, because it was restored since then. Nothing is changed: the
-    /// recovery marks pending publications as possibly sent, and the vendor bills an id only once.
+    /// The ledger lacks the request that was written before it was sent, because it was restored
+    /// since then. Nothing is changed: the recovery marks pending publications as possibly sent,
+    /// and the vendor bills an id only once.
     RequestLost,
 }
 
 /// The latest request to the vendor for one source.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    sqlx::FromRow,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 pub struct LastRequest {
     /// The id of the request, under which its verdicts are recorded.
     pub id: Uuid,
@@ -94,13 +104,17 @@ pub struct LastRequest {
     pub status: Option<i32>,
     /// The reason why the request has no verdicts.
     pub error: Option<String>,
-    /// The number of its events by verdict: accepted, refused, refused for now, left out, or failed.
+    /// The number of its events by verdict: accepted, refused, refused for now, left out, or
+    /// failed.
     #[sqlx(json)]
     pub verdicts: std::collections::BTreeMap<AttemptVerdict, i64>,
 }
 
 /// The source's latest request; none before the first.
-pub async fn last(conn: &mut PgConnection, source_id: i16) -> Result<Option<LastRequest>, sqlx::Error> {
+pub async fn last(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Option<LastRequest>, sqlx::Error> {
     sqlx::query_as(
         "select id, sent_at, answered_at, status, error,
              (select coalesce(jsonb_object_agg(verdict, events), '{}') from (
@@ -113,10 +127,14 @@ pub async fn last(conn: &mut PgConnection, source_id: i16) -> Result<Option<Last
     .await
 }
 
-/// Writes the request and its attempts, commits, and extends the leases. From then on its events are treated as sent.
-/// False: a lease was lost, or the ledger is restored; nothing is written and nothing may be sent.
-/// After an error nothing may be sent.
-pub async fn begin(conn: &mut PgConnection, request: &NewRequest<'_>, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+/// Writes the request and its attempts, commits, and extends the leases. From then on its events
+/// are treated as sent. False: a lease was lost, or the ledger is restored; nothing is written and
+/// nothing may be sent. After an error nothing may be sent.
+pub async fn begin(
+    conn: &mut PgConnection,
+    request: &NewRequest<'_>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let mut tx = conn.begin().await?;
     lock(&mut tx, request.source_id, &request.event_ids).await?;
     let held = sqlx::query(
@@ -151,9 +169,14 @@ pub async fn begin(conn: &mut PgConnection, request: &NewRequest<'_>, now: DateT
     Ok(true)
 }
 
-/// Records an outcome in one batch: the verdicts, and each event's final state or next attempt. A second call changes nothing.
-/// A final verdict is recorded even after the lease has expired; the next attempt is set only while the lease is held.
-pub async fn record_outcome(conn: &mut PgConnection, outcome: &RequestOutcome<'_>, now: DateTime<Utc>) -> Result<Recorded, sqlx::Error> {
+/// Records an outcome in one batch: the verdicts, and each event's final state or next attempt. A
+/// second call changes nothing. A final verdict is recorded even after the lease has expired; the
+/// next attempt is set only while the lease is held.
+pub async fn record_outcome(
+    conn: &mut PgConnection,
+    outcome: &RequestOutcome<'_>,
+    now: DateTime<Utc>,
+) -> Result<Recorded, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
     lock(&mut tx, outcome.source_id, &ids).await?;
@@ -180,7 +203,10 @@ pub async fn record_outcome(conn: &mut PgConnection, outcome: &RequestOutcome<'_
     Ok(Recorded::Now)
 }
 
-async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {
+async fn record_attempts(
+    tx: &mut PgConnection,
+    outcome: &RequestOutcome<'_>,
+) -> Result<(), sqlx::Error> {
     let attempts = &outcome.attempts;
     sqlx::query(
         "update publication_attempt set verdict = new.verdict, message = new.message
@@ -197,10 +223,17 @@ async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) ->
     Ok(())
 }
 
-/// The vendor's verdict is final. A late verdict replaces `unknown` and `not_ours`, which the vendor did not decide.
-/// An acceptance also replaces a refusal of the same event.
-async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i64) -> Result<(), sqlx::Error> {
-    let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
+/// The vendor's verdict is final. A late verdict replaces `unknown` and `not_ours`, which the
+/// vendor did not decide. An acceptance also replaces a refusal of the same event.
+async fn settle(
+    tx: &mut PgConnection,
+    outcome: &RequestOutcome<'_>,
+    batch_id: i64,
+) -> Result<(), sqlx::Error> {
+    let final_words = outcome
+        .attempts
+        .iter()
+        .filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let final_words: Vec<&Attempt> = final_words.collect();
     sqlx::query(
         "with settled as (
@@ -228,8 +261,14 @@ async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i
     Ok(())
 }
 
-async fn reschedule(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {
-    let again = outcome.attempts.iter().filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
+async fn reschedule(
+    tx: &mut PgConnection,
+    outcome: &RequestOutcome<'_>,
+) -> Result<(), sqlx::Error> {
+    let again = outcome
+        .attempts
+        .iter()
+        .filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let again: Vec<&Attempt> = again.collect();
     sqlx::query(
         "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message, held_for = null, held_since = null,

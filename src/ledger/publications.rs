@@ -41,7 +41,8 @@ words! {
     }
 }
 
-/// The longest delay that a publisher sets. A row with a longer delay was written by a clock that was ahead.
+/// The longest delay that a publisher sets. A row with a longer delay was written by a clock that
+/// was ahead.
 const LONGEST_WAIT: TimeDelta = TimeDelta::hours(2);
 
 /// A leased row, with its accepted event.
@@ -93,7 +94,16 @@ pub struct Settled {
 }
 
 /// A pending publication that is held although it is due.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    sqlx::FromRow,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 pub struct HeldBack {
     /// coderd's id of the usage event.
     pub event_id: String,
@@ -123,8 +133,8 @@ pub struct Pending {
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is not due, or that another publisher
-/// has leased, does not hold back the others.
+/// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is
+/// not due, or that another publisher has leased, does not hold back the others.
 pub async fn lease(
     conn: &mut PgConnection,
     source_id: i16,
@@ -196,10 +206,17 @@ pub async fn postpone(
     tx.commit().await
 }
 
-/// Holds these pending rows, each with its reason, unless a publisher has leased them or they are already held. When the publisher
-/// next compares coderd's row, it ends the hold or sets its own reason.
-pub async fn hold(conn: &mut PgConnection, source_id: i16, held: &[(String, String)], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    let (ids, reasons): (Vec<&str>, Vec<&str>) = held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
+/// Holds these pending rows, each with its reason, unless a publisher has leased them or they are
+/// already held. When the publisher next compares coderd's row, it ends the hold or sets its own
+/// reason.
+pub async fn hold(
+    conn: &mut PgConnection,
+    source_id: i16,
+    held: &[(String, String)],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let (ids, reasons): (Vec<&str>, Vec<&str>) =
+        held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
     let mut tx = conn.begin().await?;
     lock(&mut tx, source_id, &ids).await?;
     sqlx::query(
@@ -218,7 +235,12 @@ pub async fn hold(conn: &mut PgConnection, source_id: i16, held: &[(String, Stri
 }
 
 /// Ends the leases of these rows and changes nothing else. After an error the leases expire.
-pub async fn release(conn: &mut PgConnection, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
+pub async fn release(
+    conn: &mut PgConnection,
+    source_id: i16,
+    holder: &str,
+    ids: &[String],
+) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     lock(&mut tx, source_id, ids).await?;
     sqlx::query(
@@ -233,8 +255,8 @@ pub async fn release(conn: &mut PgConnection, source_id: i16, holder: &str, ids:
     tx.commit().await
 }
 
-/// A page of pending events of time `until` or older that follow the key `after`, by time and id. Rows that another publisher has
-/// leased are left out: an attempt may be in flight.
+/// A page of pending events of time `until` or older that follow the key `after`, by time and id.
+/// Rows that another publisher has leased are left out: an attempt may be in flight.
 pub async fn old(
     conn: &mut PgConnection,
     source_id: i16,
@@ -258,8 +280,8 @@ pub async fn old(
     .await
 }
 
-/// Settles pending rows that `holder` has leased or that are not leased, in one batch, if there are any. While a restored
-/// ledger catches up, no event is treated as too old.
+/// Settles pending rows that `holder` has leased or that are not leased, in one batch, if there are
+/// any. While a restored ledger catches up, no event is treated as too old.
 pub async fn settle(
     conn: &mut PgConnection,
     source_id: i16,
@@ -318,11 +340,20 @@ pub async fn pending(conn: &mut PgConnection, source_id: i16) -> Result<Pending,
     .bind(source_id)
     .fetch_one(conn)
     .await?;
-    Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
+    Ok(Pending {
+        events: row.try_get(0)?,
+        held_back: row.try_get(1)?,
+        unanswered: row.try_get(2)?,
+        oldest: row.try_get(3)?,
+    })
 }
 
 /// The first pending rows that are held, by time and id.
-pub async fn held(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
+pub async fn held(
+    conn: &mut PgConnection,
+    source_id: i16,
+    limit: i64,
+) -> Result<Vec<HeldBack>, sqlx::Error> {
     sqlx::query_as(
         "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
              confirmed_at is not null as confirmed
@@ -335,8 +366,13 @@ pub async fn held(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result
     .await
 }
 
-/// Locks rows in a fixed order, so that two writers never deadlock. Each writer of several rows calls it first.
-pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[impl AsRef<str>]) -> Result<(), sqlx::Error> {
+/// Locks rows in a fixed order, so that two writers never deadlock. Each writer of several rows
+/// calls it first.
+pub(super) async fn lock(
+    tx: &mut PgConnection,
+    source_id: i16,
+    ids: &[impl AsRef<str>],
+) -> Result<(), sqlx::Error> {
     sqlx::query("select from publication where source_id = $1 and event_id = any($2) order by event_id for update")
         .bind(source_id)
         .bind(ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>())
@@ -345,19 +381,34 @@ pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[impl AsRe
     Ok(())
 }
 
-/// Marks all pending publications as possibly sent, because the lost time may contain requests. If they expire, their state is `unknown`.
+/// Marks all pending publications as possibly sent, because the lost time may contain requests. If
+/// they expire, their state is `unknown`.
 pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("select from publication where state = 'pending' order by source_id, event_id for update").execute(&mut *tx).await?;
-    sqlx::query("update publication set unanswered = true where state = 'pending' and not unanswered").execute(tx).await?;
+    sqlx::query(
+        "select from publication where state = 'pending' order by source_id, event_id for update",
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "update publication set unanswered = true where state = 'pending' and not unanswered",
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
-pub(super) async fn insert_verdicts(tx: &mut PgConnection, now: DateTime<Utc>, settled: usize) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("insert into batch (kind, recorded_at, settled) values ('verdicts', $1, $2) returning id")
-        .bind(now)
-        .bind(i32::try_from(settled).unwrap_or(i32::MAX))
-        .fetch_one(tx)
-        .await
+pub(super) async fn insert_verdicts(
+    tx: &mut PgConnection,
+    now: DateTime<Utc>,
+    settled: usize,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "insert into batch (kind, recorded_at, settled) values ('verdicts', $1, $2) returning id",
+    )
+    .bind(now)
+    .bind(i32::try_from(settled).unwrap_or(i32::MAX))
+    .fetch_one(tx)
+    .await
 }
 
 fn publication_of(row: &PgRow) -> Result<Publication, sqlx::Error> {

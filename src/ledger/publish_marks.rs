@@ -1,4 +1,5 @@
-//! coderd's own publish marks in mode `sole`: the newest one at the start, and a later one, which stops publishing.
+//! coderd's own publish marks in mode `sole`: the newest one at the start, and a later one, which
+//! stops publishing.
 
 use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
@@ -11,7 +12,16 @@ use super::{NewAct, acts};
 type Mark = Option<DateTime<Utc>>;
 
 /// A source whose publishing has stopped because coderd published by itself.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    sqlx::FromRow,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 pub struct PublishStop {
     /// The deployment id of the source.
     pub deployment_id: Uuid,
@@ -21,10 +31,16 @@ pub struct PublishStop {
     pub seen_at: DateTime<Utc>,
 }
 
-/// Compares coderd's newest mark with the first one read for this source, which is kept over restarts. Returns the newest mark if it
-/// stops publishing.
-pub async fn record(conn: &mut PgConnection, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
-    let known = sqlx::query_as("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
+/// Compares coderd's newest mark with the first one read for this source, which is kept over
+/// restarts. Returns the newest mark if it stops publishing.
+pub async fn record(
+    conn: &mut PgConnection,
+    source_id: i16,
+    newest: Mark,
+) -> Result<Mark, sqlx::Error> {
+    let known =
+        sqlx::query_as("select first_mark, later_mark from publish_mark where source_id = $1")
+            .bind(source_id);
     if let Some((first, later)) = known.fetch_optional(&mut *conn).await?
         && (newest <= first || newest <= later)
     {
@@ -50,8 +66,9 @@ pub async fn stops(conn: &mut PgConnection) -> Result<Vec<PublishStop>, sqlx::Er
     sqlx::query_as(query).fetch_all(conn).await
 }
 
-/// Resumes publishing this deployment's usage. An operator has cut off coderd's own publishing, so its newest mark is the last one.
-/// Returns the stop that it ends. None: the deployment has no stop, and nothing is written.
+/// Resumes publishing this deployment's usage. An operator has cut off coderd's own publishing, so
+/// its newest mark is the last one. Returns the stop that it ends. None: the deployment has no
+/// stop, and nothing is written.
 pub async fn end_stop(
     conn: &mut PgConnection,
     deployment: Uuid,

@@ -1,5 +1,6 @@
-//! Records one batch of one partition in one transaction. New events, conflicts, rejects and held records become rows, duplicates a count.
-//! The transaction also queues publications and moves the position.
+//! Records one batch of one partition in one transaction. New events, conflicts, rejects and held
+//! records become rows, duplicates a count. The transaction also queues publications and moves the
+//! position.
 
 use sqlx::Connection as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,7 +12,9 @@ use uuid::Uuid;
 use super::confirmed::confirm;
 use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
-use super::{Arrival, BatchKind, Chain, Counts, Disposition, LastRecord, RecordError, Refusal, rows};
+use super::{
+    Arrival, BatchKind, Chain, Counts, Disposition, LastRecord, RecordError, Refusal, rows,
+};
 use crate::event::{Digest, Payload};
 
 /// Records one batch and moves the chain's position to `next_offset`.
@@ -24,32 +27,56 @@ pub async fn batch(
 ) -> Result<Counts, RecordError> {
     let mut tx = conn.begin().await?;
     let sources = source_ids(&mut tx, arrivals).await?;
-    let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
+    let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))")
+        .fetch_one(&mut *tx)
+        .await?
+        .try_get(0)?;
     let sorted = SortedEvents::of(arrivals, &sources, now);
     let dispositions = insert_events(&mut tx, batch_id, &sorted, now).await?;
     let counts = dispositions.counts(arrivals);
     insert_refused(&mut tx, now, batch_id, chain, arrivals, &dispositions.refused).await?;
     insert_batch(&mut tx, now, batch_id, chain, next_offset, counts).await?;
     match chain {
-        Chain::Live(lease) => advance(&mut tx, now, lease, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
-        Chain::Replay { id, next_offset: from, .. } => advance_replay(&mut tx, *id, chain, *from, next_offset).await?,
+        Chain::Live(lease) => {
+            advance(
+                &mut tx,
+                now,
+                lease,
+                next_offset,
+                last_record(arrivals),
+                i64::from(counts.records),
+            )
+            .await?
+        }
+        Chain::Replay { id, next_offset: from, .. } => {
+            advance_replay(&mut tx, *id, chain, *from, next_offset).await?
+        }
     }
     tx.commit().await?;
     Ok(counts)
 }
 
-/// The ledger's ids of the batch's registered deployments, by one query for any number of deployments.
-async fn source_ids(tx: &mut PgConnection, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
-    let deployments: HashSet<Uuid> =
-        arrivals.iter().filter_map(|arrival| arrival.event.as_ref().ok()).map(|event| event.deployment).collect();
-    let registered: Vec<(Uuid, i16)> = sqlx::query_as("select deployment_id, id from source where deployment_id = any($1)")
-        .bind(deployments.into_iter().collect::<Vec<_>>())
-        .fetch_all(tx)
-        .await?;
+/// The ledger's ids of the batch's registered deployments, by one query for any number of
+/// deployments.
+async fn source_ids(
+    tx: &mut PgConnection,
+    arrivals: &[Arrival],
+) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
+    let deployments: HashSet<Uuid> = arrivals
+        .iter()
+        .filter_map(|arrival| arrival.event.as_ref().ok())
+        .map(|event| event.deployment)
+        .collect();
+    let registered: Vec<(Uuid, i16)> =
+        sqlx::query_as("select deployment_id, id from source where deployment_id = any($1)")
+            .bind(deployments.into_iter().collect::<Vec<_>>())
+            .fetch_all(tx)
+            .await?;
     Ok(registered.into_iter().collect())
 }
 
-/// A batch's events by table, each id once and in order, so that parallel partitions never deadlock on ids.
+/// A batch's events by table, each id once and in order, so that parallel partitions never deadlock
+/// on ids.
 pub(super) struct SortedEvents<'a> {
     builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
@@ -60,7 +87,8 @@ pub(super) struct SortedEvents<'a> {
     unregistered: HashMap<usize, Uuid>,
 }
 
-/// A repeated id within one batch. It is compared with the accepted event, which may differ from the batch's first event of that id.
+/// A repeated id within one batch. It is compared with the accepted event, which may differ from
+/// the batch's first event of that id.
 struct RepeatedId<'a> {
     new: rows::New<'a>,
     first_index: usize,
@@ -68,7 +96,11 @@ struct RepeatedId<'a> {
 }
 
 impl<'a> SortedEvents<'a> {
-    pub(super) fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>, now: DateTime<Utc>) -> Self {
+    pub(super) fn of(
+        arrivals: &'a [Arrival],
+        sources: &HashMap<Uuid, i16>,
+        now: DateTime<Utc>,
+    ) -> Self {
         let mut sorted = SortedEvents {
             builds: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -83,14 +115,32 @@ impl<'a> SortedEvents<'a> {
                 continue;
             };
             let confirmed_at = arrival.confirmed.then_some(now);
-            let new = rows::New { index, source_id, offset: arrival.offset, digest: event.digest(), event, confirmed_at };
+            let new = rows::New {
+                index,
+                source_id,
+                offset: arrival.offset,
+                digest: event.digest(),
+                event,
+                confirmed_at,
+            };
             let first = match &event.payload {
-                Payload::Build(build) => sorted.builds.entry((source_id, build.build_id)).or_insert_with(|| new.clone()),
-                Payload::Claim(claim) => sorted.claims.entry((source_id, claim.build_id)).or_insert_with(|| new.clone()),
-                Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert_with(|| new.clone()),
+                Payload::Build(build) => {
+                    sorted.builds.entry((source_id, build.build_id)).or_insert_with(|| new.clone())
+                }
+                Payload::Claim(claim) => {
+                    sorted.claims.entry((source_id, claim.build_id)).or_insert_with(|| new.clone())
+                }
+                Payload::Usage(usage) => sorted
+                    .usage
+                    .entry((source_id, usage.id.as_str()))
+                    .or_insert_with(|| new.clone()),
             };
             if first.index != index {
-                sorted.again.push(RepeatedId { first_index: first.index, first_digest: first.digest, new });
+                sorted.again.push(RepeatedId {
+                    first_index: first.index,
+                    first_digest: first.digest,
+                    new,
+                });
             }
         }
         sorted
@@ -99,19 +149,34 @@ impl<'a> SortedEvents<'a> {
 
 impl<'a> SortedEvents<'a> {
     pub(super) fn tables(&self) -> (Vec<&rows::New<'a>>, Vec<&rows::New<'a>>, Vec<&rows::New<'a>>) {
-        (self.builds.values().collect(), self.claims.values().collect(), self.usage.values().collect())
+        (
+            self.builds.values().collect(),
+            self.claims.values().collect(),
+            self.usage.values().collect(),
+        )
     }
 
-    /// Sets the disposition of records that the tables cannot judge: repeated ids in the batch, and unregistered deployments.
+    /// Sets the disposition of records that the tables cannot judge: repeated ids in the batch, and
+    /// unregistered deployments.
     pub(super) fn judge_the_rest(&self, dispositions: &mut Dispositions) {
         for again in &self.again {
-            if again.new.digest == dispositions.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
+            if again.new.digest
+                == dispositions
+                    .otherwise
+                    .get(&again.first_index)
+                    .copied()
+                    .unwrap_or(again.first_digest)
+            {
                 dispositions.duplicates.insert(again.new.index);
             } else {
                 dispositions.refused.insert(again.new.index, Refusal::conflict(again.new.event));
             }
         }
-        dispositions.refused.extend(self.unregistered.iter().map(|(index, deployment)| (*index, Refusal::unregistered(*deployment))));
+        dispositions.refused.extend(
+            self.unregistered
+                .iter()
+                .map(|(index, deployment)| (*index, Refusal::unregistered(*deployment))),
+        );
     }
 }
 
@@ -134,7 +199,12 @@ impl Dispositions {
 
     pub(super) fn counts(&self, arrivals: &[Arrival]) -> Counts {
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-        let all_refused = || arrivals.iter().filter_map(|arrival| arrival.event.as_ref().err()).chain(self.refused.values());
+        let all_refused = || {
+            arrivals
+                .iter()
+                .filter_map(|arrival| arrival.event.as_ref().err())
+                .chain(self.refused.values())
+        };
         let refused = |verdict| all_refused().filter(|refusal| refusal.verdict == verdict).count();
         Counts {
             records: count(arrivals.len()),
@@ -159,18 +229,29 @@ async fn insert_events(
     judge(&mut dispositions, &claims, &rows::insert_claims(tx, batch_id, &claims).await?);
     judge(&mut dispositions, &usage, &rows::insert_usage(tx, batch_id, &usage, now).await?);
     sorted.judge_the_rest(&mut dispositions);
-    let sightings = builds.into_iter().chain(claims).chain(usage).chain(sorted.again.iter().map(|again| &again.new));
-    let duplicates: Vec<&rows::New<'_>> = sightings.filter(|new| dispositions.duplicates.contains(&new.index)).collect();
+    let sightings = builds
+        .into_iter()
+        .chain(claims)
+        .chain(usage)
+        .chain(sorted.again.iter().map(|again| &again.new));
+    let duplicates: Vec<&rows::New<'_>> =
+        sightings.filter(|new| dispositions.duplicates.contains(&new.index)).collect();
     confirm(tx, &duplicates, now).await?;
     Ok(dispositions)
 }
 
 /// `known` has, by index, the accepted digest of each id that was not inserted.
-pub(super) fn judge(dispositions: &mut Dispositions, news: &[&rows::New], known: &HashMap<usize, Digest>) {
+pub(super) fn judge(
+    dispositions: &mut Dispositions,
+    news: &[&rows::New],
+    known: &HashMap<usize, Digest>,
+) {
     for new in news {
         match known.get(&new.index) {
             None => dispositions.accepted += 1,
-            Some(digest) if *digest == new.digest => drop(dispositions.duplicates.insert(new.index)),
+            Some(digest) if *digest == new.digest => {
+                drop(dispositions.duplicates.insert(new.index))
+            }
             Some(digest) => {
                 dispositions.refused.insert(new.index, Refusal::conflict(new.event));
                 dispositions.otherwise.insert(new.index, *digest);
@@ -179,8 +260,9 @@ pub(super) fn judge(dispositions: &mut Dispositions, news: &[&rows::New], known:
     }
 }
 
-/// Inserts the batch's row. Its sequence is null until the commit. There the deferred trigger `batch_takes_sequence` takes the next
-/// number from the row of `ledger`, so that sequence order is commit order.
+/// Inserts the batch's row. Its sequence is null until the commit. There the deferred trigger
+/// `batch_takes_sequence` takes the next number from the row of `ledger`, so that sequence order is
+/// commit order.
 async fn insert_batch(
     tx: &mut PgConnection,
     now: DateTime<Utc>,
@@ -219,8 +301,15 @@ async fn insert_batch(
     Ok(())
 }
 
-/// Moves by compare-and-set, and only in the planned generation: in another one the offset belongs to another record.
-async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i64, to: i64) -> Result<(), RecordError> {
+/// Moves by compare-and-set, and only in the planned generation: in another one the offset belongs
+/// to another record.
+async fn advance_replay(
+    tx: &mut PgConnection,
+    id: Uuid,
+    chain: &Chain,
+    from: i64,
+    to: i64,
+) -> Result<(), RecordError> {
     let partition = chain.partition();
     let moved = sqlx::query(
         "update replay set next_offset = $5 where id = $1 and topic = $2 and partition = $3 and next_offset = $4
@@ -237,9 +326,13 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i6
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(partition)) }
 }
 
-/// The last record, to identify it later. An unreadable batch is skipped: with a larger limit other records are read there.
+/// The last record, to identify it later. An unreadable batch is skipped: with a larger limit other
+/// records are read there.
 #[must_use]
 pub fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
     let last = arrivals.iter().rfind(|arrival| arrival.message.unreadable_batch().is_none());
-    last.map(|arrival| LastRecord { offset: arrival.offset, fingerprint: fingerprint(&arrival.message) })
+    last.map(|arrival| LastRecord {
+        offset: arrival.offset,
+        fingerprint: fingerprint(&arrival.message),
+    })
 }

@@ -10,7 +10,9 @@ use super::{NewAct, Sequence, acts, plans};
 use crate::event::TopicPartition;
 
 /// An open recovery and its remaining work.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct Recovering {
     /// The id of the recovery.
     pub id: i64,
@@ -28,14 +30,17 @@ pub struct Recovering {
     pub sources_to_read: Vec<Uuid>,
     /// Deployments whose publish marks in coderd are not compared yet.
     pub sources_to_compare: Vec<Uuid>,
-    /// Deployments that no longer exist, according to an operator; the recovery does not wait for them.
+    /// Deployments that no longer exist, according to an operator; the recovery does not wait for
+    /// them.
     pub without: Vec<Uuid>,
-    /// The last sequence of the ledger when its restore was detected. It includes batches recorded between the restore and that time.
+    /// The last sequence of the ledger when its restore was detected. It includes batches recorded
+    /// between the restore and that time.
     pub ended_at_sequence: Sequence,
     /// When the batch of that sequence was recorded; absent: the ledger was empty.
     pub ended_at: Option<DateTime<Utc>>,
-    /// When the last act before this recovery was done; absent: the ledger has none. The ledger lacks later acts up to the restore:
-    /// pauses, choices of license rules, acts on rejects, replays, rebuilds, recoveries, exports.
+    /// When the last act before this recovery was done; absent: the ledger has none. The ledger
+    /// lacks later acts up to the restore: pauses, choices of license rules, acts on rejects,
+    /// replays, rebuilds, recoveries, exports.
     pub last_act_at: Option<DateTime<Utc>>,
 }
 
@@ -43,8 +48,13 @@ impl Recovering {
     /// Whether all work of the recovery is done.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
-        let Recovering { log_ends_known, records_to_read, sources_to_read, sources_to_compare, .. } = self;
-        *log_ends_known && *records_to_read == 0 && sources_to_read.is_empty() && sources_to_compare.is_empty()
+        let Recovering {
+            log_ends_known, records_to_read, sources_to_read, sources_to_compare, ..
+        } = self;
+        *log_ends_known
+            && *records_to_read == 0
+            && sources_to_read.is_empty()
+            && sources_to_compare.is_empty()
     }
 }
 
@@ -77,13 +87,22 @@ pub async fn open(conn: &mut PgConnection) -> Result<Option<Recovering>, sqlx::E
 }
 
 /// The number of pending publications, and the number of those whose events are later than `after`.
-pub async fn pending_later_than(conn: &mut PgConnection, after: DateTime<Utc>) -> Result<(i64, i64), sqlx::Error> {
+pub async fn pending_later_than(
+    conn: &mut PgConnection,
+    after: DateTime<Utc>,
+) -> Result<(i64, i64), sqlx::Error> {
     let query = "select count(*), count(*) filter (where event_created_at > $1) from publication where state = 'pending'";
     sqlx::query_as(query).bind(after).fetch_one(conn).await
 }
 
-/// Records the log's ends, which were read after the recovery was opened. Only the first call has an effect.
-pub async fn set_targets(conn: &mut PgConnection, id: i64, ends: &[(TopicPartition, i64)], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+/// Records the log's ends, which were read after the recovery was opened. Only the first call has
+/// an effect.
+pub async fn set_targets(
+    conn: &mut PgConnection,
+    id: i64,
+    ends: &[(TopicPartition, i64)],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     let targeted = sqlx::query("update recovery set targeted_at = $2 where id = $1 and targeted_at is null and closed_at is null")
         .bind(id)
@@ -107,7 +126,12 @@ pub async fn set_targets(conn: &mut PgConnection, id: i64, ends: &[(TopicPartiti
 }
 
 /// Records that the source's pending publications are compared with coderd's publish marks.
-pub async fn record_compared(conn: &mut PgConnection, id: i64, source_id: i16, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+pub async fn record_compared(
+    conn: &mut PgConnection,
+    id: i64,
+    source_id: i16,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     sqlx::query("update recovery_source set compared_at = $3 where recovery_id = $1 and source_id = $2 and compared_at is null")
         .bind(id)
         .bind(source_id)
@@ -117,8 +141,9 @@ pub async fn record_compared(conn: &mut PgConnection, id: i64, source_id: i16, n
     Ok(())
 }
 
-/// Releases the open recovery from sources that no longer exist, executing the plan of that hash. False: it does not wait for one
-/// of them, it is closed, or the plan was executed before; nothing is changed.
+/// Releases the open recovery from sources that no longer exist, executing the plan of that hash.
+/// False: it does not wait for one of them, it is closed, or the plan was executed before; nothing
+/// is changed.
 pub async fn abandon_sources(
     conn: &mut PgConnection,
     id: i64,
@@ -128,7 +153,8 @@ pub async fn abandon_sources(
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
     let mut tx = conn.begin().await?;
-    let open = sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
+    let open =
+        sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
     if open.fetch_optional(&mut *tx).await?.is_none() {
         return Ok(false);
     }
@@ -142,17 +168,24 @@ pub async fn abandon_sources(
     .bind(act_id)
     .execute(&mut *tx)
     .await?;
-    if abandoned.rows_affected() != without.len() as u64 || !plans::executed(&mut tx, plan, act_id, now).await? {
+    if abandoned.rows_affected() != without.len() as u64
+        || !plans::executed(&mut tx, plan, act_id, now).await?
+    {
         return Ok(false);
     }
     tx.commit().await?;
     Ok(true)
 }
 
-/// Closes the recovery if all its work is done. Publications of events accepted meanwhile may have been sent in the lost time, too.
-/// False: work remains, or it is already closed.
-pub async fn close(conn: &mut PgConnection, id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
-    // Checked before the whole queue is locked: every process calls this each second until the recovery closes.
+/// Closes the recovery if all its work is done. Publications of events accepted meanwhile may have
+/// been sent in the lost time, too. False: work remains, or it is already closed.
+pub async fn close(
+    conn: &mut PgConnection,
+    id: i64,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    // Checked before the whole queue is locked: every process calls this each second until the
+    // recovery closes.
     if !open(conn).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
         return Ok(false);
     }
@@ -162,7 +195,10 @@ pub async fn close(conn: &mut PgConnection, id: i64, now: DateTime<Utc>) -> Resu
     if !open(&mut tx).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
         return Ok(false);
     }
-    let close = sqlx::query("update recovery set closed_at = $2 where id = $1 and closed_at is null").bind(id).bind(now);
+    let close =
+        sqlx::query("update recovery set closed_at = $2 where id = $1 and closed_at is null")
+            .bind(id)
+            .bind(now);
     if close.execute(&mut *tx).await?.rows_affected() == 0 {
         return Ok(false);
     }

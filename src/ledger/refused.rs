@@ -12,19 +12,25 @@ use crate::event::{self, Event, MAX_ID_BYTES, Message, RejectCause};
 impl Refusal {
     /// An accepted event has the same id and other content.
     pub(super) fn conflict(event: &Event) -> Self {
-        let detail = format!("{}: already accepted with other content; the accepted event remains", event.id());
+        let detail = format!(
+            "{}: already accepted with other content; the accepted event remains",
+            event.id()
+        );
         Refusal { verdict: Disposition::Conflict, cause: RejectCause::Conflict, detail }
     }
 
     #[must_use]
     pub fn unregistered(deployment: Uuid) -> Self {
-        let detail = format!("source /coder/{deployment}: no collector has registered this deployment; registering it admits the record");
+        let detail = format!(
+            "source /coder/{deployment}: no collector has registered this deployment; registering it admits the record"
+        );
         Refusal { verdict: Disposition::Held, cause: RejectCause::UnregisteredSource, detail }
     }
 }
 
-/// Inserts conflicts, rejects and held records with their raw records, once per place in the log. The row belongs to the live chain. A
-/// replay keeps an existing row, and the live chain takes over a replay's row.
+/// Inserts conflicts, rejects and held records with their raw records, once per place in the log.
+/// The row belongs to the live chain. A replay keeps an existing row, and the live chain takes over
+/// a replay's row.
 pub(super) async fn insert_refused(
     tx: &mut PgConnection,
     now: DateTime<Utc>,
@@ -122,8 +128,14 @@ impl Traces {
         };
         Traces {
             deployment: read.deployment,
-            event_id: read.id.or_else(|| as_found(&arrival.message, "ce_id")).map(|id| kept(&id, MAX_ID_BYTES)),
-            event_type: read.event_type.or_else(|| as_found(&arrival.message, "ce_type")).map(|event_type| kept(&event_type, 200)),
+            event_id: read
+                .id
+                .or_else(|| as_found(&arrival.message, "ce_id"))
+                .map(|id| kept(&id, MAX_ID_BYTES)),
+            event_type: read
+                .event_type
+                .or_else(|| as_found(&arrival.message, "ce_type"))
+                .map(|event_type| kept(&event_type, 200)),
             units: read.units,
         }
     }
@@ -131,7 +143,8 @@ impl Traces {
 
 /// A header's value as text, for searches, where the record has no valid one.
 fn as_found(message: &Message, name: &str) -> Option<String> {
-    let (_, value) = message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
+    let (_, value) =
+        message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
     Some(String::from_utf8_lossy(value.as_deref()?).into_owned())
 }
 

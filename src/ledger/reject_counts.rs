@@ -23,7 +23,9 @@ words! {
 }
 
 /// Rejects with the same value of a property.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct RejectGroup {
     /// The common value; absent where it is not readable.
     pub value: Option<String>,
@@ -37,7 +39,9 @@ pub struct RejectGroup {
 }
 
 /// Open rejects of one disposition and cause.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct OpenRejects {
     /// The disposition of the records.
     pub verdict: Disposition,
@@ -45,8 +49,8 @@ pub struct OpenRejects {
     pub cause: RejectCause,
     /// The number of rejects.
     pub records: i64,
-    /// The readable unbilled usage: the sum by unit (`agents`, `seats`, `ms`, or `unknown` for an unknown type),
-    /// at most 2^64 - 1.
+    /// The readable unbilled usage: the sum by unit (`agents`, `seats`, `ms`, or `unknown` for an
+    /// unknown type), at most 2^64 - 1.
     #[sqlx(json)]
     pub units: BTreeMap<String, u64>,
     /// When the oldest of them was recorded.
@@ -54,7 +58,11 @@ pub struct OpenRejects {
 }
 
 /// Groups of rejects, the largest first.
-pub async fn groups(conn: &mut PgConnection, filter: &RejectFilter, by: RejectProperty) -> Result<Vec<RejectGroup>, sqlx::Error> {
+pub async fn groups(
+    conn: &mut PgConnection,
+    filter: &RejectFilter,
+    by: RejectProperty,
+) -> Result<Vec<RejectGroup>, sqlx::Error> {
     sqlx::query_as(
         "select value, sum(records)::bigint as records, min(oldest) as oldest,
              coalesce(jsonb_object_agg(unit, units) filter (where unit is not null), '{}') as units

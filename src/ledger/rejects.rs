@@ -1,4 +1,5 @@
-//! Records that are not accepted, for operators to work on. Rows are never deleted: the act that ends a reject is recorded in its row.
+//! Records that are not accepted, for operators to work on. Rows are never deleted: the act that
+//! ends a reject is recorded in its row.
 
 use sqlx::Connection as _;
 use sqlx::PgConnection;
@@ -61,7 +62,9 @@ pub struct RejectFilter {
 }
 
 /// An act on a reject, or an attempt.
-#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct RejectAct {
     /// The act's id in the audit trail.
     pub id: i64,
@@ -78,7 +81,8 @@ pub struct RejectAct {
     pub reason: String,
     /// More facts; for an edit the new body.
     pub detail: serde_json::Value,
-    /// Whether this act ended the reject. An act that did not had no effect, was interrupted, or was followed by another.
+    /// Whether this act ended the reject. An act that did not had no effect, was interrupted, or
+    /// was followed by another.
     pub ended_it: bool,
 }
 
@@ -93,7 +97,9 @@ pub struct PassedReject {
 }
 
 /// Another record under the same event id.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct SameEvent {
     /// The id of the reject.
     pub id: i64,
@@ -107,7 +113,8 @@ pub struct SameEvent {
     pub recorded_at: DateTime<Utc>,
 }
 
-/// A page of rejects by id, with at most `payload_bytes` of each body, and with headers of up to 16 KiB.
+/// A page of rejects by id, with at most `payload_bytes` of each body, and with headers of up to 16
+/// KiB.
 pub async fn list(
     conn: &mut PgConnection,
     filter: &RejectFilter,
@@ -139,7 +146,11 @@ pub async fn list(
 }
 
 /// These rejects by id, with at most `payload_bytes` of each body. Missing ones are left out.
-pub async fn by_id(conn: &mut PgConnection, ids: &[i64], payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
+pub async fn by_id(
+    conn: &mut PgConnection,
+    ids: &[i64],
+    payload_bytes: i32,
+) -> Result<Vec<RejectRow>, sqlx::Error> {
     let rows = sqlx::query(
         "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
              units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $2) as payload,
@@ -154,8 +165,13 @@ pub async fn by_id(conn: &mut PgConnection, ids: &[i64], payload_bytes: i32) -> 
     rows.iter().map(reject).collect()
 }
 
-/// Open held records with ids above `after` that can be admitted: this version knows their type, or their deployment is registered.
-pub async fn admissible(conn: &mut PgConnection, after: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
+/// Open held records with ids above `after` that can be admitted: this version knows their type, or
+/// their deployment is registered.
+pub async fn admissible(
+    conn: &mut PgConnection,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "(select id from reject
           where state = 'open' and verdict = 'held' and cause <> $4 and event_type = any($1) and id > $2 order by id limit $3)
@@ -184,7 +200,12 @@ pub async fn acts(conn: &mut PgConnection, ids: &[i64]) -> Result<Vec<RejectAct>
 }
 
 /// The other rejects under this event id, in order, at most a hundred.
-pub async fn of_event(conn: &mut PgConnection, deployment_id: Uuid, event_id: &str, but: i64) -> Result<Vec<SameEvent>, sqlx::Error> {
+pub async fn of_event(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    event_id: &str,
+    but: i64,
+) -> Result<Vec<SameEvent>, sqlx::Error> {
     sqlx::query_as(
         "select id, verdict, cause, state, recorded_at from reject where deployment_id = $1 and event_id = $2 and id <> $3
          order by id limit 100",
@@ -197,7 +218,11 @@ pub async fn of_event(conn: &mut PgConnection, deployment_id: Uuid, event_id: &s
 }
 
 /// The sequence that accepted the event of this id, and its digest; none if it is not accepted.
-pub async fn accepted(conn: &mut PgConnection, deployment_id: Uuid, event_id: &str) -> Result<Option<(Sequence, Digest)>, sqlx::Error> {
+pub async fn accepted(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    event_id: &str,
+) -> Result<Option<(Sequence, Digest)>, sqlx::Error> {
     let build: Option<Uuid> = event_id.split_once(':').and_then(|(_, id)| id.parse().ok());
     let found: Option<(Sequence, Vec<u8>)> = sqlx::query_as(
         "select named_sequence(sequence), digest from source join lateral (
@@ -217,7 +242,11 @@ pub async fn accepted(conn: &mut PgConnection, deployment_id: Uuid, event_id: &s
 }
 
 /// Writes the acts before they are done, all or none, and returns their ids in order.
-pub async fn begin_acts(conn: &mut PgConnection, acts: &[NewAct<'_>], now: DateTime<Utc>) -> Result<Vec<i64>, sqlx::Error> {
+pub async fn begin_acts(
+    conn: &mut PgConnection,
+    acts: &[NewAct<'_>],
+    now: DateTime<Utc>,
+) -> Result<Vec<i64>, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let mut ids = Vec::with_capacity(acts.len());
     for act in acts {
@@ -227,8 +256,9 @@ pub async fn begin_acts(conn: &mut PgConnection, acts: &[NewAct<'_>], now: DateT
     Ok(ids)
 }
 
-/// Ends each of these rejects by its act, if its state is in `from`, and returns the ended ones. Returns none if a generation
-/// of any partition has ended since `expected` was read, because the appended records may be in that generation.
+/// Ends each of these rejects by its act, if its state is in `from`, and returns the ended ones.
+/// Returns none if a generation of any partition has ended since `expected` was read, because the
+/// appended records may be in that generation.
 pub async fn end(
     conn: &mut PgConnection,
     passed: &[PassedReject],
@@ -264,7 +294,8 @@ pub async fn end(
     Ok(ended)
 }
 
-/// The number of rejects that were appended again to these offsets of this generation of the partition.
+/// The number of rejects that were appended again to these offsets of this generation of the
+/// partition.
 pub async fn passed_to(
     conn: &mut PgConnection,
     partition: TopicPartition,
@@ -285,7 +316,8 @@ pub async fn passed_to(
     .await
 }
 
-/// Discards these open rejects, each with its act, all or none. Returns none where one is not open any more; nothing is changed.
+/// Discards these open rejects, each with its act, all or none. Returns none where one is not open
+/// any more; nothing is changed.
 pub async fn discard(
     conn: &mut PgConnection,
     ids: &[i64],
@@ -296,11 +328,13 @@ pub async fn discard(
     let mut act_ids = Vec::with_capacity(ids.len());
     for (id, act) in ids.iter().zip(acts) {
         let act_id = acts::insert(&mut tx, act, now).await?;
-        let ended = sqlx::query("update reject set state = 'discarded', act_id = $2 where id = $1 and state = 'open'")
-            .bind(id)
-            .bind(act_id)
-            .execute(&mut *tx)
-            .await?;
+        let ended = sqlx::query(
+            "update reject set state = 'discarded', act_id = $2 where id = $1 and state = 'open'",
+        )
+        .bind(id)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
         if ended.rows_affected() != 1 {
             tx.rollback().await?;
             return Ok(None);
@@ -329,7 +363,8 @@ fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
         act_id: row.try_get("act_id")?,
         record_timestamp: row.try_get("record_timestamp")?,
         key: row.try_get("record_key")?,
-        headers: Message::headers_from_json(row.try_get("headers")?).map_err(|error| sqlx::Error::Decode(error.into()))?,
+        headers: Message::headers_from_json(row.try_get("headers")?)
+            .map_err(|error| sqlx::Error::Decode(error.into()))?,
         payload: row.try_get("payload")?,
         payload_bytes: row.try_get("payload_bytes")?,
         oversized: oversized(row)?,
@@ -339,11 +374,13 @@ fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
 
 fn oversized(row: &PgRow) -> Result<Option<Oversized>, sqlx::Error> {
     let Some(sha256) = row.try_get::<Option<Vec<u8>>, _>("whole_sha256")? else { return Ok(None) };
-    let (bytes, sha256) = (usize::try_from(row.try_get::<i64, _>("payload_bytes")?).ok(), digest(sha256)?);
+    let (bytes, sha256) =
+        (usize::try_from(row.try_get::<i64, _>("payload_bytes")?).ok(), digest(sha256)?);
     Ok(bytes.map(|bytes| Oversized { bytes, sha256 }))
 }
 
 /// Parses an unsigned 64-bit number in PostgreSQL's format.
 pub(super) fn units(text: Option<&str>) -> Result<Option<u64>, sqlx::Error> {
-    text.map(|text| text.parse().map_err(|_| sqlx::Error::Protocol("units out of range".into()))).transpose()
+    text.map(|text| text.parse().map_err(|_| sqlx::Error::Protocol("units out of range".into())))
+        .transpose()
 }

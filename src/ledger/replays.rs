@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{Counts, NewAct, acts};
 use crate::event::TopicPartition;
 
-/// One partition's range of a replay. `next_offset` moves from `first_offset` to `end_offset` (exclusive).
+/// One partition's range of a replay. `next_offset` moves from `first_offset` to `end_offset`
+/// (exclusive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct ReplayRange {
     #[sqlx(flatten)]
@@ -35,7 +36,8 @@ pub struct PlannedReplay {
     pub ranges: Vec<ReplayRange>,
 }
 
-/// Keeps a plan under its hash, so that the execution has exactly its effect. `request` is the operator's request.
+/// Keeps a plan under its hash, so that the execution has exactly its effect. `request` is the
+/// operator's request.
 pub async fn save(
     conn: &mut PgConnection,
     id: Uuid,
@@ -73,7 +75,10 @@ pub async fn save(
 }
 
 /// The replay planned under that hash, if any.
-pub async fn load(conn: &mut PgConnection, hash: &str) -> Result<Option<PlannedReplay>, sqlx::Error> {
+pub async fn load(
+    conn: &mut PgConnection,
+    hash: &str,
+) -> Result<Option<PlannedReplay>, sqlx::Error> {
     let rows = sqlx::query(
         "select id, act_id is not null, finished_at is not null, topic, partition, generation, first_offset, next_offset, end_offset
          from plan join replay on replay.plan_hash = plan.hash where plan.hash = $1 order by topic, partition",
@@ -83,18 +88,33 @@ pub async fn load(conn: &mut PgConnection, hash: &str) -> Result<Option<PlannedR
     .await?;
     let Some(first) = rows.first() else { return Ok(None) };
     let ranges = rows.iter().map(ReplayRange::from_row).collect::<Result<_, sqlx::Error>>()?;
-    Ok(Some(PlannedReplay { id: first.try_get(0)?, started: first.try_get(1)?, finished: first.try_get(2)?, ranges }))
+    Ok(Some(PlannedReplay {
+        id: first.try_get(0)?,
+        started: first.try_get(1)?,
+        finished: first.try_get(2)?,
+        ranges,
+    }))
 }
 
 /// Writes the act that begins a planned replay, unless it has already begun.
-pub async fn start(conn: &mut PgConnection, hash: &str, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+pub async fn start(
+    conn: &mut PgConnection,
+    hash: &str,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
-    let open = sqlx::query("select from plan where hash = $1 and act_id is null for update").bind(hash);
+    let open =
+        sqlx::query("select from plan where hash = $1 and act_id is null for update").bind(hash);
     if open.fetch_optional(&mut *tx).await?.is_none() {
         return Ok(());
     }
     let act_id = acts::insert(&mut tx, act, now).await?;
-    sqlx::query("update plan set act_id = $2 where hash = $1").bind(hash).bind(act_id).execute(&mut *tx).await?;
+    sqlx::query("update plan set act_id = $2 where hash = $1")
+        .bind(hash)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
     tx.commit().await
 }
 
@@ -112,7 +132,15 @@ pub async fn counts(conn: &mut PgConnection, id: Uuid) -> Result<Counts, sqlx::E
 }
 
 /// Marks the plan as finished, so that it is not executed again.
-pub async fn finish(conn: &mut PgConnection, hash: &str, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    sqlx::query("update plan set finished_at = coalesce(finished_at, $2) where hash = $1").bind(hash).bind(now).execute(conn).await?;
+pub async fn finish(
+    conn: &mut PgConnection,
+    hash: &str,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("update plan set finished_at = coalesce(finished_at, $2) where hash = $1")
+        .bind(hash)
+        .bind(now)
+        .execute(conn)
+        .await?;
     Ok(())
 }

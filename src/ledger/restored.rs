@@ -1,7 +1,7 @@
 //! A ledger that was restored from a backup: how it is detected, and how its recovery is opened.
 //!
-//! Opening a recovery begins another incarnation. The same transaction ends leases and partition leases, and marks pending
-//! publications as possibly sent in the lost time.
+//! Opening a recovery begins another incarnation. The same transaction ends leases and partition
+//! leases, and marks pending publications as possibly sent in the lost time.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::Connection as _;
@@ -11,10 +11,13 @@ use uuid::Uuid;
 use super::generations;
 use super::leases::revoke_leases;
 use super::publications::doubt_pending;
-use super::{ActKind, Landmark, NewAct, OURSELVES, PartitionGenerations, Recovering, Subject, acts, plans};
+use super::{
+    ActKind, Landmark, NewAct, OURSELVES, PartitionGenerations, Recovering, Subject, acts, plans,
+};
 use crate::event::TopicPartition;
 
-/// The evidence that the ledger was restored. It is checked again before a change, so that only the first process opens a recovery.
+/// The evidence that the ledger was restored. It is checked again before a change, so that only the
+/// first process opens a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RestoreEvidence {
     /// The ledger had this batch and lacks it now.
@@ -26,7 +29,8 @@ pub enum RestoreEvidence {
         partition: TopicPartition,
         /// The position at that time.
         next_offset: i64,
-        /// When the last record before that position was appended, if the log has it. The lost time reaches at least to there.
+        /// When the last record before that position was appended, if the log has it. The lost time
+        /// reaches at least to there.
         read_until: Option<DateTime<Utc>>,
         /// The incarnations of all marks.
         marked: Vec<Uuid>,
@@ -47,7 +51,9 @@ impl RestoreEvidence {
     fn lost(&self) -> Vec<Uuid> {
         let marked = match self {
             RestoreEvidence::Batch(_) => &[],
-            RestoreEvidence::Position { marked, .. } | RestoreEvidence::Reported { marked, .. } => marked.as_slice(),
+            RestoreEvidence::Position { marked, .. } | RestoreEvidence::Reported { marked, .. } => {
+                marked.as_slice()
+            }
         };
         [&[self.incarnation()], marked].concat()
     }
@@ -74,8 +80,9 @@ pub struct CollectedSource {
     pub last_read_at: Option<DateTime<Utc>>,
 }
 
-/// A source is treated as unused if another one was read this much later. Waiting for it would never end. The time is the log's retention.
-/// The current date has no effect, because all passes of an old backup are old.
+/// A source is treated as unused if another one was read this much later. Waiting for it would
+/// never end. The time is the log's retention. The current date has no effect, because all passes
+/// of an old backup are old.
 const READ_WITHIN: TimeDelta = TimeDelta::days(35);
 
 /// Splits sources into those that a recovery waits for and the others.
@@ -98,13 +105,16 @@ async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>
 }
 
 /// Collected sources: those that a recovery opened now would wait for, and the others.
-pub async fn sources_to_recover(conn: &mut PgConnection) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
+pub async fn sources_to_recover(
+    conn: &mut PgConnection,
+) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
     Ok(split(collected(conn).await?))
 }
 
-/// Opens a recovery once. The ledger begins another incarnation, all leases and partition leases end, and each pending publication is
-/// marked as possibly sent. `plan` is the plan that this executes. False: the evidence no longer applies, or another process was first.
-/// After an error nothing is changed.
+/// Opens a recovery once. The ledger begins another incarnation, all leases and partition leases
+/// end, and each pending publication is marked as possibly sent. `plan` is the plan that this
+/// executes. False: the evidence no longer applies, or another process was first. After an error
+/// nothing is changed.
 pub async fn record(
     conn: &mut PgConnection,
     restored: &RestoreEvidence,
@@ -116,15 +126,21 @@ pub async fn record(
     if !is_restored(&mut tx, restored).await? {
         return Ok(false);
     }
-    // The order in which every writer locks them, with the row of `ledger` last. Passes and batches in flight have committed or fail.
+    // The order in which every writer locks them, with the row of `ledger` last. Passes and batches
+    // in flight have committed or fail.
     revoke_leases(&mut tx, "%").await?;
     sqlx::query("update lease set shown_sequence = 0").execute(&mut *tx).await?;
     doubt_pending(&mut tx).await?;
-    sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
+    sqlx::query("select from position order by topic, partition for update")
+        .execute(&mut *tx)
+        .await?;
     sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
     lower_cutover(&mut tx).await?;
     // The backup may contain an open recovery. The new one includes its work.
-    sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
+    sqlx::query("update recovery set closed_at = $1 where closed_at is null")
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
     let act_id = acts::insert(&mut tx, act, now).await?;
     sqlx::query("select from ledger for update").execute(&mut *tx).await?;
     if !is_restored(&mut tx, restored).await? {
@@ -139,12 +155,17 @@ pub async fn record(
     .bind(restored.lost())
     .execute(&mut *tx)
     .await?;
-    let without = if let RestoreEvidence::Reported { without, .. } = restored { without.as_slice() } else { &[] };
+    let without = if let RestoreEvidence::Reported { without, .. } = restored {
+        without.as_slice()
+    } else {
+        &[]
+    };
     let (waited_for, _) = split(collected(&mut tx).await?);
     if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
         return Ok(false);
     }
-    let abandoned: Vec<bool> = waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
+    let abandoned: Vec<bool> =
+        waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
     sqlx::query(
         "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
          insert into recovery_source (recovery_id, source_id, after_pass_id, given_up_act_id)
@@ -167,9 +188,13 @@ pub async fn record(
     Ok(true)
 }
 
-/// Opens a recovery of a restored ledger that this program has detected itself. Each process that detects it calls this; the first
-/// call opens the recovery. After an error the next check retries.
-pub async fn record_detected(conn: &mut PgConnection, restored: &RestoreEvidence, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+/// Opens a recovery of a restored ledger that this program has detected itself. Each process that
+/// detects it calls this; the first call opens the recovery. After an error the next check retries.
+pub async fn record_detected(
+    conn: &mut PgConnection,
+    restored: &RestoreEvidence,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let reason = restored.to_string();
     let act = NewAct {
         actor: OURSELVES,
@@ -180,13 +205,18 @@ pub async fn record_detected(conn: &mut PgConnection, restored: &RestoreEvidence
     };
     let opened = record(conn, restored, &act, None, now).await?;
     if opened {
-        tracing::warn!(reason, "the ledger was restored from a backup: new incarnation, catching up; {}", Recovering::LOST_ACTS);
+        tracing::warn!(
+            reason,
+            "the ledger was restored from a backup: new incarnation, catching up; {}",
+            Recovering::LOST_ACTS
+        );
     }
     Ok(opened)
 }
 
-/// Lowers the cutovers to the positions. The ledger may have lost an earlier cutover with the rejects of forged records beyond the
-/// positions. A later cutover, recorded from the log's end at that time, would accept those records.
+/// Lowers the cutovers to the positions. The ledger may have lost an earlier cutover with the
+/// rejects of forged records beyond the positions. A later cutover, recorded from the log's end at
+/// that time, would accept those records.
 async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query(
         "update signature_cutover cutover set first_offset = next_offset from position
@@ -198,9 +228,12 @@ async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Whether this evidence shows that the ledger was restored and a recovery was not opened for it. An
-/// incarnation or generation that the ledger does not know came after its backup.
-pub async fn is_restored(conn: &mut PgConnection, restored: &RestoreEvidence) -> Result<bool, sqlx::Error> {
+/// Whether this evidence shows that the ledger was restored and a recovery was not opened for it.
+/// An incarnation or generation that the ledger does not know came after its backup.
+pub async fn is_restored(
+    conn: &mut PgConnection,
+    restored: &RestoreEvidence,
+) -> Result<bool, sqlx::Error> {
     let (is_current, is_past): (bool, bool) =
         sqlx::query_as("select incarnation = $1, exists (select from past_incarnation past where past.incarnation = $1) from ledger")
             .bind(restored.incarnation())
@@ -212,14 +245,21 @@ pub async fn is_restored(conn: &mut PgConnection, restored: &RestoreEvidence) ->
         _ if !is_current => Ok(true),
         RestoreEvidence::Batch(landmark) => {
             let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
-            let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
+            let query = sqlx::query_scalar(query)
+                .bind(landmark.sequence)
+                .bind(landmark.batch_id)
+                .bind(landmark.recorded_at);
             query.fetch_one(conn).await
         }
         RestoreEvidence::Position { generations, partition, next_offset, .. } => {
             let ended = generations::all(conn).await?.ended;
             let query = "select not exists (select from position where topic = $1 and partition = $2 and next_offset >= $3)";
-            let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
-            Ok(ended < generations.ended || ended == generations.ended && query.fetch_one(conn).await?)
+            let query = sqlx::query_scalar(query)
+                .bind(partition.topic.name())
+                .bind(partition.partition)
+                .bind(next_offset);
+            Ok(ended < generations.ended
+                || ended == generations.ended && query.fetch_one(conn).await?)
         }
     }
 }
@@ -237,9 +277,16 @@ mod tests {
             last_pass_id: i64::from(id),
             last_read_at: days.map(|days| newest - TimeDelta::days(days)),
         };
-        let ids = |sources: &[CollectedSource]| sources.iter().map(|source| source.id).collect::<Vec<_>>();
-        let (waited_for, others) =
-            split(vec![source(1, Some(34)), source(2, Some(35)), source(3, None), source(4, Some(0)), source(5, Some(400))]);
+        let ids = |sources: &[CollectedSource]| {
+            sources.iter().map(|source| source.id).collect::<Vec<_>>()
+        };
+        let (waited_for, others) = split(vec![
+            source(1, Some(34)),
+            source(2, Some(35)),
+            source(3, None),
+            source(4, Some(0)),
+            source(5, Some(400)),
+        ]);
         assert_eq!((ids(&waited_for), ids(&others)), (vec![1, 3, 4], vec![2, 5]));
         // A single source is never treated as unused, at any age.
         let (waited_for, others) = split(vec![source(5, Some(400))]);

@@ -1,4 +1,5 @@
-//! Sources that an operator has retired. The collector and the publisher refuse them, and recoveries and audits do not wait for them.
+//! Sources that an operator has retired. The collector and the publisher refuse them, and
+//! recoveries and audits do not wait for them.
 
 use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
@@ -10,7 +11,9 @@ use super::leases::{collector_lease, revoke_leases};
 use super::{Finding, NewAct, acts};
 
 /// The retirement of a source.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct Retirement {
     /// The deployment id of the source.
     pub deployment_id: Uuid,
@@ -32,20 +35,30 @@ pub async fn list(conn: &mut PgConnection) -> Result<Vec<Retirement>, sqlx::Erro
 }
 
 /// The retirement of this source; none: it is in use, or not registered.
-pub async fn of_deployment(conn: &mut PgConnection, deployment_id: Uuid) -> Result<Option<Retirement>, sqlx::Error> {
+pub async fn of_deployment(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+) -> Result<Option<Retirement>, sqlx::Error> {
     Ok(list(conn).await?.into_iter().find(|retirement| retirement.deployment_id == deployment_id))
 }
 
-/// Retires a registered source. This deletes its audit findings, releases an open recovery from it, and revokes its collector's lease.
-/// False: it is already retired; nothing is changed.
-pub async fn retire(conn: &mut PgConnection, deployment_id: Uuid, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+/// Retires a registered source. This deletes its audit findings, releases an open recovery from it,
+/// and revokes its collector's lease. False: it is already retired; nothing is changed.
+pub async fn retire(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let mut tx = conn.begin().await?;
     revoke_leases(&mut tx, &collector_lease(deployment_id)).await?;
-    let findings: Vec<Finding> =
-        sqlx::query_as(concat!("delete from audit_finding where deployment_id = $1 returning ", finding_columns!()))
-            .bind(deployment_id)
-            .fetch_all(&mut *tx)
-            .await?;
+    let findings: Vec<Finding> = sqlx::query_as(concat!(
+        "delete from audit_finding where deployment_id = $1 returning ",
+        finding_columns!()
+    ))
+    .bind(deployment_id)
+    .fetch_all(&mut *tx)
+    .await?;
     let act = NewAct { detail: serde_json::json!({ "findings": findings }), ..act.clone() };
     let act_id = acts::insert(&mut tx, &act, now).await?;
     let retired = set_retired(&mut tx, deployment_id, Some(act_id)).await?;
@@ -65,7 +78,12 @@ pub async fn retire(conn: &mut PgConnection, deployment_id: Uuid, act: &NewAct<'
 }
 
 /// Ends a source's retirement. False: it is not retired; nothing is changed.
-pub async fn reinstate(conn: &mut PgConnection, deployment_id: Uuid, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+pub async fn reinstate(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let mut tx = conn.begin().await?;
     if !set_retired(&mut tx, deployment_id, None).await? {
         return Ok(false);
@@ -76,7 +94,11 @@ pub async fn reinstate(conn: &mut PgConnection, deployment_id: Uuid, act: &NewAc
 }
 
 /// Returns false if the source already has the requested state.
-async fn set_retired(tx: &mut PgConnection, deployment_id: Uuid, act_id: Option<i64>) -> Result<bool, sqlx::Error> {
+async fn set_retired(
+    tx: &mut PgConnection,
+    deployment_id: Uuid,
+    act_id: Option<i64>,
+) -> Result<bool, sqlx::Error> {
     let changed = sqlx::query(
         "update source set retired_act_id = $2 where deployment_id = $1 and (retired_act_id is null) = ($2::bigint is not null)",
     )

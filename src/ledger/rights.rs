@@ -3,19 +3,24 @@
 use super::migrations::MIGRATIONS;
 use sqlx::PgConnection;
 
-/// The names of all tables and views in the migrations. Other tables of the database do not belong to Tallyline.
+/// The names of all tables and views in the migrations. Other tables of the database do not belong
+/// to Tallyline.
 fn tables() -> Vec<&'static str> {
     let lines = MIGRATIONS.iter().flat_map(|migration| migration.sql.as_str().lines());
     lines
-        .filter_map(|line| line.strip_prefix("create table ").or_else(|| line.strip_prefix("create view ")))
+        .filter_map(|line| {
+            line.strip_prefix("create table ").or_else(|| line.strip_prefix("create view "))
+        })
         .map(|rest| rest.split([' ', '(']).next().unwrap_or_default())
         .collect()
 }
 
-/// The rights that the role lacks in the ledger's database, each as the statement that grants it. `creates` includes the right to
-/// create tables. Names are resolved by the role's `search_path`, as in its statements.
+/// The rights that the role lacks in the ledger's database, each as the statement that grants it.
+/// `creates` includes the right to create tables. Names are resolved by the role's `search_path`,
+/// as in its statements.
 pub async fn missing(conn: &mut PgConnection, creates: bool) -> Result<Vec<String>, sqlx::Error> {
-    // Only the sequence of `batch` is called by name. The other sequences need no right of their own.
+    // Only the sequence of `batch` is called by name. The other sequences need no right of their
+    // own.
     sqlx::query_scalar(
         r#"with path as (
              select replace(trim(both ' "' from entry), '$user', current_user) as schema_name, number

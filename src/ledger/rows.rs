@@ -8,7 +8,10 @@ use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::{Arguments as _, AssertSqlSafe, FromRow as _, PgConnection, Row, Type};
 use uuid::Uuid;
 
-use crate::event::{Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Usage, UsageQuantity, WorkspaceBuildCompleted};
+use crate::event::{
+    Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Usage, UsageQuantity,
+    WorkspaceBuildCompleted,
+};
 
 /// An event to insert.
 #[derive(Clone)]
@@ -73,7 +76,11 @@ impl<'n> Rows<'n> {
         Ok(rows)
     }
 
-    fn column<T>(&mut self, name: &'static str, value: impl Fn(&'n New<'n>) -> T) -> Result<(), sqlx::Error>
+    fn column<T>(
+        &mut self,
+        name: &'static str,
+        value: impl Fn(&'n New<'n>) -> T,
+    ) -> Result<(), sqlx::Error>
     where
         Vec<T>: Encode<'n, Postgres> + Type<Postgres>,
     {
@@ -81,11 +88,12 @@ impl<'n> Rows<'n> {
         self.arguments.add(values(self.news, value)).map_err(sqlx::Error::Encode)
     }
 
-    /// The statement that inserts the rows and returns `returned` of those that are new. Parameter 1
-    /// is the batch, and each column follows as an array.
+    /// The statement that inserts the rows and returns `returned` of those that are new. Parameter
+    /// 1 is the batch, and each column follows as an array.
     fn insert(&self, table: &str, returned: &str) -> String {
         let columns = self.columns.join(", ");
-        let arrays: Vec<String> = (2..).take(self.columns.len()).map(|number| format!("${number}")).collect();
+        let arrays: Vec<String> =
+            (2..).take(self.columns.len()).map(|number| format!("${number}")).collect();
         // PostgreSQL casts text to a number only when it is asked to.
         let selected: Vec<&str> = self
             .columns
@@ -124,7 +132,11 @@ macro_rules! add_shared_columns {
 }
 
 /// Inserts builds and returns, by index, the digests of ids that already exist.
-pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[&New<'_>]) -> Result<HashMap<usize, Digest>, sqlx::Error> {
+pub(super) async fn insert_builds(
+    tx: &mut PgConnection,
+    batch_id: i64,
+    news: &[&New<'_>],
+) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
     }
@@ -154,12 +166,20 @@ pub(super) async fn known_builds(
     known_digests(tx, known, news, inserted, |new| build(new).build_id).await
 }
 
-/// Records the first build that a workspace names as its first successful start. Folds count only this build as a creation.
-async fn claim_first_starts(tx: &mut PgConnection, news: &[&New<'_>], inserted: &HashSet<(i16, Uuid)>) -> Result<(), sqlx::Error> {
+/// Records the first build that a workspace names as its first successful start. Folds count only
+/// this build as a creation.
+async fn claim_first_starts(
+    tx: &mut PgConnection,
+    news: &[&New<'_>],
+    inserted: &HashSet<(i16, Uuid)>,
+) -> Result<(), sqlx::Error> {
     let mut first: Vec<&New> = news
         .iter()
         .copied()
-        .filter(|new| build(new).first_successful_start && inserted.contains(&(new.source_id, build(new).build_id)))
+        .filter(|new| {
+            build(new).first_successful_start
+                && inserted.contains(&(new.source_id, build(new).build_id))
+        })
         .collect();
     if first.is_empty() {
         return Ok(());
@@ -178,7 +198,11 @@ async fn claim_first_starts(tx: &mut PgConnection, news: &[&New<'_>], inserted: 
 }
 
 /// Does the same as [`insert_builds`] for prebuild claims.
-pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[&New<'_>]) -> Result<HashMap<usize, Digest>, sqlx::Error> {
+pub(super) async fn insert_claims(
+    tx: &mut PgConnection,
+    batch_id: i64,
+    news: &[&New<'_>],
+) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
     }
@@ -203,7 +227,8 @@ pub(super) async fn known_claims(
     known_digests(tx, known, news, inserted, |new| claim(new).build_id).await
 }
 
-/// Does the same as [`insert_builds`] for usage, and queues publications. They are due at once, even if this process's clock is ahead.
+/// Does the same as [`insert_builds`] for usage, and queues publications. They are due at once,
+/// even if this process's clock is ahead.
 pub(super) async fn insert_usage(
     tx: &mut PgConnection,
     batch_id: i64,
@@ -244,13 +269,25 @@ pub(super) async fn known_usage(
     known_digests(tx, known, news, inserted, |new| usage(new).id.clone()).await
 }
 
-/// Checks that each id that was not inserted exists and is committed: an insert waits for a concurrent insert's commit.
-fn all_known(known: HashMap<usize, Digest>, expected: usize) -> Result<HashMap<usize, Digest>, sqlx::Error> {
-    if known.len() == expected { Ok(known) } else { Err(sqlx::Error::Protocol("an id was neither inserted nor found".into())) }
+/// Checks that each id that was not inserted exists and is committed: an insert waits for a
+/// concurrent insert's commit.
+fn all_known(
+    known: HashMap<usize, Digest>,
+    expected: usize,
+) -> Result<HashMap<usize, Digest>, sqlx::Error> {
+    if known.len() == expected {
+        Ok(known)
+    } else {
+        Err(sqlx::Error::Protocol("an id was neither inserted nor found".into()))
+    }
 }
 
 /// Runs an insert. Returns the keys of the new rows.
-async fn inserted<K>(tx: &mut PgConnection, statement: String, arguments: PgArguments) -> Result<HashSet<(i16, K)>, sqlx::Error>
+async fn inserted<K>(
+    tx: &mut PgConnection,
+    statement: String,
+    arguments: PgArguments,
+) -> Result<HashSet<(i16, K)>, sqlx::Error>
 where
     K: std::hash::Hash + Eq + for<'r> sqlx::Decode<'r, Postgres> + Type<Postgres>,
 {
@@ -269,10 +306,16 @@ async fn known_digests<'q, K>(
 ) -> Result<HashMap<usize, Digest>, sqlx::Error>
 where
     K: std::hash::Hash + Eq + Clone + Send + sqlx::postgres::PgHasArrayType,
-    K: for<'r> sqlx::Decode<'r, sqlx::Postgres> + for<'e> sqlx::Encode<'e, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + 'q,
+    K: for<'r> sqlx::Decode<'r, sqlx::Postgres>
+        + for<'e> sqlx::Encode<'e, sqlx::Postgres>
+        + sqlx::Type<sqlx::Postgres>
+        + 'q,
 {
-    let there: HashMap<(i16, K), usize> =
-        news.iter().map(|new| ((new.source_id, key(new)), new.index)).filter(|(key, _)| !inserted.contains(key)).collect();
+    let there: HashMap<(i16, K), usize> = news
+        .iter()
+        .map(|new| ((new.source_id, key(new)), new.index))
+        .filter(|(key, _)| !inserted.contains(key))
+        .collect();
     if there.is_empty() {
         return Ok(HashMap::new());
     }
@@ -281,7 +324,8 @@ where
     let mut digests = HashMap::with_capacity(rows.len());
     for row in &rows {
         let digest: Vec<u8> = row.try_get(2)?;
-        let digest = Digest::try_from(digest).map_err(|_| sqlx::Error::Protocol("a digest is not 32 bytes".into()))?;
+        let digest = Digest::try_from(digest)
+            .map_err(|_| sqlx::Error::Protocol("a digest is not 32 bytes".into()))?;
         if let Some(index) = there.get(&(row.try_get(0)?, row.try_get(1)?)) {
             digests.insert(*index, digest);
         }
@@ -292,10 +336,14 @@ where
 /// Reads a row of `usage_event`. The query must select the quantity as `quantity::text`.
 pub(super) fn usage_of(row: &PgRow) -> Result<Usage, sqlx::Error> {
     let usage_type = row.try_get("event_type")?;
-    let number: u64 = row.try_get::<&str, _>("quantity")?.parse().map_err(|_| sqlx::Error::Protocol("quantity out of range".into()))?;
+    let number: u64 = row
+        .try_get::<&str, _>("quantity")?
+        .parse()
+        .map_err(|_| sqlx::Error::Protocol("quantity out of range".into()))?;
     Ok(Usage {
         id: row.try_get("id")?,
-        quantity: UsageQuantity::new(usage_type, number).map_err(|error| sqlx::Error::Protocol(error.to_string()))?,
+        quantity: UsageQuantity::new(usage_type, number)
+            .map_err(|error| sqlx::Error::Protocol(error.to_string()))?,
         created_at: row.try_get("created_at")?,
         marks: PublishMarks::from_row(row)?,
     })

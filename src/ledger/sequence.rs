@@ -10,8 +10,8 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
-/// A ledger sequence, written `INCARNATION:SEQUENCE`: the state after the batch of that number. A restored ledger has another incarnation
-/// and continues from its last number.
+/// A ledger sequence, written `INCARNATION:SEQUENCE`: the state after the batch of that number. A
+/// restored ledger has another incarnation and continues from its last number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Sequence {
@@ -23,7 +23,9 @@ pub struct Sequence {
 
 /// A text that is not a [`Sequence`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a sequence; expected INCARNATION:SEQUENCE, such as 6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:77")]
+#[error(
+    "{0:?} is not a sequence; expected INCARNATION:SEQUENCE, such as 6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:77"
+)]
 pub struct InvalidSequence(String);
 
 impl fmt::Display for Sequence {
@@ -38,7 +40,10 @@ impl FromStr for Sequence {
     fn from_str(text: &str) -> Result<Self, InvalidSequence> {
         let parsed = text.split_once(':').and_then(|(incarnation, number)| {
             let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-            Some(Sequence { incarnation: incarnation.parse().ok()?, number: number.parse().ok().filter(|_| digits)? })
+            Some(Sequence {
+                incarnation: incarnation.parse().ok()?,
+                number: number.parse().ok().filter(|_| digits)?,
+            })
         });
         parsed.ok_or_else(|| InvalidSequence(text.chars().take(100).collect()))
     }
@@ -113,7 +118,10 @@ mod tests {
             "6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:",
             "6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:-1",
         ] {
-            assert!(text.parse::<Sequence>().unwrap_err().to_string().contains("INCARNATION:SEQUENCE"), "{text}");
+            assert!(
+                text.parse::<Sequence>().unwrap_err().to_string().contains("INCARNATION:SEQUENCE"),
+                "{text}"
+            );
         }
     }
 }

@@ -31,7 +31,12 @@ pub async fn head_and_recovery(conn: &mut PgConnection) -> Result<(Sequence, boo
 }
 
 /// The stage's newest snapshot under these rules in this incarnation, at sequence `limit` or lower.
-pub async fn load(conn: &mut PgConnection, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
+pub async fn load(
+    conn: &mut PgConnection,
+    stage: &str,
+    rules_version: i32,
+    limit: i64,
+) -> Result<Option<Snapshot>, sqlx::Error> {
     sqlx::query_as(
         "select named_sequence(snapshot.sequence) as sequence, state from snapshot join ledger using (incarnation)
          where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence
@@ -44,7 +49,8 @@ pub async fn load(conn: &mut PgConnection, stage: &str, rules_version: i32, limi
     .await
 }
 
-/// Saves a snapshot and deletes all but the newest. A snapshot of another incarnation is not saved: here its sequence is another batch.
+/// Saves a snapshot and deletes all but the newest. A snapshot of another incarnation is not saved:
+/// here its sequence is another batch.
 pub async fn save(
     conn: &mut PgConnection,
     stage: &str,
@@ -77,11 +83,22 @@ pub async fn save(
     Ok(())
 }
 
-/// Deletes every snapshot of the stage and writes the act that requests it. The act's subject is the stage. Every fold that reaches the
-/// act's batch restarts from zero there, even one that began at a snapshot saved meanwhile.
-pub async fn rebuild(conn: &mut PgConnection, stage: &str, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+/// Deletes every snapshot of the stage and writes the act that requests it. The act's subject is
+/// the stage. Every fold that reaches the act's batch restarts from zero there, even one that began
+/// at a snapshot saved meanwhile.
+pub async fn rebuild(
+    conn: &mut PgConnection,
+    stage: &str,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     sqlx::query("delete from snapshot where stage = $1").bind(stage).execute(&mut *tx).await?;
-    acts::insert(&mut tx, &NewAct { act: ActKind::Rebuild, subject: Subject::Named(stage), ..act.clone() }, now).await?;
+    acts::insert(
+        &mut tx,
+        &NewAct { act: ActKind::Rebuild, subject: Subject::Named(stage), ..act.clone() },
+        now,
+    )
+    .await?;
     tx.commit().await
 }

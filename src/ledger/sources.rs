@@ -16,7 +16,8 @@ pub struct Source {
     pub deployment_id: Uuid,
     /// Histograms observe builds that completed at or after this instant.
     pub introduced_at: DateTime<Utc>,
-    /// Builds completed before this are counted once in the baseline and are not collected. None: all history is collected.
+    /// Builds completed before this are counted once in the baseline and are not collected. None:
+    /// all history is collected.
     pub baseline_until: Option<DateTime<Utc>>,
     pub retired: bool,
 }
@@ -38,7 +39,8 @@ pub struct Baseline {
     pub until: DateTime<Utc>,
     /// coderd's count of creations before it.
     pub creations: Vec<BaselineRow>,
-    /// The workspaces whose first successful start came before it. Their later builds are not creations.
+    /// The workspaces whose first successful start came before it. Their later builds are not
+    /// creations.
     pub started: Vec<Uuid>,
 }
 
@@ -49,8 +51,8 @@ macro_rules! source_columns {
 }
 pub(super) use source_columns;
 
-/// Registers a source with its baseline, in one batch. A registered source is not changed, because series that were already observed or
-/// counted never decrease.
+/// Registers a source with its baseline, in one batch. A registered source is not changed, because
+/// series that were already observed or counted never decrease.
 pub async fn register(
     conn: &mut PgConnection,
     deployment_id: Uuid,
@@ -62,11 +64,14 @@ pub async fn register(
         return Ok(source);
     }
     let mut tx = conn.begin().await?;
-    let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('source', $1) returning id")
-        .bind(now)
-        .fetch_one(&mut *tx)
-        .await?;
-    // This waits for a concurrent introduction of the same deployment and blocks no other transaction.
+    let batch_id: i64 = sqlx::query_scalar(
+        "insert into batch (kind, recorded_at) values ('source', $1) returning id",
+    )
+    .bind(now)
+    .fetch_one(&mut *tx)
+    .await?;
+    // This waits for a concurrent introduction of the same deployment and blocks no other
+    // transaction.
     let introduced: Option<Source> = sqlx::query_as(concat!(
         "insert into source (deployment_id, batch_id, introduced_at, baseline_until) values ($1, $2, $3, $4)
          on conflict (deployment_id) do nothing returning ",
@@ -82,7 +87,10 @@ pub async fn register(
         tx.rollback().await?;
         return get(conn, deployment_id).await?.ok_or(sqlx::Error::RowNotFound);
     };
-    sqlx::query("insert into collector_progress (source_id) values ($1)").bind(source.id).execute(&mut *tx).await?;
+    sqlx::query("insert into collector_progress (source_id) values ($1)")
+        .bind(source.id)
+        .execute(&mut *tx)
+        .await?;
     for row in baseline.into_iter().flat_map(|baseline| &baseline.creations) {
         sqlx::query(
             "insert into creation_baseline (source_id, batch_id, organization_name, template_name, preset_name, creations)
@@ -97,7 +105,9 @@ pub async fn register(
         .execute(&mut *tx)
         .await?;
     }
-    for started in baseline.into_iter().flat_map(|baseline| baseline.started.chunks(STARTED_AT_ONCE)) {
+    for started in
+        baseline.into_iter().flat_map(|baseline| baseline.started.chunks(STARTED_AT_ONCE))
+    {
         sqlx::query("insert into workspace_first_start (source_id, workspace_id) select $1, unnest($2::uuid[])")
             .bind(source.id)
             .bind(started)
@@ -108,7 +118,10 @@ pub async fn register(
     Ok(source)
 }
 
-pub async fn get(conn: &mut PgConnection, deployment_id: Uuid) -> Result<Option<Source>, sqlx::Error> {
+pub async fn get(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+) -> Result<Option<Source>, sqlx::Error> {
     sqlx::query_as(concat!("select ", source_columns!(), " from source where deployment_id = $1"))
         .bind(deployment_id)
         .fetch_optional(conn)
@@ -117,5 +130,7 @@ pub async fn get(conn: &mut PgConnection, deployment_id: Uuid) -> Result<Option<
 
 /// All sources, in the order of their introduction.
 pub async fn list(conn: &mut PgConnection) -> Result<Vec<Source>, sqlx::Error> {
-    sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(conn).await
+    sqlx::query_as(concat!("select ", source_columns!(), " from source order by id"))
+        .fetch_all(conn)
+        .await
 }

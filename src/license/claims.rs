@@ -9,8 +9,8 @@ use uuid::Uuid;
 /// The longest term that coderd accepts, from now to `license_expires`.
 const LONGEST_TERM: TimeDelta = TimeDelta::days(5 * 365);
 
-/// The claims of one verified license. The ledger stores this JSON form: its names never change, and times are RFC 3339 in UTC, in whole
-/// microseconds.
+/// The claims of one verified license. The ledger stores this JSON form: its names never change,
+/// and times are RFC 3339 in UTC, in whole microseconds.
 ///
 /// Issuer, audience and subject are omitted, because coderd does not check them either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,8 @@ pub enum Validity {
     InGrace,
     /// `exp` is reached.
     Expired,
-    /// `license_expires` is more than five years of 365 days in the future. coderd refuses the license until this changes.
+    /// `license_expires` is more than five years of 365 days in the future. coderd refuses the
+    /// license until this changes.
     TermTooLong,
 }
 
@@ -94,10 +95,12 @@ impl LicenseClaims {
     /// Whether the license is for this deployment: it names this deployment or none.
     #[must_use]
     pub fn is_for(&self, deployment: Uuid) -> bool {
-        self.deployment_ids.is_empty() || self.deployment_ids.iter().any(|id| id.parse() == Ok(deployment))
+        self.deployment_ids.is_empty()
+            || self.deployment_ids.iter().any(|id| id.parse() == Ok(deployment))
     }
 
-    /// The validity at `now`. The token is valid from `nbf` until just before `exp`; the grace period begins just after `license_expires`.
+    /// The validity at `now`. The token is valid from `nbf` until just before `exp`; the grace
+    /// period begins just after `license_expires`.
     #[must_use]
     pub fn validity(&self, now: DateTime<Utc>) -> Validity {
         if self.license_expires.signed_duration_since(now) > LONGEST_TERM {
@@ -113,15 +116,24 @@ impl LicenseClaims {
         }
     }
 
-    /// The next change of the validity after `now`, and the new validity. `None` if it never changes again.
+    /// The next change of the validity after `now`, and the new validity. `None` if it never
+    /// changes again.
     #[must_use]
     pub fn next_edge(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Validity)> {
         let current = self.validity(now);
         // the grace period begins just after the last instant of the paid term
         let grace = self.license_expires.checked_add_signed(TimeDelta::microseconds(1));
         let short_enough = self.license_expires.checked_sub_signed(LONGEST_TERM);
-        let mut edges: Vec<DateTime<Utc>> =
-            [Some(self.issued_at), Some(self.not_before), Some(self.expires_at), grace, short_enough].into_iter().flatten().collect();
+        let mut edges: Vec<DateTime<Utc>> = [
+            Some(self.issued_at),
+            Some(self.not_before),
+            Some(self.expires_at),
+            grace,
+            short_enough,
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         edges.sort_unstable();
         let later = edges.into_iter().filter(|at| *at > now).map(|at| (at, self.validity(at)));
         later.into_iter().find(|(_, validity)| *validity != current)
@@ -155,7 +167,12 @@ mod tests {
 
     #[test]
     fn each_edge_of_a_license_comes_after_the_one_before() {
-        let license = claims("2025-08-01T09:00:00Z", "2025-08-02T10:00:00Z", "2026-08-01T10:00:00Z", "2026-09-01T10:00:00Z");
+        let license = claims(
+            "2025-08-01T09:00:00Z",
+            "2025-08-02T10:00:00Z",
+            "2026-08-01T10:00:00Z",
+            "2026-09-01T10:00:00Z",
+        );
         let mut now = at("2025-01-01T00:00:00Z");
         let mut edges = Vec::new();
         while let Some((next, validity)) = license.next_edge(now) {
@@ -172,15 +189,34 @@ mod tests {
 
     #[test]
     fn a_license_issued_after_it_begins_and_one_without_grace_have_no_edge_in_between() {
-        let license = claims("2025-08-03T09:00:00Z", "2025-08-02T10:00:00Z", "2026-08-01T10:00:00Z", "2026-08-01T10:00:00Z");
-        assert_eq!(license.next_edge(at("2025-08-02T00:00:00Z")), Some((at("2025-08-03T09:00:00Z"), Validity::Valid)));
-        assert_eq!(license.next_edge(at("2025-08-03T09:00:00Z")), Some((at("2026-08-01T10:00:00Z"), Validity::Expired)));
+        let license = claims(
+            "2025-08-03T09:00:00Z",
+            "2025-08-02T10:00:00Z",
+            "2026-08-01T10:00:00Z",
+            "2026-08-01T10:00:00Z",
+        );
+        assert_eq!(
+            license.next_edge(at("2025-08-02T00:00:00Z")),
+            Some((at("2025-08-03T09:00:00Z"), Validity::Valid))
+        );
+        assert_eq!(
+            license.next_edge(at("2025-08-03T09:00:00Z")),
+            Some((at("2026-08-01T10:00:00Z"), Validity::Expired))
+        );
     }
 
     #[test]
     fn a_term_that_is_too_long_counts_once_five_years_are_left() {
-        let license = claims("2025-01-01T00:00:00Z", "2025-01-01T00:00:00Z", "2035-01-01T00:00:00Z", "2035-02-01T00:00:00Z");
+        let license = claims(
+            "2025-01-01T00:00:00Z",
+            "2025-01-01T00:00:00Z",
+            "2035-01-01T00:00:00Z",
+            "2035-02-01T00:00:00Z",
+        );
         let five_years_before = at("2035-01-01T00:00:00Z") - TimeDelta::days(5 * 365);
-        assert_eq!(license.next_edge(at("2026-01-01T00:00:00Z")), Some((five_years_before, Validity::Valid)));
+        assert_eq!(
+            license.next_edge(at("2026-01-01T00:00:00Z")),
+            Some((five_years_before, Validity::Valid))
+        );
     }
 }

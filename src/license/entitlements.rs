@@ -76,7 +76,14 @@ impl Feature {
     /// A feature that no license grants, without values.
     #[must_use]
     pub fn not_entitled() -> Self {
-        Feature { entitlement: Entitlement::NotEntitled, enabled: false, limit: None, soft_limit: None, actual: None, usage_period: None }
+        Feature {
+            entitlement: Entitlement::NotEntitled,
+            enabled: false,
+            limit: None,
+            soft_limit: None,
+            actual: None,
+            usage_period: None,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! License tokens, their claims, and the rules that derive entitlements from them.
 //!
-//! [`PublicKeys::verify`] converts a token to [`LicenseClaims`] without using the time, so the claims can be stored permanently.
-//! [`LicenseClaims::validity`] evaluates them at an instant. [`entitlements`] folds all licenses of a deployment into coderd's answer to
-//! `GET /api/v2/entitlements`.
+//! [`PublicKeys::verify`] converts a token to [`LicenseClaims`] without using the time, so the
+//! claims can be stored permanently. [`LicenseClaims::validity`] evaluates them at an instant.
+//! [`entitlements`] folds all licenses of a deployment into coderd's answer to `GET
+//! /api/v2/entitlements`.
 
 mod claims;
 mod entitlements;

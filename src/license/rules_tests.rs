@@ -19,7 +19,8 @@ fn now() -> DateTime<Utc> {
     at("2025-10-01T12:00:00Z")
 }
 
-/// A plain license: issued and valid from the middle of 1 August 2025, paid for a year, with a month of grace.
+/// A plain license: issued and valid from the middle of 1 August 2025, paid for a year, with a
+/// month of grace.
 fn license(features: &[(&str, i64)]) -> LicenseClaims {
     LicenseClaims {
         issued_at: at("2025-08-01T09:30:00Z"),
@@ -33,7 +34,10 @@ fn license(features: &[(&str, i64)]) -> LicenseClaims {
         trial: false,
         feature_set: String::new(),
         all_features: false,
-        features: features.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect::<BTreeMap<_, _>>(),
+        features: features
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect::<BTreeMap<_, _>>(),
         addons: Vec::new(),
         require_telemetry: false,
         publish_usage_data: true,
@@ -70,7 +74,12 @@ fn missing_grouped_feature() {
     for key in [SOFT, HARD] {
         let answer = of_2025(&[license(&[(key, 100)])], 0);
         is_not_entitled(&answer);
-        assert_eq!(answer.errors, ["Invalid license (one): feature managed_agent_limit has missing soft or hard limit values"]);
+        assert_eq!(
+            answer.errors,
+            [
+                "Invalid license (one): feature managed_agent_limit has missing soft or hard limit values"
+            ]
+        );
         assert!(answer.has_license, "the license itself is good");
     }
     let negative = of_2025(&[license(&[(SOFT, 100), (HARD, -1)])], 0);
@@ -81,7 +90,12 @@ fn missing_grouped_feature() {
 fn hard_below_soft() {
     let answer = of_2025(&[license(&[(SOFT, 100), (HARD, 99)])], 0);
     is_not_entitled(&answer);
-    assert_eq!(answer.errors, ["Invalid license (one): feature managed_agent_limit has a hard limit less than the soft limit"]);
+    assert_eq!(
+        answer.errors,
+        [
+            "Invalid license (one): feature managed_agent_limit has a hard limit less than the soft limit"
+        ]
+    );
 }
 
 #[test]
@@ -92,7 +106,10 @@ fn a_premium_license_with_bad_keys_has_no_default() {
 #[test]
 fn issued_at_ranking() {
     let older = license(&[(SOFT, 150), (HARD, 300)]);
-    let newer = LicenseClaims { not_before: at("2025-09-01T00:00:00.000001Z"), ..later(20, license(&[(SOFT, 100), (HARD, 200)])) };
+    let newer = LicenseClaims {
+        not_before: at("2025-09-01T00:00:00.000001Z"),
+        ..later(20, license(&[(SOFT, 100), (HARD, 200)]))
+    };
     for order in [[older.clone(), newer.clone()], [newer.clone(), older]] {
         let counted = Cell::new(None);
         let answer = entitlements(RuleSet::Y2025M07, &order, now(), |start, end| {
@@ -101,7 +118,11 @@ fn issued_at_ranking() {
         });
         assert_eq!(limits(&answer), (Entitlement::Entitled, true, Some(100), Some(200)));
         assert_eq!(answer.managed_agents().actual, Some(7));
-        let period = UsagePeriod { issued_at: newer.issued_at, start: newer.not_before, end: newer.expires_at };
+        let period = UsagePeriod {
+            issued_at: newer.issued_at,
+            start: newer.not_before,
+            end: newer.expires_at,
+        };
         assert_eq!(answer.managed_agents().usage_period, Some(period));
         assert_eq!(counted.get(), Some((newer.not_before, newer.expires_at)));
     }
@@ -112,13 +133,21 @@ fn ties_go_by_end_then_entitlement_then_limit_then_the_first() {
     let limited = |hard| license(&[(SOFT, 1), (HARD, hard)]);
     let longer = LicenseClaims { expires_at: at("2026-10-01T00:00:00Z"), ..limited(50) };
     let grace = LicenseClaims { license_expires: at("2025-09-30T00:00:00Z"), ..limited(500) };
-    for (pair, hard) in [([limited(100), longer], 50), ([limited(100), grace], 100), ([limited(100), limited(90)], 100)] {
+    for (pair, hard) in [
+        ([limited(100), longer], 50),
+        ([limited(100), grace], 100),
+        ([limited(100), limited(90)], 100),
+    ] {
         for order in [pair.clone(), [pair[1].clone(), pair[0].clone()]] {
             assert_eq!(of_2025(&order, 0).managed_agents().limit, Some(hard));
         }
     }
     let softer = license(&[(SOFT, 99), (HARD, 100)]);
-    assert_eq!(of_2025(&[limited(100), softer.clone()], 0).managed_agents().soft_limit, Some(1), "soft limits are not compared");
+    assert_eq!(
+        of_2025(&[limited(100), softer.clone()], 0).managed_agents().soft_limit,
+        Some(1),
+        "soft limits are not compared"
+    );
     assert_eq!(of_2025(&[softer, limited(100)], 0).managed_agents().soft_limit, Some(99));
 }
 
@@ -128,7 +157,9 @@ fn enterprise_has_no_default() {
         LicenseClaims { feature_set: "enterprise".to_owned(), ..license(&[("user_limit", 10)]) },
         LicenseClaims { all_features: true, ..license(&[("user_limit", 10)]) },
     ] {
-        let answer = entitlements(RuleSet::Y2025M07, &[enterprise], now(), |_, _| unreachable!("nothing to count"));
+        let answer = entitlements(RuleSet::Y2025M07, &[enterprise], now(), |_, _| {
+            unreachable!("nothing to count")
+        });
         is_not_entitled(&answer);
         assert!(answer.has_license);
         assert_eq!(answer.errors, Vec::<String>::new());
@@ -141,7 +172,10 @@ fn premium_default_goes_by_the_user_limit() {
     assert_eq!(limits(&answer), (Entitlement::Entitled, true, Some(8_000), Some(10_000)));
     let start = at("2025-07-01T00:00:00Z");
     let period = UsagePeriod { issued_at: start, start, end: at("2125-07-01T00:00:00Z") };
-    assert_eq!((answer.managed_agents().actual, answer.managed_agents().usage_period), (Some(5), Some(period)));
+    assert_eq!(
+        (answer.managed_agents().actual, answer.managed_agents().usage_period),
+        (Some(5), Some(period))
+    );
     is_not_entitled(&of_2025(&[premium(&[])], 0));
     is_not_entitled(&of_2025(&[premium(&[("user_limit", 0)])], 0));
     let negative = of_2025(&[premium(&[("user_limit", 10), (SOFT, -1), (HARD, -5)])], 0);
@@ -150,8 +184,14 @@ fn premium_default_goes_by_the_user_limit() {
 
 #[test]
 fn premium_explicit_values_win_over_the_default_of_any_license() {
-    let explicit = LicenseClaims { issued_at: at("2025-07-01T00:00:00.000001Z"), ..premium(&[("user_limit", 10), (SOFT, 5), (HARD, 6)]) };
-    for order in [[explicit.clone(), premium(&[("user_limit", 10)])], [premium(&[("user_limit", 10)]), explicit]] {
+    let explicit = LicenseClaims {
+        issued_at: at("2025-07-01T00:00:00.000001Z"),
+        ..premium(&[("user_limit", 10), (SOFT, 5), (HARD, 6)])
+    };
+    for order in [
+        [explicit.clone(), premium(&[("user_limit", 10)])],
+        [premium(&[("user_limit", 10)]), explicit],
+    ] {
         assert_eq!(limits(&of_2025(&order, 0)), (Entitlement::Entitled, true, Some(5), Some(6)));
     }
 }
@@ -169,13 +209,20 @@ fn the_bare_key_is_forbidden_in_2025() {
     is_not_entitled(&answer);
     assert_eq!(answer.errors, ["Feature managed_agent_limit is forbidden to be set in a license."]);
     let beside = of_2025(&[license(&[(MANAGED_AGENT_LIMIT, 100), (SOFT, 1), (HARD, 2)])], 0);
-    assert_eq!((beside.managed_agents().limit, beside.errors.len()), (Some(2), 1), "the rest of the license counts");
+    assert_eq!(
+        (beside.managed_agents().limit, beside.errors.len()),
+        (Some(2), 1),
+        "the rest of the license counts"
+    );
 }
 
 #[test]
 fn unlicensed_is_not_entitled_but_free() {
     let expired = LicenseClaims { expires_at: now(), ..license(&[(SOFT, 1), (HARD, 2)]) };
-    let to_come = LicenseClaims { not_before: now() + TimeDelta::microseconds(1), ..license(&[(SOFT, 1), (HARD, 2)]) };
+    let to_come = LicenseClaims {
+        not_before: now() + TimeDelta::microseconds(1),
+        ..license(&[(SOFT, 1), (HARD, 2)])
+    };
     for licenses in [vec![], vec![expired, to_come]] {
         let answer = of_2025(&licenses, 1000);
         is_not_entitled(&answer);
@@ -186,7 +233,10 @@ fn unlicensed_is_not_entitled_but_free() {
 
 #[test]
 fn in_grace_the_limits_are_unchanged() {
-    let grace = LicenseClaims { license_expires: at("2025-09-30T00:00:00Z"), ..license(&[(SOFT, 100), (HARD, 100)]) };
+    let grace = LicenseClaims {
+        license_expires: at("2025-09-30T00:00:00Z"),
+        ..license(&[(SOFT, 100), (HARD, 100)])
+    };
     let answer = of_2025(&[grace], 74);
     assert_eq!(limits(&answer), (Entitlement::GracePeriod, true, Some(100), Some(100)));
     assert_eq!(answer.warnings, Vec::<String>::new());
@@ -197,7 +247,9 @@ fn warnings_begin_at_their_thresholds() {
     let warning = |soft, hard, actual| {
         let warnings = of_2025(&[license(&[(SOFT, soft), (HARD, hard)])], actual).warnings;
         assert!(warnings.len() <= 1);
-        warnings.first().map(|warning| if warning.contains("blocked") { "breached" } else { "approaching" })
+        warnings
+            .first()
+            .map(|warning| if warning.contains("blocked") { "breached" } else { "approaching" })
     };
     for (soft, hard, actual, expected) in [
         (100, 200, 174, None),
@@ -214,15 +266,23 @@ fn warnings_begin_at_their_thresholds() {
         (i64::MAX, i64::MAX, 0, None),
         (i64::MAX, i64::MAX, u64::MAX, Some("breached")),
     ] {
-        assert_eq!(warning(soft, hard, actual), expected, "soft {soft}, hard {hard}, actual {actual}");
+        assert_eq!(
+            warning(soft, hard, actual),
+            expected,
+            "soft {soft}, hard {hard}, actual {actual}"
+        );
     }
 }
 
 #[test]
 fn since_2026_either_key_is_the_one_limit() {
     let of_2026 = |license, actual| judged(RuleSet::Y2026M02, &[license], actual);
-    for features in [&[(MANAGED_AGENT_LIMIT, 100)][..], &[(SOFT, 100)], &[(SOFT, 100), (HARD, 7)], &[(MANAGED_AGENT_LIMIT, 100), (SOFT, 5)]]
-    {
+    for features in [
+        &[(MANAGED_AGENT_LIMIT, 100)][..],
+        &[(SOFT, 100)],
+        &[(SOFT, 100), (HARD, 7)],
+        &[(MANAGED_AGENT_LIMIT, 100), (SOFT, 5)],
+    ] {
         let answer = of_2026(license(features), 99);
         assert_eq!(limits(&answer), (Entitlement::Entitled, true, None, Some(100)), "{features:?}");
         assert!(answer.warnings.is_empty() && answer.errors.is_empty());
@@ -230,20 +290,29 @@ fn since_2026_either_key_is_the_one_limit() {
     }
     is_not_entitled(&of_2026(license(&[(HARD, 7)]), 0));
     assert_eq!(limits(&of_2026(premium(&[]), 0)), (Entitlement::Entitled, true, None, Some(1000)));
-    assert_eq!(limits(&of_2026(premium(&[(MANAGED_AGENT_LIMIT, 0)]), 0)), (Entitlement::Entitled, false, None, Some(0)));
+    assert_eq!(
+        limits(&of_2026(premium(&[(MANAGED_AGENT_LIMIT, 0)]), 0)),
+        (Entitlement::Entitled, false, None, Some(0))
+    );
 }
 
 #[test]
 fn flags_are_gathered_over_all_licenses() {
     let trial = LicenseClaims { trial: true, require_telemetry: true, ..license(&[]) };
     let answer = of_2025(&[trial.clone(), license(&[])], 0);
-    assert!(answer.has_license && !answer.trial && answer.require_telemetry, "the last one says whether it is a trial");
+    assert!(
+        answer.has_license && !answer.trial && answer.require_telemetry,
+        "the last one says whether it is a trial"
+    );
     assert!(of_2025(&[license(&[]), trial], 0).trial);
 }
 
 #[test]
 fn a_term_too_long_is_an_error_and_grants_nothing() {
-    let endless = LicenseClaims { license_expires: at("2031-01-01T00:00:00Z"), ..license(&[(SOFT, 1), (HARD, 2)]) };
+    let endless = LicenseClaims {
+        license_expires: at("2031-01-01T00:00:00Z"),
+        ..license(&[(SOFT, 1), (HARD, 2)])
+    };
     let answer = of_2025(&[endless], 0);
     is_not_entitled(&answer);
     assert_eq!((answer.has_license, answer.errors.len()), (false, 1));
@@ -255,7 +324,11 @@ fn the_end_of_the_paid_term_gives_a_warning() {
     let warnings = |licenses: &[LicenseClaims]| of_2025(licenses, 0).warnings;
     let (day, tick) = (TimeDelta::days(1), TimeDelta::microseconds(1));
     assert_eq!(warnings(&[ending(day * 29)]), ["Your license expires in 29 days."]);
-    assert_eq!(warnings(&[ending(day * 28 + tick)]), ["Your license expires in 29 days."], "days are rounded up");
+    assert_eq!(
+        warnings(&[ending(day * 28 + tick)]),
+        ["Your license expires in 29 days."],
+        "days are rounded up"
+    );
     assert_eq!(warnings(&[ending(day * 29 + tick)]), Vec::<String>::new());
     assert_eq!(warnings(&[ending(tick)]), ["Your license expires in 1 day."]);
     assert_eq!(warnings(&[ending(TimeDelta::zero())]), Vec::<String>::new());
@@ -263,7 +336,11 @@ fn the_end_of_the_paid_term_gives_a_warning() {
     assert_eq!(warnings(&[trial(day * 7)]), Vec::<String>::new());
     assert_eq!(warnings(&[trial(day * 6)]), ["Your license expires in 6 days."]);
     let next = |gap: TimeDelta| LicenseClaims { not_before: now() + day * 5 + gap, ..license(&[]) };
-    assert_eq!(warnings(&[next(TimeDelta::zero()), ending(day * 5)]), Vec::<String>::new(), "it goes on without a gap");
+    assert_eq!(
+        warnings(&[next(TimeDelta::zero()), ending(day * 5)]),
+        Vec::<String>::new(),
+        "it goes on without a gap"
+    );
     assert_eq!(warnings(&[next(tick), ending(day * 5)]), ["Your license expires in 5 days."]);
 }
 
@@ -281,7 +358,10 @@ fn the_shape_is_that_of_coderd() {
     });
     assert_eq!(answer, expected);
     let none = serde_json::to_value(of_2025(&[], 0)).expect("JSON");
-    assert_eq!(none["features"], json!({"managed_agent_limit": {"entitlement": "not_entitled", "enabled": false}}));
+    assert_eq!(
+        none["features"],
+        json!({"managed_agent_limit": {"entitlement": "not_entitled", "enabled": false}})
+    );
 }
 
 #[test]
@@ -296,11 +376,13 @@ fn the_newest_eligible_license_publishes() {
         (7, later(2, premium(&[]))),
     ];
     let pick = |candidates: &[(i32, LicenseClaims)]| {
-        pick_publishing_license(candidates.iter().map(|(id, claims)| (*id, claims)), now()).map(|(id, _)| id)
+        pick_publishing_license(candidates.iter().map(|(id, claims)| (*id, claims)), now())
+            .map(|(id, _)| id)
     };
     assert_eq!(pick(&candidates), Some(6), "of equals the first");
     assert_eq!(pick(&candidates[..4]), None);
-    let grace = LicenseClaims { license_expires: at("2025-09-30T00:00:00Z"), ..later(1, license(&[])) };
+    let grace =
+        LicenseClaims { license_expires: at("2025-09-30T00:00:00Z"), ..later(1, license(&[])) };
     assert_eq!(pick(&[(5, license(&[])), (8, grace)]), Some(8), "grace still publishes");
 }
 

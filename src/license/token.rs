@@ -84,7 +84,8 @@ pub struct VerifiedLicense {
     pub claims: LicenseClaims,
     /// Name of the key that signed it.
     pub key_id: String,
-    /// SHA-256 of the token's text. It identifies the license where the token itself must not be stored.
+    /// SHA-256 of the token's text. It identifies the license where the token itself must not be
+    /// stored.
     pub jwt_sha256: [u8; 32],
 }
 
@@ -145,12 +146,16 @@ impl PublicKeys {
         let license = self.verify(jwt)?;
         match license.claims.is_for(deployment) {
             true => Ok(license),
-            false => Err(LicenseError::OtherDeployment { named: license.claims.deployment_ids, deployment }),
+            false => Err(LicenseError::OtherDeployment {
+                named: license.claims.deployment_ids,
+                deployment,
+            }),
         }
     }
 
-    /// Verifies the token's signature and the structure of its claims. [`LicenseClaims::validity`] checks the time. As in coderd, issuer,
-    /// audience, subject and `deployment_ids` are not checked.
+    /// Verifies the token's signature and the structure of its claims. [`LicenseClaims::validity`]
+    /// checks the time. As in coderd, issuer, audience, subject and `deployment_ids` are not
+    /// checked.
     pub fn verify(&self, jwt: &str) -> Result<VerifiedLicense, LicenseError> {
         if jwt.len() > MAX_TOKEN_BYTES {
             return Err(LicenseError::TooLarge { bytes: jwt.len() });
@@ -158,8 +163,11 @@ impl PublicKeys {
         let token = Token::split(jwt)?;
         let key_id = token.key_id()?;
         let key = self.0.get(&key_id).ok_or_else(|| LicenseError::UnknownKey(key_id.clone()))?;
-        let signature = URL_SAFE_NO_PAD.decode(token.signature).map_err(|_| LicenseError::Malformed("the signature is not base64url"))?;
-        key.verify(token.signed.as_bytes(), &signature).map_err(|_| LicenseError::BadSignature(key_id.clone()))?;
+        let signature = URL_SAFE_NO_PAD
+            .decode(token.signature)
+            .map_err(|_| LicenseError::Malformed("the signature is not base64url"))?;
+        key.verify(token.signed.as_bytes(), &signature)
+            .map_err(|_| LicenseError::BadSignature(key_id.clone()))?;
         let malformed = LicenseError::Malformed("the claims are not a JSON object in base64url");
         let claims = json_object(token.claims).ok_or(malformed)?;
         let jwt_sha256 = Sha256::digest(jwt.as_bytes()).into();
@@ -168,12 +176,14 @@ impl PublicKeys {
 }
 
 fn raw_key(text: &str) -> Option<Vec<u8>> {
-    let bytes = if text.len() == 64 { hex::decode(text).ok()? } else { STANDARD.decode(text).ok()? };
+    let bytes =
+        if text.len() == 64 { hex::decode(text).ok()? } else { STANDARD.decode(text).ok()? };
     (bytes.len() == 32).then_some(bytes)
 }
 
 /// The DER of a SubjectPublicKeyInfo before the 32 bytes of an Ed25519 key (RFC 8410).
-const ED25519_KEY_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+const ED25519_KEY_HEAD: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 fn pem_key(text: &str) -> Option<Vec<u8>> {
     let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).ok()?;
@@ -203,7 +213,8 @@ impl<'a> Token<'a> {
     /// The `kid` of a header whose `alg` is accepted.
     fn key_id(&self) -> Result<String, LicenseError> {
         let header = json_object(self.header);
-        let header = header.ok_or(LicenseError::Malformed("the header is not a JSON object in base64url"))?;
+        let header = header
+            .ok_or(LicenseError::Malformed("the header is not a JSON object in base64url"))?;
         match header.get("alg").and_then(Value::as_str) {
             Some("EdDSA") => {}
             other => return Err(LicenseError::Algorithm(other.unwrap_or_default().to_owned())),
@@ -243,7 +254,8 @@ fn license_claims(claims: &Claims) -> Result<LicenseClaims, LicenseError> {
     })
 }
 
-/// The claims by name. Null is treated as absent, because Go writes empty lists and maps as null. Unused claims are ignored.
+/// The claims by name. Null is treated as absent, because Go writes empty lists and maps as null.
+/// Unused claims are ignored.
 struct Claims(Map<String, Value>);
 
 impl Claims {
@@ -252,21 +264,30 @@ impl Claims {
     }
 
     fn version(&self) -> Result<u64, LicenseError> {
-        let Some(value) = self.get("version") else { return Err(LicenseError::MissingClaim("version")) };
-        value.as_u64().ok_or(LicenseError::InvalidClaim { field: "version", expected: "a whole number" })
+        let Some(value) = self.get("version") else {
+            return Err(LicenseError::MissingClaim("version"));
+        };
+        value
+            .as_u64()
+            .ok_or(LicenseError::InvalidClaim { field: "version", expected: "a whole number" })
     }
 
-    /// A numeric date: seconds since 1970, with a fraction to the microsecond (Go's JWT library ignores fractions and writes none). Only
-    /// years 1 to 9999, which RFC 3339 and PostgreSQL can both represent.
+    /// A numeric date: seconds since 1970, with a fraction to the microsecond (Go's JWT library
+    /// ignores fractions and writes none). Only years 1 to 9999, which RFC 3339 and PostgreSQL can
+    /// both represent.
     fn required_instant(&self, field: &'static str) -> Result<DateTime<Utc>, LicenseError> {
         let value = self.get(field).ok_or(LicenseError::MissingClaim(field))?;
-        let invalid = LicenseError::InvalidClaim { field, expected: "a numeric date between the years 1 and 9999" };
+        let invalid = LicenseError::InvalidClaim {
+            field,
+            expected: "a numeric date between the years 1 and 9999",
+        };
         instant(value).filter(|at| (1..=9999).contains(&at.year())).ok_or(invalid)
     }
 
     fn text(&self, field: &'static str) -> Result<String, LicenseError> {
         let Some(value) = self.get(field) else { return Ok(String::new()) };
-        plain_text(value).ok_or(LicenseError::InvalidClaim { field, expected: "a string without NUL" })
+        plain_text(value)
+            .ok_or(LicenseError::InvalidClaim { field, expected: "a string without NUL" })
     }
 
     fn required_text(&self, field: &'static str) -> Result<String, LicenseError> {
@@ -289,9 +310,15 @@ impl Claims {
 
     fn features(&self) -> Result<BTreeMap<String, i64>, LicenseError> {
         let Some(value) = self.get("features") else { return Ok(BTreeMap::new()) };
-        let feature = |(name, value): (&String, &Value)| (!name.contains('\0')).then_some((name.clone(), value.as_i64()?));
-        let features = value.as_object().and_then(|features| features.iter().map(feature).collect());
-        features.ok_or(LicenseError::InvalidClaim { field: "features", expected: "an object of whole numbers, names without NUL" })
+        let feature = |(name, value): (&String, &Value)| {
+            (!name.contains('\0')).then_some((name.clone(), value.as_i64()?))
+        };
+        let features =
+            value.as_object().and_then(|features| features.iter().map(feature).collect());
+        features.ok_or(LicenseError::InvalidClaim {
+            field: "features",
+            expected: "an object of whole numbers, names without NUL",
+        })
     }
 }
 

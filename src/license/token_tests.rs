@@ -84,7 +84,10 @@ fn a_good_token_gives_its_claims_and_hash() {
     let token = sign(&good());
     let license = keys().verify(&token).expect("good");
     assert_eq!(license.key_id, "test");
-    assert_eq!(hex::encode(license.jwt_sha256), hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&token)));
+    assert_eq!(
+        hex::encode(license.jwt_sha256),
+        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&token))
+    );
     // the ledger stores this form permanently
     let kept = r#"{"issued_at":"2025-07-01T00:00:00Z","not_before":"2025-07-01T01:00:00Z","license_expires":"2026-07-01T00:00:00Z","expires_at":"2026-08-01T00:00:00Z","token_id":"license-1","account_type":"salesforce","account_id":"account-1","deployment_ids":["d1"],"trial":true,"feature_set":"premium","all_features":true,"features":{"managed_agent_limit_soft":-1,"user_limit":10},"addons":[],"require_telemetry":true,"publish_usage_data":true}"#;
     assert_eq!(serde_json::to_string(&license.claims).expect("JSON"), kept);
@@ -100,8 +103,22 @@ fn only_the_required_claims_are_required() {
         null[field] = Value::Null;
         assert_eq!(verify(&null), missing, "{field} null");
     }
-    assert_eq!(verify(&with("account_type", json!(""))), Err(LicenseError::MissingClaim("account_type")));
-    for field in ["iss", "aud", "sub", "jti", "deployment_ids", "trial", "feature_set", "all_features", "features", "addons"] {
+    assert_eq!(
+        verify(&with("account_type", json!(""))),
+        Err(LicenseError::MissingClaim("account_type"))
+    );
+    for field in [
+        "iss",
+        "aud",
+        "sub",
+        "jti",
+        "deployment_ids",
+        "trial",
+        "feature_set",
+        "all_features",
+        "features",
+        "addons",
+    ] {
         assert!(verify(&with(field, Value::Null)).is_ok(), "{field}");
     }
 }
@@ -125,7 +142,10 @@ fn a_claim_of_another_type_is_named() {
         ("publish_usage_data", json!(1)),
     ] {
         let error = verify(&with(field, value.clone())).expect_err(field);
-        assert!(matches!(error, LicenseError::InvalidClaim { field: named, .. } if named == field), "{field} {value}: {error:?}");
+        assert!(
+            matches!(error, LicenseError::InvalidClaim { field: named, .. } if named == field),
+            "{field} {value}: {error:?}"
+        );
     }
 }
 
@@ -135,7 +155,10 @@ fn a_token_of_another_version_is_refused() {
         assert_eq!(verify(&with("version", json!(version))), Err(LicenseError::Version(version)));
     }
     for version in [json!("3"), json!(3.5), json!(-3)] {
-        assert!(matches!(verify(&with("version", version)), Err(LicenseError::InvalidClaim { field: "version", .. })));
+        assert!(matches!(
+            verify(&with("version", version)),
+            Err(LicenseError::InvalidClaim { field: "version", .. })
+        ));
     }
 }
 
@@ -145,14 +168,20 @@ fn fractional_dates_are_kept_to_the_microsecond() {
     assert_eq!(claims.not_before, at("2025-07-01T00:00:00.123456Z"));
 }
 
-/// The valid token with another header is refused for its algorithm, with its signature and without one.
+/// The valid token with another header is refused for its algorithm, with its signature and without
+/// one.
 #[track_caller]
 fn refused_for_its_algorithm(header: &str, algorithm: &str) {
     let token = sign(&good());
-    let [_, claims, signature]: [&str; 3] = token.split('.').collect::<Vec<_>>().try_into().expect("three parts");
+    let [_, claims, signature]: [&str; 3] =
+        token.split('.').collect::<Vec<_>>().try_into().expect("three parts");
     for signature in [signature, ""] {
         let token = format!("{}.{claims}.{signature}", URL_SAFE_NO_PAD.encode(header));
-        assert_eq!(keys().verify(&token), Err(LicenseError::Algorithm(algorithm.to_owned())), "{header}");
+        assert_eq!(
+            keys().verify(&token),
+            Err(LicenseError::Algorithm(algorithm.to_owned())),
+            "{header}"
+        );
     }
 }
 
@@ -172,7 +201,8 @@ fn only_eddsa_is_accepted() {
     // The classic attack: the public key as the secret of a symmetric algorithm.
     let header = json!({ "typ": "JWT", "alg": "HS256", "kid": "test" });
     let secret = hmac::Key::new(hmac::HMAC_SHA256, PUBLIC_KEY.as_bytes());
-    let symmetric = signed(&header, &good(), |message| hmac::sign(&secret, message).as_ref().to_vec());
+    let symmetric =
+        signed(&header, &good(), |message| hmac::sign(&secret, message).as_ref().to_vec());
     assert_eq!(keys().verify(&symmetric), Err(LicenseError::Algorithm("HS256".to_owned())));
 }
 
@@ -180,20 +210,35 @@ fn only_eddsa_is_accepted() {
 fn a_token_of_other_deployments_is_refused_and_one_that_names_none_is_for_any() {
     let (own, other) = (uuid::Uuid::from_u128(0xa), uuid::Uuid::from_u128(0xb));
     let verify = |named: Value| keys().verify_for(&sign(&with("deployment_ids", named)), own);
-    for named in [json!([]), Value::Null, json!([own]), json!([other, own]), json!([own.to_string().to_uppercase()])] {
+    for named in [
+        json!([]),
+        Value::Null,
+        json!([own]),
+        json!([other, own]),
+        json!([own.to_string().to_uppercase()]),
+    ] {
         assert!(verify(named.clone()).is_ok(), "{named}");
     }
     for named in [json!([other]), json!(["d1"]), json!([""])] {
         let refused = verify(named.clone()).expect_err("refused");
-        assert!(matches!(refused, LicenseError::OtherDeployment { deployment, .. } if deployment == own), "{named}");
+        assert!(
+            matches!(refused, LicenseError::OtherDeployment { deployment, .. } if deployment == own),
+            "{named}"
+        );
         assert!(refused.to_string().contains(&own.to_string()), "{refused}");
     }
 }
 
 #[test]
 fn a_token_of_an_unknown_kid_is_refused() {
-    assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, None, &good())), Err(LicenseError::MissingKeyId));
-    assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, Some(""), &good())), Err(LicenseError::MissingKeyId));
+    assert_eq!(
+        keys().verify(&sign_with(PRIVATE_KEY, None, &good())),
+        Err(LicenseError::MissingKeyId)
+    );
+    assert_eq!(
+        keys().verify(&sign_with(PRIVATE_KEY, Some(""), &good())),
+        Err(LicenseError::MissingKeyId)
+    );
     for kid in ["else", "TEST", "test\0"] {
         let unknown = Err(LicenseError::UnknownKey(kid.to_owned()));
         assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, Some(kid), &good())), unknown);
@@ -245,14 +290,23 @@ fn validity_is_exact_at_every_edge() {
     ] {
         assert_eq!(claims.validity(at), validity, "{at}");
     }
-    let early = LicenseClaims { not_before: claims.issued_at - TimeDelta::days(1), ..claims.clone() };
-    assert_eq!(early.validity(early.issued_at - tick), Validity::NotYetValid, "used before it was issued");
+    let early =
+        LicenseClaims { not_before: claims.issued_at - TimeDelta::days(1), ..claims.clone() };
+    assert_eq!(
+        early.validity(early.issued_at - tick),
+        Validity::NotYetValid,
+        "used before it was issued"
+    );
 }
 
 #[test]
 fn the_older_flag_means_enterprise_only_without_a_set() {
     let set = |feature_set: &str, all_features| {
-        let claims = LicenseClaims { feature_set: feature_set.to_owned(), all_features, ..verify(&good()).expect("good") };
+        let claims = LicenseClaims {
+            feature_set: feature_set.to_owned(),
+            all_features,
+            ..verify(&good()).expect("good")
+        };
         claims.feature_set()
     };
     assert_eq!(set("", true), FeatureSet::Enterprise);
@@ -274,7 +328,8 @@ proptest! {
         prop_assert!(keys().verify(&parts.join(".")).is_err());
     }
 
-    /// Changing any byte of a valid token makes it invalid: every byte is signed or part of the signature.
+    /// Changing any byte of a valid token makes it invalid: every byte is signed or part of the
+    /// signature.
     #[test]
     fn a_tampered_token_is_refused(position: prop::sample::Index, replacement in "[ -~]") {
         let token = sign(&good());

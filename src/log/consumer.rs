@@ -1,4 +1,5 @@
-//! A member of a consumer group, for both backends. One bounded channel carries deliveries, another one carries commands.
+//! A member of a consumer group, for both backends. One bounded channel carries deliveries, another
+//! one carries commands.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Batch, LogError};
 use crate::event::TopicPartition;
 
-/// Maximum number of deliveries that wait for the consumer. Together with the batch in flight this bounds its memory.
+/// Maximum number of deliveries that wait for the consumer. Together with the batch in flight this
+/// bounds its memory.
 const WAITING_DELIVERIES: usize = 2;
 
 /// How long [`Consumer::leave`] waits until the member has left the group.
@@ -19,7 +21,8 @@ const LEAVE_SECONDS: u64 = 15;
 /// A delivery of the log to a consumer.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Partitions are assigned to this consumer. It reads none of them before [`Consumer::start`], and the group does not wait for that.
+    /// Partitions are assigned to this consumer. It reads none of them before [`Consumer::start`],
+    /// and the group does not wait for that.
     Assigned(Vec<TopicPartition>),
     /// Partitions are revoked from this consumer. No batch of them follows.
     Revoked(Vec<TopicPartition>),
@@ -33,7 +36,8 @@ pub enum Delivery {
     },
 }
 
-/// A member of a group. If it is dropped without [`Consumer::leave`], it still leaves, but without waiting.
+/// A member of a group. If it is dropped without [`Consumer::leave`], it still leaves, but without
+/// waiting.
 #[derive(Debug)]
 pub struct Consumer {
     deliveries: mpsc::Receiver<BackendEvent>,
@@ -42,10 +46,12 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Waits for the next delivery, without a deadline. The future may be dropped while it waits, without a loss.
+    /// Waits for the next delivery, without a deadline. The future may be dropped while it waits,
+    /// without a loss.
     ///
     /// # Errors
-    /// [`LogError::Stopped`] once the stop token was cancelled. Any other error is final too, and the consumer has left the group.
+    /// [`LogError::Stopped`] once the stop token was cancelled. Any other error is final too, and
+    /// the consumer has left the group.
     pub async fn next(&mut self) -> Result<Delivery, LogError> {
         loop {
             let event = self.deliveries.recv().await.ok_or(LogError::Stopped)?;
@@ -56,8 +62,14 @@ impl Consumer {
                     self.control.forget(&partitions);
                     return Ok(Delivery::Revoked(partitions));
                 }
-                BackendEvent::Batch { run, batch } if self.control.is_current(batch.partition, run) => return Ok(Delivery::Batch(batch)),
-                BackendEvent::Fault { run, partition, error } if self.control.is_current(partition, run) => {
+                BackendEvent::Batch { run, batch }
+                    if self.control.is_current(batch.partition, run) =>
+                {
+                    return Ok(Delivery::Batch(batch));
+                }
+                BackendEvent::Fault { run, partition, error }
+                    if self.control.is_current(partition, run) =>
+                {
                     return Ok(Delivery::Fault { partition, error });
                 }
                 // Read before the partition was restarted: the new run rereads it if necessary.
@@ -67,8 +79,8 @@ impl Consumer {
         }
     }
 
-    /// Starts or restarts reading at these offsets. No batch read earlier comes after this call. Partitions that are not assigned to this
-    /// consumer are skipped.
+    /// Starts or restarts reading at these offsets. No batch read earlier comes after this call.
+    /// Partitions that are not assigned to this consumer are skipped.
     pub fn start(&self, from: Vec<(TopicPartition, i64)>) {
         let mut runs = self.control.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let from = from
@@ -84,28 +96,32 @@ impl Consumer {
         self.control.send(Command::Start { from });
     }
 
-    /// Stops reading these partitions until [`Consumer::start`]; they remain assigned to this consumer. No batch of them comes after
-    /// this call.
+    /// Stops reading these partitions until [`Consumer::start`]; they remain assigned to this
+    /// consumer. No batch of them comes after this call.
     pub fn hold(&self, partitions: Vec<TopicPartition>) {
         self.control.forget(&partitions);
         self.control.send(Command::Hold { partitions });
     }
 
-    /// Updates the Kafka group's mark of the partition, for lag tools and as evidence after a restore. It is best effort and delayed.
+    /// Updates the Kafka group's mark of the partition, for lag tools and as evidence after a
+    /// restore. It is best effort and delayed.
     pub fn mark(&self, partition: TopicPartition, next_offset: i64) {
         self.control.send(Command::Mark { partition, next_offset });
     }
 
-    /// Sets the signature of the marks from now on, where the log can store it. [`super::Log::marks`] returns it.
+    /// Sets the signature of the marks from now on, where the log can store it.
+    /// [`super::Log::marks`] returns it.
     pub fn sign(&self, signature: String) {
         self.control.send(Command::Sign { signature });
     }
 
-    /// Leaves the group, so that the other members get its partitions at once. Waits for that, at most 15 s.
+    /// Leaves the group, so that the other members get its partitions at once. Waits for that, at
+    /// most 15 s.
     pub async fn leave(mut self) {
         self.control.send(Command::Leave);
         self.deliveries.close();
-        // If the log is unreachable, the group notices later, when this member's session or lease expires.
+        // If the log is unreachable, the group notices later, when this member's session or lease
+        // expires.
         let _ = tokio::time::timeout(Duration::from_secs(LEAVE_SECONDS), &mut self.ended).await;
     }
 }
@@ -116,7 +132,8 @@ impl Drop for Consumer {
     }
 }
 
-/// A message from the backend. A run is one start of one partition; records of an earlier run are not delivered.
+/// A message from the backend. A run is one start of one partition; records of an earlier run are
+/// not delivered.
 #[derive(Debug)]
 pub(super) enum BackendEvent {
     Assigned(Vec<TopicPartition>),
@@ -160,10 +177,14 @@ impl Link {
         let (ended_in, ended) = oneshot::channel();
         let waker = Arc::new(Mutex::new(None));
         let control = Control { commands, runs: Mutex::default(), waker: waker.clone() };
-        (Consumer { deliveries, control, ended }, Link { deliveries: deliveries_in, commands: commands_out, ended: ended_in, waker })
+        (
+            Consumer { deliveries, control, ended },
+            Link { deliveries: deliveries_in, commands: commands_out, ended: ended_in, waker },
+        )
     }
 
-    /// Registers the current thread, which parks while the consumer is busy, to be woken by a taken delivery or a command.
+    /// Registers the current thread, which parks while the consumer is busy, to be woken by a taken
+    /// delivery or a command.
     pub fn wake_this_thread(&self) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
     }
@@ -184,7 +205,8 @@ struct Runs {
 
 impl Control {
     fn is_current(&self, partition: TopicPartition, run: u64) -> bool {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).current.get(&partition) == Some(&run)
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).current.get(&partition)
+            == Some(&run)
     }
 
     fn forget(&self, partitions: &[TopicPartition]) {

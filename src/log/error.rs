@@ -19,8 +19,11 @@ pub enum LogError {
         /// The offset after the last record.
         end: i64,
     },
-    /// The log assigned this offset to a record and no longer has it, although it has earlier or later records.
-    #[error("{partition}: the record at offset {offset} is missing from the log: it was deleted by hand")]
+    /// The log assigned this offset to a record and no longer has it, although it has earlier or
+    /// later records.
+    #[error(
+        "{partition}: the record at offset {offset} is missing from the log: it was deleted by hand"
+    )]
     Missing {
         partition: TopicPartition,
         /// The requested offset.
@@ -39,7 +42,8 @@ pub enum LogError {
     /// The topic, or this partition of it, does not exist.
     #[error("topic {0}, or its requested partition, does not exist in the log")]
     NoTopic(Topic),
-    /// Brokers refuse records for their size: their limit is below Kafka's default, or the record is larger than Tallyline's.
+    /// Brokers refuse records for their size: their limit is below Kafka's default, or the record
+    /// is larger than Tallyline's.
     #[error(
         "records of {topic} are too large for the brokers (the largest of this append has {bytes} bytes): set max.message.bytes of the \
          topic to at least 1048588, Kafka's default; for a larger record also set message.max.bytes in kafka.properties"
@@ -53,7 +57,8 @@ pub enum LogError {
     /// A setting is unknown or invalid.
     #[error("log settings: {0}")]
     Settings(String),
-    /// The log answered with a refusal (authorization, a message that is too large). A retry alone does not help.
+    /// The log answered with a refusal (authorization, a message that is too large). A retry alone
+    /// does not help.
     #[error("log request refused: {0}")]
     Refused(String),
     /// The consumer has left its group, as requested.
@@ -65,7 +70,8 @@ pub enum LogError {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{} of {} messages appended: {cause}", .placed.iter().flatten().count(), .placed.len())]
 pub struct AppendError {
-    /// The place of each acknowledged message, in the given order. The log may or may not have the others.
+    /// The place of each acknowledged message, in the given order. The log may or may not have the
+    /// others.
     pub placed: Vec<Option<(i32, i64)>>,
     /// The first failure.
     #[source]

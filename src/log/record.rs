@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 
 use crate::event::{Message, TopicPartition};
 
-/// Minimum retention of a topic's records, in days. Tallyman refuses usage after 30 days and forgets ids after 34.
+/// Minimum retention of a topic's records, in days. Tallyman refuses usage after 30 days and
+/// forgets ids after 34.
 pub const RETENTION_DAYS: i64 = 35;
 
 /// A message in the log.

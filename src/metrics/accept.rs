@@ -6,17 +6,20 @@ use prometheus::{Encoder, PROTOBUF_FORMAT, ProtobufEncoder, TextEncoder};
 /// A format of Prometheus' exposition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Length-delimited `io.prometheus.client.MetricFamily`: the only format with native histograms and created timestamps.
+    /// Length-delimited `io.prometheus.client.MetricFamily`: the only format with native histograms
+    /// and created timestamps.
     Protobuf,
     /// Text 0.0.4: classic buckets only.
     Text,
 }
 
 impl Format {
-    /// The format for an `Accept` header. Several headers are joined by commas; a missing one is empty.
+    /// The format for an `Accept` header. Several headers are joined by commas; a missing one is
+    /// empty.
     ///
-    /// Protobuf if it is offered with both of its parameters, unless a supported text format has a higher weight. Wildcards always mean
-    /// text: Prometheus 2.49.0 sends one with a higher weight than protobuf.
+    /// Protobuf if it is offered with both of its parameters, unless a supported text format has a
+    /// higher weight. Wildcards always mean text: Prometheus 2.49.0 sends one with a higher weight
+    /// than protobuf.
     #[must_use]
     pub fn for_accept(accept: &str) -> Self {
         let (mut protobuf, mut text) = (0.0, 0.0);
@@ -58,13 +61,17 @@ impl<'a> Offer<'a> {
         let mut offer = Self { kind, parameters, weight: 1.0 };
         if let Some(weight) = offer.parameter("q") {
             // ignore an offer without a weight between 0 and 1
-            offer.weight = weight.parse().ok().filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.0);
+            offer.weight =
+                weight.parse().ok().filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.0);
         }
         offer
     }
 
     fn parameter(&self, name: &str) -> Option<&'a str> {
-        self.parameters.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
+        self.parameters
+            .iter()
+            .find(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| *value)
     }
 
     fn is_delimited_protobuf(&self) -> bool {
@@ -74,15 +81,21 @@ impl<'a> Offer<'a> {
     }
 
     fn is_text(&self) -> bool {
-        self.kind.eq_ignore_ascii_case("text/plain") && self.parameter("version").is_none_or(|version| version == "0.0.4")
+        self.kind.eq_ignore_ascii_case("text/plain")
+            && self.parameter("version").is_none_or(|version| version == "0.0.4")
     }
 }
 
-/// The content type and the body of an answer. Families without series are omitted, as in the registry.
+/// The content type and the body of an answer. Families without series are omitted, as in the
+/// registry.
 ///
 /// # Errors
-/// If a family has no name. (The crate's text encoder panics for the type untyped, which is not used here.)
-pub fn encode(families: &[MetricFamily], format: Format) -> prometheus::Result<(&'static str, Vec<u8>)> {
+/// If a family has no name. (The crate's text encoder panics for the type untyped, which is not
+/// used here.)
+pub fn encode(
+    families: &[MetricFamily],
+    format: Format,
+) -> prometheus::Result<(&'static str, Vec<u8>)> {
     let mut body = Vec::new();
     for family in families.iter().filter(|family| !family.get_metric().is_empty()) {
         let family = std::slice::from_ref(family);
@@ -100,7 +113,8 @@ mod tests {
 
     const PROTOBUF: &str = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
 
-    /// The rest of the header after protobuf, for each server version with native histograms enabled.
+    /// The rest of the header after protobuf, for each server version with native histograms
+    /// enabled.
     const AFTER_PROTOBUF: [(&str, &str); 6] = [
         (
             "2.40",
@@ -131,9 +145,17 @@ mod tests {
     #[test]
     fn every_server_gets_protobuf_when_it_asks_for_it_and_text_when_not() {
         for (server, rest) in AFTER_PROTOBUF {
-            assert_eq!(Format::for_accept(&format!("{PROTOBUF}{rest}")), Format::Protobuf, "{server}");
+            assert_eq!(
+                Format::for_accept(&format!("{PROTOBUF}{rest}")),
+                Format::Protobuf,
+                "{server}"
+            );
             let (_, without) = rest.split_once(',').unwrap();
-            assert_eq!(Format::for_accept(without), Format::Text, "{server} without native histograms");
+            assert_eq!(
+                Format::for_accept(without),
+                Format::Text,
+                "{server} without native histograms"
+            );
         }
     }
 
@@ -153,7 +175,10 @@ mod tests {
             (&format!("{PROTOBUF};q=high"), Format::Text),
             (&format!("{PROTOBUF};q=NaN"), Format::Text),
             ("application/vnd.google.protobuf", Format::Text),
-            ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text", Format::Text),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+                Format::Text,
+            ),
             ("application/vnd.google.protobuf;encoding=delimited", Format::Text),
             ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Format::Text),
             ("*/*", Format::Text),
@@ -169,7 +194,10 @@ mod tests {
         let mut empty = MetricFamily::default();
         empty.set_name("empty_total".to_owned());
         for format in [Format::Protobuf, Format::Text] {
-            assert_eq!(encode(std::slice::from_ref(&empty), format).unwrap(), (format.content_type(), Vec::new()));
+            assert_eq!(
+                encode(std::slice::from_ref(&empty), format).unwrap(),
+                (format.content_type(), Vec::new())
+            );
         }
     }
 }

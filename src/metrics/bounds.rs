@@ -2,9 +2,10 @@
 
 /// The 256 bucket bounds of schema 8 within one power of two, as fractions in [0.5, 1).
 ///
-/// Prometheus' Go client and server share these numbers. They are up to 4 units in the last place below the correctly rounded
-/// `2^(i/256 - 1)`. They are copied unchanged, so that bounds and thresholds are bit-equal; `vectors.rs` compares them with the
-/// reference file. Schema s > 0 uses every `2^(8-s)`-th value.
+/// Prometheus' Go client and server share these numbers. They are up to 4 units in the last place
+/// below the correctly rounded `2^(i/256 - 1)`. They are copied unchanged, so that bounds and
+/// thresholds are bit-equal; `vectors.rs` compares them with the reference file. Schema s > 0 uses
+/// every `2^(8-s)`-th value.
 #[rustfmt::skip]
 pub static SCHEMA_8_BOUNDS: [f64; 256] = [
     0.5, 0.5013556375251013, 0.5027149505564014, 0.5040779490592088,

@@ -10,7 +10,8 @@ use super::options::{BucketOptions, NativeOptions};
 
 /// The counts of one histogram of values from 0 up. The owner keeps the sum of the values.
 ///
-/// With native buckets, count = zero count + all native buckets + NaNs, at any time. Otherwise Prometheus refuses a whole scrape.
+/// With native buckets, count = zero count + all native buckets + NaNs, at any time. Otherwise
+/// Prometheus refuses a whole scrape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Buckets {
@@ -41,8 +42,9 @@ impl Buckets {
         }
     }
 
-    /// Counts one value (seconds for durations; from 0 to infinity, or NaN). Limits the native buckets like the Go client: at most one
-    /// halving per value, so buckets beyond the limit may remain until the next value.
+    /// Counts one value (seconds for durations; from 0 to infinity, or NaN). Limits the native
+    /// buckets like the Go client: at most one halving per value, so buckets beyond the limit may
+    /// remain until the next value.
     ///
     /// # Panics
     /// If these counts have another number of classic bounds.
@@ -67,7 +69,10 @@ impl Buckets {
         } else {
             self.zero_count += 1;
         }
-        if native.max_buckets > 0 && self.positive.len() > native.max_buckets && self.schema > MIN_SCHEMA {
+        if native.max_buckets > 0
+            && self.positive.len() > native.max_buckets
+            && self.schema > MIN_SCHEMA
+        {
             self.halve_resolution();
         }
     }
@@ -82,7 +87,11 @@ impl Buckets {
 
     /// The classic buckets for exposition: upper bound and cumulative count, without `+Inf`.
     pub fn cumulative(&self, options: &BucketOptions) -> impl Iterator<Item = (f64, u64)> {
-        assert_eq!(self.classic.len(), options.classic_bounds().len(), "these counts have other classic bounds");
+        assert_eq!(
+            self.classic.len(),
+            options.classic_bounds().len(),
+            "these counts have other classic bounds"
+        );
         options.classic_bounds().iter().zip(&self.classic).scan(0, |up_to, (bound, count)| {
             *up_to += count;
             Some((*bound, *up_to))
@@ -97,7 +106,8 @@ mod tests {
     use super::*;
     use crate::metrics::NativeOptions;
 
-    const OPTIONS: BucketOptions = BucketOptions::new(&[1.0, 10.0, 60.0], Some(NativeOptions::NEVER_RESET));
+    const OPTIONS: BucketOptions =
+        BucketOptions::new(&[1.0, 10.0, 60.0], Some(NativeOptions::NEVER_RESET));
 
     fn observed(options: &BucketOptions, values: &[f64]) -> Buckets {
         let mut buckets = Buckets::new(options, DateTime::UNIX_EPOCH);
@@ -114,7 +124,10 @@ mod tests {
     #[test]
     fn a_value_on_a_classic_bound_counts_within_it() {
         let buckets = observed(&OPTIONS, &[1.0, 1.0_f64.next_up(), 60.0, 61.0]);
-        assert_eq!(buckets.cumulative(&OPTIONS).collect::<Vec<_>>(), [(1.0, 1), (10.0, 2), (60.0, 3)]);
+        assert_eq!(
+            buckets.cumulative(&OPTIONS).collect::<Vec<_>>(),
+            [(1.0, 1), (10.0, 2), (60.0, 3)]
+        );
         assert_eq!(buckets.count, 4);
     }
 

@@ -1,4 +1,5 @@
-//! Prometheus' messages, decoded by an independent protobuf runtime for tests. Field numbers are those of `io.prometheus.client`.
+//! Prometheus' messages, decoded by an independent protobuf runtime for tests. Field numbers are
+//! those of `io.prometheus.client`.
 
 use chrono::{DateTime, Utc};
 use prost::Message;

@@ -19,7 +19,8 @@ pub struct CounterFamily<const N: usize> {
     pub labels: [&'static str; N],
 }
 
-/// The constants of a histogram family. All its series have the same buckets, because a server uses the first one's for all.
+/// The constants of a histogram family. All its series have the same buckets, because a server uses
+/// the first one's for all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HistogramFamily<const N: usize> {
     /// Full name, ending in the unit.
@@ -33,7 +34,8 @@ pub struct HistogramFamily<const N: usize> {
 }
 
 impl<const N: usize> CounterFamily<N> {
-    /// The family with these series, ordered by label values. In protobuf each series has its created timestamp.
+    /// The family with these series, ordered by label values. In protobuf each series has its
+    /// created timestamp.
     #[must_use]
     pub fn show(&self, series: &Series<Counter, N>) -> MetricFamily {
         let metrics = series.iter().map(|(labels, counter)| {
@@ -46,7 +48,8 @@ impl<const N: usize> CounterFamily<N> {
 }
 
 impl<const N: usize> HistogramFamily<N> {
-    /// The family with these series, ordered by label values: classic buckets, in protobuf also native buckets and created timestamps.
+    /// The family with these series, ordered by label values: classic buckets, in protobuf also
+    /// native buckets and created timestamps.
     ///
     /// # Panics
     /// If a series has another number of classic bounds.
@@ -54,14 +57,23 @@ impl<const N: usize> HistogramFamily<N> {
     pub fn show(&self, series: &Series<Tally, N>) -> MetricFamily {
         let metrics = series.iter().map(|(labels, tally)| {
             let mut metric = metric(&self.labels, labels);
-            metric.set_histogram(histogram_message(&self.buckets, &tally.buckets, tally.sum_seconds()));
+            metric.set_histogram(histogram_message(
+                &self.buckets,
+                &tally.buckets,
+                tally.sum_seconds(),
+            ));
             metric
         });
         family(self.name, self.help, MetricType::HISTOGRAM, metrics)
     }
 }
 
-fn family(name: &str, help: &str, kind: MetricType, metrics: impl Iterator<Item = proto::Metric>) -> MetricFamily {
+fn family(
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    metrics: impl Iterator<Item = proto::Metric>,
+) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
@@ -93,7 +105,11 @@ fn counter_message(counter: &Counter) -> proto::Counter {
     message
 }
 
-pub(super) fn histogram_message(options: &BucketOptions, buckets: &Buckets, sum: f64) -> proto::Histogram {
+pub(super) fn histogram_message(
+    options: &BucketOptions,
+    buckets: &Buckets,
+    sum: f64,
+) -> proto::Histogram {
     let mut message = proto::Histogram::default();
     message.set_sample_count(buckets.count);
     message.set_sample_sum(sum);
@@ -118,8 +134,11 @@ mod tests {
     use super::*;
     use crate::metrics::{Format, NativeOptions, decoded, encode};
 
-    const TOTAL: CounterFamily<2> =
-        CounterFamily { name: "workspaces_total", help: "Workspaces.", labels: ["template_name", "organization_name"] };
+    const TOTAL: CounterFamily<2> = CounterFamily {
+        name: "workspaces_total",
+        help: "Workspaces.",
+        labels: ["template_name", "organization_name"],
+    };
     const SECONDS: HistogramFamily<2> = HistogramFamily {
         name: "creation_seconds",
         help: "How long a creation takes.",
@@ -173,7 +192,10 @@ mod tests {
         );
         assert_eq!(
             protobuf(&shown)[0].metric[0].labels(),
-            [("organization_name".to_owned(), String::new()), ("template_name".to_owned(), odd.to_owned())]
+            [
+                ("organization_name".to_owned(), String::new()),
+                ("template_name".to_owned(), odd.to_owned())
+            ]
         );
     }
 
@@ -182,11 +204,21 @@ mod tests {
         let (mut counters, mut tallies) = (Series::new(), Series::new());
         for (values, times) in [(["a", "bc"], 1), (["ab", "c"], 2)] {
             counters.add(labels(values), times, at(0, 0));
-            (0..times).for_each(|_| tallies.observe_micros(&SECONDS.buckets, labels(values), 1_000_000, at(0, 0)));
+            (0..times).for_each(|_| {
+                tallies.observe_micros(&SECONDS.buckets, labels(values), 1_000_000, at(0, 0))
+            });
         }
         let families = protobuf(&[TOTAL.show(&counters), SECONDS.show(&tallies)]);
-        let counted: Vec<_> = families[0].metric.iter().map(|metric| metric.counter.as_ref().unwrap().value()).collect();
-        let observed: Vec<_> = families[1].metric.iter().map(|metric| metric.histogram.as_ref().unwrap().sample_count()).collect();
+        let counted: Vec<_> = families[0]
+            .metric
+            .iter()
+            .map(|metric| metric.counter.as_ref().unwrap().value())
+            .collect();
+        let observed: Vec<_> = families[1]
+            .metric
+            .iter()
+            .map(|metric| metric.histogram.as_ref().unwrap().sample_count())
+            .collect();
         assert_eq!((counted, observed), (vec![1.0, 2.0], vec![1, 2]));
     }
 
@@ -197,8 +229,14 @@ mod tests {
             counters.add(labels(["t", "o"]), 1, since);
             tallies.observe_micros(&SECONDS.buckets, labels(["t", "o"]), 1, since);
             let families = protobuf(&[TOTAL.show(&counters), SECONDS.show(&tallies)]);
-            assert_eq!(families[0].metric[0].counter.as_ref().unwrap().created.as_ref().unwrap().at(), since);
-            assert_eq!(families[1].metric[0].histogram.as_ref().unwrap().created.as_ref().unwrap().at(), since);
+            assert_eq!(
+                families[0].metric[0].counter.as_ref().unwrap().created.as_ref().unwrap().at(),
+                since
+            );
+            assert_eq!(
+                families[1].metric[0].histogram.as_ref().unwrap().created.as_ref().unwrap().at(),
+                since
+            );
         }
     }
 
@@ -210,7 +248,10 @@ mod tests {
         }
         let families = protobuf(&[SECONDS.show(&series)]);
         let histogram = families[0].metric[0].histogram.as_ref().unwrap();
-        assert_eq!((histogram.schema, histogram.zero_threshold), (Some(3), Some(2.0_f64.powi(-128))));
+        assert_eq!(
+            (histogram.schema, histogram.zero_threshold),
+            (Some(3), Some(2.0_f64.powi(-128)))
+        );
         assert_eq!(histogram.native_total(), histogram.sample_count());
     }
 }

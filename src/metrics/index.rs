@@ -1,6 +1,8 @@
-//! The index and the end of a value's bucket, exact: by comparison with the shared table of bounds, never by a logarithm.
+//! The index and the end of a value's bucket, exact: by comparison with the shared table of bounds,
+//! never by a logarithm.
 //!
-//! In schema n, -4 to 8, bucket i (any integer) holds (b^(i-1), b^i] with b = 2^(2^-n). 1 is a bound in every schema (the end of bucket 0).
+//! In schema n, -4 to 8, bucket i (any integer) holds (b^(i-1), b^i] with b = 2^(2^-n). 1 is a
+//! bound in every schema (the end of bucket 0).
 
 use super::bounds::SCHEMA_8_BOUNDS;
 
@@ -12,7 +14,8 @@ pub const MAX_SCHEMA: i8 = 8;
 const MANTISSA_BITS: u32 = 52;
 const EXPONENT_BIAS: i32 = 1023;
 
-/// The coarsest schema whose buckets grow by at most `factor`, which is above 1. A factor of 1.1 gives 3.
+/// The coarsest schema whose buckets grow by at most `factor`, which is above 1. A factor of 1.1
+/// gives 3.
 #[must_use]
 pub fn schema_for_factor(factor: f64) -> i8 {
     // the clamp limits it to -4 to 8, so the cast loses nothing
@@ -22,7 +25,8 @@ pub fn schema_for_factor(factor: f64) -> i8 {
 /// The bucket of `value`, which is above 0. Infinity is one bucket beyond the largest finite value.
 #[must_use]
 pub fn bucket_index(value: f64, schema: i8) -> i32 {
-    let finest = if value == f64::INFINITY { finest_index(f64::MAX) + 1 } else { finest_index(value) };
+    let finest =
+        if value == f64::INFINITY { finest_index(f64::MAX) + 1 } else { finest_index(value) };
     coarser(finest, u32::from(MAX_SCHEMA.abs_diff(schema)))
 }
 
@@ -31,11 +35,13 @@ pub(super) fn coarser(index: i32, times: u32) -> i32 {
     -(-index >> times)
 }
 
-/// The index in the finest schema. A coarser bucket is a union of whole finer ones, so this look-up serves all schemas.
+/// The index in the finest schema. A coarser bucket is a union of whole finer ones, so this look-up
+/// serves all schemas.
 fn finest_index(value: f64) -> i32 {
     let (fraction, exponent) = fraction_and_exponent(value);
     let bounds_below = SCHEMA_8_BOUNDS.partition_point(|bound| *bound < fraction);
-    // At most 256, so the cast loses nothing. A fraction of 0.5 is the power of two below the exponent.
+    // At most 256, so the cast loses nothing. A fraction of 0.5 is the power of two below the
+    // exponent.
     (exponent - 1) * 256 + bounds_below as i32
 }
 
@@ -49,8 +55,8 @@ fn fraction_and_exponent(value: f64) -> (f64, i32) {
     (fraction, biased - (EXPONENT_BIAS - 1) - if subnormal { 54 } else { 0 })
 }
 
-/// The inclusive upper bound of bucket `index` of positive values. The bucket of the largest finite value ends at that value, and the next
-/// one at infinity.
+/// The inclusive upper bound of bucket `index` of positive values. The bucket of the largest finite
+/// value ends at that value, and the next one at infinity.
 #[cfg(test)]
 pub(super) fn upper_bound(index: i32, schema: i8) -> f64 {
     let finest = i64::from(index) << MAX_SCHEMA.abs_diff(schema);
@@ -60,7 +66,9 @@ pub(super) fn upper_bound(index: i32, schema: i8) -> f64 {
         1024.. => f64::INFINITY,
         ..-1080 => 0.0,
         // rounded at most once, in the last product, if the bound is subnormal
-        -1080..-1000 => 2.0 * SCHEMA_8_BOUNDS[step] * power_of_two(power as i32 + 100) * power_of_two(-100),
+        -1080..-1000 => {
+            2.0 * SCHEMA_8_BOUNDS[step] * power_of_two(power as i32 + 100) * power_of_two(-100)
+        }
         _ => 2.0 * SCHEMA_8_BOUNDS[step] * power_of_two(power as i32),
     }
 }
@@ -90,7 +98,8 @@ mod tests {
     fn normal_buckets() -> impl Strategy<Value = (i32, i8)> {
         (MIN_SCHEMA..=MAX_SCHEMA).prop_flat_map(|schema| {
             let per_power_of_two = f64::from(schema).exp2();
-            let (first, beyond) = ((-1022.0 * per_power_of_two).ceil() as i32, (1024.0 * per_power_of_two) as i32);
+            let (first, beyond) =
+                ((-1022.0 * per_power_of_two).ceil() as i32, (1024.0 * per_power_of_two) as i32);
             (first..beyond, Just(schema))
         })
     }
@@ -100,7 +109,8 @@ mod tests {
 
         #[test]
         fn the_index_of_any_value_agrees_with_the_bounds(
-            // bounds among subnormal numbers collapse, so the search is less exact than the definition there
+            // bounds among subnormal numbers collapse, so the search is less exact than the
+            // definition there
             bits in f64::MIN_POSITIVE.to_bits()..f64::INFINITY.to_bits(),
             schema in MIN_SCHEMA..=MAX_SCHEMA,
         ) {

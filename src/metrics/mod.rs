@@ -1,8 +1,9 @@
 //! Histograms with classic and native buckets as plain values, and their exposition to Prometheus.
 //!
-//! The arithmetic is pure. [`Tally`] and [`Counter`] are states that a fold compares and saves; callers pass the constants of a family
-//! ([`HistogramFamily`], [`CounterFamily`]). The exposition uses the prometheus crate's own messages, so one page can contain these
-//! series and ordinary metrics.
+//! The arithmetic is pure. [`Tally`] and [`Counter`] are states that a fold compares and saves;
+//! callers pass the constants of a family ([`HistogramFamily`], [`CounterFamily`]). The exposition
+//! uses the prometheus crate's own messages, so one page can contain these series and ordinary
+//! metrics.
 
 mod accept;
 mod bounds;

@@ -1,8 +1,10 @@
-//! The constants of a histogram family. They are not part of a state: after a change of constants, the family must be folded again.
+//! The constants of a histogram family. They are not part of a state: after a change of constants,
+//! the family must be folded again.
 
 use super::index;
 
-/// 2^-128, the Go client's default threshold. It is above 0, so that every server recognizes an empty native histogram.
+/// 2^-128, the Go client's default threshold. It is above 0, so that every server recognizes an
+/// empty native histogram.
 pub const DEFAULT_ZERO_THRESHOLD: f64 = f64::from_bits((1023 - 128) << 52);
 
 /// The buckets of a histogram.
@@ -13,8 +15,8 @@ pub struct BucketOptions {
 }
 
 impl BucketOptions {
-    /// Classic buckets with these upper bounds (seconds; ascending, finite, without `+Inf`, which the exposition adds). Also native buckets
-    /// if `native` is given.
+    /// Classic buckets with these upper bounds (seconds; ascending, finite, without `+Inf`, which
+    /// the exposition adds). Also native buckets if `native` is given.
     ///
     /// # Panics
     /// If the bounds do not ascend or are not finite. For a constant, this is a compile error.
@@ -23,7 +25,10 @@ impl BucketOptions {
         let mut i = 0;
         while i < classic_bounds.len() {
             assert!(classic_bounds[i].is_finite(), "classic bounds must be finite");
-            assert!(i == 0 || classic_bounds[i - 1] < classic_bounds[i], "classic bounds must ascend");
+            assert!(
+                i == 0 || classic_bounds[i - 1] < classic_bounds[i],
+                "classic bounds must ascend"
+            );
             i += 1;
         }
         Self { classic_bounds, native }
@@ -48,13 +53,15 @@ pub struct NativeOptions {
     pub factor: f64,
     /// Largest value in the zero bucket.
     pub zero_threshold: f64,
-    /// Maximum populated buckets without the zero bucket. Above it the resolution is halved. 0 means unlimited.
+    /// Maximum populated buckets without the zero bucket. Above it the resolution is halved. 0
+    /// means unlimited.
     pub max_buckets: usize,
 }
 
 impl NativeOptions {
     /// coderd's settings without its reset, because a fold's series never decrease.
-    pub const NEVER_RESET: Self = Self { factor: 1.1, zero_threshold: DEFAULT_ZERO_THRESHOLD, max_buckets: 100 };
+    pub const NEVER_RESET: Self =
+        Self { factor: 1.1, zero_threshold: DEFAULT_ZERO_THRESHOLD, max_buckets: 100 };
 
     /// The initial schema of a histogram.
     #[must_use]

@@ -10,9 +10,10 @@ use super::tally::Tally;
 
 /// One state per tuple of label values, in the order of the family's label names.
 ///
-/// A separate map, because the prometheus crate's vectors hash label values without a separator: `("a", "bc")` and `("ab", "c")` would be
-/// one series. In JSON it is a list of `[label values, state]`, ordered by label values. (serde's tagged and flattened forms are not
-/// usable: they cannot read the whole-number keys and the wide sum of a [`Tally`].)
+/// A separate map, because the prometheus crate's vectors hash label values without a separator:
+/// `("a", "bc")` and `("ab", "c")` would be one series. In JSON it is a list of `[label values,
+/// state]`, ordered by label values. (serde's tagged and flattened forms are not usable: they
+/// cannot read the whole-number keys and the wide sum of a [`Tally`].)
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series<T, const N: usize>(BTreeMap<[String; N], T>);
 
@@ -63,8 +64,12 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Series<T, N>
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let mut series = BTreeMap::new();
         for (labels, state) in Vec::<(Vec<String>, T)>::deserialize(from)? {
-            let labels = <[String; N]>::try_from(labels)
-                .map_err(|labels| D::Error::custom(format!("a series has {} label values instead of {N}", labels.len())))?;
+            let labels = <[String; N]>::try_from(labels).map_err(|labels| {
+                D::Error::custom(format!(
+                    "a series has {} label values instead of {N}",
+                    labels.len()
+                ))
+            })?;
             if series.insert(labels, state).is_some() {
                 return Err(D::Error::custom("a series occurs twice"));
             }
@@ -91,7 +96,13 @@ impl<const N: usize> Series<Counter, N> {
 
 impl<const N: usize> Series<Tally, N> {
     /// Observes a duration. The first event sets the created timestamp of the series.
-    pub fn observe_micros(&mut self, options: &BucketOptions, labels: [String; N], micros: u64, at: DateTime<Utc>) {
+    pub fn observe_micros(
+        &mut self,
+        options: &BucketOptions,
+        labels: [String; N],
+        micros: u64,
+        at: DateTime<Utc>,
+    ) {
         self.entry(labels, || Tally::new(options, at)).observe_micros(options, micros);
     }
 }
@@ -103,7 +114,8 @@ mod tests {
     use super::*;
     use crate::metrics::NativeOptions;
 
-    const OPTIONS: BucketOptions = BucketOptions::new(&[1.0, 10.0], Some(NativeOptions::NEVER_RESET));
+    const OPTIONS: BucketOptions =
+        BucketOptions::new(&[1.0, 10.0], Some(NativeOptions::NEVER_RESET));
 
     fn labels<const N: usize>(values: [&str; N]) -> [String; N] {
         values.map(str::to_owned)
@@ -114,12 +126,16 @@ mod tests {
         let mut series = Series::new();
         series.add(labels(["a", "bc"]), 1, DateTime::UNIX_EPOCH);
         series.add(labels(["ab", "c"]), 2, DateTime::UNIX_EPOCH);
-        assert_eq!((series.get(["a", "bc"]).unwrap().value, series.get(["ab", "c"]).unwrap().value), (1, 2));
+        assert_eq!(
+            (series.get(["a", "bc"]).unwrap().value, series.get(["ab", "c"]).unwrap().value),
+            (1, 2)
+        );
     }
 
     #[test]
     fn the_first_event_sets_the_created_time_of_a_series() {
-        let (first, earlier) = (DateTime::UNIX_EPOCH + Duration::from_secs(5), DateTime::UNIX_EPOCH);
+        let (first, earlier) =
+            (DateTime::UNIX_EPOCH + Duration::from_secs(5), DateTime::UNIX_EPOCH);
         let (mut counters, mut tallies) = (Series::new(), Series::new());
         for at in [first, earlier] {
             counters.add(labels(["a"]), 1, at);
@@ -133,25 +149,42 @@ mod tests {
     fn saved_series_come_back_the_same() {
         let mut tallies = Series::new();
         for (name, micros) in [("a\"b\\c\nd", 1_234_567), ("", 0), ("ü", 1)] {
-            tallies.observe_micros(&OPTIONS, labels([name, "x"]), micros, DateTime::UNIX_EPOCH + Duration::from_micros(1));
+            tallies.observe_micros(
+                &OPTIONS,
+                labels([name, "x"]),
+                micros,
+                DateTime::UNIX_EPOCH + Duration::from_micros(1),
+            );
         }
         let saved = serde_json::to_string(&tallies).unwrap();
         assert_eq!(serde_json::from_str::<Series<Tally, 2>>(&saved).unwrap(), tallies);
-        assert!(serde_json::from_str::<Series<Tally, 3>>(&saved).unwrap_err().to_string().contains("2 label values instead of 3"));
+        assert!(
+            serde_json::from_str::<Series<Tally, 3>>(&saved)
+                .unwrap_err()
+                .to_string()
+                .contains("2 label values instead of 3")
+        );
     }
 
     #[test]
     fn a_series_that_was_saved_twice_is_refused() {
         let counter = serde_json::json!([["a"], {"value": 1, "created": "1970-01-01T00:00:00Z"}]);
         assert!(serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter])).is_ok());
-        let error = serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter, counter])).unwrap_err();
+        let error =
+            serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter, counter]))
+                .unwrap_err();
         assert_eq!(error.to_string(), "a series occurs twice");
     }
 
     #[test]
     fn the_saved_form_is_pinned() {
         let mut tallies = Series::new();
-        tallies.observe_micros(&OPTIONS, labels(["a"]), 1_500_000, DateTime::UNIX_EPOCH + Duration::from_micros(1));
+        tallies.observe_micros(
+            &OPTIONS,
+            labels(["a"]),
+            1_500_000,
+            DateTime::UNIX_EPOCH + Duration::from_micros(1),
+        );
         assert_eq!(
             serde_json::to_value(&tallies).unwrap(),
             serde_json::json!([[["a"], {

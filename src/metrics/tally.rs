@@ -8,10 +8,12 @@ use super::options::BucketOptions;
 
 const MICROS_PER_SECOND: f64 = 1e6;
 
-/// The state of one histogram series of durations. It consists of plain numbers and survives JSON unchanged.
+/// The state of one histogram series of durations. It consists of plain numbers and survives JSON
+/// unchanged.
 ///
-/// The sum is in whole microseconds, because a sum of doubles depends on the order of its terms. Any order of the same observations gives
-/// an equal state while the limit on native buckets is not exceeded.
+/// The sum is in whole microseconds, because a sum of doubles depends on the order of its terms.
+/// Any order of the same observations gives an equal state while the limit on native buckets is not
+/// exceeded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tally {
@@ -29,7 +31,8 @@ impl Tally {
 
     /// Observes one duration in microseconds.
     pub fn observe_micros(&mut self, options: &BucketOptions, micros: u64) {
-        // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds give the double 0.1.
+        // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds
+        // give the double 0.1.
         self.buckets.observe(options, micros as f64 / MICROS_PER_SECOND);
         self.sum_micros += i128::from(micros);
     }
@@ -48,7 +51,8 @@ mod tests {
     use super::*;
     use crate::metrics::NativeOptions;
 
-    const OPTIONS: BucketOptions = BucketOptions::new(&[1.0, 10.0, 30.0, 60.0, 300.0], Some(NativeOptions::NEVER_RESET));
+    const OPTIONS: BucketOptions =
+        BucketOptions::new(&[1.0, 10.0, 30.0, 60.0, 300.0], Some(NativeOptions::NEVER_RESET));
 
     fn tally(micros: &[u64]) -> Tally {
         let mut tally = Tally::new(&OPTIONS, DateTime::UNIX_EPOCH);
@@ -68,7 +72,10 @@ mod tests {
     fn the_longest_durations_fit_the_sum_and_survive_json() {
         let tally = tally(&[u64::MAX, u64::MAX, u64::MAX]);
         assert_eq!(tally.sum_micros, 3 * i128::from(u64::MAX));
-        assert_eq!(serde_json::from_str::<Tally>(&serde_json::to_string(&tally).unwrap()).unwrap(), tally);
+        assert_eq!(
+            serde_json::from_str::<Tally>(&serde_json::to_string(&tally).unwrap()).unwrap(),
+            tally
+        );
     }
 
     /// Durations from one second to an hour: 12 powers of two, which need at most 100 buckets.

@@ -1,5 +1,6 @@
-//! Tests with reference vectors. They are points of the bucket arithmetic and cases of the Go client. The cases have values from 0 up,
-//! without resets and wider zero buckets. The file contains its own description.
+//! Tests with reference vectors. They are points of the bucket arithmetic and cases of the Go
+//! client. The cases have values from 0 up, without resets and wider zero buckets. The file
+//! contains its own description.
 
 use chrono::DateTime;
 use prometheus::proto::{self, MetricFamily, MetricType};
@@ -8,7 +9,9 @@ use serde_json::value::RawValue;
 
 use super::bounds::SCHEMA_8_BOUNDS;
 use super::exposition::histogram_message;
-use super::{BucketOptions, Buckets, DEFAULT_ZERO_THRESHOLD, Format, NativeOptions, decoded, encode, index};
+use super::{
+    BucketOptions, Buckets, DEFAULT_ZERO_THRESHOLD, Format, NativeOptions, decoded, encode, index,
+};
 
 #[derive(Deserialize)]
 struct Vectors {
@@ -50,7 +53,8 @@ struct Expected {
     classic: Vec<(Number, u64)>,
 }
 
-/// A JSON number, or a string for values that JSON cannot represent. The standard library parses it and rounds correctly.
+/// A JSON number, or a string for values that JSON cannot represent. The standard library parses it
+/// and rounds correctly.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "Box<RawValue>")]
 struct Number(f64);
@@ -76,7 +80,11 @@ fn bucket_options(options: &CaseOptions) -> BucketOptions {
         0.0 => DEFAULT_ZERO_THRESHOLD,
         threshold => threshold.max(0.0),
     };
-    let native = NativeOptions { factor: options.factor.0, zero_threshold, max_buckets: options.max_buckets };
+    let native = NativeOptions {
+        factor: options.factor.0,
+        zero_threshold,
+        max_buckets: options.max_buckets,
+    };
     BucketOptions::new(&[], Some(native))
 }
 
@@ -106,7 +114,9 @@ fn play(case: &Case) -> decoded::Histogram {
 }
 
 fn close(got: f64, wanted: f64) -> bool {
-    got == wanted || got.is_nan() && wanted.is_nan() || (got - wanted).abs() <= 1e-12 * wanted.abs().max(1.0)
+    got == wanted
+        || got.is_nan() && wanted.is_nan()
+        || (got - wanted).abs() <= 1e-12 * wanted.abs().max(1.0)
 }
 
 #[test]
@@ -115,7 +125,9 @@ fn every_case_in_use_gives_the_message_of_the_go_client() {
     assert_eq!(cases.len(), 11);
     for case in &cases {
         let (id, got, wanted) = (&case.id, play(case), &case.expect);
-        let spans = |spans: &[decoded::Span]| spans.iter().map(|span| (span.offset(), span.length())).collect::<Vec<_>>();
+        let spans = |spans: &[decoded::Span]| {
+            spans.iter().map(|span| (span.offset(), span.length())).collect::<Vec<_>>()
+        };
         assert_eq!(got.sample_count, Some(wanted.count), "{id}");
         assert!(close(got.sample_sum(), wanted.sum.0), "{id}: sum {}", got.sample_sum());
         assert_eq!(got.created.as_ref().unwrap().at().timestamp(), wanted.created_s, "{id}");
@@ -124,32 +136,56 @@ fn every_case_in_use_gives_the_message_of_the_go_client() {
         assert_eq!(got.zero_count, wanted.zero_count, "{id}");
         assert_eq!(spans(&got.positive_span), wanted.positive_spans, "{id}");
         assert_eq!(got.positive_delta, wanted.positive_deltas, "{id}");
-        let classic: Vec<_> = got.bucket.iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count())).collect();
-        assert_eq!(classic, wanted.classic.iter().map(|(bound, count)| (bound.0, *count)).collect::<Vec<_>>(), "{id}");
+        let classic: Vec<_> = got
+            .bucket
+            .iter()
+            .map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()))
+            .collect();
+        assert_eq!(
+            classic,
+            wanted.classic.iter().map(|(bound, count)| (bound.0, *count)).collect::<Vec<_>>(),
+            "{id}"
+        );
     }
 }
 
 #[test]
 fn bucket_arithmetic_matches_every_reference_point() {
     let vectors = vectors();
-    assert_eq!((vectors.upper_bounds.len(), vectors.pick_schema.len(), vectors.bucket_index.len()), (15, 16, 157));
+    assert_eq!(
+        (vectors.upper_bounds.len(), vectors.pick_schema.len(), vectors.bucket_index.len()),
+        (15, 16, 157)
+    );
     for (bucket, schema, bound) in vectors.upper_bounds {
-        assert_eq!(index::upper_bound(bucket, schema), bound.0, "bound of {bucket} at schema {schema}");
+        assert_eq!(
+            index::upper_bound(bucket, schema),
+            bound.0,
+            "bound of {bucket} at schema {schema}"
+        );
     }
     for (factor, schema) in vectors.pick_schema {
         assert_eq!(index::schema_for_factor(factor.0), schema, "schema for factor {}", factor.0);
     }
     for (value, schema, bucket) in vectors.bucket_index {
-        assert_eq!(index::bucket_index(value.0, schema), bucket, "index of {} at schema {schema}", value.0);
+        assert_eq!(
+            index::bucket_index(value.0, schema),
+            bucket,
+            "index of {} at schema {schema}",
+            value.0
+        );
     }
 }
 
 #[test]
 fn the_bounds_are_bit_equal_with_the_reference() {
-    let numbers = |list: Vec<Number>| list.into_iter().map(|number| number.0.to_bits()).collect::<Vec<_>>();
+    let numbers =
+        |list: Vec<Number>| list.into_iter().map(|number| number.0.to_bits()).collect::<Vec<_>>();
     let vectors = vectors();
     assert_eq!(numbers(vectors.bounds_schema_8), SCHEMA_8_BOUNDS.map(f64::to_bits));
-    assert_eq!(numbers(vectors.default_classic_buckets), prometheus::DEFAULT_BUCKETS.map(f64::to_bits));
+    assert_eq!(
+        numbers(vectors.default_classic_buckets),
+        prometheus::DEFAULT_BUCKETS.map(f64::to_bits)
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Writes the fields of Prometheus' messages that the prometheus crate does not know. They become unknown fields, which the crate's encoder
-//! writes. Field numbers are those of `io.prometheus.client`.
+//! Writes the fields of Prometheus' messages that the prometheus crate does not know. They become
+//! unknown fields, which the crate's encoder writes. Field numbers are those of
+//! `io.prometheus.client`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use prometheus::proto;
 use super::buckets::Buckets;
 use super::options::NativeOptions;
 
-/// Consecutive buckets. `offset` counts the empty buckets before them, or is the first index for the first span.
+/// Consecutive buckets. `offset` counts the empty buckets before them, or is the first index for
+/// the first span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     offset: i32,
@@ -36,12 +38,19 @@ fn spans_and_deltas(buckets: &BTreeMap<i32, u64>) -> (Vec<Span>, Vec<i64>) {
         counts.push(*count as i64);
         next = index + 1;
     }
-    let deltas = counts.iter().scan(0, |before, count| Some(count - std::mem::replace(before, *count))).collect();
+    let deltas = counts
+        .iter()
+        .scan(0, |before, count| Some(count - std::mem::replace(before, *count)))
+        .collect();
     (spans, deltas)
 }
 
 /// Writes the native buckets into a histogram message.
-pub(super) fn put_native(histogram: &mut proto::Histogram, native: &NativeOptions, buckets: &Buckets) {
+pub(super) fn put_native(
+    histogram: &mut proto::Histogram,
+    native: &NativeOptions,
+    buckets: &Buckets,
+) {
     let (mut spans, deltas) = spans_and_deltas(&buckets.positive);
     if spans.is_empty() && native.zero_threshold == 0.0 && buckets.zero_count == 0 {
         // This span marks an empty native histogram: a server would otherwise treat it as classic.
@@ -52,7 +61,8 @@ pub(super) fn put_native(histogram: &mut proto::Histogram, native: &NativeOption
     fields.add_fixed64(6, native.zero_threshold.to_bits());
     fields.add_varint(7, buckets.zero_count);
     for span in spans {
-        fields.add_length_delimited(12, two_varints(zigzag(span.offset.into()), span.length.into()));
+        fields
+            .add_length_delimited(12, two_varints(zigzag(span.offset.into()), span.length.into()));
     }
     if !deltas.is_empty() {
         let mut packed = Vec::with_capacity(deltas.len() * 2);
@@ -75,7 +85,8 @@ pub(super) fn put_counter_created(counter: &mut proto::Counter, created: DateTim
 
 /// A `google.protobuf.Timestamp`. Seconds before 1970 are negative, nanoseconds never are.
 fn timestamp(at: DateTime<Utc>) -> Vec<u8> {
-    // chrono represents a leap second by nanoseconds beyond the maximum, which the message does not allow
+    // chrono represents a leap second by nanoseconds beyond the maximum, which the message does not
+    // allow
     let nanos = at.timestamp_subsec_nanos().min(999_999_999);
     two_varints(at.timestamp() as u64, nanos.into())
 }

@@ -21,7 +21,8 @@ pub struct ListActs {
     /// Only acts of this kind.
     #[arg(long)]
     pub act: Option<ActKind>,
-    /// Only acts on this subject: a reject's id, a plan's hash, an operation, a stage or a deployment.
+    /// Only acts on this subject: a reject's id, a plan's hash, an operation, a stage or a
+    /// deployment.
     #[arg(long)]
     pub subject: Option<String>,
     /// Only acts at or after this instant.
@@ -60,12 +61,18 @@ impl Operation for ListActs {
     async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Acts, OperationError> {
         let limit = self.limit.unwrap_or(PAGE);
         if !(1..=MOST).contains(&limit) {
-            return Err(OperationError::Invalid { field: "limit", message: format!("must be 1 to {MOST}") });
+            return Err(OperationError::Invalid {
+                field: "limit",
+                message: format!("must be 1 to {MOST}"),
+            });
         }
         let Self { actor, act, subject, from, to, before, .. } = self.clone();
         let filter = ActFilter { actor, act, subject, from, to, before };
         // one act more than the limit shows whether another page exists
-        let mut acts = desk.ledger.run(async |conn| acts::list(conn, &filter, i64::from(limit) + 1).await).await?;
+        let mut acts = desk
+            .ledger
+            .run(async |conn| acts::list(conn, &filter, i64::from(limit) + 1).await)
+            .await?;
         let more = acts.len() > usize::from(limit);
         acts.truncate(usize::from(limit));
         let next_before = acts.last().filter(|_| more).map(|act| act.id);

@@ -15,13 +15,16 @@ use crate::event::Topic;
 use crate::ledger::{Finding, StatementError, findings, retirements};
 
 /// Prove that the books balance, or list the differences. Marks events, but changes none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args,
+)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunAudit {
     /// Seconds to wait for a collector pass that began after a difference was seen. Default: 60.
     #[arg(long = "patience", value_name = "SECONDS")]
     pub patience_seconds: Option<u32>,
-    /// Also reread all records in the log. Report each ledger row that was changed, removed or added by hand.
+    /// Also reread all records in the log. Report each ledger row that was changed, removed or
+    /// added by hand.
     #[arg(long)]
     pub deep: bool,
 }
@@ -34,7 +37,8 @@ pub struct ShowFindings {}
 /// Latest findings of the continuous audit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditFindings {
-    /// One finding per joint, and per deployment where a joint concerns one deployment. Empty before the first audit.
+    /// One finding per joint, and per deployment where a joint concerns one deployment. Empty
+    /// before the first audit.
     pub findings: Vec<Finding>,
 }
 
@@ -59,7 +63,10 @@ impl ApiRequest for RunAudit {
 }
 
 impl Operation for RunAudit {
-    async fn run(&self, Run { desk, progress, .. }: Run<'_>) -> Result<AuditReport, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, progress, .. }: Run<'_>,
+    ) -> Result<AuditReport, OperationError> {
         // before anything is compared: a log that cannot be reached is not a fault of ours
         for topic in Topic::ALL {
             desk.log.partitions(topic).await?;
@@ -70,7 +77,13 @@ impl Operation for RunAudit {
             None => None,
         };
         let source = match source {
-            Some((_, deployment)) if desk.ledger.run(async |conn| retirements::of_deployment(conn, deployment).await).await?.is_some() => {
+            Some((_, deployment))
+                if desk
+                    .ledger
+                    .run(async |conn| retirements::of_deployment(conn, deployment).await)
+                    .await?
+                    .is_some() =>
+            {
                 None
             }
             source => source,
@@ -81,8 +94,16 @@ impl Operation for RunAudit {
             return Ok(report);
         }
         let ranges = audit.rereadable().await.map_err(unread)?;
-        let total = ranges.iter().map(|range| u64::try_from(range.until - range.from).unwrap_or_default()).sum();
-        Ok(report.with(audit.deep(&ranges, counting("rereading records", total, progress)).await.map_err(unread)?))
+        let total = ranges
+            .iter()
+            .map(|range| u64::try_from(range.until - range.from).unwrap_or_default())
+            .sum();
+        Ok(report.with(
+            audit
+                .deep(&ranges, counting("rereading records", total, progress))
+                .await
+                .map_err(unread)?,
+        ))
     }
 }
 

@@ -8,7 +8,8 @@ use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Subject, choices};
 use crate::license::{PublicKeys, RuleSet};
 use crate::log::Log;
 
-/// The handles of one deployment, of a command or of a serving process. Each dependency may still be unreachable.
+/// The handles of one deployment, of a command or of a serving process. Each dependency may still
+/// be unreachable.
 #[derive(Clone)]
 pub struct Desk {
     /// The ledger. Operations use its clock.
@@ -35,7 +36,9 @@ impl Desk {
     /// [`OperationError::Forbidden`] if the ledger names rules that this version does not know.
     pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
         match self.ledger.run(async |conn| choices::get(conn, LICENSE_RULES).await).await? {
-            Some(name) => name.parse().map_err(|error| OperationError::Forbidden(format!("in the ledger were chosen: {error}"))),
+            Some(name) => name.parse().map_err(|error| {
+                OperationError::Forbidden(format!("in the ledger were chosen: {error}"))
+            }),
             None => Ok(self.rules),
         }
     }
@@ -47,7 +50,9 @@ const MOST_OF_A_REASON: usize = 2_000;
 /// Checks the length of a reason for the audit trail.
 pub fn reason(text: &str) -> Result<String, String> {
     match text.chars().count() {
-        length if length > MOST_OF_A_REASON => Err(format!("has {length} characters, more than {MOST_OF_A_REASON}")),
+        length if length > MOST_OF_A_REASON => {
+            Err(format!("has {length} characters, more than {MOST_OF_A_REASON}"))
+        }
         _ => Ok(text.to_owned()),
     }
 }
@@ -55,7 +60,8 @@ pub fn reason(text: &str) -> Result<String, String> {
 /// Who performs an operation, and why. Both are recorded in the audit trail.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actor {
-    /// A person's login, a token's name, or `tallyline VERSION`. Empty for a question without a token.
+    /// A person's login, a token's name, or `tallyline VERSION`. Empty for a question without a
+    /// token.
     pub name: String,
     /// The reason, in the actor's words. May be empty where an operation does not require one.
     pub reason: String,
@@ -63,13 +69,21 @@ pub struct Actor {
 
 impl Actor {
     /// An act of this actor for the audit trail.
-    pub(super) fn act<'a>(&'a self, act: ActKind, subject: Subject<'a>, detail: serde_json::Value) -> NewAct<'a> {
+    pub(super) fn act<'a>(
+        &'a self,
+        act: ActKind,
+        subject: Subject<'a>,
+        detail: serde_json::Value,
+    ) -> NewAct<'a> {
         NewAct { actor: &self.name, act, subject, reason: &self.reason, detail }
     }
 
     pub(super) fn require_reason(&self) -> Result<(), OperationError> {
         match self.reason.trim() {
-            "" => Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() }),
+            "" => Err(OperationError::Invalid {
+                field: "reason",
+                message: "is missing: it goes into the audit trail".to_owned(),
+            }),
             _ => Ok(()),
         }
     }

@@ -1,5 +1,5 @@
-//! The effect of new events on metrics, license counts and publications. The real folds apply the events in memory, on top of the current
-//! state. The rules have no second implementation.
+//! The effect of new events on metrics, license counts and publications. The real folds apply the
+//! events in memory, on top of the current state. The rules have no second implementation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,7 +44,8 @@ pub struct WindowEffect {
     pub after: u64,
 }
 
-/// Usage of one type that would be queued for publication. As for all usage, the publisher decides later whether it sends the event.
+/// Usage of one type that would be queued for publication. As for all usage, the publisher decides
+/// later whether it sends the event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Queued {
     /// Id of the deployment.
@@ -53,7 +54,8 @@ pub struct Queued {
     pub event_type: String,
     /// Number of events.
     pub events: u64,
-    /// Sum of their quantities in the type's unit. A decimal string, because the sum may exceed 64 bits.
+    /// Sum of their quantities in the type's unit. A decimal string, because the sum may exceed 64
+    /// bits.
     pub units: String,
 }
 
@@ -81,12 +83,22 @@ impl Effect {
             && licenses.iter().all(|window| window.before == window.after)
     }
 
-    /// The part that an execution must reproduce. Live events may raise `before` and `after` together; the effect is still the same.
+    /// The part that an execution must reproduce. Live events may raise `before` and `after`
+    /// together; the effect is still the same.
     pub(super) fn essence(&self) -> impl Serialize + use<> {
         let Self { introduced, licenses, publications, metrics } = self.clone();
         let gains = licenses.into_iter().filter(|window| window.after != window.before);
-        let gains: Vec<_> =
-            gains.map(|window| (window.deployment, window.license_id, window.start, window.end, window.after - window.before)).collect();
+        let gains: Vec<_> = gains
+            .map(|window| {
+                (
+                    window.deployment,
+                    window.license_id,
+                    window.start,
+                    window.end,
+                    window.after - window.before,
+                )
+            })
+            .collect();
         (introduced, gains, publications, metrics)
     }
 }
@@ -134,7 +146,8 @@ impl Effects {
             self.apply(&Fact::Introduced { deployment, introduced_at: self.now });
         }
         if let Payload::Usage(usage) = &event.payload {
-            let queued = self.queued.entry((deployment, usage.quantity.usage_type().as_str())).or_default();
+            let queued =
+                self.queued.entry((deployment, usage.quantity.usage_type().as_str())).or_default();
             queued.0 += 1;
             queued.1 += u128::from(usage.quantity.number());
         }
@@ -150,12 +163,13 @@ impl Effects {
         if let Some(broken) = self.broken {
             return Err(OperationError::Internal(broken.into()));
         }
-        let publications = self.queued.into_iter().map(|((deployment, event_type), (events, units))| Queued {
-            deployment,
-            event_type: event_type.to_owned(),
-            events,
-            units: units.to_string(),
-        });
+        let publications =
+            self.queued.into_iter().map(|((deployment, event_type), (events, units))| Queued {
+                deployment,
+                event_type: event_type.to_owned(),
+                events,
+                units: units.to_string(),
+            });
         Ok(Effect {
             introduced: self.introduced.into_iter().collect(),
             licenses: windows(&self.licenses),
@@ -190,7 +204,8 @@ fn families(metrics: &Changing<MetricsState>) -> Vec<FamilyEffect> {
     let before = series(&metrics.before);
     for (key, after) in series(&metrics.after) {
         let before = before.get(&key);
-        let family = added.entry((key.deployment, key.family)).or_insert((0, after.sum_micros().map(|_| 0)));
+        let family =
+            added.entry((key.deployment, key.family)).or_insert((0, after.sum_micros().map(|_| 0)));
         family.0 += after.count() - before.map_or(0, |before| before.count());
         if let (Some(sum), Some(after)) = (&mut family.1, after.sum_micros()) {
             *sum += after - before.and_then(|before| before.sum_micros()).unwrap_or(0);

@@ -9,7 +9,9 @@ pub(super) fn text(path: &Path, most_bytes: usize) -> Result<String, String> {
     let unreadable = |error| format!("{} cannot be read: {error}", path.display());
     let mut text = String::new();
     let one_more = u64::try_from(most_bytes).unwrap_or(u64::MAX).saturating_add(1);
-    File::open(path).and_then(|file| file.take(one_more).read_to_string(&mut text)).map_err(unreadable)?;
+    File::open(path)
+        .and_then(|file| file.take(one_more).read_to_string(&mut text))
+        .map_err(unreadable)?;
     if text.len() > most_bytes {
         return Err(format!("{} has more than {most_bytes} bytes", path.display()));
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-/// Whether events may have this time: years 1970 to 9999. The ledger cannot be queried for times far outside it.
+/// Whether events may have this time: years 1970 to 9999. The ledger cannot be queried for times
+/// far outside it.
 #[must_use]
 pub fn can_be(instant: DateTime<Utc>) -> bool {
     (1970..=9999).contains(&instant.year())
@@ -14,42 +15,62 @@ pub fn can_be(instant: DateTime<Utc>) -> bool {
 /// Error text for an instant outside that range.
 pub const CANNOT_BE: &str = "lies outside the years 1970 to 9999";
 
-/// Parses an instant of the years 1970 to 9999, to the microsecond: RFC 3339, the same without an offset (UTC), or a date (its start, UTC).
+/// Parses an instant of the years 1970 to 9999, to the microsecond: RFC 3339, the same without an
+/// offset (UTC), or a date (its start, UTC).
 pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
     let offset = || DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).ok();
     // kafka-consumer-groups also accepts +0200 and +02
-    let short_offset =
-        || ["%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M:%S%.f%#z"].iter().find_map(|form| DateTime::parse_from_str(text, form).ok());
-    let naive = || NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(|time| time.and_utc()).ok();
-    let date = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().and_then(|date| date.and_hms_opt(0, 0, 0)).map(|time| time.and_utc());
+    let short_offset = || {
+        ["%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M:%S%.f%#z"]
+            .iter()
+            .find_map(|form| DateTime::parse_from_str(text, form).ok())
+    };
+    let naive = || {
+        NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(|time| time.and_utc()).ok()
+    };
+    let date = || {
+        NaiveDate::parse_from_str(text, "%Y-%m-%d")
+            .ok()
+            .and_then(|date| date.and_hms_opt(0, 0, 0))
+            .map(|time| time.and_utc())
+    };
     offset()
         .or_else(naive)
         .or_else(|| short_offset().map(|time| time.to_utc()))
         .or_else(date)
         // a leap second becomes the second after it, as in PostgreSQL
         .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
-        .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
+        .ok_or_else(|| {
+            "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)"
+                .to_owned()
+        })
         .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })
 }
 
 /// Deserializes an instant of the years 1970 to 9999: RFC 3339.
-pub fn exact_instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
+pub fn exact_instant<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<DateTime<Utc>, D::Error> {
     let text = String::deserialize(deserializer)?;
     // an unescaped plus sign of an offset arrives as a blank
     let advice = if text.contains(' ') { ": write an offset's + as %2B, or use Z" } else { "" };
-    let expected = |_| D::Error::custom(format!("not an instant such as 2025-07-01T00:00:00Z{advice}"));
+    let expected =
+        |_| D::Error::custom(format!("not an instant such as 2025-07-01T00:00:00Z{advice}"));
     let instant = text.parse().map_err(expected)?;
     if can_be(instant) { Ok(instant) } else { Err(D::Error::custom(CANNOT_BE)) }
 }
 
 /// The same for a field that may be null.
-pub fn optional_instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+pub fn optional_instant<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<DateTime<Utc>>, D::Error> {
     #[derive(serde::Deserialize)]
     struct Exact(#[serde(deserialize_with = "exact_instant")] DateTime<Utc>);
     Ok(Option::deserialize(deserializer)?.map(|Exact(instant)| instant))
 }
 
-/// Parses an ISO 8601 duration as `kafka-consumer-groups` does: `PnDTnHnMnS`; seconds may have a fraction.
+/// Parses an ISO 8601 duration as `kafka-consumer-groups` does: `PnDTnHnMnS`; seconds may have a
+/// fraction.
 #[must_use]
 pub fn iso_duration(text: &str) -> Option<TimeDelta> {
     let rest = text.strip_prefix('P')?;
@@ -64,16 +85,19 @@ pub fn iso_duration(text: &str) -> Option<TimeDelta> {
     let mut left = clock;
     for (unit, seconds) in [('H', 3600), ('M', 60)] {
         if let Some((number, behind)) = left.split_once(unit) {
-            total = total.checked_add(&TimeDelta::try_seconds(i64::from(number.parse::<u32>().ok()?) * seconds)?)?;
+            total = total.checked_add(&TimeDelta::try_seconds(
+                i64::from(number.parse::<u32>().ok()?) * seconds,
+            )?)?;
             left = behind;
         }
     }
     if !left.is_empty() {
         let number = left.strip_suffix('S')?;
-        let plain =
-            number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && number.starts_with(|first: char| first.is_ascii_digit());
+        let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+            && number.starts_with(|first: char| first.is_ascii_digit());
         let seconds = number.parse::<f64>().ok().filter(|_| plain)?;
-        total = total.checked_add(&TimeDelta::from_std(Duration::try_from_secs_f64(seconds).ok()?).ok()?)?;
+        total = total
+            .checked_add(&TimeDelta::from_std(Duration::try_from_secs_f64(seconds).ok()?).ok()?)?;
     }
     // refuse a T without a time after it
     (!rest.ends_with('T')).then_some(total)
@@ -85,7 +109,8 @@ mod tests {
 
     #[test]
     fn instants_in_all_forms() {
-        let expected = DateTime::parse_from_rfc3339("2025-07-01T10:30:00.25Z").expect("valid").to_utc();
+        let expected =
+            DateTime::parse_from_rfc3339("2025-07-01T10:30:00.25Z").expect("valid").to_utc();
         for text in [
             "2025-07-01T10:30:00.250Z",
             "2025-07-01T12:30:00.25+02:00",
@@ -116,14 +141,34 @@ mod tests {
 
     #[test]
     fn durations_in_the_words_of_kafka() {
-        let valid =
-            [("P1D", 86_400_000), ("PT1H", 3_600_000), ("P1DT2H3M4.5S", 93_784_500), ("PT0S", 0), ("PT90M", 5_400_000), ("P0DT5S", 5_000)];
+        let valid = [
+            ("P1D", 86_400_000),
+            ("PT1H", 3_600_000),
+            ("P1DT2H3M4.5S", 93_784_500),
+            ("PT0S", 0),
+            ("PT90M", 5_400_000),
+            ("P0DT5S", 5_000),
+        ];
         for (text, milliseconds) in valid {
             assert_eq!(iso_duration(text), Some(TimeDelta::milliseconds(milliseconds)), "{text}");
         }
-        for text in
-            ["", "P", "PT", "P1DT", "1D", "P1H", "PT1D", "P-1D", "PT-1S", "PT1S1M", "PTinfS", "PT1e3S", "PT.5S", "P99999999999D", "P1W"]
-        {
+        for text in [
+            "",
+            "P",
+            "PT",
+            "P1DT",
+            "1D",
+            "P1H",
+            "PT1D",
+            "P-1D",
+            "PT-1S",
+            "PT1S1M",
+            "PTinfS",
+            "PT1e3S",
+            "PT.5S",
+            "P99999999999D",
+            "P1W",
+        ] {
             assert_eq!(iso_duration(text), None, "{text}");
         }
     }

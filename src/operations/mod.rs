@@ -1,7 +1,9 @@
-//! Operations of operators, shared by the command line and the API. Each file is one subject, with its requests and its answers as plain
-//! data. An [`Operation`] is a request with its place in the API and its code.
+//! Operations of operators, shared by the command line and the API. Each file is one subject, with
+//! its requests and its answers as plain data. An [`Operation`] is a request with its place in the
+//! API and its code.
 //!
-//! A change names its [`Actor`]. Its act is recorded in the audit trail in the same transaction as the change. Operations do not print.
+//! A change names its [`Actor`]. Its act is recorded in the audit trail in the same transaction as
+//! the change. Operations do not print.
 
 mod acts;
 mod audit;
@@ -33,17 +35,18 @@ pub use instant::{CANNOT_BE, can_be, exact_instant, instant, iso_duration, optio
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};
 pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
 pub use prove::{
-    AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
-    SourceState,
+    AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof,
+    ProveRequest, SeriesProof, SourceProof, SourceState,
 };
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
-    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
-    RehearsedWindow, SeriesValue, StateDifference,
+    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt,
+    Rehearsal, RehearsedDeployment, RehearsedWindow, SeriesValue, StateDifference,
 };
 pub use rejects::{
-    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject,
-    RejectCounts, RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
+    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen,
+    Header, ListRejects, Place, Reject, RejectCounts, RejectPage, Resubmit, Resubmitted,
+    ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed};
 pub use sources::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources};

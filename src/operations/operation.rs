@@ -30,7 +30,10 @@ pub trait ApiRequest: Serialize + DeserializeOwned + ToSchema + Send + Sync + 's
 /// An act or a question of an operator. [`Desk::run`] runs it.
 pub trait Operation: ApiRequest {
     /// Dropping it at any point leaves no partial change.
-    fn run(&self, run: Run<'_>) -> impl Future<Output = Result<Self::Answer, OperationError>> + Send;
+    fn run(
+        &self,
+        run: Run<'_>,
+    ) -> impl Future<Output = Result<Self::Answer, OperationError>> + Send;
 }
 
 /// One run of an operation.
@@ -74,7 +77,11 @@ pub struct Step {
 pub type Progress<'a> = &'a (dyn Fn(Step) + Send + Sync);
 
 /// Adds finished items, and reports their sum.
-pub(super) fn counting(doing: &'static str, total: u64, progress: Progress<'_>) -> impl Fn(u64) + Send + Sync {
+pub(super) fn counting(
+    doing: &'static str,
+    total: u64,
+    progress: Progress<'_>,
+) -> impl Fn(u64) + Send + Sync {
     let sum = AtomicU64::new(0);
     move |more| progress(Step { doing, done: sum.fetch_add(more, Ordering::Relaxed) + more, total })
 }

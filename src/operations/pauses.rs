@@ -1,4 +1,5 @@
-//! Pauses and resumes. An operation that an operator paused stays paused in all processes, also over restarts, until it is resumed.
+//! Pauses and resumes. An operation that an operator paused stays paused in all processes, also
+//! over restarts, until it is resumed.
 
 use axum::http::Method;
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,9 @@ use uuid::Uuid;
 
 use super::{ApiRequest, Operation, OperationError, Run};
 use crate::event::Topic;
-use crate::ledger::{ActKind, Ledger, Pausable, Pause, PublishStop, Subject, pauses, publish_marks};
+use crate::ledger::{
+    ActKind, Ledger, Pausable, Pause, PublishStop, Subject, pauses, publish_marks,
+};
 
 /// Pause an operation in all processes until it is resumed.
 ///
@@ -82,7 +85,9 @@ impl Operation for PauseRequest {
     async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
         let topic = topic(self.operation, self.topic.as_deref())?;
         let now = desk.ledger.clock.now();
-        let begin = desk.ledger.run(async |conn| pauses::begin(conn, self.operation, topic, &actor.name, &actor.reason, now).await);
+        let begin = desk.ledger.run(async |conn| {
+            pauses::begin(conn, self.operation, topic, &actor.name, &actor.reason, now).await
+        });
         begin.await?.map_err(|held| OperationError::Forbidden(held.to_string()))
     }
 }
@@ -98,11 +103,16 @@ impl Operation for ResumeRequest {
     async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
         let topic = topic(self.operation, self.topic.as_deref())?;
         let now = desk.ledger.clock.now();
-        let end = desk.ledger.run(async |conn| pauses::end(conn, self.operation, topic, &actor.name, &actor.reason, now).await);
+        let end = desk.ledger.run(async |conn| {
+            pauses::end(conn, self.operation, topic, &actor.name, &actor.reason, now).await
+        });
         end.await?.map_err(|held| {
             let of = topic.map(|topic| format!(" of {topic}")).unwrap_or_default();
             let others: String = held.iter().map(|pause| format!("; {pause}")).collect();
-            OperationError::Forbidden(format!("{}{of} is not paused{others}", self.operation.as_str()))
+            OperationError::Forbidden(format!(
+                "{}{of} is not paused{others}",
+                self.operation.as_str()
+            ))
         })
     }
 }
@@ -111,16 +121,25 @@ impl ApiRequest for CoderdCutOff {
     type Answer = PublishStop;
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/api/v1/publish/coderd-cut-off";
-    const ANSWER: &'static str = "The ended stop. 404: publishing of the deployment has not stopped.";
+    const ANSWER: &'static str =
+        "The ended stop. 404: publishing of the deployment has not stopped.";
     const NEEDS_REASON: bool = true;
 }
 
 impl Operation for CoderdCutOff {
     async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<PublishStop, OperationError> {
-        let act = actor.act(ActKind::Resume, Subject::Named("publish"), serde_json::Value::default());
+        let act =
+            actor.act(ActKind::Resume, Subject::Named("publish"), serde_json::Value::default());
         let (id, now) = (self.deployment_id, desk.ledger.clock.now());
-        let ended = desk.ledger.run(async |conn| publish_marks::end_stop(conn, id, &act, now).await).await?;
-        ended.ok_or_else(|| OperationError::NotFound(format!("publishing of deployment {id} has not stopped for coderd's own")))
+        let ended = desk
+            .ledger
+            .run(async |conn| publish_marks::end_stop(conn, id, &act, now).await)
+            .await?;
+        ended.ok_or_else(|| {
+            OperationError::NotFound(format!(
+                "publishing of deployment {id} has not stopped for coderd's own"
+            ))
+        })
     }
 }
 
@@ -140,10 +159,16 @@ fn topic(operation: Pausable, name: Option<&str>) -> Result<Option<Topic>, Opera
     let Some(name) = name else { return Ok(None) };
     let invalid = |message| Err(OperationError::Invalid { field: "topic", message });
     if operation != Pausable::Consume {
-        return invalid(format!("has no meaning for {}: only consume goes by topics", operation.as_str()));
+        return invalid(format!(
+            "has no meaning for {}: only consume goes by topics",
+            operation.as_str()
+        ));
     }
     match name.parse::<Topic>().ok() {
         Some(topic) => Ok(Some(topic)),
-        None => invalid(format!("{name:?} is no topic: one of {}", Topic::ALL.map(Topic::name).join(", "))),
+        None => invalid(format!(
+            "{name:?} is no topic: one of {}",
+            Topic::ALL.map(Topic::name).join(", ")
+        )),
     }
 }

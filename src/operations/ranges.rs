@@ -10,17 +10,23 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::{ReplayRange, positions};
 use crate::log::Log;
 
-/// Show the effect of rereading a range of the log, and the hash that identifies the plan when it is executed.
+/// Show the effect of rereading a range of the log, and the hash that identifies the plan when it
+/// is executed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct LogRange {
     /// Topics: `NAME` for all partitions, or `NAME:0,1,2` for some. Empty: all topics.
     // the command adds --all-topics: without topics, it asks for that flag
-    #[arg(long = "topic", value_name = "NAME[:PARTITIONS]", required_unless_present = "all_topics", conflicts_with = "all_topics")]
+    #[arg(
+        long = "topic",
+        value_name = "NAME[:PARTITIONS]",
+        required_unless_present = "all_topics",
+        conflicts_with = "all_topics"
+    )]
     #[serde(default)]
     pub topics: Vec<String>,
-    /// Start of the range: `earliest`, `latest`, an offset, an instant (`2025-07-01T00:00:00.000`, UTC without an offset) or a duration
-    /// before now (`P1DT2H`).
+    /// Start of the range: `earliest`, `latest`, an offset, an instant (`2025-07-01T00:00:00.000`,
+    /// UTC without an offset) or a duration before now (`P1DT2H`).
     #[arg(long, value_name = "WHERE")]
     pub from: String,
     /// End of the range, not included. Same notation as `from`.
@@ -29,7 +35,8 @@ pub struct LogRange {
     pub until: String,
 }
 
-/// A requested end of a range that the log does not hold in one partition. The nearest offset of the log replaces it.
+/// A requested end of a range that the log does not hold in one partition. The nearest offset of
+/// the log replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MovedEnd {
     pub topic: String,
@@ -105,37 +112,62 @@ pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chose
     let partitions = match list {
         None => None,
         Some(list) => {
-            let parsed: Option<Vec<i32>> = list.split(',').map(|one| one.trim().parse().ok().filter(|number| *number >= 0)).collect();
-            Some(parsed.ok_or_else(|| format!("{text}: partitions are numbers separated by commas"))?)
+            let parsed: Option<Vec<i32>> = list
+                .split(',')
+                .map(|one| one.trim().parse().ok().filter(|number| *number >= 0))
+                .collect();
+            Some(
+                parsed
+                    .ok_or_else(|| format!("{text}: partitions are numbers separated by commas"))?,
+            )
         }
     };
     Ok(Chosen { topic, partitions })
 }
 
 impl Desk {
-    /// Resolves a range to current offsets, each partition once and in order. Like `kafka-consumer-groups`, it replaces an offset that the
-    /// log does not hold by the nearest one, and reports each replacement.
+    /// Resolves a range to current offsets, each partition once and in order. Like
+    /// `kafka-consumer-groups`, it replaces an offset that the log does not hold by the nearest
+    /// one, and reports each replacement.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] for an unknown topic or partition, and for a range that ends before it begins.
-    pub(super) async fn resolve(&self, range: &LogRange) -> Result<(Vec<ReplayRange>, Vec<MovedEnd>), OperationError> {
-        let parse = |field, text: &str| text.parse::<Edge>().map_err(|message| OperationError::Invalid { field, message });
+    /// [`OperationError::Invalid`] for an unknown topic or partition, and for a range that ends
+    /// before it begins.
+    pub(super) async fn resolve(
+        &self,
+        range: &LogRange,
+    ) -> Result<(Vec<ReplayRange>, Vec<MovedEnd>), OperationError> {
+        let parse = |field, text: &str| {
+            text.parse::<Edge>().map_err(|message| OperationError::Invalid { field, message })
+        };
         let (from, until) = (parse("from", &range.from)?, parse("until", &range.until)?);
         let now = self.ledger.clock.now();
         let mut ranges = Vec::new();
         let mut moved = Vec::new();
         for partition in partitions(&self.log, &range.topics).await? {
-            // stop at the readable end: a replay beyond it would skip records that become readable later
+            // stop at the readable end: a replay beyond it would skip records that become readable
+            // later
             let (start, _) = self.log.watermarks(partition).await?;
             let watermarks = (start, self.log.readable_end(partition).await?);
-            let first_offset = place(&self.log, partition, ("from", from), now, watermarks, &mut moved).await?;
-            let end_offset = place(&self.log, partition, ("until", until), now, watermarks, &mut moved).await?;
+            let first_offset =
+                place(&self.log, partition, ("from", from), now, watermarks, &mut moved).await?;
+            let end_offset =
+                place(&self.log, partition, ("until", until), now, watermarks, &mut moved).await?;
             if first_offset > end_offset {
-                let message = format!("{partition}: the range would begin at {first_offset} and end at {end_offset}");
+                let message = format!(
+                    "{partition}: the range would begin at {first_offset} and end at {end_offset}"
+                );
                 return Err(OperationError::Invalid { field: "until", message });
             }
-            let generation = self.ledger.run(async |conn| positions::generation(conn, partition).await).await?;
-            ranges.push(ReplayRange { partition, generation, first_offset, next_offset: first_offset, end_offset });
+            let generation =
+                self.ledger.run(async |conn| positions::generation(conn, partition).await).await?;
+            ranges.push(ReplayRange {
+                partition,
+                generation,
+                first_offset,
+                next_offset: first_offset,
+                end_offset,
+            });
         }
         Ok((ranges, moved))
     }
@@ -146,7 +178,11 @@ async fn partitions(log: &Log, topics: &[String]) -> Result<Vec<TopicPartition>,
     let chosen: Vec<Chosen> = if topics.is_empty() {
         Topic::ALL.into_iter().map(|topic| Chosen { topic, partitions: None }).collect()
     } else {
-        topics.iter().map(|text| chosen(text, |name| log.topic(name))).collect::<Result<_, _>>().map_err(wrong)?
+        topics
+            .iter()
+            .map(|text| chosen(text, |name| log.topic(name)))
+            .collect::<Result<_, _>>()
+            .map_err(wrong)?
     };
     let mut partitions = Vec::new();
     for Chosen { topic, partitions: named } in chosen {
@@ -154,7 +190,9 @@ async fn partitions(log: &Log, topics: &[String]) -> Result<Vec<TopicPartition>,
         if let Some(missing) = named.iter().flatten().find(|partition| !all.contains(partition)) {
             return Err(wrong(format!("{topic}: there is no partition {missing}, only {all:?}")));
         }
-        partitions.extend(named.unwrap_or(all).into_iter().map(|partition| TopicPartition { topic, partition }));
+        partitions.extend(
+            named.unwrap_or(all).into_iter().map(|partition| TopicPartition { topic, partition }),
+        );
     }
     partitions.sort_unstable_by_key(|partition| (partition.topic.name(), partition.partition));
     partitions.dedup();
@@ -174,15 +212,30 @@ async fn place(
         Edge::Latest => log_end,
         Edge::Time(time) => log.offset_at(partition, time).await?,
         Edge::Ago(ago) => {
-            let too_far = || OperationError::Invalid { field, message: "the duration reaches too far back".to_owned() };
-            log.offset_at(partition, now.checked_sub_signed(ago).filter(|time| can_be(*time)).ok_or_else(too_far)?).await?
+            let too_far = || OperationError::Invalid {
+                field,
+                message: "the duration reaches too far back".to_owned(),
+            };
+            log.offset_at(
+                partition,
+                now.checked_sub_signed(ago).filter(|time| can_be(*time)).ok_or_else(too_far)?,
+            )
+            .await?
         }
         Edge::Offset(offset) => {
             let held = offset.clamp(log_start, log_end);
             if held != offset {
                 let topic = partition.topic.name().to_owned();
                 let (partition, end) = (partition.partition, field.to_owned());
-                moved.push(MovedEnd { topic, partition, end, asked: offset, taken: held, log_start, log_end });
+                moved.push(MovedEnd {
+                    topic,
+                    partition,
+                    end,
+                    asked: offset,
+                    taken: held,
+                    log_start,
+                    log_end,
+                });
             }
             held
         }
@@ -198,10 +251,16 @@ mod tests {
     #[test]
     fn edges_in_the_words_of_kafka() {
         let edge = |text: &str| text.parse::<Edge>();
-        assert_eq!((edge("earliest"), edge("latest"), edge("17")), (Ok(Edge::Earliest), Ok(Edge::Latest), Ok(Edge::Offset(17))));
+        assert_eq!(
+            (edge("earliest"), edge("latest"), edge("17")),
+            (Ok(Edge::Earliest), Ok(Edge::Latest), Ok(Edge::Offset(17)))
+        );
         assert_eq!(edge("PT1H"), Ok(Edge::Ago(TimeDelta::hours(1))));
         let time = DateTime::from_timestamp(1_751_328_000, 0).expect("in range");
-        assert_eq!((edge("2025-07-01T00:00:00.000"), edge("2025-07-01T02:00:00+02:00")), (Ok(Edge::Time(time)), Ok(Edge::Time(time))));
+        assert_eq!(
+            (edge("2025-07-01T00:00:00.000"), edge("2025-07-01T02:00:00+02:00")),
+            (Ok(Edge::Time(time)), Ok(Edge::Time(time)))
+        );
         // Kafka treats a millisecond before 1970 as `latest`
         assert_eq!(edge("1969-12-31T23:59:59.999Z"), Err(CANNOT_BE.to_owned()));
         assert!(edge("-1").is_err() && edge("first").is_err() && edge("").is_err());
@@ -210,15 +269,22 @@ mod tests {
     #[test]
     fn topics_with_partitions_and_with_a_prefix() {
         let chosen = |text, prefix: &str| {
-            chosen(text, |name| name.parse::<Topic>().ok().or_else(|| name.strip_prefix(prefix)?.parse::<Topic>().ok()))
+            chosen(text, |name| {
+                name.parse::<Topic>()
+                    .ok()
+                    .or_else(|| name.strip_prefix(prefix)?.parse::<Topic>().ok())
+            })
         };
         let builds = |partitions| Ok(Chosen { topic: Topic::WorkspaceBuilds, partitions });
         assert_eq!(chosen("tallyline.workspace-builds.v1", ""), builds(None));
         assert_eq!(chosen("x.tallyline.workspace-builds.v1:0,2", "x."), builds(Some(vec![0, 2])));
         assert_eq!(chosen("tallyline.workspace-builds.v1:5", "x."), builds(Some(vec![5])));
-        for wrong in
-            ["workspace-builds", "tallyline.workspace-builds.v1:", "tallyline.workspace-builds.v1:a", "tallyline.workspace-builds.v1:-1"]
-        {
+        for wrong in [
+            "workspace-builds",
+            "tallyline.workspace-builds.v1:",
+            "tallyline.workspace-builds.v1:a",
+            "tallyline.workspace-builds.v1:-1",
+        ] {
             assert!(chosen(wrong, "").is_err(), "{wrong}");
         }
     }

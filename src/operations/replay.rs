@@ -13,8 +13,9 @@ use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run};
 use crate::consumer::{RangePreview, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, ReplayRange, Subject, positions, replays};
 
-/// Default rate in records per second. One consumer on two cores, beside its broker, records ten times as many. So live consumption keeps
-/// most of the ledger. A million records take three and a half minutes.
+/// Default rate in records per second. One consumer on two cores, beside its broker, records ten
+/// times as many. So live consumption keeps most of the ledger. A million records take three and a
+/// half minutes.
 pub const RECORDS_PER_SECOND: u32 = 5_000;
 
 /// The effect of a replay in numbers, and the hash that identifies the plan when it is executed.
@@ -35,7 +36,8 @@ pub struct ReplayPlan {
 pub struct PlannedPartition {
     pub topic: String,
     pub partition: i32,
-    /// Generation of the partition. `recover` begins another one when the topic was lost or created again.
+    /// Generation of the partition. `recover` begins another one when the topic was lost or created
+    /// again.
     pub generation: i32,
     /// First offset.
     pub first_offset: i64,
@@ -53,7 +55,8 @@ pub struct PlannedPartition {
     pub rejects: i32,
     /// Usage of types that are not known yet.
     pub held: i32,
-    /// Conflicts, rejects and held records that the ledger does not have yet: they would be added to the rejects.
+    /// Conflicts, rejects and held records that the ledger does not have yet: they would be added
+    /// to the rejects.
     pub new_refused: i32,
 }
 
@@ -64,7 +67,8 @@ pub struct ReplayExecution {
     /// Hash of the plan.
     #[arg(long = "plan")]
     pub hash: String,
-    /// Maximum records per second, at least 1. Default: 5,000, which leaves most of the ledger to live consumption.
+    /// Maximum records per second, at least 1. Default: 5,000, which leaves most of the ledger to
+    /// live consumption.
     #[arg(long = "rate", value_name = "RECORDS_PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(default)]
     pub records_per_second: Option<u32>,
@@ -75,7 +79,8 @@ pub struct ReplayExecution {
 pub struct Replayed {
     /// Hash of the plan.
     pub hash: String,
-    /// Records read before an interruption, after which the execution resumed; absent if it was not interrupted.
+    /// Records read before an interruption, after which the execution resumed; absent if it was not
+    /// interrupted.
     #[serde(default)]
     pub resumed_after: Option<i32>,
     pub records: i32,
@@ -100,22 +105,35 @@ impl ApiRequest for LogRange {
 
 impl Operation for LogRange {
     /// Reads the range without recording an event, and saves the plan.
-    async fn run(&self, Run { desk, progress, stop, .. }: Run<'_>) -> Result<ReplayPlan, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, progress, stop, .. }: Run<'_>,
+    ) -> Result<ReplayPlan, OperationError> {
         let (ranges, moved_ends) = desk.resolve(self).await?;
         desk.replay().is_the_same_log(&ranges).await?;
         let id = Uuid::new_v4();
-        let plan = ReplayPlan { moved_ends, ..desk.foresee(id, &ranges, "planning", progress, stop).await? };
-        let (request, effect, now) = (serde_json::to_value(self)?, serde_json::to_value(&plan)?, desk.ledger.clock.now());
-        desk.ledger.run(async |conn| replays::save(conn, id, &plan.hash, &request, &effect, &ranges, now).await).await?;
+        let plan = ReplayPlan {
+            moved_ends,
+            ..desk.foresee(id, &ranges, "planning", progress, stop).await?
+        };
+        let (request, effect, now) =
+            (serde_json::to_value(self)?, serde_json::to_value(&plan)?, desk.ledger.clock.now());
+        desk.ledger
+            .run(async |conn| {
+                replays::save(conn, id, &plan.hash, &request, &effect, &ranges, now).await
+            })
+            .await?;
         Ok(plan)
     }
 }
 
 impl Desk {
-    /// Executes the plan with this hash, or resumes it after an interruption. Returns the result of the whole plan.
+    /// Executes the plan with this hash, or resumes it after an interruption. Returns the result of
+    /// the whole plan.
     ///
     /// # Errors
-    /// [`OperationError::Forbidden`] if the effect has changed since the plan. In that case nothing is written.
+    /// [`OperationError::Forbidden`] if the effect has changed since the plan. In that case nothing
+    /// is written.
     pub async fn execute_replay(
         &self,
         request: &ReplayExecution,
@@ -126,44 +144,81 @@ impl Desk {
         let hash = &request.hash;
         let rate = request.records_per_second.unwrap_or(RECORDS_PER_SECOND);
         if rate == 0 {
-            return Err(OperationError::Invalid { field: "records_per_second", message: "must be at least 1".to_owned() });
+            return Err(OperationError::Invalid {
+                field: "records_per_second",
+                message: "must be at least 1".to_owned(),
+            });
         }
         let unknown = || {
-            let message = format!("no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints");
+            let message = format!(
+                "no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints"
+            );
             OperationError::NotFound(message)
         };
-        let planned = self.ledger.run(async |conn| replays::load(conn, hash).await).await?.ok_or_else(unknown)?;
+        let planned = self
+            .ledger
+            .run(async |conn| replays::load(conn, hash).await)
+            .await?
+            .ok_or_else(unknown)?;
         if planned.finished {
-            return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()));
+            return Err(OperationError::Forbidden(
+                "this plan was executed to its end: plan again".to_owned(),
+            ));
         }
         self.same_lives(&planned.ranges).await?;
         self.replay().is_the_same_log(&planned.ranges).await?;
         let resumed_after = if planned.started {
-            Some(self.ledger.run(async |conn| replays::counts(conn, planned.id).await).await?.records)
+            Some(
+                self.ledger
+                    .run(async |conn| replays::counts(conn, planned.id).await)
+                    .await?
+                    .records,
+            )
         } else {
-            let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", progress, stop).await?;
+            let now = self
+                .foresee(planned.id, &planned.ranges, "comparing with the plan", progress, stop)
+                .await?;
             if now.hash != *hash {
                 return Err(OperationError::plan_changed());
             }
             let detail = serde_json::json!({ "records_per_second": rate });
             let act = actor.act(ActKind::Replay, Subject::Named(hash), detail);
-            self.ledger.run(async |conn| replays::start(conn, hash, &act, self.ledger.clock.now()).await).await?;
+            self.ledger
+                .run(async |conn| replays::start(conn, hash, &act, self.ledger.clock.now()).await)
+                .await?;
             None
         };
         let progress = counting("replaying", offsets(&planned.ranges), progress);
         self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
-        self.ledger.run(async |conn| replays::finish(conn, hash, self.ledger.clock.now()).await).await?;
+        self.ledger
+            .run(async |conn| replays::finish(conn, hash, self.ledger.clock.now()).await)
+            .await?;
         let counts = self.ledger.run(async |conn| replays::counts(conn, planned.id).await).await?;
         let Counts { records, accepted, duplicates, conflicts, rejects, held } = counts;
-        Ok(Replayed { hash: hash.clone(), resumed_after, records, accepted, duplicates, conflicts, rejects, held })
+        Ok(Replayed {
+            hash: hash.clone(),
+            resumed_after,
+            records,
+            accepted,
+            duplicates,
+            conflicts,
+            rejects,
+            held,
+        })
     }
 
     /// An offset identifies a record only within one generation of its partition.
     async fn same_lives(&self, ranges: &[ReplayRange]) -> Result<(), OperationError> {
         for range in ranges {
-            let generation = self.ledger.run(async |conn| positions::generation(conn, range.partition).await).await?;
+            let generation = self
+                .ledger
+                .run(async |conn| positions::generation(conn, range.partition).await)
+                .await?;
             if generation != range.generation {
-                let message = format!("{} was begun anew since this was planned: plan again", range.partition);
+                let message = format!(
+                    "{} was begun anew since this was planned: plan again",
+                    range.partition
+                );
                 return Err(OperationError::Forbidden(message));
             }
         }
@@ -180,7 +235,8 @@ impl Desk {
     ) -> Result<ReplayPlan, OperationError> {
         let mut effects = Effects::begin(&self.ledger).await?;
         let progress = counting(doing, offsets(ranges), progress);
-        let partitions = self.replay().preview(ranges, |event| effects.add(event), progress, stop).await?;
+        let partitions =
+            self.replay().preview(ranges, |event| effects.add(event), progress, stop).await?;
         let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();
         let effect = effects.end()?;
         // the id distinguishes two plans of the same range, because each plan is executed once
@@ -196,7 +252,9 @@ impl Desk {
 impl From<ReplayError> for OperationError {
     fn from(error: ReplayError) -> Self {
         match error {
-            ReplayError::Moved(_) | ReplayError::AnotherLog(_) | ReplayError::NoKeys => OperationError::Forbidden(error.to_string()),
+            ReplayError::Moved(_) | ReplayError::AnotherLog(_) | ReplayError::NoKeys => {
+                OperationError::Forbidden(error.to_string())
+            }
             ReplayError::Interrupted => OperationError::Interrupted,
             ReplayError::Log(error) => OperationError::Log(error),
             ReplayError::Ledger(error) => OperationError::Ledger(error),
@@ -206,7 +264,10 @@ impl From<ReplayError> for OperationError {
 
 /// Offsets to read.
 fn offsets(ranges: &[ReplayRange]) -> u64 {
-    ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum()
+    ranges
+        .iter()
+        .map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default())
+        .sum()
 }
 
 fn planned(foreseen: RangePreview) -> PlannedPartition {

@@ -43,7 +43,9 @@ impl Series<'_> {
     pub fn falls_to(self, other: Series<'_>) -> bool {
         let sum_falls = matches!((self.sum_micros(), other.sum_micros()), (Some(before), Some(after)) if after < before);
         let buckets_fall = match (self, other) {
-            (Series::Histogram(before), Series::Histogram(after)) => buckets_fall(&before.buckets, &after.buckets),
+            (Series::Histogram(before), Series::Histogram(after)) => {
+                buckets_fall(&before.buckets, &after.buckets)
+            }
             _ => false,
         };
         other.count() < self.count() || sum_falls || buckets_fall
@@ -51,8 +53,11 @@ impl Series<'_> {
 }
 
 fn buckets_fall(before: &Buckets, after: &Buckets) -> bool {
-    let bucket_falls = |(index, count): (&i32, &u64)| after.positive.get(index).copied().unwrap_or(0) < *count;
-    before.schema != after.schema || after.zero_count < before.zero_count || before.positive.iter().any(bucket_falls)
+    let bucket_falls =
+        |(index, count): (&i32, &u64)| after.positive.get(index).copied().unwrap_or(0) < *count;
+    before.schema != after.schema
+        || after.zero_count < before.zero_count
+        || before.positive.iter().any(bucket_falls)
 }
 
 pub(super) fn series(state: &MetricsState) -> BTreeMap<SeriesKey, Series<'_>> {
@@ -66,7 +71,12 @@ pub(super) fn series(state: &MetricsState) -> BTreeMap<SeriesKey, Series<'_>> {
             add(CREATIONS.name, &CREATIONS.labels, labels, Series::Counter(counter));
         }
         for (labels, counter) in &metrics.negative_durations {
-            add(NEGATIVE_DURATIONS.name, &NEGATIVE_DURATIONS.labels, labels, Series::Counter(counter));
+            add(
+                NEGATIVE_DURATIONS.name,
+                &NEGATIVE_DURATIONS.labels,
+                labels,
+                Series::Counter(counter),
+            );
         }
         for (labels, tally) in &metrics.creation_seconds {
             add(CREATION_SECONDS.name, &CREATION_SECONDS.labels, labels, Series::Histogram(tally));

@@ -74,20 +74,28 @@ impl ApiRequest for RetireSource {
     type Answer = RegisteredSource;
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/api/v1/sources/retire";
-    const ANSWER: &'static str = "The retired source. 404: it is not registered. 409: it is already retired.";
+    const ANSWER: &'static str =
+        "The retired source. 404: it is not registered. 409: it is already retired.";
     const NEEDS_REASON: bool = true;
 }
 
 impl Operation for RetireSource {
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<RegisteredSource, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, actor, .. }: Run<'_>,
+    ) -> Result<RegisteredSource, OperationError> {
         let id = self.deployment_id;
         desk.source(id).await?;
         let subject = id.to_string();
         let act = actor.act(ActKind::Retire, Subject::Named(&subject), serde_json::json!({}));
         let now = desk.ledger.clock.now();
         if !desk.ledger.run(async |conn| retirements::retire(conn, id, &act, now).await).await? {
-            let retirement = desk.ledger.run(async |conn| retirements::of_deployment(conn, id).await).await?;
-            let message = retirement.map_or_else(|| format!("source {id} changed meanwhile: retry"), |by| by.to_string());
+            let retirement =
+                desk.ledger.run(async |conn| retirements::of_deployment(conn, id).await).await?;
+            let message = retirement.map_or_else(
+                || format!("source {id} changed meanwhile: retry"),
+                |by| by.to_string(),
+            );
             return Err(OperationError::Forbidden(message));
         }
         desk.source(id).await
@@ -103,14 +111,19 @@ impl ApiRequest for ReinstateSource {
 }
 
 impl Operation for ReinstateSource {
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<RegisteredSource, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, actor, .. }: Run<'_>,
+    ) -> Result<RegisteredSource, OperationError> {
         let id = self.deployment_id;
         desk.source(id).await?;
         let subject = id.to_string();
         let act = actor.act(ActKind::Reinstate, Subject::Named(&subject), serde_json::json!({}));
         let now = desk.ledger.clock.now();
         if !desk.ledger.run(async |conn| retirements::reinstate(conn, id, &act, now).await).await? {
-            return Err(OperationError::Forbidden(format!("source {id} is not retired; nothing was changed")));
+            return Err(OperationError::Forbidden(format!(
+                "source {id} is not retired; nothing was changed"
+            )));
         }
         desk.source(id).await
     }
@@ -121,21 +134,38 @@ impl Desk {
         let retirements = self.ledger.run(retirements::list).await?;
         let mut sources = Vec::new();
         for source in self.ledger.run(sources::list).await? {
-            let completeness = self.ledger.run(async |conn| passes::completeness(conn, source.id).await).await?;
+            let completeness =
+                self.ledger.run(async |conn| passes::completeness(conn, source.id).await).await?;
             sources.push(RegisteredSource {
                 deployment_id: source.deployment_id,
                 introduced_at: source.introduced_at,
-                last_read_at: self.ledger.run(async |conn| passes::last(conn, source.id).await).await?.started_at,
+                last_read_at: self
+                    .ledger
+                    .run(async |conn| passes::last(conn, source.id).await)
+                    .await?
+                    .started_at,
                 complete_until: completeness.complete_until,
-                pending: self.ledger.run(async |conn| publications::pending(conn, source.id).await).await?.events,
-                retired: retirements.iter().find(|retirement| retirement.deployment_id == source.deployment_id).cloned(),
+                pending: self
+                    .ledger
+                    .run(async |conn| publications::pending(conn, source.id).await)
+                    .await?
+                    .events,
+                retired: retirements
+                    .iter()
+                    .find(|retirement| retirement.deployment_id == source.deployment_id)
+                    .cloned(),
             });
         }
         Ok(Sources { sources })
     }
 
     async fn source(&self, id: Uuid) -> Result<RegisteredSource, OperationError> {
-        let found = self.sources().await?.sources.into_iter().find(|source| source.deployment_id == id);
-        found.ok_or_else(|| OperationError::NotFound(format!("source {id} is not registered: `tallyline sources list` shows the sources")))
+        let found =
+            self.sources().await?.sources.into_iter().find(|source| source.deployment_id == id);
+        found.ok_or_else(|| {
+            OperationError::NotFound(format!(
+                "source {id} is not registered: `tallyline sources list` shows the sources"
+            ))
+        })
     }
 }

@@ -3,7 +3,8 @@
 use crate::ledger::StatementError;
 use crate::stages::LedgerFault;
 
-/// Why a fold cannot go on. Only [`ProjectionError::Unavailable`] may pass. After any other error the state must not be shown.
+/// Why a fold cannot go on. Only [`ProjectionError::Unavailable`] may pass. After any other error
+/// the state must not be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectionError {
     /// The ledger does not answer, or this version cannot read the answer.

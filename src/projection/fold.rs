@@ -22,22 +22,35 @@ impl<S: Stage> Folded<S> {
     /// Adds the next batch.
     ///
     /// # Errors
-    /// [`ProjectionError::Hole`] or [`ProjectionError::LedgerFault`]. The state may then contain a part of the batch: drop it.
+    /// [`ProjectionError::Hole`] or [`ProjectionError::LedgerFault`]. The state may then contain a
+    /// part of the batch: drop it.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
         let sequence = entry.sequence;
         if sequence != self.sequence.number + 1 {
-            return Err(ProjectionError::Hole { after: self.sequence.number, found: Some(sequence) });
+            return Err(ProjectionError::Hole {
+                after: self.sequence.number,
+                found: Some(sequence),
+            });
         }
         for fact in entry.facts {
-            self.state.apply(&fact).map_err(|source| ProjectionError::LedgerFault { sequence, source })?;
+            self.state
+                .apply(&fact)
+                .map_err(|source| ProjectionError::LedgerFault { sequence, source })?;
         }
         self.sequence.number = sequence;
         Ok(())
     }
 
     /// The newest snapshot at or before `limit` that this version can read, or zero.
-    pub(super) async fn begin(ledger: &Ledger, incarnation: Uuid, limit: i64) -> Result<Self, ProjectionError> {
-        let Some(found) = ledger.run(async |conn| snapshots::load(conn, S::NAME, S::RULES_VERSION, limit).await).await? else {
+    pub(super) async fn begin(
+        ledger: &Ledger,
+        incarnation: Uuid,
+        limit: i64,
+    ) -> Result<Self, ProjectionError> {
+        let Some(found) = ledger
+            .run(async |conn| snapshots::load(conn, S::NAME, S::RULES_VERSION, limit).await)
+            .await?
+        else {
             return Ok(Self::zero(incarnation));
         };
         match serde_json::from_slice(&found.state) {
@@ -55,7 +68,8 @@ impl<S: Stage> Folded<S> {
     }
 }
 
-/// Folds the ledger from zero up to `limit`, or to its end if that comes first. For a rebuild or an earlier state.
+/// Folds the ledger from zero up to `limit`, or to its end if that comes first. For a rebuild or an
+/// earlier state.
 ///
 /// # Errors
 /// [`ProjectionError`], also if the ledger changes its incarnation during the fold.
@@ -81,7 +95,8 @@ pub async fn fold_to_with_progress<S: Stage>(
     Ok(folded)
 }
 
-/// The state at `limit` or at the ledger's end, whichever comes first. Starts from the newest snapshot, as a serving process does.
+/// The state at `limit` or at the ledger's end, whichever comes first. Starts from the newest
+/// snapshot, as a serving process does.
 pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.run(snapshots::head).await?;
     let end = limit.min(head.number);
@@ -100,13 +115,22 @@ pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
     Ok(folded)
 }
 
-async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) -> Result<Vec<Entry>, ProjectionError> {
+async fn page_of_one_ledger<S>(
+    ledger: &Ledger,
+    folded: &Folded<S>,
+    end: i64,
+) -> Result<Vec<Entry>, ProjectionError> {
     let page = next_page(ledger, folded.sequence, end).await?;
     page.ok_or_else(|| other_incarnation().into())
 }
 
-/// A page of the batches after `after` up to `end`, which the ledger has reached. None: the ledger has another incarnation.
-pub(super) async fn next_page(ledger: &Ledger, after: Sequence, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
+/// A page of the batches after `after` up to `end`, which the ledger has reached. None: the ledger
+/// has another incarnation.
+pub(super) async fn next_page(
+    ledger: &Ledger,
+    after: Sequence,
+    end: i64,
+) -> Result<Option<Vec<Entry>>, ProjectionError> {
     let page = ledger.run(async |conn| entries::after(conn, after.number, end).await).await?;
     // Read after the page: an incarnation never returns, so the page belongs to this one.
     if ledger.run(snapshots::head).await?.incarnation != after.incarnation {

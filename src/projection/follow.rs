@@ -10,7 +10,8 @@ use super::fold::{fold_to_with_progress, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, LastingFault};
 use crate::ledger::{
-    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, landmarks, other_incarnation, restored, snapshots,
+    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, landmarks,
+    other_incarnation, restored, snapshots,
 };
 use crate::stages::Stage;
 
@@ -30,7 +31,11 @@ pub struct ProjectionSettings {
 
 impl Default for ProjectionSettings {
     fn default() -> Self {
-        Self { poll: Duration::from_millis(200), snapshot: Duration::from_secs(60), last_snapshot: Duration::from_secs(5) }
+        Self {
+            poll: Duration::from_millis(200),
+            snapshot: Duration::from_secs(60),
+            last_snapshot: Duration::from_secs(5),
+        }
     }
 }
 
@@ -43,7 +48,8 @@ pub struct Projection<S> {
     saved: (Instant, i64),
     /// The last batch in the state: while the ledger has it, the ledger is the same.
     landmark: Option<Landmark>,
-    /// The ledger's end when this state started from zero; its rows were read later. 0 if it started from a snapshot.
+    /// The ledger's end when this state started from zero; its rows were read later. 0 if it
+    /// started from a snapshot.
     read_since: i64,
 }
 
@@ -51,7 +57,14 @@ impl<S: Stage> Projection<S> {
     /// Creates a fold; [`Projection::run`] starts it.
     #[must_use]
     pub fn new(ledger: Ledger, settings: ProjectionSettings) -> Self {
-        Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0), landmark: None, read_since: 0 }
+        Self {
+            ledger,
+            settings,
+            view: View::empty(),
+            saved: (Instant::now(), 0),
+            landmark: None,
+            read_since: 0,
+        }
     }
 
     #[must_use]
@@ -59,7 +72,8 @@ impl<S: Stage> Projection<S> {
         self.view.clone()
     }
 
-    /// Follows the ledger until `stop`. While the database does not answer, the last state stays; its freshness shows its age.
+    /// Follows the ledger until `stop`. While the database does not answer, the last state stays;
+    /// its freshness shows its age.
     ///
     /// # Errors
     /// The ledger breaks a promise. The view shows nothing any more, and the process should end.
@@ -77,7 +91,10 @@ impl<S: Stage> Projection<S> {
                 Some(Err(ProjectionError::Unavailable(error))) => {
                     let error = cause::text(&error);
                     if away.is_new(&error) {
-                        warn!(stage = S::NAME, error, "ledger not readable: the last state remains");
+                        warn!(
+                            stage = S::NAME,
+                            error, "ledger not readable: the last state remains"
+                        );
                     }
                     AWAY
                 }
@@ -97,14 +114,24 @@ impl<S: Stage> Projection<S> {
         Ok(())
     }
 
-    /// Adds all batches committed before now. Reports a ledger that was restored from a backup. The old state stays until the ledger has
-    /// another incarnation; then the fold restarts.
+    /// Adds all batches committed before now. Reports a ledger that was restored from a backup. The
+    /// old state stays until the ledger has another incarnation; then the fold restarts.
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
         let read_at = self.ledger.clock.now();
-        let (head, identity) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
+        let (head, identity) = self
+            .ledger
+            .run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await)
+            .await?;
         if let (LedgerIdentity::Restored, Some(landmark)) = (identity, self.landmark) {
             self.ledger
-                .run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(landmark), self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    restored::record_detected(
+                        conn,
+                        &RestoreEvidence::Batch(landmark),
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await?;
             return Ok(());
         }
@@ -112,13 +139,22 @@ impl<S: Stage> Projection<S> {
         if reached.is_none_or(|reached| reached.incarnation != head.incarnation) {
             let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.number);
             let folded = begun.await?;
-            let landmark = self.ledger.run(async |conn| landmarks::of_batch(conn, folded.sequence.number).await).await?;
-            if folded.sequence.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation)
+            let landmark = self
+                .ledger
+                .run(async |conn| landmarks::of_batch(conn, folded.sequence.number).await)
+                .await?;
+            if folded.sequence.incarnation != head.incarnation
+                || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation)
             {
                 return Ok(()); // replaced in this moment: the next round sees it
             }
             self.landmark = landmark;
-            info!(stage = S::NAME, sequence = folded.sequence.number, end = head.number, "fold begins");
+            info!(
+                stage = S::NAME,
+                sequence = folded.sequence.number,
+                end = head.number,
+                "fold begins"
+            );
             self.saved = (Instant::now(), folded.sequence.number);
             self.read_since = if folded.sequence.number == 0 { head.number } else { 0 };
             reached = Some(folded.sequence);
@@ -148,19 +184,28 @@ impl<S: Stage> Projection<S> {
         Ok(())
     }
 
-    /// The last batch of a page, if the page belongs to the state's ledger. The batch before it is checked afterwards: a lost batch does
-    /// not come back.
+    /// The last batch of a page, if the page belongs to the state's ledger. The batch before it is
+    /// checked afterwards: a lost batch does not come back.
     async fn end_of(&self, page: &[Entry]) -> Result<Option<Landmark>, ProjectionError> {
         let Some(last) = page.last() else { return Ok(None) };
-        let landmark = self.ledger.run(async |conn| landmarks::of_batch(conn, last.sequence).await).await?;
-        let (_, identity) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
+        let landmark =
+            self.ledger.run(async |conn| landmarks::of_batch(conn, last.sequence).await).await?;
+        let (_, identity) = self
+            .ledger
+            .run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await)
+            .await?;
         Ok(landmark.filter(|_| identity == LedgerIdentity::Same))
     }
 
-    /// An operator requested a rebuild of this stage at this sequence. The old state stays until the new one is ready, so that every
-    /// process switches at the same sequence. Readers see its progress: this process is behind the ledger's end until then.
+    /// An operator requested a rebuild of this stage at this sequence. The old state stays until
+    /// the new one is ready, so that every process switches at the same sequence. Readers see its
+    /// progress: this process is behind the ledger's end until then.
     async fn rebuild(&mut self, at: Sequence) -> Result<(), ProjectionError> {
-        info!(stage = S::NAME, sequence = at.number, "rebuilding from zero at an operator's request");
+        info!(
+            stage = S::NAME,
+            sequence = at.number,
+            "rebuilding from zero at an operator's request"
+        );
         let head = self.ledger.run(snapshots::head).await?;
         let progress = |_, _| self.view.set_rebuild(Some(Instant::now()));
         progress(0, at.number);
@@ -181,23 +226,42 @@ impl<S: Stage> Projection<S> {
 
     /// Saves a snapshot of a changed state. Without it, the next start is only slower.
     async fn save(&mut self) {
-        let unsaved = self.view.freshness().filter(|freshness| freshness.sequence.number > self.saved.1);
+        let unsaved =
+            self.view.freshness().filter(|freshness| freshness.sequence.number > self.saved.1);
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
         }
         // If the ledger was restored since, this state belongs to another incarnation.
-        match self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await {
+        match self
+            .ledger
+            .run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await)
+            .await
+        {
             Ok((_, LedgerIdentity::Same)) => {}
             Ok(_) | Err(_) => return,
         }
-        // To write out a large state takes a while; this blocks neither readers nor other tasks of the thread.
+        // To write out a large state takes a while; this blocks neither readers nor other tasks of
+        // the thread.
         let view = self.view();
-        let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await else { return };
+        let Ok(Some(snapshot)) =
+            tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await
+        else {
+            return;
+        };
         let kept = match snapshot {
             Ok(snapshot) => match self
                 .ledger
-                .run(async |conn| snapshots::save(conn, S::NAME, S::RULES_VERSION, &snapshot, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    snapshots::save(
+                        conn,
+                        S::NAME,
+                        S::RULES_VERSION,
+                        &snapshot,
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await
             {
                 Ok(()) => Ok(snapshot.sequence.number),

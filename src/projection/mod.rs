@@ -1,4 +1,5 @@
-//! Drives a fold along the ledger. It starts from a snapshot or from zero, follows new batches, shows its state and saves snapshots.
+//! Drives a fold along the ledger. It starts from a snapshot or from zero, follows new batches,
+//! shows its state and saves snapshots.
 
 mod error;
 mod families;

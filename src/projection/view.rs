@@ -14,14 +14,15 @@ use crate::stages::Stage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
     pub sequence: Sequence,
-    /// The state contains all batches committed before this instant. None until the fold first reaches the ledger's end.
+    /// The state contains all batches committed before this instant. None until the fold first
+    /// reaches the ledger's end.
     pub as_of: Option<DateTime<Utc>>,
 }
 
 /// A reader's handle of a state; clones share it.
 ///
-/// One lock protects the state: a copy for each batch would cost too much with a million events. Each write adds one batch, so readers see
-/// whole batches only and wait for one at most.
+/// One lock protects the state: a copy for each batch would cost too much with a million events.
+/// Each write adds one batch, so readers see whole batches only and wait for one at most.
 pub struct View<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
@@ -49,10 +50,15 @@ impl<S> Clone for View<S> {
 
 impl<S: Stage> View<S> {
     pub(super) fn empty() -> Self {
-        Self(Arc::new(Shared { shown: RwLock::new(None), freshness: watch::Sender::new(None), rebuild_progress_at: Mutex::default() }))
+        Self(Arc::new(Shared {
+            shown: RwLock::new(None),
+            freshness: watch::Sender::new(None),
+            rebuild_progress_at: Mutex::default(),
+        }))
     }
 
-    /// Calls `read` with the state, which is locked during the call: keep it short. None before the fold starts or after it breaks.
+    /// Calls `read` with the state, which is locked during the call: keep it short. None before the
+    /// fold starts or after it breaks.
     pub fn with<R>(&self, read: impl FnOnce(&S, Freshness) -> R) -> Option<R> {
         // After a panic within a batch the state cannot be trusted, so it is not shown.
         let shown = self.0.shown.read().ok()?;
@@ -69,7 +75,8 @@ impl<S: Stage> View<S> {
         self.0.freshness.subscribe()
     }
 
-    /// The last progress of a running rebuild. Until it has reached the ledger's end, the state is as fresh as possible.
+    /// The last progress of a running rebuild. Until it has reached the ledger's end, the state is
+    /// as fresh as possible.
     #[must_use]
     pub fn rebuild_progress_at(&self) -> Option<Instant> {
         *self.0.rebuild_progress_at.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,7 +91,8 @@ impl<S: Stage> View<S> {
         self.replace(Some(VisibleState { folded, as_of: None }));
     }
 
-    /// Replaces the state by one of the same ledger at the same or a later sequence. It keeps `as_of`: the new state contains as much.
+    /// Replaces the state by one of the same ledger at the same or a later sequence. It keeps
+    /// `as_of`: the new state contains as much.
     pub(super) fn renew(&self, folded: Folded<S>) {
         let as_of = self.freshness().and_then(|freshness| freshness.as_of);
         self.replace(Some(VisibleState { folded, as_of }));
@@ -115,7 +123,10 @@ impl<S: Stage> View<S> {
     }
 
     /// Changes the shown state. After an error the view shows nothing.
-    fn change(&self, change: impl FnOnce(&mut VisibleState<S>) -> Result<(), ProjectionError>) -> Result<(), ProjectionError> {
+    fn change(
+        &self,
+        change: impl FnOnce(&mut VisibleState<S>) -> Result<(), ProjectionError>,
+    ) -> Result<(), ProjectionError> {
         let (freshness, changed) = {
             let mut place = self.0.shown.write().unwrap_or_else(PoisonError::into_inner);
             let Some(shown) = place.as_mut() else { return Ok(()) };

@@ -17,26 +17,31 @@ pub enum Condition {
     Starting,
     /// Its cycles succeed.
     Working,
-    /// No coderd database is configured. Without a license and a last check, nothing is published. Healthy.
+    /// No coderd database is configured. Without a license and a last check, nothing is published.
+    /// Healthy.
     NoDatabase,
     /// The source is not introduced yet. Healthy.
     NotIntroduced,
     /// An operator has retired the source: who and why. Healthy.
     Retired(String),
-    /// No license in coderd allows publishing, so nothing is published. coderd itself would not publish either. Healthy.
+    /// No license in coderd allows publishing, so nothing is published. coderd itself would not
+    /// publish either. Healthy.
     NoLicense,
     /// An operator has paused publishing: who and why. Healthy.
     Paused(String),
-    /// The ledger was restored from a backup and does not know which events were sent since. Nothing is published until it has caught up.
+    /// The ledger was restored from a backup and does not know which events were sent since.
+    /// Nothing is published until it has caught up.
     Recovering(String),
-    /// coderd does not belong to this source, or its license is for another deployment. Until this is corrected, nothing is sent or
-    /// settled.
+    /// coderd does not belong to this source, or its license is for another deployment. Until this
+    /// is corrected, nothing is sent or settled.
     Refused(String),
-    /// Findings of an audit hold all usage of the source, or of all sources: why, and what ends the hold.
+    /// Findings of an audit hold all usage of the source, or of all sources: why, and what ends the
+    /// hold.
     Held(String),
     /// The last cycle failed; the publisher retries.
     Failing(String),
-    /// coderd itself publishes. Nothing is sent until an operator confirms that coderd's publishing is cut off.
+    /// coderd itself publishes. Nothing is sent until an operator confirms that coderd's publishing
+    /// is cut off.
     Stopped(String),
 }
 
@@ -46,7 +51,11 @@ impl Condition {
     pub fn is_healthy(&self) -> bool {
         !matches!(
             self,
-            Condition::Refused(_) | Condition::Recovering(_) | Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_)
+            Condition::Refused(_)
+                | Condition::Recovering(_)
+                | Condition::Held(_)
+                | Condition::Failing(_)
+                | Condition::Stopped(_)
         )
     }
 }
@@ -56,10 +65,18 @@ impl fmt::Display for Condition {
         match self {
             Condition::Starting => f.write_str("starting"),
             Condition::Working => f.write_str("working"),
-            Condition::NoDatabase => f.write_str("nothing is published: no coderd database is configured for this source"),
-            Condition::NotIntroduced => f.write_str("nothing is published: no collector has registered this source yet"),
-            Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
-            Condition::Retired(why) | Condition::Paused(why) => write!(f, "nothing is published: {why}"),
+            Condition::NoDatabase => f.write_str(
+                "nothing is published: no coderd database is configured for this source",
+            ),
+            Condition::NotIntroduced => {
+                f.write_str("nothing is published: no collector has registered this source yet")
+            }
+            Condition::NoLicense => {
+                f.write_str("nothing is published: no license in coderd allows it")
+            }
+            Condition::Retired(why) | Condition::Paused(why) => {
+                write!(f, "nothing is published: {why}")
+            }
             Condition::Refused(why) => write!(f, "refused: {why}"),
             Condition::Recovering(why) => write!(f, "held: {why}"),
             Condition::Held(why) => write!(f, "held: {why}"),
@@ -129,8 +146,12 @@ impl ConditionHandle {
         }
         let source = self.source.map(tracing::field::display);
         match &condition {
-            Condition::Recovering(_) | Condition::Failing(_) => warn!(source, %condition, "publisher"),
-            Condition::Refused(_) | Condition::Held(_) | Condition::Stopped(_) => error!(source, %condition, "publisher"),
+            Condition::Recovering(_) | Condition::Failing(_) => {
+                warn!(source, %condition, "publisher")
+            }
+            Condition::Refused(_) | Condition::Held(_) | Condition::Stopped(_) => {
+                error!(source, %condition, "publisher")
+            }
             _ => info!(source, %condition, "publisher"),
         }
         *now = (condition, self.clock.now());

@@ -1,7 +1,8 @@
 //! Sends the publication queue to the vendor: money leaves only here.
 //!
-//! One [`Publisher`] serves one source. A cycle leases due events, checks coderd's own rows (`source_check`), and writes the request down. It sends
-//! the request under the license that coderd itself would use (`signing`). It records each event's verdict with its request (`send`).
+//! One [`Publisher`] serves one source. A cycle leases due events, checks coderd's own rows
+//! (`source_check`), and writes the request down. It sends the request under the license that
+//! coderd itself would use (`signing`). It records each event's verdict with its request (`send`).
 //! Several processes may publish the same source: leases separate their events.
 
 mod condition;
@@ -27,7 +28,10 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
-use crate::ledger::{Ledger, Pausable, Settled, Settlement, identity, known, losses, publications, recoveries, retirements, sources};
+use crate::ledger::{
+    Ledger, Pausable, Settled, Settlement, identity, known, losses, publications, recoveries,
+    retirements, sources,
+};
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
 use crate::waiting::Backoff;
 
@@ -66,7 +70,8 @@ pub struct Cycle {
     pub settled: Settled,
     /// Events not sent, because coderd's row differs or is gone. In shadow mode: differences.
     pub held_back: usize,
-    /// Events that wait: coderd has just reserved them, or in shadow mode has not published them yet.
+    /// Events that wait: coderd has just reserved them, or in shadow mode has not published them
+    /// yet.
     pub waiting: usize,
     /// The failed request that ended the cycle.
     pub failure: Option<SendError>,
@@ -74,12 +79,26 @@ pub struct Cycle {
 
 impl Publisher {
     /// Creates an idle publisher.
-    pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, SettingsError> {
+    pub fn new(
+        ledger: Ledger,
+        settings: Settings,
+        telemetry: PublisherTelemetry,
+    ) -> Result<Self, SettingsError> {
         let client = TallymanClient::new(&settings.tallyman)?;
-        let condition = ConditionHandle::new(settings.deployment, settings.sole, ledger.clock.clone());
+        let condition =
+            ConditionHandle::new(settings.deployment, settings.sole, ledger.clock.clone());
         let holder = Uuid::new_v4().to_string();
         let coderd_id = settings.deployment;
-        Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
+        Ok(Publisher {
+            ledger,
+            settings,
+            client,
+            telemetry,
+            holder,
+            condition,
+            reader: None,
+            coderd_id,
+        })
     }
 
     /// The condition of this publisher.
@@ -88,8 +107,9 @@ impl Publisher {
         self.condition.clone()
     }
 
-    /// Publishes until `stop`. It finishes a request in flight, within the request's timeout. Before `compare_marks` succeeds it leases,
-    /// sends and settles nothing. If the ledger went back before this process began, a pending publication may have been sent.
+    /// Publishes until `stop`. It finishes a request in flight, within the request's timeout.
+    /// Before `compare_marks` succeeds it leases, sends and settles nothing. If the ledger went
+    /// back before this process began, a pending publication may have been sent.
     pub async fn run<F>(&mut self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -128,7 +148,8 @@ impl Publisher {
         }
     }
 
-    /// Whether an operator has paused publishing. If so, sets the condition, and nothing new is leased.
+    /// Whether an operator has paused publishing. If so, sets the condition, and nothing new is
+    /// leased.
     fn is_paused(&self) -> bool {
         let pause = self.settings.paused.of(Pausable::Publish);
         if let Some(pause) = &pause {
@@ -137,17 +158,22 @@ impl Publisher {
         pause.is_some()
     }
 
-    /// Whether an operator has retired the source. If so, sets the condition, and nothing new is leased.
+    /// Whether an operator has retired the source. If so, sets the condition, and nothing new is
+    /// leased.
     async fn is_retired(&self) -> anyhow::Result<bool> {
-        let Some(retirement) = self.ledger.run(async |conn| retirements::of_deployment(conn, self.settings.deployment).await).await? else {
+        let Some(retirement) = self
+            .ledger
+            .run(async |conn| retirements::of_deployment(conn, self.settings.deployment).await)
+            .await?
+        else {
             return Ok(false);
         };
         self.condition.set(Condition::Retired(retirement.to_string()));
         Ok(true)
     }
 
-    /// Waits until the marks of the consumer group are compared. If a mark is ahead of the ledger, the comparison opens a recovery, and
-    /// nothing is sent.
+    /// Waits until the marks of the consumer group are compared. If a mark is ahead of the ledger,
+    /// the comparison opens a recovery, and nothing is sent.
     async fn wait_for_marks<F>(&self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -167,13 +193,16 @@ impl Publisher {
         self.condition.set(Condition::Starting);
     }
 
-    /// Waits for the vendor before it leases or writes anything down. Otherwise every event would have recorded failed attempts.
+    /// Waits for the vendor before it leases or writes anything down. Otherwise every event would
+    /// have recorded failed attempts.
     async fn wait_for_tallyman(&self, stop: &CancellationToken) {
         let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         while let Some(reached) = stop.run_until_cancelled(self.client.reach()).await {
             match reached {
                 Ok(()) => return self.condition.set(Condition::Starting),
-                Err(failure) => self.condition.set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
+                Err(failure) => self
+                    .condition
+                    .set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
             }
             self.show_backlog().await;
             if !waits.wait(stop).await {
@@ -187,20 +216,26 @@ impl Publisher {
         let address = self.client.address();
         match failure {
             SendError::Unreachable(cause) => {
-                format!("Tallyman at {address} cannot be reached ({cause}): check publish.url, the network and the proxy")
+                format!(
+                    "Tallyman at {address} cannot be reached ({cause}): check publish.url, the network and the proxy"
+                )
             }
             other => format!("Tallyman at {address}: {other}"),
         }
     }
 
-    /// Does all due work once. It checks `stop` between requests.
-    /// An error also sets the condition. A failed request is not an error but the cycle's [`failure`](Cycle::failure).
+    /// Does all due work once. It checks `stop` between requests. An error also sets the condition.
+    /// A failed request is not an error but the cycle's [`failure`](Cycle::failure).
     pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
         let outcome = self.whole_cycle(stop).await;
         match &outcome {
-            Ok(Cycle { failure: Some(failure), .. }) => self.condition.set(Condition::Failing(self.failing(failure))),
+            Ok(Cycle { failure: Some(failure), .. }) => {
+                self.condition.set(Condition::Failing(self.failing(failure)))
+            }
             Ok(cycle) => debug!(?cycle, "publisher cycle"),
-            Err(fault) => self.condition.set(Condition::Failing(crate::cause::text(fault.as_ref()))),
+            Err(fault) => {
+                self.condition.set(Condition::Failing(crate::cause::text(fault.as_ref())))
+            }
         }
         self.telemetry.publishes(self.settings.deployment, self.condition.publishes());
         outcome
@@ -211,7 +246,11 @@ impl Publisher {
             self.condition.set(Condition::NoDatabase);
             return Ok(Cycle::default());
         };
-        let Some(source) = self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await? else {
+        let Some(source) = self
+            .ledger
+            .run(async |conn| sources::get(conn, self.settings.deployment).await)
+            .await?
+        else {
             let mut reader = database.connect().await?;
             // a wrong deployment id never has an event
             if self.identify(&mut reader).await? {
@@ -256,10 +295,16 @@ impl Publisher {
         Ok(cycle)
     }
 
-    /// Whether coderd belongs to this source; if not, sets the condition. If the role cannot read a fact, only mode `shadow` goes on.
+    /// Whether coderd belongs to this source; if not, sets the condition. If the role cannot read a
+    /// fact, only mode `shadow` goes on.
     async fn identify(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
         let facts = reader.identity_facts().await?;
-        let refusal = self.ledger.run(async |conn| identity::refusal_of(conn, self.settings.deployment, (&facts).into()).await).await?;
+        let refusal = self
+            .ledger
+            .run(async |conn| {
+                identity::refusal_of(conn, self.settings.deployment, (&facts).into()).await
+            })
+            .await?;
         if let Some(id) = facts.deployment_id {
             self.coderd_id = id;
         }
@@ -272,7 +317,8 @@ impl Publisher {
 
     /// Shows the queue of a publisher that does not work on it.
     async fn show_backlog(&self) {
-        if let Ok(Some(source)) = self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await
+        if let Ok(Some(source)) =
+            self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await
             && let Err(error) = self.show_queue(source.id).await
         {
             debug!(error = crate::cause::text(error.as_ref()), "queue not readable");
@@ -280,31 +326,47 @@ impl Publisher {
     }
 
     async fn show_queue(&self, source_id: i16) -> anyhow::Result<()> {
-        let pending = self.ledger.run(async |conn| publications::pending(conn, source_id).await).await?;
+        let pending =
+            self.ledger.run(async |conn| publications::pending(conn, source_id).await).await?;
         self.telemetry.queue(self.settings.deployment, &pending, self.ledger.clock.now());
         Ok(())
     }
 
-    /// The time for ages and for coderd's reservations: the earlier of the process's clock and coderd's database. An event that is too old
-    /// is so for ever, so one wrong clock must not decide it. Waits go by the process's clock, as the search for due events does.
+    /// The time for ages and for coderd's reservations: the earlier of the process's clock and
+    /// coderd's database. An event that is too old is so for ever, so one wrong clock must not
+    /// decide it. Waits go by the process's clock, as the search for due events does.
     async fn now(&self, reader: &mut Reader) -> anyhow::Result<DateTime<Utc>> {
         Ok(self.ledger.clock.now().min(reader.now().await?))
     }
 
-    /// Settles events that are too old to be sent. If coderd has published one, it is not ours. If coderd has just reserved one, its answer
-    /// may be in flight: the next cycle checks it again.
-    async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
+    /// Settles events that are too old to be sent. If coderd has published one, it is not ours. If
+    /// coderd has just reserved one, its answer may be in flight: the next cycle checks it again.
+    async fn settle_old(
+        &self,
+        reader: &mut Reader,
+        source_id: i16,
+        settled: &mut Settled,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
         let mut after = None;
         while !stop.is_cancelled() {
             let now = self.now(reader).await?;
-            let old = self.ledger.run(async |conn| publications::old(conn, source_id, sendable_after(now), after.as_ref(), OLD_PAGE).await);
+            let old = self.ledger.run(async |conn| {
+                publications::old(conn, source_id, sendable_after(now), after.as_ref(), OLD_PAGE)
+                    .await
+            });
             let old = old.await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };
             let ids: Vec<String> = old.into_iter().map(|(_, id)| id).collect();
             let rows = rows_by_id(reader, &ids).await?;
             let row = |id: &String| rows.get(id);
-            let (published, rest): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| row(id).is_some_and(|row| row.published_at.is_some()));
-            let too_old: Vec<_> = rest.into_iter().filter(|id| !row(id).is_some_and(|row| source_check::is_reserved(row, now))).collect();
+            let (published, rest): (Vec<_>, Vec<_>) = ids
+                .into_iter()
+                .partition(|id| row(id).is_some_and(|row| row.published_at.is_some()));
+            let too_old: Vec<_> = rest
+                .into_iter()
+                .filter(|id| !row(id).is_some_and(|row| source_check::is_reserved(row, now)))
+                .collect();
             self.settle(source_id, &published, Settlement::NotOurs, settled).await?;
             self.settle(source_id, &too_old, Settlement::TooOld, settled).await?;
             after = Some(last);
@@ -313,19 +375,45 @@ impl Publisher {
     }
 
     /// The facts that operators have recorded about these events.
-    async fn statements(&self, source_id: i16, ids: &[String]) -> anyhow::Result<HashMap<String, OperatorStatement>> {
-        let lost = self.ledger.run(async |conn| losses::lost_ids(conn, source_id, ids).await).await?;
-        let refused = self.ledger.run(async |conn| known::refused_states(conn, self.settings.deployment, ids).await).await?;
-        let of =
-            |id: &String| OperatorStatement { lost: lost.contains(id), resubmitted: refused.get(id).is_some_and(|refused| refused.passed) };
+    async fn statements(
+        &self,
+        source_id: i16,
+        ids: &[String],
+    ) -> anyhow::Result<HashMap<String, OperatorStatement>> {
+        let lost =
+            self.ledger.run(async |conn| losses::lost_ids(conn, source_id, ids).await).await?;
+        let refused = self
+            .ledger
+            .run(async |conn| known::refused_states(conn, self.settings.deployment, ids).await)
+            .await?;
+        let of = |id: &String| OperatorStatement {
+            lost: lost.contains(id),
+            resubmitted: refused.get(id).is_some_and(|refused| refused.passed),
+        };
         Ok(ids.iter().map(|id| (id.clone(), of(id))).collect())
     }
 
-    async fn settle(&self, source_id: i16, ids: &[String], settlement: Settlement, settled: &mut Settled) -> anyhow::Result<()> {
+    async fn settle(
+        &self,
+        source_id: i16,
+        ids: &[String],
+        settlement: Settlement,
+        settled: &mut Settled,
+    ) -> anyhow::Result<()> {
         if !ids.is_empty() {
             let more = self
                 .ledger
-                .run(async |conn| publications::settle(conn, source_id, &self.holder, ids, settlement, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    publications::settle(
+                        conn,
+                        source_id,
+                        &self.holder,
+                        ids,
+                        settlement,
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await?;
             settled.not_ours += more.not_ours;
             settled.expired += more.expired;
@@ -335,6 +423,9 @@ impl Publisher {
     }
 }
 
-async fn rows_by_id(reader: &mut Reader, ids: &[String]) -> anyhow::Result<HashMap<String, UsageRow>> {
+async fn rows_by_id(
+    reader: &mut Reader,
+    ids: &[String],
+) -> anyhow::Result<HashMap<String, UsageRow>> {
     Ok(reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect())
 }

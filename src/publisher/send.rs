@@ -12,7 +12,8 @@ use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::cause::{self, LastingFault, Remedy};
 use crate::ledger::{
-    Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome, publication_requests, publications,
+    Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome,
+    publication_requests, publications,
 };
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Backoff, wait_after};
@@ -42,14 +43,28 @@ impl Publisher {
             holder: &self.holder,
             lease: self.settings.lease,
         };
-        if !self.ledger.run(async |conn| publication_requests::begin(conn, &request, self.ledger.clock.now()).await).await? {
-            bail!("request not sent: its leases expired before it was recorded; coderd's database or the ledger is too slow");
+        if !self
+            .ledger
+            .run(async |conn| {
+                publication_requests::begin(conn, &request, self.ledger.clock.now()).await
+            })
+            .await?
+        {
+            bail!(
+                "request not sent: its leases expired before it was recorded; coderd's database or the ledger is too slow"
+            );
         }
-        let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
-            // The vendor knows coderd's own id. It differs from the source's id if an operator accepted another coderd.
+        let answer = if begun.elapsed() + self.settings.tallyman.request_timeout
+            < self.settings.lease
+        {
+            // The vendor knows coderd's own id. It differs from the source's id if an operator
+            // accepted another coderd.
             self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
         } else {
-            Err(SendError::Unreachable("not sent: this process was delayed, and its lease could expire before the answer".to_owned()))
+            Err(SendError::Unreachable(
+                "not sent: this process was delayed, and its lease could expire before the answer"
+                    .to_owned(),
+            ))
         };
         let now = self.ledger.clock.now();
         let attempts = self.attempts(&ready, &answer, now);
@@ -69,7 +84,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// The events in the vendor's form, always the same bytes. Holds an event that breaks the vendor's rules.
+    /// The events in the vendor's form, always the same bytes. Holds an event that breaks the
+    /// vendor's rules.
     async fn outgoing<'a>(
         &self,
         source_id: i16,
@@ -94,21 +110,40 @@ impl Publisher {
         if !invalid.is_empty() {
             cycle.held_back += invalid.len();
             self.ledger
-                .run(async |conn| publications::postpone(conn, source_id, &self.holder, &invalid, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    publications::postpone(
+                        conn,
+                        source_id,
+                        &self.holder,
+                        &invalid,
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await?;
         }
         Ok((ready, outgoing))
     }
 
-    /// Each event's verdict, and when it is due again if it stays pending. After a failed request, events stay due: the source waits.
-    fn attempts(&self, events: &[&Publication], answer: &Result<Answer, SendError>, now: DateTime<Utc>) -> Vec<Attempt> {
+    /// Each event's verdict, and when it is due again if it stays pending. After a failed request,
+    /// events stay due: the source waits.
+    fn attempts(
+        &self,
+        events: &[&Publication],
+        answer: &Result<Answer, SendError>,
+        now: DateTime<Utc>,
+    ) -> Vec<Attempt> {
         match answer {
             Ok(answer) => {
                 let verdicts = answer.verdicts(events.iter().map(|event| event.event_id.as_str()));
                 if verdicts.not_sent > 0 {
                     warn!(ids = verdicts.not_sent, "the answer names events that were not sent");
                 }
-                events.iter().zip(verdicts.of_sent).map(|(event, (_, verdict))| self.attempt(event, verdict, now)).collect()
+                events
+                    .iter()
+                    .zip(verdicts.of_sent)
+                    .map(|(event, (_, verdict))| self.attempt(event, verdict, now))
+                    .collect()
             }
             Err(error) => events
                 .iter()
@@ -127,12 +162,18 @@ impl Publisher {
         let (verdict, message, may_have_been_accepted) = match verdict {
             Verdict::Accepted => (AttemptVerdict::Accepted, None, false),
             Verdict::RefusedPermanently(message) => (AttemptVerdict::Refused, Some(message), false),
-            Verdict::RefusedForNow(message) => (AttemptVerdict::RefusedForNow, Some(message), false),
+            Verdict::RefusedForNow(message) => {
+                (AttemptVerdict::RefusedForNow, Some(message), false)
+            }
             // the answer does not name it: the vendor may have accepted it
             Verdict::LeftOut => (AttemptVerdict::LeftOut, Some(LEFT_OUT_MESSAGE.to_owned()), true),
         };
         let failures = event.refusals.saturating_add(1);
-        let wait = wait_after(failures, self.settings.first_refusal_wait, self.settings.longest_refusal_wait);
+        let wait = wait_after(
+            failures,
+            self.settings.first_refusal_wait,
+            self.settings.longest_refusal_wait,
+        );
         Attempt {
             event_id: event.event_id.clone(),
             verdict,
@@ -142,14 +183,21 @@ impl Publisher {
         }
     }
 
-    /// Retries while the lease lasts. An answer that is not recorded is requested again, and only the vendor's memory then prevents a
-    /// second bill. The answer to a request that a restored ledger lacks is also requested again; none of it is recorded.
+    /// Retries while the lease lasts. An answer that is not recorded is requested again, and only
+    /// the vendor's memory then prevents a second bill. The answer to a request that a restored
+    /// ledger lacks is also requested again; none of it is recorded.
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
-        let (mut waits, mut away) = (Backoff::new(Duration::from_millis(100), Duration::from_secs(5)), LastingFault::default());
+        let (mut waits, mut away) = (
+            Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+            LastingFault::default(),
+        );
         loop {
             let fault = match self
                 .ledger
-                .run(async |conn| publication_requests::record_outcome(conn, outcome, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    publication_requests::record_outcome(conn, outcome, self.ledger.clock.now())
+                        .await
+                })
                 .await
             {
                 Ok(Recorded::Now | Recorded::Before) => return Ok(()),
@@ -164,7 +212,8 @@ impl Publisher {
             };
             let wait = waits.next_wait();
             if !Remedy::of(&fault).is_retry() || begun.elapsed() + wait >= self.settings.lease {
-                return Err(anyhow::Error::from(fault).context(format!("the answer to request {} is not recorded", outcome.id)));
+                return Err(anyhow::Error::from(fault)
+                    .context(format!("the answer to request {} is not recorded", outcome.id)));
             }
             let error = cause::text(&fault);
             if away.is_new(&error) {

@@ -36,9 +36,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Shadow mode, with leases of one and a half times the request's timeout: 45 seconds with the default.
+    /// Shadow mode, with leases of one and a half times the request's timeout: 45 seconds with the
+    /// default.
     #[must_use]
-    pub fn new(deployment: Uuid, coderd: Option<Database>, license_keys: PublicKeys, tallyman: ClientSettings) -> Self {
+    pub fn new(
+        deployment: Uuid,
+        coderd: Option<Database>,
+        license_keys: PublicKeys,
+        tallyman: ClientSettings,
+    ) -> Self {
         Settings {
             deployment,
             sole: false,
@@ -55,8 +61,8 @@ impl Settings {
         }
     }
 
-    /// Time between two successful cycles. This and a lease together are shorter than two request timeouts. Within that time another
-    /// publisher sends the events of a killed one.
+    /// Time between two successful cycles. This and a lease together are shorter than two request
+    /// timeouts. Within that time another publisher sends the events of a killed one.
     pub(super) fn rest(&self) -> Duration {
         self.poll.min(self.tallyman.request_timeout / 3)
     }
@@ -68,7 +74,12 @@ mod tests {
 
     #[test]
     fn the_default_sends_nothing_and_a_lease_outlasts_a_request() {
-        let settings = Settings::new(Uuid::nil(), None, PublicKeys::new(), ClientSettings::new("http://127.0.0.1:1/"));
+        let settings = Settings::new(
+            Uuid::nil(),
+            None,
+            PublicKeys::new(),
+            ClientSettings::new("http://127.0.0.1:1/"),
+        );
         assert!(!settings.sole);
         assert!(settings.lease > settings.tallyman.request_timeout);
     }

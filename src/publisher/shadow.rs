@@ -36,16 +36,31 @@ impl Publisher {
     }
 
     /// Compares a page of events with coderd's rows. Returns whether there may be more.
-    async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
+    async fn follow(
+        &self,
+        reader: &mut Reader,
+        source_id: i16,
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
         let limit = i64::try_from(PAGE)?;
         let leased = self.ledger.run(async |conn| {
-            publications::lease(conn, source_id, &self.holder, sendable_after(now), limit, self.settings.lease, self.ledger.clock.now())
-                .await
+            publications::lease(
+                conn,
+                source_id,
+                &self.holder,
+                sendable_after(now),
+                limit,
+                self.settings.lease,
+                self.ledger.clock.now(),
+            )
+            .await
         });
         let leased = leased.await?;
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
-        let read = async { anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?)) };
+        let read = async {
+            anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?))
+        };
         let (rows, statements) = match read.await {
             Ok(read) => read,
             Err(fault) => {
@@ -56,7 +71,12 @@ impl Publisher {
         let (mut published, mut later) = (Vec::new(), Vec::new());
         let mut differences = 0;
         for event in leased {
-            let why = match compare(&event, rows.get(&event.event_id), statements[&event.event_id], now) {
+            let why = match compare(
+                &event,
+                rows.get(&event.event_id),
+                statements[&event.event_id],
+                now,
+            ) {
                 SourceCheck::PublishedByCoderd => {
                     published.push(event.event_id);
                     continue;
@@ -76,7 +96,18 @@ impl Publisher {
             });
         }
         self.settle(source_id, &published, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger.run(async |conn| publications::postpone(conn, source_id, &self.holder, &later, self.ledger.clock.now()).await).await?;
+        self.ledger
+            .run(async |conn| {
+                publications::postpone(
+                    conn,
+                    source_id,
+                    &self.holder,
+                    &later,
+                    self.ledger.clock.now(),
+                )
+                .await
+            })
+            .await?;
         cycle.held_back += differences;
         cycle.waiting += later.len() - differences;
         Ok(ids.len() == PAGE)

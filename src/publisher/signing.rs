@@ -7,7 +7,8 @@ use uuid::Uuid;
 use crate::coderd::LicenseRow;
 use crate::license::{LicenseError, PublicKeys, VerifiedLicense, pick_publishing_license};
 
-/// The license that signs, with its token. The token lives only as long as a request needs it, and `Debug` omits it.
+/// The license that signs, with its token. The token lives only as long as a request needs it, and
+/// `Debug` omits it.
 pub struct SigningLicense {
     /// coderd's id of the license.
     pub id: i32,
@@ -18,7 +19,10 @@ pub struct SigningLicense {
 
 impl std::fmt::Debug for SigningLicense {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SigningLicense").field("id", &self.id).field("jwt", &"***").finish_non_exhaustive()
+        f.debug_struct("SigningLicense")
+            .field("id", &self.id)
+            .field("jwt", &"***")
+            .finish_non_exhaustive()
     }
 }
 
@@ -31,8 +35,8 @@ pub enum NoLicense {
     OtherDeployment(String),
 }
 
-/// The license under which coderd would publish now, for the deployment with coderd's own id. `rows` are in order of their ids; those that
-/// do not verify are left out.
+/// The license under which coderd would publish now, for the deployment with coderd's own id.
+/// `rows` are in order of their ids; those that do not verify are left out.
 pub fn signing_license(
     rows: Vec<LicenseRow>,
     keys: &PublicKeys,
@@ -46,19 +50,25 @@ pub fn signing_license(
             None
         }
     });
-    let (own, foreign): (Vec<_>, Vec<_>) = verified.partition(|(_, license)| license.claims.is_for(deployment));
+    let (own, foreign): (Vec<_>, Vec<_>) =
+        verified.partition(|(_, license)| license.claims.is_for(deployment));
     if let Some((row, license)) = publishing(own, now) {
         return Ok(SigningLicense { id: row.id, jwt: row.jwt, jwt_sha256: license.jwt_sha256 });
     }
     Err(publishing(foreign, now).map_or(NoLicense::None, |(row, license)| {
-        let error = LicenseError::OtherDeployment { named: license.claims.deployment_ids, deployment };
+        let error =
+            LicenseError::OtherDeployment { named: license.claims.deployment_ids, deployment };
         NoLicense::OtherDeployment(format!("license {}: {error}", row.id))
     }))
 }
 
 /// Selects the license that signs.
-fn publishing(mut licenses: Vec<(LicenseRow, VerifiedLicense)>, now: DateTime<Utc>) -> Option<(LicenseRow, VerifiedLicense)> {
-    let candidates = licenses.iter().enumerate().map(|(index, (_, license))| (index, &license.claims));
+fn publishing(
+    mut licenses: Vec<(LicenseRow, VerifiedLicense)>,
+    now: DateTime<Utc>,
+) -> Option<(LicenseRow, VerifiedLicense)> {
+    let candidates =
+        licenses.iter().enumerate().map(|(index, (_, license))| (index, &license.claims));
     let (index, _) = pick_publishing_license(candidates, now)?;
     Some(licenses.swap_remove(index))
 }

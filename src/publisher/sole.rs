@@ -8,7 +8,9 @@ use super::signing::{NoLicense, SigningLicense, signing_license};
 use super::source_check::{SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
-use crate::ledger::{HeldFor, Postponed, Publication, Settlement, holds, publications, publish_marks};
+use crate::ledger::{
+    HeldFor, Postponed, Publication, Settlement, holds, publications, publish_marks,
+};
 use crate::tallyman::MAX_EVENTS_PER_REQUEST;
 
 /// The wait of an event that coderd has just reserved.
@@ -44,16 +46,17 @@ impl Publisher {
             }
             // read for each request: the license may have been replaced, especially after a 401
             let (rows, now) = (reader.licenses().await?, self.ledger.clock.now());
-            let license = match signing_license(rows, &self.settings.license_keys, self.coderd_id, now) {
-                Ok(license) => license,
-                Err(none) => {
-                    self.condition.set(match none {
-                        NoLicense::None => Condition::NoLicense,
-                        NoLicense::OtherDeployment(why) => Condition::Refused(why),
-                    });
-                    return Ok(());
-                }
-            };
+            let license =
+                match signing_license(rows, &self.settings.license_keys, self.coderd_id, now) {
+                    Ok(license) => license,
+                    Err(none) => {
+                        self.condition.set(match none {
+                            NoLicense::None => Condition::NoLicense,
+                            NoLicense::OtherDeployment(why) => Condition::Refused(why),
+                        });
+                        return Ok(());
+                    }
+                };
             let more = self.publish(reader, source_id, &license, cycle).await?;
             if cycle.failure.is_some() {
                 return Ok(());
@@ -66,11 +69,20 @@ impl Publisher {
         Ok(())
     }
 
-    /// coderd's publishing is cut off, so its marks at the first check are the last. A later mark means that it still publishes, and every
-    /// further event could be billed twice. The ledger keeps the first mark: a restart does not accept a later mark.
-    async fn stops_for_coderd(&mut self, reader: &mut Reader, source_id: i16) -> anyhow::Result<bool> {
+    /// coderd's publishing is cut off, so its marks at the first check are the last. A later mark
+    /// means that it still publishes, and every further event could be billed twice. The ledger
+    /// keeps the first mark: a restart does not accept a later mark.
+    async fn stops_for_coderd(
+        &mut self,
+        reader: &mut Reader,
+        source_id: i16,
+    ) -> anyhow::Result<bool> {
         let newest = reader.latest_publish_mark().await?;
-        let Some(later) = self.ledger.run(async |conn| publish_marks::record(conn, source_id, newest).await).await? else {
+        let Some(later) = self
+            .ledger
+            .run(async |conn| publish_marks::record(conn, source_id, newest).await)
+            .await?
+        else {
             return Ok(false);
         };
         let (at, deployment) = (later.to_rfc3339(), self.settings.deployment);
@@ -81,9 +93,14 @@ impl Publisher {
         Ok(true)
     }
 
-    /// Whether a finding of an audit, by any process, holds this source. It is read before each lease, so that every process stops.
+    /// Whether a finding of an audit, by any process, holds this source. It is read before each
+    /// lease, so that every process stops.
     async fn is_held(&self) -> anyhow::Result<bool> {
-        let Some(hold) = self.ledger.run(async |conn| holds::of_deployment(conn, self.settings.deployment).await).await? else {
+        let Some(hold) = self
+            .ledger
+            .run(async |conn| holds::of_deployment(conn, self.settings.deployment).await)
+            .await?
+        else {
             return Ok(false);
         };
         self.condition.set(Condition::Held(format!("{}; ends with {}", hold.why, hold.ends)));
@@ -91,12 +108,26 @@ impl Publisher {
     }
 
     /// Publishes the events of one request. Returns whether more may be due at once.
-    async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
+    async fn publish(
+        &self,
+        reader: &mut Reader,
+        source_id: i16,
+        license: &SigningLicense,
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
         let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
         let leased = self.ledger.run(async |conn| {
-            publications::lease(conn, source_id, &self.holder, sendable_after(now), limit, self.settings.lease, self.ledger.clock.now())
-                .await
+            publications::lease(
+                conn,
+                source_id,
+                &self.holder,
+                sendable_after(now),
+                limit,
+                self.settings.lease,
+                self.ledger.clock.now(),
+            )
+            .await
         });
         let leased = leased.await?;
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
@@ -112,9 +143,14 @@ impl Publisher {
         Ok(ids.len() == MAX_EVENTS_PER_REQUEST)
     }
 
-    /// Releases leases of events that are not in flight. Its failure is only logged: leases end by themselves.
+    /// Releases leases of events that are not in flight. Its failure is only logged: leases end by
+    /// themselves.
     pub(super) async fn release(&self, source_id: i16, ids: &[String]) {
-        if let Err(error) = self.ledger.run(async |conn| publications::release(conn, source_id, &self.holder, ids).await).await {
+        if let Err(error) = self
+            .ledger
+            .run(async |conn| publications::release(conn, source_id, &self.holder, ids).await)
+            .await
+        {
             warn!(%error, "publication leases not released; they will expire");
         }
     }
@@ -131,16 +167,23 @@ impl Publisher {
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let rows = rows_by_id(reader, &ids).await?;
         let statements = self.statements(source_id, &ids).await?;
-        let (mut sendable, mut published, mut later, mut newly) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut sendable, mut published, mut later, mut newly) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for event in leased {
             match compare(&event, rows.get(&event.event_id), statements[&event.event_id], now) {
                 SourceCheck::Sendable => sendable.push(event),
                 SourceCheck::PublishedByCoderd => published.push(event.event_id),
                 SourceCheck::Reserved => {
                     cycle.waiting += 1;
-                    let message = Some("coderd has reserved it and may be publishing it".to_owned());
+                    let message =
+                        Some("coderd has reserved it and may be publishing it".to_owned());
                     let next_attempt_at = self.ledger.clock.now() + RESERVATION_WAIT;
-                    later.push(Postponed { event_id: event.event_id, message, held_for: None, next_attempt_at });
+                    later.push(Postponed {
+                        event_id: event.event_id,
+                        message,
+                        held_for: None,
+                        next_attempt_at,
+                    });
                 }
                 SourceCheck::Differs(why) => {
                     cycle.held_back += 1;
@@ -149,13 +192,30 @@ impl Publisher {
                     if event.last_message.as_ref() != Some(&why) {
                         newly.push((event.event_id.clone(), why.clone()));
                     }
-                    let (held_for, next_attempt_at) = (Some(HeldFor::CoderdDiffers), self.ledger.clock.now() + HELD_BACK_WAIT);
-                    later.push(Postponed { event_id: event.event_id, message: Some(why), held_for, next_attempt_at });
+                    let (held_for, next_attempt_at) =
+                        (Some(HeldFor::CoderdDiffers), self.ledger.clock.now() + HELD_BACK_WAIT);
+                    later.push(Postponed {
+                        event_id: event.event_id,
+                        message: Some(why),
+                        held_for,
+                        next_attempt_at,
+                    });
                 }
             }
         }
         self.settle(source_id, &published, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger.run(async |conn| publications::postpone(conn, source_id, &self.holder, &later, self.ledger.clock.now()).await).await?;
+        self.ledger
+            .run(async |conn| {
+                publications::postpone(
+                    conn,
+                    source_id,
+                    &self.holder,
+                    &later,
+                    self.ledger.clock.now(),
+                )
+                .await
+            })
+            .await?;
         if let Some((first, why)) = newly.first() {
             let (source, events) = (self.settings.deployment, newly.len());
             warn!(%source, events, first, why, "usage held: coderd's rows differ from the accepted events");

@@ -9,13 +9,15 @@ use crate::ledger::Publication;
 /// Tallyman refuses older events. Source: coderd's own limit.
 const LONGEST_AGE: TimeDelta = TimeDelta::days(30);
 
-/// How long a reservation of a coderd replica (`publish_started_at`) keeps others off. Source: coderd's claim expiry.
+/// How long a reservation of a coderd replica (`publish_started_at`) keeps others off. Source:
+/// coderd's claim expiry.
 const RESERVATION_AGE: TimeDelta = TimeDelta::hours(1);
 
 /// The state of coderd's row of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceCheck {
-    /// coderd has not published it. It equals the accepted event, or an operator has explained the difference.
+    /// coderd has not published it. It equals the accepted event, or an operator has explained the
+    /// difference.
     Sendable,
     /// coderd has published it, or received its permanent refusal.
     PublishedByCoderd,
@@ -28,22 +30,35 @@ pub enum SourceCheck {
 /// Facts about an event from acts of operators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperatorStatement {
-    /// coderd lost it when its database was restored (`recover --lost coderd`), even if coderd has reused the id since.
+    /// coderd lost it when its database was restored (`recover --lost coderd`), even if coderd has
+    /// reused the id since.
     pub lost: bool,
-    /// Its record was refused and resubmitted from the rejects: coderd's row may never have been a valid event.
+    /// Its record was refused and resubmitted from the rejects: coderd's row may never have been a
+    /// valid event.
     pub resubmitted: bool,
 }
 
-/// The instant after which an event must be dated to be sent. The comparison is strict, as in coderd.
+/// The instant after which an event must be dated to be sent. The comparison is strict, as in
+/// coderd.
 pub fn sendable_after(now: DateTime<Utc>) -> DateTime<Utc> {
     now - LONGEST_AGE
 }
 
-/// Compares an event with coderd's row of the same id, if it exists. The accepted event stays valid, and so does the vendor's first copy. A
-/// different row only holds the event back until an operator has explained it.
-pub fn compare(accepted: &Publication, row: Option<&UsageRow>, statement: OperatorStatement, now: DateTime<Utc>) -> SourceCheck {
+/// Compares an event with coderd's row of the same id, if it exists. The accepted event stays
+/// valid, and so does the vendor's first copy. A different row only holds the event back until an
+/// operator has explained it.
+pub fn compare(
+    accepted: &Publication,
+    row: Option<&UsageRow>,
+    statement: OperatorStatement,
+    now: DateTime<Utc>,
+) -> SourceCheck {
     let Some(row) = row else {
-        return if statement.lost { SourceCheck::Sendable } else { SourceCheck::Differs("coderd no longer has the row".to_owned()) };
+        return if statement.lost {
+            SourceCheck::Sendable
+        } else {
+            SourceCheck::Differs("coderd no longer has the row".to_owned())
+        };
     };
     if row.published_at.is_some() {
         return SourceCheck::PublishedByCoderd;
@@ -56,18 +71,28 @@ pub fn compare(accepted: &Publication, row: Option<&UsageRow>, statement: Operat
 }
 
 /// The difference of coderd's row that no operator has explained.
-fn difference(accepted: &Publication, row: &UsageRow, statement: OperatorStatement) -> Option<String> {
+fn difference(
+    accepted: &Publication,
+    row: &UsageRow,
+    statement: OperatorStatement,
+) -> Option<String> {
     if statement.lost {
         return None;
     }
     match UsageQuantity::parse(&row.event_type, row.event_data.as_bytes()) {
         Err(_) if statement.resubmitted => None,
         Err(error) => Some(format!("coderd's row is not a valid usage event any more: {error}")),
-        Ok(_) if row.created_at != accepted.created_at.into() => {
-            Some(format!("coderd's row is dated {}, the accepted event {}", row.created_at, Time::from(accepted.created_at)))
-        }
+        Ok(_) if row.created_at != accepted.created_at.into() => Some(format!(
+            "coderd's row is dated {}, the accepted event {}",
+            row.created_at,
+            Time::from(accepted.created_at)
+        )),
         Ok(quantity) if quantity == accepted.quantity => None,
-        Ok(quantity) => Some(format!("coderd's row has {}, the accepted event {}", text(quantity), text(accepted.quantity))),
+        Ok(quantity) => Some(format!(
+            "coderd's row has {}, the accepted event {}",
+            text(quantity),
+            text(accepted.quantity)
+        )),
     }
 }
 
@@ -130,7 +155,10 @@ mod tests {
 
     #[test]
     fn a_published_row_is_never_sent() {
-        assert_eq!(check_of(|row| row.published_at = Some(now().into())), SourceCheck::PublishedByCoderd);
+        assert_eq!(
+            check_of(|row| row.published_at = Some(now().into())),
+            SourceCheck::PublishedByCoderd
+        );
         let refused = |row: &mut UsageRow| {
             row.published_at = Some(now().into());
             row.failure_message = Some("never".into());
@@ -141,12 +169,28 @@ mod tests {
 
     #[test]
     fn a_changed_or_missing_row_is_held_back_with_a_reason() {
-        let why = |check| if let SourceCheck::Differs(why) = check { why } else { panic!("{check:?}") };
-        assert!(why(check_of(|row| row.event_data = r#"{"count": 2}"#.into())).contains("has dc_managed_agents_v1 2, the accepted event"));
-        assert!(why(check_of(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
-        assert!(why(check_of(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("not a valid usage event"));
-        assert!(why(check_of(|row| row.created_at = (now() + TimeDelta::microseconds(1)).into())).contains("dated"));
-        assert!(why(compare(&accepted(), None, OperatorStatement::default(), now())).contains("no longer has the row"));
+        let why =
+            |check| if let SourceCheck::Differs(why) = check { why } else { panic!("{check:?}") };
+        assert!(
+            why(check_of(|row| row.event_data = r#"{"count": 2}"#.into()))
+                .contains("has dc_managed_agents_v1 2, the accepted event")
+        );
+        assert!(
+            why(check_of(|row| row.event_type = "hb_ai_seats_v1".into()))
+                .contains("hb_ai_seats_v1 1")
+        );
+        assert!(
+            why(check_of(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into()))
+                .contains("not a valid usage event")
+        );
+        assert!(
+            why(check_of(|row| row.created_at = (now() + TimeDelta::microseconds(1)).into()))
+                .contains("dated")
+        );
+        assert!(
+            why(compare(&accepted(), None, OperatorStatement::default(), now()))
+                .contains("no longer has the row")
+        );
     }
 
     #[test]
@@ -154,12 +198,21 @@ mod tests {
         let lost = OperatorStatement { lost: true, ..OperatorStatement::default() };
         assert_eq!(compare(&accepted(), None, lost, now()), SourceCheck::Sendable);
         let mut again = row();
-        (again.event_data, again.created_at) = (r#"{"count": 2}"#.into(), (now() + TimeDelta::minutes(1)).into());
-        assert_eq!(compare(&accepted(), Some(&again), lost, now()), SourceCheck::Sendable, "coderd has reused its id");
+        (again.event_data, again.created_at) =
+            (r#"{"count": 2}"#.into(), (now() + TimeDelta::minutes(1)).into());
+        assert_eq!(
+            compare(&accepted(), Some(&again), lost, now()),
+            SourceCheck::Sendable,
+            "coderd has reused its id"
+        );
         again.publish_started_at = Some(now().into());
         assert_eq!(compare(&accepted(), Some(&again), lost, now()), SourceCheck::Reserved);
         again.published_at = Some(now().into());
-        assert_eq!(compare(&accepted(), Some(&again), lost, now()), SourceCheck::PublishedByCoderd, "the vendor has the id already");
+        assert_eq!(
+            compare(&accepted(), Some(&again), lost, now()),
+            SourceCheck::PublishedByCoderd,
+            "the vendor has the id already"
+        );
     }
 
     #[test]
@@ -180,8 +233,19 @@ mod tests {
     fn a_reservation_lasts_an_hour() {
         let started = |at: DateTime<Utc>| check_of(|row| row.publish_started_at = Some(at.into()));
         assert_eq!(started(now()), SourceCheck::Reserved);
-        assert_eq!(started(now() - RESERVATION_AGE), SourceCheck::Reserved, "coderd takes over reservations older than an hour, strictly");
-        assert_eq!(started(now() - RESERVATION_AGE - TimeDelta::microseconds(1)), SourceCheck::Sendable);
-        assert_eq!(started(now() + TimeDelta::minutes(5)), SourceCheck::Reserved, "a replica whose clock is ahead");
+        assert_eq!(
+            started(now() - RESERVATION_AGE),
+            SourceCheck::Reserved,
+            "coderd takes over reservations older than an hour, strictly"
+        );
+        assert_eq!(
+            started(now() - RESERVATION_AGE - TimeDelta::microseconds(1)),
+            SourceCheck::Sendable
+        );
+        assert_eq!(
+            started(now() + TimeDelta::minutes(5)),
+            SourceCheck::Reserved,
+            "a replica whose clock is ahead"
+        );
     }
 }

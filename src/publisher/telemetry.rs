@@ -8,7 +8,8 @@ use super::Cycle;
 use crate::ledger::Pending;
 use crate::tallyman::SendError;
 
-/// Counters and gauges of this process's publishers. Names begin with `tallyline_publisher_`; `source` is the deployment id.
+/// Counters and gauges of this process's publishers. Names begin with `tallyline_publisher_`;
+/// `source` is the deployment id.
 #[derive(Clone)]
 pub struct PublisherTelemetry {
     verdicts: IntCounterVec,
@@ -24,23 +25,47 @@ pub struct PublisherTelemetry {
 impl PublisherTelemetry {
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str, label: &str| {
-            let counter = IntCounterVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &[label])?;
+            let counter = IntCounterVec::new(
+                Opts::new(format!("tallyline_publisher_{name}"), help),
+                &[label],
+            )?;
             registry.register(Box::new(counter.clone()))?;
             prometheus::Result::Ok(counter)
         };
         let gauge = |name: &str, help: &str| {
-            let gauge = IntGaugeVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &["source"])?;
+            let gauge = IntGaugeVec::new(
+                Opts::new(format!("tallyline_publisher_{name}"), help),
+                &["source"],
+            )?;
             registry.register(Box::new(gauge.clone()))?;
             prometheus::Result::Ok(gauge)
         };
         Ok(PublisherTelemetry {
-            verdicts: counter("verdicts_total", "Events sent, by the vendor's verdict.", "verdict")?,
-            settled: counter("settled_total", "Events settled without an answer, by their state.", "state")?,
-            send_errors: counter("send_errors_total", "Requests without verdicts, by kind of failure.", "kind")?,
+            verdicts: counter(
+                "verdicts_total",
+                "Events sent, by the vendor's verdict.",
+                "verdict",
+            )?,
+            settled: counter(
+                "settled_total",
+                "Events settled without an answer, by their state.",
+                "state",
+            )?,
+            send_errors: counter(
+                "send_errors_total",
+                "Requests without verdicts, by kind of failure.",
+                "kind",
+            )?,
             pending: gauge("pending", "Pending events.")?,
             held_back: gauge("held_back", "Pending events that are held although they are due.")?,
-            unanswered: gauge("unanswered", "Pending events with an attempt that the vendor may have accepted.")?,
-            oldest: gauge("pending_oldest_age_seconds", "Age of the oldest pending event; 0 without one. It expires at 30 days.")?,
+            unanswered: gauge(
+                "unanswered",
+                "Pending events with an attempt that the vendor may have accepted.",
+            )?,
+            oldest: gauge(
+                "pending_oldest_age_seconds",
+                "Age of the oldest pending event; 0 without one. It expires at 30 days.",
+            )?,
             stopped: gauge(
                 "stopped",
                 "1 if this process refuses to publish: coderd publishes by itself, belongs to another source, or has a license of another deployment; 0 if it publishes.",
@@ -49,7 +74,9 @@ impl PublisherTelemetry {
     }
 
     pub(super) fn cycle(&self, cycle: &Cycle) {
-        let add = |counter: &IntCounterVec, label: &str, number: usize| counter.with_label_values(&[label]).inc_by(number as u64);
+        let add = |counter: &IntCounterVec, label: &str, number: usize| {
+            counter.with_label_values(&[label]).inc_by(number as u64)
+        };
         add(&self.verdicts, "accepted", cycle.accepted);
         add(&self.verdicts, "refused", cycle.refused);
         add(&self.verdicts, "refused_for_now", cycle.refused_for_now);
@@ -78,11 +105,14 @@ impl PublisherTelemetry {
         self.oldest.with_label_values(&[&source]).set(age);
     }
 
-    /// A publisher that neither publishes nor has stopped has no series: its 0 would contradict another one that has stopped.
+    /// A publisher that neither publishes nor has stopped has no series: its 0 would contradict
+    /// another one that has stopped.
     pub(super) fn publishes(&self, source: Uuid, publishes: Option<bool>) {
         let source = source.to_string();
         match publishes {
-            Some(publishes) => self.stopped.with_label_values(&[&source]).set(i64::from(!publishes)),
+            Some(publishes) => {
+                self.stopped.with_label_values(&[&source]).set(i64::from(!publishes))
+            }
             // a series that was never set is not an error
             None => drop(self.stopped.remove_label_values(&[&source])),
         }

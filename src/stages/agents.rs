@@ -3,15 +3,16 @@
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// Maximum entries of a run. A new entry moves at most this number. A count sums two runs and the totals of the others, which are about as
-/// many with a million events.
+/// Maximum entries of a run. A new entry moves at most this number. A count sums two runs and the
+/// totals of the others, which are about as many with a million events.
 const RUN: usize = 1024;
 
-/// Number of agents started at each microsecond. Any order of the events gives the same value. In JSON it is the ordered list of
-/// `[microseconds since the Unix epoch, count]`.
+/// Number of agents started at each microsecond. Any order of the events gives the same value. In
+/// JSON it is the ordered list of `[microseconds since the Unix epoch, count]`.
 ///
-/// The state consists of ordered runs with their totals. A count over any window reads two runs and the totals between them. It takes
-/// some microseconds with a million events, for any distribution over time.
+/// The state consists of ordered runs with their totals. A count over any window reads two runs and
+/// the totals between them. It takes some microseconds with a million events, for any distribution
+/// over time.
 #[derive(Clone, Debug, Default)]
 pub struct AgentCounts {
     runs: Vec<Run>,
@@ -49,13 +50,15 @@ impl AgentCounts {
         self.insert((at.timestamp_micros(), count));
     }
 
-    /// Number of agents started in the half-open window: `start` included, `end` not. Exact for any number of events.
+    /// Number of agents started in the half-open window: `start` included, `end` not. Exact for any
+    /// number of events.
     #[must_use]
     pub fn count(&self, start: DateTime<Utc>, end: DateTime<Utc>) -> u128 {
         self.between(micros_at_or_after(start), micros_at_or_after(end))
     }
 
-    /// The count of coderd's own rollup for this window: whole UTC days, including the days of both ends.
+    /// The count of coderd's own rollup for this window: whole UTC days, including the days of both
+    /// ends.
     #[must_use]
     pub fn count_whole_days(&self, start: DateTime<Utc>, end: DateTime<Utc>) -> u128 {
         let after = end.date_naive().succ_opt().map_or(i64::MAX, midnight);
@@ -74,7 +77,10 @@ impl AgentCounts {
         let first = self.run_with(start);
         let last = self.run_with(end);
         if first == last {
-            return self.runs.get(first).map_or(0, |run| sum(&run.entries[run.from(start)..run.from(end)]));
+            return self
+                .runs
+                .get(first)
+                .map_or(0, |run| sum(&run.entries[run.from(start)..run.from(end)]));
         }
         let head = self.runs.get(first).map_or(0, |run| sum(&run.entries[run.from(start)..]));
         let middle: u128 = self.runs[first + 1..last].iter().map(|run| run.total).sum();
@@ -99,7 +105,8 @@ impl AgentCounts {
             run.entries.insert(place, entry);
             run.total += u128::from(entry.1);
         } else if place == RUN {
-            // After a full run: events in the order of time fill each run before the next one begins.
+            // After a full run: events in the order of time fill each run before the next one
+            // begins.
             self.runs.insert(index + 1, Run::of(vec![entry]));
         } else {
             let upper = run.entries.split_off(RUN / 2);
@@ -177,7 +184,8 @@ mod tests {
         assert_eq!(counts.count(at(10), at(21)), 30);
         assert_eq!(counts.count(at(11), at(11)), 0);
         assert_eq!(counts.count(at(20), at(10)), 0, "a window that ends before it starts is empty");
-        // Ends finer than a microsecond: an event at 10 is before 10.5. It is not in the window from 10.5, but in the window to 10.5.
+        // Ends finer than a microsecond: an event at 10 is before 10.5. It is not in the window
+        // from 10.5, but in the window to 10.5.
         let finer = at(10) + chrono::TimeDelta::nanoseconds(500);
         assert_eq!((counts.count(finer, at(100)), counts.count(at(0), finer)), (24, 7));
     }
@@ -214,7 +222,8 @@ mod tests {
 
     #[test]
     fn a_count_of_a_million_events_reads_a_few_thousand_numbers() {
-        // All within one day, so that totals of days cannot give any count; every third event is late.
+        // All within one day, so that totals of days cannot give any count; every third event is
+        // late.
         let mut counts = AgentCounts::default();
         for i in 0..1_000_000_i64 {
             counts.add(at(if i % 3 == 0 { i * 7 } else { i * 80_000 }), 1);

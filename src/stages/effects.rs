@@ -1,17 +1,21 @@
-//! The effect of one event on the series of stage `metrics`, with reasons for unaffected families. The fold, proofs and plans share this
-//! rule.
+//! The effect of one event on the series of stage `metrics`, with reasons for unaffected families.
+//! The fold, proofs and plans share this rule.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::families::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
-use crate::event::{BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed, WorkspaceBuildCompleted, kind};
+use crate::event::{
+    BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed,
+    WorkspaceBuildCompleted, kind,
+};
 
 /// Effect of one event on one series.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// A regular creation, with organization, template and preset name.
     Creation([String; 3]),
-    /// An observed creation duration, with organization, template and preset name, and `regular` or `prebuild`.
+    /// An observed creation duration, with organization, template and preset name, and `regular` or
+    /// `prebuild`.
     CreationSeconds([String; 4], u64),
     /// An observed claim duration, with organization, template and preset name.
     ClaimSeconds([String; 3], u64),
@@ -58,8 +62,8 @@ pub struct Effects {
     pub left_out: Vec<UnaffectedFamily>,
 }
 
-/// The effect of an accepted event on the series of its deployment, which was introduced at `introduced_at`. No clock, no I/O, no state.
-/// Usage does not affect series.
+/// The effect of an accepted event on the series of its deployment, which was introduced at
+/// `introduced_at`. No clock, no I/O, no state. Usage does not affect series.
 #[must_use]
 pub fn effects_of(event: &Event, introduced_at: DateTime<Utc>) -> Effects {
     let mut effects = Effects::default();
@@ -73,23 +77,33 @@ pub fn effects_of(event: &Event, introduced_at: DateTime<Utc>) -> Effects {
 
 impl Effects {
     fn build(&mut self, build: &WorkspaceBuildCompleted, introduced_at: DateTime<Utc>) {
-        let [organization, template, preset] = names(&build.organization_name, &build.template_name, &build.preset_name);
+        let [organization, template, preset] =
+            names(&build.organization_name, &build.template_name, &build.preset_name);
         if !build.first_successful_start {
             self.left_out(CREATIONS.name, NoEffectReason::NotTheFirstStart);
         } else if build.initiator_id == PREBUILDS_USER {
             self.left_out(CREATIONS.name, NoEffectReason::ByThePrebuildsUser);
         } else {
-            self.added.push(Effect::Creation([organization.clone(), template.clone(), preset.clone()]));
+            self.added.push(Effect::Creation([
+                organization.clone(),
+                template.clone(),
+                preset.clone(),
+            ]));
         }
         let creation = match kind(build) {
             BuildKind::RegularCreation => "regular",
             BuildKind::PrebuildCreation => "prebuild",
-            BuildKind::PrebuildClaim | BuildKind::Other => return self.left_out(CREATION_SECONDS.name, NoEffectReason::NoCreation),
+            BuildKind::PrebuildClaim | BuildKind::Other => {
+                return self.left_out(CREATION_SECONDS.name, NoEffectReason::NoCreation);
+            }
         };
         match observed(build.status, build.duration(), build.completed_at, introduced_at) {
             Ok(micros) => {
                 let micros = self.not_negative(micros, &organization);
-                self.added.push(Effect::CreationSeconds([organization, template, preset, creation.to_owned()], micros));
+                self.added.push(Effect::CreationSeconds(
+                    [organization, template, preset, creation.to_owned()],
+                    micros,
+                ));
             }
             Err(why) => self.left_out(CREATION_SECONDS.name, why),
         }
@@ -99,7 +113,8 @@ impl Effects {
         match observed(claim.status, claim.duration(), claim.completed_at, introduced_at) {
             Ok(micros) => {
                 let micros = self.not_negative(micros, &claim.organization_name);
-                let labels = names(&claim.organization_name, &claim.template_name, &claim.preset_name);
+                let labels =
+                    names(&claim.organization_name, &claim.template_name, &claim.preset_name);
                 self.added.push(Effect::ClaimSeconds(labels, micros));
             }
             Err(why) => self.left_out(CLAIM_SECONDS.name, why),
@@ -133,7 +148,8 @@ fn observed(
         return Err(NoEffectReason::BeforeTheIntroduction);
     }
     let duration = duration.ok_or(NoEffectReason::NoDuration)?;
-    // times in PostgreSQL are at most 300,000 years apart, slightly more than 64 bits of microseconds can hold
+    // times in PostgreSQL are at most 300,000 years apart, slightly more than 64 bits of
+    // microseconds can hold
     let beyond = if duration < TimeDelta::zero() { i64::MIN } else { i64::MAX };
     Ok(duration.num_microseconds().unwrap_or(beyond))
 }
@@ -152,7 +168,10 @@ impl Effect {
     /// Labels of the series, in the order of the family.
     #[must_use]
     pub fn labels(&self) -> Vec<(&'static str, &str)> {
-        fn named<'a, const N: usize>(names: [&'static str; N], values: &'a [String; N]) -> Vec<(&'static str, &'a str)> {
+        fn named<'a, const N: usize>(
+            names: [&'static str; N],
+            values: &'a [String; N],
+        ) -> Vec<(&'static str, &'a str)> {
             names.into_iter().zip(values.iter().map(String::as_str)).collect()
         }
         match self {
@@ -198,12 +217,23 @@ mod tests {
     #[test]
     fn an_effect_has_family_labels_and_value() {
         let effects = effects_of(&event(samples::fact(build())), introduced_at());
-        let labels = vec![("organization_name", "engineering"), ("template_name", "docker"), ("preset_name", "small")];
-        let added: Vec<_> = effects.added.iter().map(|effect| (effect.family(), effect.observed_micros(), effect.labels())).collect();
+        let labels = vec![
+            ("organization_name", "engineering"),
+            ("template_name", "docker"),
+            ("preset_name", "small"),
+        ];
+        let added: Vec<_> = effects
+            .added
+            .iter()
+            .map(|effect| (effect.family(), effect.observed_micros(), effect.labels()))
+            .collect();
         let timed = [labels.clone(), vec![("type", "regular")]].concat();
         assert_eq!(
             added,
-            [("coderd_workspace_creation_total", None, labels), ("coderd_workspace_creation_duration_seconds", Some(42_000_000), timed)]
+            [
+                ("coderd_workspace_creation_total", None, labels),
+                ("coderd_workspace_creation_duration_seconds", Some(42_000_000), timed)
+            ]
         );
         assert!(effects.left_out.is_empty());
         let usage = samples::fact(usage(UsageQuantity::ManagedAgents(3), introduced_at()));
@@ -214,12 +244,22 @@ mod tests {
     fn a_success_that_ends_as_it_starts_is_observed_as_0_and_a_reaped_job_is_not() {
         let at_once = WorkspaceBuildCompleted { started_at: Some(build().completed_at), ..build() };
         let effects = effects_of(&event(samples::fact(at_once.clone())), introduced_at());
-        assert_eq!(effects.added.iter().filter_map(Effect::observed_micros).collect::<Vec<_>>(), [0]);
+        assert_eq!(
+            effects.added.iter().filter_map(Effect::observed_micros).collect::<Vec<_>>(),
+            [0]
+        );
         assert!(!effects.added.iter().any(|effect| matches!(effect, Effect::NegativeDuration(_))));
         let claimed = PrebuildClaimed { started_at: Some(claim().completed_at), ..claim() };
         let effects = effects_of(&event(samples::fact(claimed)), introduced_at());
-        assert_eq!(effects.added.iter().filter_map(Effect::observed_micros).collect::<Vec<_>>(), [0]);
-        let reaped = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..at_once };
+        assert_eq!(
+            effects.added.iter().filter_map(Effect::observed_micros).collect::<Vec<_>>(),
+            [0]
+        );
+        let reaped = WorkspaceBuildCompleted {
+            status: BuildStatus::Failed,
+            first_successful_start: false,
+            ..at_once
+        };
         assert_eq!(reaped.duration(), None);
         assert_eq!(effects_of(&event(samples::fact(reaped)), introduced_at()).added, []);
     }
@@ -227,13 +267,32 @@ mod tests {
     #[test]
     fn an_unaffected_family_has_a_reason() {
         let (total, seconds) = (CREATIONS.name, CREATION_SECONDS.name);
-        let failed = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..build() };
-        assert_eq!(why(samples::fact(failed)), [(total, NoEffectReason::NotTheFirstStart), (seconds, NoEffectReason::NotSucceeded)]);
-        assert_eq!(why(samples::fact(samples::pool_build())), [(total, NoEffectReason::ByThePrebuildsUser)]);
-        assert_eq!(why(samples::fact(samples::claim_build())).last(), Some(&(seconds, NoEffectReason::NoCreation)));
+        let failed = WorkspaceBuildCompleted {
+            status: BuildStatus::Failed,
+            first_successful_start: false,
+            ..build()
+        };
+        assert_eq!(
+            why(samples::fact(failed)),
+            [(total, NoEffectReason::NotTheFirstStart), (seconds, NoEffectReason::NotSucceeded)]
+        );
+        assert_eq!(
+            why(samples::fact(samples::pool_build())),
+            [(total, NoEffectReason::ByThePrebuildsUser)]
+        );
+        assert_eq!(
+            why(samples::fact(samples::claim_build())).last(),
+            Some(&(seconds, NoEffectReason::NoCreation))
+        );
         let unstarted = WorkspaceBuildCompleted { started_at: None, ..build() };
         assert_eq!(why(samples::fact(unstarted)), [(seconds, NoEffectReason::NoDuration)]);
-        let early = PrebuildClaimed { completed_at: introduced_at() - TimeDelta::microseconds(1), ..claim() };
-        assert_eq!(why(samples::fact(early)), [(CLAIM_SECONDS.name, NoEffectReason::BeforeTheIntroduction)]);
+        let early = PrebuildClaimed {
+            completed_at: introduced_at() - TimeDelta::microseconds(1),
+            ..claim()
+        };
+        assert_eq!(
+            why(samples::fact(early)),
+            [(CLAIM_SECONDS.name, NoEffectReason::BeforeTheIntroduction)]
+        );
     }
 }

@@ -47,7 +47,9 @@ impl Stage for LicensesState {
             (Entry::Vacant(new), Fact::Introduced { .. }) => {
                 new.insert(DeploymentLicenses::default());
             }
-            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(LedgerFault::IntroducedTwice(*known.key())),
+            (Entry::Occupied(known), Fact::Introduced { .. }) => {
+                return Err(LedgerFault::IntroducedTwice(*known.key()));
+            }
             (Entry::Vacant(unknown), _) => return Err(LedgerFault::NotIntroduced(*unknown.key())),
             (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact)?,
         }
@@ -78,12 +80,19 @@ impl DeploymentLicenses {
             }
             Fact::License { license_id, jwt_sha256, present, claims, .. } => {
                 let claims = claims.as_ref().map(LicenseClaims::deserialize).transpose();
-                let claims = claims.map_err(|error| LedgerFault::Claims { license_id: *license_id, problem: error.to_string() })?;
+                let claims = claims.map_err(|error| LedgerFault::Claims {
+                    license_id: *license_id,
+                    problem: error.to_string(),
+                })?;
                 let jwt_sha256 = hex::encode(jwt_sha256);
                 self.licenses.retain(|license| license.jwt_sha256 != jwt_sha256);
                 if *present {
-                    let place = self.licenses.partition_point(|other| other.license_id <= *license_id);
-                    self.licenses.insert(place, KnownLicense { license_id: *license_id, jwt_sha256, claims });
+                    let place =
+                        self.licenses.partition_point(|other| other.license_id <= *license_id);
+                    self.licenses.insert(
+                        place,
+                        KnownLicense { license_id: *license_id, jwt_sha256, claims },
+                    );
                 }
             }
             Fact::Event(_) | Fact::Introduced { .. } | Fact::Baseline { .. } => {}
@@ -91,8 +100,9 @@ impl DeploymentLicenses {
         Ok(())
     }
 
-    /// The entitlements of the deployment at `now`. `actual` is counted over the winning license's half-open period. A license whose token
-    /// failed its verification is an error in the answer and grants nothing.
+    /// The entitlements of the deployment at `now`. `actual` is counted over the winning license's
+    /// half-open period. A license whose token failed its verification is an error in the answer
+    /// and grants nothing.
     #[must_use]
     pub fn entitlements(&self, rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
         self.entitlements_by(&self.licenses, rules, now)
@@ -100,12 +110,22 @@ impl DeploymentLicenses {
 
     /// The entitlements with these licenses instead, ordered by coderd's id.
     #[must_use]
-    pub fn entitlements_by(&self, licenses: &[KnownLicense], rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
-        let claims: Vec<LicenseClaims> = licenses.iter().filter_map(|license| license.claims.clone()).collect();
+    pub fn entitlements_by(
+        &self,
+        licenses: &[KnownLicense],
+        rules: RuleSet,
+        now: DateTime<Utc>,
+    ) -> Entitlements {
+        let claims: Vec<LicenseClaims> =
+            licenses.iter().filter_map(|license| license.claims.clone()).collect();
         // The count is exact. The answer is limited to 64 bits, far beyond any license limit.
-        let mut answer = entitlements(rules, &claims, now, |start, end| u64::try_from(self.agents.count(start, end)).unwrap_or(u64::MAX));
+        let mut answer = entitlements(rules, &claims, now, |start, end| {
+            u64::try_from(self.agents.count(start, end)).unwrap_or(u64::MAX)
+        });
         let refused = licenses.iter().filter(|license| license.claims.is_none());
-        answer.errors.extend(refused.map(|license| format!("Invalid license (id {}): its token did not verify", license.license_id)));
+        answer.errors.extend(refused.map(|license| {
+            format!("Invalid license (id {}): its token did not verify", license.license_id)
+        }));
         answer
     }
 }

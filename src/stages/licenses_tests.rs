@@ -1,4 +1,5 @@
-//! Tests of licenses that appear and disappear, and of agents counted in the window of the effective license.
+//! Tests of licenses that appear and disappear, and of agents counted in the window of the
+//! effective license.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use crate::stages::samples::{DEPLOYMENT, at, build, fact, introduced, introduced
 
 const NEVER: [u8; 32] = [0xee; 32];
 
-/// Soft limit 10, hard limit 20; valid from half past ten on 1 August for a year, with a month of grace.
+/// Soft limit 10, hard limit 20; valid from half past ten on 1 August for a year, with a month of
+/// grace.
 fn claims(issued_at: &str) -> LicenseClaims {
     LicenseClaims {
         issued_at: at(issued_at),
@@ -24,7 +26,10 @@ fn claims(issued_at: &str) -> LicenseClaims {
         trial: false,
         feature_set: String::new(),
         all_features: false,
-        features: BTreeMap::from([("managed_agent_limit_soft".into(), 10), ("managed_agent_limit_hard".into(), 20)]),
+        features: BTreeMap::from([
+            ("managed_agent_limit_soft".into(), 10),
+            ("managed_agent_limit_hard".into(), 20),
+        ]),
         addons: Vec::new(),
         require_telemetry: false,
         publish_usage_data: true,
@@ -33,7 +38,13 @@ fn claims(issued_at: &str) -> LicenseClaims {
 
 fn added(license_id: i32, hash: u8, claims: Option<LicenseClaims>) -> Fact {
     let claims = claims.map(|claims| serde_json::to_value(claims).unwrap());
-    Fact::License { deployment: DEPLOYMENT, license_id, jwt_sha256: [hash; 32], present: true, claims }
+    Fact::License {
+        deployment: DEPLOYMENT,
+        license_id,
+        jwt_sha256: [hash; 32],
+        present: true,
+        claims,
+    }
 }
 
 fn removed(license_id: i32, jwt_sha256: [u8; 32]) -> Fact {
@@ -68,12 +79,17 @@ fn agents_count_from_the_licenses_start_to_before_its_end() {
     let answer = answer_of(&licenses);
     assert_eq!(answer.managed_agents().actual, Some(3));
     let period = answer.managed_agents().usage_period.unwrap();
-    assert_eq!(licenses.agents.count_whole_days(period.start, period.end), 203, "coderd's own way takes both days whole");
+    assert_eq!(
+        licenses.agents.count_whole_days(period.start, period.end),
+        203,
+        "coderd's own way takes both days whole"
+    );
 }
 
 #[test]
 fn only_managed_agents_are_counted() {
-    let other = [UsageQuantity::AiSeats(7), UsageQuantity::AgentRuntimeMs(9)].map(|quantity| fact(usage(quantity, introduced_at())));
+    let other = [UsageQuantity::AiSeats(7), UsageQuantity::AgentRuntimeMs(9)]
+        .map(|quantity| fact(usage(quantity, introduced_at())));
     let licenses = after(other.into_iter().chain([fact(build())]));
     assert_eq!(licenses, DeploymentLicenses::default());
 }
@@ -82,8 +98,16 @@ fn only_managed_agents_are_counted() {
 fn a_removed_license_grants_nothing_and_removing_an_unknown_one_is_allowed() {
     let (first, second) = (claims("2025-08-01T09:00:00Z"), claims("2025-08-02T09:00:00Z"));
     let both = after([added(1, 1, Some(first.clone())), added(2, 2, Some(second))]);
-    assert_eq!(answer_of(&both).managed_agents().usage_period.unwrap().issued_at, at("2025-08-02T09:00:00Z"));
-    let one = after([added(1, 1, Some(first.clone())), added(2, 2, None), removed(2, [2; 32]), removed(3, NEVER)]);
+    assert_eq!(
+        answer_of(&both).managed_agents().usage_period.unwrap().issued_at,
+        at("2025-08-02T09:00:00Z")
+    );
+    let one = after([
+        added(1, 1, Some(first.clone())),
+        added(2, 2, None),
+        removed(2, [2; 32]),
+        removed(3, NEVER),
+    ]);
     assert_eq!(answer_of(&one).managed_agents().usage_period.unwrap().issued_at, first.issued_at);
     let none = after([added(1, 1, Some(first)), removed(1, [1; 32])]);
     assert_eq!(answer_of(&none).managed_agents().entitlement, Entitlement::NotEntitled);
@@ -93,8 +117,12 @@ fn a_removed_license_grants_nothing_and_removing_an_unknown_one_is_allowed() {
 #[test]
 fn licenses_are_ordered_by_coderds_ids() {
     let trial = |trial| Some(LicenseClaims { trial, ..claims("2025-08-01T09:00:00Z") });
-    let licenses = after([added(9, 9, trial(true)), added(3, 3, trial(false)), added(5, 5, trial(false))]);
-    assert_eq!(licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [3, 5, 9]);
+    let licenses =
+        after([added(9, 9, trial(true)), added(3, 3, trial(false)), added(5, 5, trial(false))]);
+    assert_eq!(
+        licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(),
+        [3, 5, 9]
+    );
     assert!(answer_of(&licenses).trial, "the last one says whether it is a trial");
     // Removed from coderd and uploaded again: another id, the same license.
     let again = after([added(3, 3, trial(false)), added(9, 3, trial(false))]);
@@ -121,14 +149,26 @@ fn agents_beyond_64_bits_are_shown_as_the_maximum() {
 #[test]
 fn facts_that_violate_the_ledgers_invariants_are_refused_and_change_nothing() {
     let mut state = LicensesState::default();
-    assert_eq!(state.apply(&started(1, "2025-09-01T00:00:00Z")), Err(LedgerFault::NotIntroduced(DEPLOYMENT)));
+    assert_eq!(
+        state.apply(&started(1, "2025-09-01T00:00:00Z")),
+        Err(LedgerFault::NotIntroduced(DEPLOYMENT))
+    );
     assert_eq!(state, LicensesState::default());
     state.apply(&introduced(DEPLOYMENT)).unwrap();
     assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(LedgerFault::IntroducedTwice(DEPLOYMENT)));
     let (known, claims) = (state.clone(), Some(serde_json::json!({ "no_such_claim": 1 })));
-    let license = Fact::License { deployment: DEPLOYMENT, license_id: 7, jwt_sha256: [7; 32], present: true, claims };
+    let license = Fact::License {
+        deployment: DEPLOYMENT,
+        license_id: 7,
+        jwt_sha256: [7; 32],
+        present: true,
+        claims,
+    };
     let broken = state.apply(&license).unwrap_err().to_string();
-    assert!(broken.starts_with("the claims of license 7 are not readable: unknown field"), "{broken}");
+    assert!(
+        broken.starts_with("the claims of license 7 are not readable: unknown field"),
+        "{broken}"
+    );
     assert_eq!(state, known);
 }
 
@@ -143,17 +183,31 @@ fn the_snapshots_form_is_pinned() {
     ];
     facts.iter().for_each(|fact| state.apply(fact).unwrap());
     let pinned = include_str!("licenses_snapshot.json").trim_end();
-    assert_eq!(serde_json::to_string(&state).unwrap(), pinned, "a changed form needs a new RULES_VERSION");
+    assert_eq!(
+        serde_json::to_string(&state).unwrap(),
+        pinned,
+        "a changed form needs a new RULES_VERSION"
+    );
 }
 
 fn facts() -> impl Strategy<Value = Vec<Fact>> {
     let day = 86_400_000_000_i64;
     let usage = (1..5_u64, 0..30 * day).prop_map(|(count, micros)| {
-        fact(usage(UsageQuantity::ManagedAgents(count), introduced_at() + chrono::TimeDelta::microseconds(micros)))
+        fact(usage(
+            UsageQuantity::ManagedAgents(count),
+            introduced_at() + chrono::TimeDelta::microseconds(micros),
+        ))
     });
     let license = (1..5_u8, any::<bool>(), any::<bool>()).prop_map(|(hash, present, verified)| {
-        let claims = (present && verified).then(|| serde_json::to_value(claims("2025-08-01T09:00:00Z")).unwrap());
-        Fact::License { deployment: DEPLOYMENT, license_id: i32::from(hash), jwt_sha256: [hash; 32], present, claims }
+        let claims = (present && verified)
+            .then(|| serde_json::to_value(claims("2025-08-01T09:00:00Z")).unwrap());
+        Fact::License {
+            deployment: DEPLOYMENT,
+            license_id: i32::from(hash),
+            jwt_sha256: [hash; 32],
+            present,
+            claims,
+        }
     });
     prop::collection::vec(prop_oneof![9 => usage, 1 => license], 0..700)
 }

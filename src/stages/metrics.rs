@@ -1,6 +1,7 @@
 //! Stage `metrics`: number of workspace creations, and durations of creations and claims.
 //!
-//! Names, labels, classic buckets and native settings are coderd's own, but native histograms are never reset.
+//! Names, labels, classic buckets and native settings are coderd's own, but native histograms are
+//! never reset.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -45,7 +46,9 @@ impl Stage for MetricsState {
             (Entry::Vacant(new), Fact::Introduced { introduced_at, .. }) => {
                 new.insert(DeploymentMetrics::introduced(*introduced_at));
             }
-            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(LedgerFault::IntroducedTwice(*known.key())),
+            (Entry::Occupied(known), Fact::Introduced { .. }) => {
+                return Err(LedgerFault::IntroducedTwice(*known.key()));
+            }
             (Entry::Vacant(unknown), _) => return Err(LedgerFault::NotIntroduced(*unknown.key())),
             (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact),
         }
@@ -79,9 +82,11 @@ impl DeploymentMetrics {
 
     fn apply(&mut self, fact: &Fact) {
         match fact {
-            // The time of these creations is not known. A server ignores the epoch as a timestamp. So it does not show years of history as
-            // one increase from zero.
-            Fact::Baseline { series, creations, .. } => self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH),
+            // The time of these creations is not known. A server ignores the epoch as a timestamp.
+            // So it does not show years of history as one increase from zero.
+            Fact::Baseline { series, creations, .. } => {
+                self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH)
+            }
             Fact::Event(event) => {
                 for effect in effects_of(event, self.introduced_at).added {
                     self.add(effect, event.time());
@@ -94,8 +99,12 @@ impl DeploymentMetrics {
     fn add(&mut self, effect: Effect, at: DateTime<Utc>) {
         match effect {
             Effect::Creation(labels) => self.creations.add(labels, 1, at),
-            Effect::CreationSeconds(labels, micros) => self.creation_seconds.observe_micros(&CREATION_SECONDS.buckets, labels, micros, at),
-            Effect::ClaimSeconds(labels, micros) => self.claim_seconds.observe_micros(&CLAIM_SECONDS.buckets, labels, micros, at),
+            Effect::CreationSeconds(labels, micros) => {
+                self.creation_seconds.observe_micros(&CREATION_SECONDS.buckets, labels, micros, at)
+            }
+            Effect::ClaimSeconds(labels, micros) => {
+                self.claim_seconds.observe_micros(&CLAIM_SECONDS.buckets, labels, micros, at)
+            }
             Effect::NegativeDuration(labels) => self.negative_durations.add(labels, 1, at),
         }
     }

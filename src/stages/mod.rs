@@ -1,5 +1,5 @@
-//! Pure folds over the ledger: `state × fact → state`. No ledger, no clock, no I/O, so all processes have the same state at the same
-//! sequence.
+//! Pure folds over the ledger: `state × fact → state`. No ledger, no clock, no I/O, so all
+//! processes have the same state at the same sequence.
 
 mod agents;
 mod effects;
@@ -22,21 +22,25 @@ use uuid::Uuid;
 
 use crate::event::Fact;
 
-/// A fold along the ledger. The default is the state of an empty ledger. A snapshot contains its JSON, which gives an equal state.
+/// A fold along the ledger. The default is the state of an empty ledger. A snapshot contains its
+/// JSON, which gives an equal state.
 pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name of its snapshots.
     const NAME: &'static str;
-    /// Increased with each change of a fact's effect or of the state's form. The fold then restarts from zero.
+    /// Increased with each change of a fact's effect or of the state's form. The fold then restarts
+    /// from zero.
     const RULES_VERSION: i32;
 
     /// Applies one fact. Must be called once per fact, in ledger order.
     ///
     /// # Errors
-    /// [`LedgerFault`] if the facts violate the ledger's invariants. Then nothing of this fact was applied, and the caller must stop the fold.
+    /// [`LedgerFault`] if the facts violate the ledger's invariants. Then nothing of this fact was
+    /// applied, and the caller must stop the fold.
     fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault>;
 }
 
-/// A violated invariant of the ledger. The ledger writes a source's introduction once, before any other fact of it.
+/// A violated invariant of the ledger. The ledger writes a source's introduction once, before any
+/// other fact of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LedgerFault {
     /// A fact of a deployment that was not introduced before.

@@ -4,8 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::event::{
-    BuildStatus, Event, Fact, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Transition, Usage, UsageQuantity,
-    WorkspaceBuildCompleted,
+    BuildStatus, Event, Fact, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks,
+    Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd1);
@@ -24,7 +24,8 @@ pub fn introduced(deployment: Uuid) -> Fact {
     Fact::Introduced { deployment, introduced_at: introduced_at() }
 }
 
-/// A user's regular creation that succeeds at the first attempt, an hour after the introduction, in 42 seconds.
+/// A user's regular creation that succeeds at the first attempt, an hour after the introduction, in
+/// 42 seconds.
 pub fn build() -> WorkspaceBuildCompleted {
     let completed_at = introduced_at() + TimeDelta::hours(1);
     WorkspaceBuildCompleted {

@@ -3,7 +3,8 @@
 use uuid::Uuid;
 
 use crate::ledger::{
-    Finding, HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop, Recovering, Retirement, holds,
+    Finding, HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal,
+    PublishStop, Recovering, Retirement, holds,
 };
 
 use super::Queue;
@@ -20,11 +21,22 @@ pub(super) fn all(
 ) -> Vec<Hold> {
     let recovering = recovering.map(|recovering| Hold {
         since: Some(recovering.opened_at),
-        ..everything("the ledger was restored from a backup", "the end of its recovery, after it has read the whole log and all of coderd")
+        ..everything(
+            "the ledger was restored from a backup",
+            "the end of its recovery, after it has read the whole log and all of coderd",
+        )
     });
     let paused = pauses.iter().filter(|pause| pause.operation == Pausable::Publish);
-    let paused = paused.map(|pause| Hold { since: Some(pause.since), ..everything(&pause.to_string(), "`tallyline resume publish`") });
-    let mut found: Vec<Hold> = recovering.into_iter().chain(paused).chain(holds(findings)).chain(stops.iter().map(stop)).collect();
+    let paused = paused.map(|pause| Hold {
+        since: Some(pause.since),
+        ..everything(&pause.to_string(), "`tallyline resume publish`")
+    });
+    let mut found: Vec<Hold> = recovering
+        .into_iter()
+        .chain(paused)
+        .chain(holds(findings))
+        .chain(stops.iter().map(stop))
+        .collect();
     found.extend(retirements.iter().filter_map(|retirement| retired(retirement, queues)));
     found.extend(refusals(processes));
     found.extend(queues.iter().flat_map(|queue| {
@@ -42,7 +54,14 @@ pub(super) fn all(
 }
 
 fn everything(why: &str, ends: &str) -> Hold {
-    Hold { scope: HoldScope::Everything, deployment_id: None, event_id: None, since: None, why: why.to_owned(), ends: ends.to_owned() }
+    Hold {
+        scope: HoldScope::Everything,
+        deployment_id: None,
+        event_id: None,
+        since: None,
+        why: why.to_owned(),
+        ends: ends.to_owned(),
+    }
 }
 
 fn stop(stop: &PublishStop) -> Hold {
@@ -53,32 +72,46 @@ fn stop(stop: &PublishStop) -> Hold {
         event_id: None,
         since: Some(stop.seen_at),
         why: format!("coderd itself published usage at {}", stop.later_mark.to_rfc3339()),
-        ends: format!("cutting off coderd's publishing, then `tallyline resume publish --coderd-cut-off {deployment}`"),
+        ends: format!(
+            "cutting off coderd's publishing, then `tallyline resume publish --coderd-cut-off {deployment}`"
+        ),
     }
 }
 
 /// The hold of usage that was pending when its source was retired.
 fn retired(retirement: &Retirement, queues: &[Queue]) -> Option<Hold> {
     let deployment = retirement.deployment_id;
-    let queue = queues.iter().find(|queue| queue.deployment_id == deployment && queue.pending > 0)?;
+    let queue =
+        queues.iter().find(|queue| queue.deployment_id == deployment && queue.pending > 0)?;
     let Retirement { actor, reason, .. } = retirement;
     Some(Hold {
         scope: HoldScope::Source,
         deployment_id: Some(deployment),
         event_id: None,
         since: Some(retirement.acted_at),
-        why: format!("the source was retired by {actor} ({reason}); pending events that are neither sent nor expired: {}", queue.pending),
-        ends: format!("`tallyline sources reinstate {deployment} --reason WHY`, which sends them; those over 30 days old expire"),
+        why: format!(
+            "the source was retired by {actor} ({reason}); pending events that are neither sent nor expired: {}",
+            queue.pending
+        ),
+        ends: format!(
+            "`tallyline sources reinstate {deployment} --reason WHY`, which sends them; those over 30 days old expire"
+        ),
     })
 }
 
-/// Each refusal once, for any number of processes. It holds nothing if another process publishes the source.
+/// Each refusal once, for any number of processes. It holds nothing if another process publishes
+/// the source.
 fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
     let published: Vec<Uuid> = processes.iter().filter_map(ProcessRow::publishes).collect();
-    let mut refusals: Vec<PublishRefusal> = processes.iter().filter_map(ProcessRow::publish_refusal).collect();
-    refusals.retain(|refusal| refusal.deployment_id.is_none_or(|deployment| !published.contains(&deployment)));
+    let mut refusals: Vec<PublishRefusal> =
+        processes.iter().filter_map(ProcessRow::publish_refusal).collect();
+    refusals.retain(|refusal| {
+        refusal.deployment_id.is_none_or(|deployment| !published.contains(&deployment))
+    });
     refusals.sort_by_key(|refusal| (refusal.deployment_id, refusal.why.clone(), refusal.since));
-    refusals.dedup_by(|later, first| (later.deployment_id, &later.why) == (first.deployment_id, &first.why));
+    refusals.dedup_by(|later, first| {
+        (later.deployment_id, &later.why) == (first.deployment_id, &first.why)
+    });
     let hold = |refusal: PublishRefusal| Hold {
         scope: HoldScope::Source,
         deployment_id: refusal.deployment_id,
@@ -92,7 +125,9 @@ fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
 
 fn end_of(event: &HeldBack) -> &'static str {
     match event {
-        event if event.held_for == HeldFor::VendorRules => "a version of Tallyline with other rules; otherwise the event expires",
+        event if event.held_for == HeldFor::VendorRules => {
+            "a version of Tallyline with other rules; otherwise the event expires"
+        }
         HeldBack { confirmed: true, .. } => {
             "coderd's row being equal to the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
@@ -111,7 +146,14 @@ mod tests {
     const SOURCE: Uuid = Uuid::from_u128(0xd);
 
     fn held_back(held_for: HeldFor, confirmed: bool) -> HeldBack {
-        HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, held_for, why: "a test".into(), confirmed }
+        HeldBack {
+            event_id: "usage-1".into(),
+            created_at: AT,
+            since: AT,
+            held_for,
+            why: "a test".into(),
+            confirmed,
+        }
     }
 
     fn process(gone: bool, publish: serde_json::Value) -> ProcessRow {
@@ -142,12 +184,19 @@ mod tests {
     }
 
     fn refuses(gone: bool) -> ProcessRow {
-        let refused = PublishRefusal { deployment_id: Some(SOURCE), why: "another coderd".into(), since: AT };
-        process(gone, serde_json::json!({ "deployment_id": SOURCE, "publishes": false, "refused": refused }))
+        let refused =
+            PublishRefusal { deployment_id: Some(SOURCE), why: "another coderd".into(), since: AT };
+        process(
+            gone,
+            serde_json::json!({ "deployment_id": SOURCE, "publishes": false, "refused": refused }),
+        )
     }
 
     fn publishes(gone: bool, deployment: Uuid, publishes: Option<bool>) -> ProcessRow {
-        process(gone, serde_json::json!({ "deployment_id": deployment, "publishes": publishes, "refused": null }))
+        process(
+            gone,
+            serde_json::json!({ "deployment_id": deployment, "publishes": publishes, "refused": null }),
+        )
     }
 
     fn of_processes(processes: &[ProcessRow]) -> Vec<Hold> {
@@ -156,10 +205,17 @@ mod tests {
 
     #[test]
     fn a_refusal_is_one_hold_even_if_its_process_ended_within_the_hour() {
-        for processes in [vec![refuses(false), refuses(false)], vec![refuses(true)], vec![refuses(false), refuses(true)]] {
+        for processes in [
+            vec![refuses(false), refuses(false)],
+            vec![refuses(true)],
+            vec![refuses(false), refuses(true)],
+        ] {
             let found = of_processes(&processes);
             let [hold] = found.as_slice() else { panic!("{found:?}") };
-            assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(AT)));
+            assert_eq!(
+                (hold.scope, hold.deployment_id, hold.since),
+                (HoldScope::Source, Some(SOURCE), Some(AT))
+            );
             assert_eq!(hold.why, "another coderd");
         }
         assert_eq!(of_processes(&[ProcessRow { long_gone: true, ..refuses(true) }]), []);
@@ -169,21 +225,49 @@ mod tests {
     fn a_refusal_holds_nothing_while_another_process_publishes_the_source() {
         assert_eq!(of_processes(&[refuses(false), publishes(false, SOURCE, Some(true))]), []);
         let other = Uuid::from_u128(0xe);
-        for beside in [publishes(true, SOURCE, Some(true)), publishes(false, SOURCE, None), publishes(false, other, Some(true))] {
+        for beside in [
+            publishes(true, SOURCE, Some(true)),
+            publishes(false, SOURCE, None),
+            publishes(false, other, Some(true)),
+        ] {
             assert_eq!(of_processes(&[refuses(false), beside.clone()]).len(), 1, "{beside:?}");
         }
     }
 
     #[test]
     fn a_retirement_holds_the_usage_that_is_pending() {
-        let retirement = Retirement { deployment_id: SOURCE, actor: "sre-1".into(), reason: "moved".into(), acted_at: AT };
-        let retired = |pending| all(&[], None, &[], &[], std::slice::from_ref(&retirement), &[], &[queue(pending, Vec::new())]);
+        let retirement = Retirement {
+            deployment_id: SOURCE,
+            actor: "sre-1".into(),
+            reason: "moved".into(),
+            acted_at: AT,
+        };
+        let retired = |pending| {
+            all(
+                &[],
+                None,
+                &[],
+                &[],
+                std::slice::from_ref(&retirement),
+                &[],
+                &[queue(pending, Vec::new())],
+            )
+        };
         assert_eq!(retired(0), []);
         let found = retired(7);
         let [hold] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(AT)));
-        assert!(hold.why.contains("retired by sre-1 (moved)") && hold.why.ends_with(": 7"), "{hold:?}");
-        assert!(hold.ends.contains(&format!("`tallyline sources reinstate {SOURCE} --reason WHY`")), "{hold:?}");
+        assert_eq!(
+            (hold.scope, hold.deployment_id, hold.since),
+            (HoldScope::Source, Some(SOURCE), Some(AT))
+        );
+        assert!(
+            hold.why.contains("retired by sre-1 (moved)") && hold.why.ends_with(": 7"),
+            "{hold:?}"
+        );
+        assert!(
+            hold.ends.contains(&format!("`tallyline sources reinstate {SOURCE} --reason WHY`")),
+            "{hold:?}"
+        );
     }
 
     #[test]
@@ -194,21 +278,45 @@ mod tests {
             (HeldFor::VendorRules, true, false, false),
         ] {
             let ends = end_of(&held_back(held_for, confirmed));
-            assert_eq!((ends.contains("recover execute"), ends.contains("coderd's row")), (recover, row), "{ends}");
+            assert_eq!(
+                (ends.contains("recover execute"), ends.contains("coderd's row")),
+                (recover, row),
+                "{ends}"
+            );
         }
     }
 
     #[test]
     fn each_hold_has_scope_reason_and_end_and_the_widest_is_first() {
-        let pause = |operation| Pause { operation, topic: None, actor: "sre-1".into(), reason: "a test".into(), since: AT };
+        let pause = |operation| Pause {
+            operation,
+            topic: None,
+            actor: "sre-1".into(),
+            reason: "a test".into(),
+            since: AT,
+        };
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
         let event = held_back(HeldFor::CoderdDiffers, true);
         let pauses = [pause(Pausable::Publish), pause(Pausable::Collect)];
         let found = all(&[], None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
-        let listed: Vec<_> = found.iter().map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref())).collect();
+        let listed: Vec<_> = found
+            .iter()
+            .map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref()))
+            .collect();
         use HoldScope::{Event, Everything, Source};
-        assert_eq!(listed, [(Everything, None, None), (Source, Some(SOURCE), None), (Event, Some(SOURCE), Some("usage-1"))]);
-        assert!(found.iter().all(|hold| hold.since == Some(AT) && !hold.why.is_empty() && !hold.ends.is_empty()));
+        assert_eq!(
+            listed,
+            [
+                (Everything, None, None),
+                (Source, Some(SOURCE), None),
+                (Event, Some(SOURCE), Some("usage-1"))
+            ]
+        );
+        assert!(
+            found.iter().all(|hold| hold.since == Some(AT)
+                && !hold.why.is_empty()
+                && !hold.ends.is_empty())
+        );
         assert!(found[1].ends.contains(&format!("--coderd-cut-off {SOURCE}")));
     }
 }

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::ledger::{LicenseChange, LicenseState};
 use crate::license::{LicenseClaims, Validity};
 
-/// The next instant at which a license becomes or ceases to be effective, or its grace period begins.
+/// The next instant at which a license becomes or ceases to be effective, or its grace period
+/// begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LicenseEdge {
     /// coderd's deployment id.
@@ -22,12 +23,21 @@ pub struct LicenseEdge {
 }
 
 /// The first change after `now` among verified licenses in coderd.
-pub(super) fn next_edge(deployment_id: Uuid, licenses: &[LicenseChange], now: DateTime<Utc>) -> Option<LicenseEdge> {
+pub(super) fn next_edge(
+    deployment_id: Uuid,
+    licenses: &[LicenseChange],
+    now: DateTime<Utc>,
+) -> Option<LicenseEdge> {
     let edges = licenses.iter().filter_map(|license| {
         let LicenseState::Verified(claims) = &license.state else { return None };
         let claims: LicenseClaims = serde_json::from_value(claims.clone()).ok()?;
         let (at, validity) = claims.next_edge(now)?;
-        Some(LicenseEdge { deployment_id, at, license_id: license.license_id, what: description(validity).to_owned() })
+        Some(LicenseEdge {
+            deployment_id,
+            at,
+            license_id: license.license_id,
+            what: description(validity).to_owned(),
+        })
     });
     edges.min_by_key(|edge| (edge.at, edge.license_id))
 }

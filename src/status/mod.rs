@@ -1,4 +1,5 @@
-//! The state of all parts: content of the ledger and ends of the log, for `tallyline status` and `GET /api/v1/status`.
+//! The state of all parts: content of the ledger and ends of the log, for `tallyline status` and
+//! `GET /api/v1/status`.
 
 mod holds;
 mod license_edges;
@@ -19,30 +20,32 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates, Recovering,
-    Sequence, Source as LedgerSource, StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
+    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause,
+    ProcessRow, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
+    StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
     publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
 
-/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some hundred thousand rows, unlimited counts are
-/// estimated and marked as estimates.
+/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some hundred
+/// thousand rows, unlimited counts are estimated and marked as estimates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Time of the status, by the caller's clock.
     pub at: DateTime<Utc>,
-    /// Progress of the serving process's projections; absent if the status does not come from a serving process.
+    /// Progress of the serving process's projections; absent if the status does not come from a
+    /// serving process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folded_sequences: Option<Folded>,
     /// Last sequence of the ledger.
     pub ledger_sequence: Sequence,
-    /// The open recovery of a restored ledger that has not caught up: actor, reason, time and remaining work. Domain series and publishing
-    /// are held.
+    /// The open recovery of a restored ledger that has not caught up: actor, reason, time and
+    /// remaining work. Domain series and publishing are held.
     pub recovering: Option<Recovering>,
     /// Why the ends of the log are not known; absent if they are known.
     pub log_problem: Option<String>,
-    /// From this instant, records need a valid signature. If absent, records are not verified: everyone who may write to the topics can add
-    /// numbers.
+    /// From this instant, records need a valid signature. If absent, records are not verified:
+    /// everyone who may write to the topics can add numbers.
     pub signed_since: Option<DateTime<Utc>>,
     /// Current pauses, with actor and reason.
     pub pauses: Vec<Pause>,
@@ -110,22 +113,40 @@ pub struct Source {
 /// Number of held publications listed individually.
 const HELD_BACK_SHOWN: i64 = 10;
 
-/// Reads the whole status. The ends of the log are read first, so that the ledger never seems to be ahead of the log. If the log does not
-/// answer within `log_deadline`, the status reports this problem.
-pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, StatementError> {
+/// Reads the whole status. The ends of the log are read first, so that the ledger never seems to be
+/// ahead of the log. If the log does not answer within `log_deadline`, the status reports this
+/// problem.
+pub async fn read(
+    ledger: &Ledger,
+    log: &Log,
+    log_deadline: Duration,
+) -> Result<Status, StatementError> {
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let Contents { sequence, batches, positions, events, sources: rows, publications, leases, rates } =
-        ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
+    let Contents {
+        sequence,
+        batches,
+        positions,
+        events,
+        sources: rows,
+        publications,
+        leases,
+        rates,
+    } = ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
-    let (recovering, pauses, audit) =
-        (ledger.run(recoveries::open).await?, ledger.run(pauses::list).await?, ledger.run(findings::list).await?);
+    let (recovering, pauses, audit) = (
+        ledger.run(recoveries::open).await?,
+        ledger.run(pauses::list).await?,
+        ledger.run(findings::list).await?,
+    );
     let (queues, processes) = (queues(ledger, &rows).await?, ledger.run(processes::list).await?);
-    let (stops, retirements) = (ledger.run(publish_marks::stops).await?, ledger.run(retirements::list).await?);
-    let holds = holds::all(&audit, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
+    let (stops, retirements) =
+        (ledger.run(publish_marks::stops).await?, ledger.run(retirements::list).await?);
+    let holds =
+        holds::all(&audit, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
     Ok(Status {
         at,
         folded_sequences: None,
@@ -151,7 +172,10 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
 }
 
 /// Why the log does not answer within the deadline; `None` if it answers.
-async fn problem_of(deadline: Duration, query: impl Future<Output = Result<(), LogError>>) -> Option<String> {
+async fn problem_of(
+    deadline: Duration,
+    query: impl Future<Output = Result<(), LogError>>,
+) -> Option<String> {
     match tokio::time::timeout(deadline, query).await {
         Ok(result) => result.err().map(|error| error.to_string()),
         Err(_) => Some(format!("the log did not answer within {} seconds", deadline.as_secs())),
@@ -161,9 +185,13 @@ async fn problem_of(deadline: Duration, query: impl Future<Output = Result<(), L
 async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, StatementError> {
     let mut sources = Vec::with_capacity(rows.len());
     for row in rows {
-        let completeness = ledger.run(async |conn| passes::completeness(conn, row.id).await).await?;
-        let by_topic = ledger.run(async |conn| passes::completeness_by_topic(conn, row.id).await).await?;
-        let of = |topic: Topic| by_topic.iter().find(|of| of.topic == topic.name()).and_then(|of| of.complete_until);
+        let completeness =
+            ledger.run(async |conn| passes::completeness(conn, row.id).await).await?;
+        let by_topic =
+            ledger.run(async |conn| passes::completeness_by_topic(conn, row.id).await).await?;
+        let of = |topic: Topic| {
+            by_topic.iter().find(|of| of.topic == topic.name()).and_then(|of| of.complete_until)
+        };
         sources.push(Source {
             deployment_id: row.deployment_id,
             retired: row.retired,
@@ -188,19 +216,31 @@ async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, St
             deployment_id: row.deployment_id,
             pending: pending.events,
             held_back: pending.held_back,
-            held_back_first: ledger.run(async |conn| publications::held(conn, row.id, HELD_BACK_SHOWN).await).await?,
+            held_back_first: ledger
+                .run(async |conn| publications::held(conn, row.id, HELD_BACK_SHOWN).await)
+                .await?,
             unanswered: pending.unanswered,
             oldest_created_at: pending.oldest,
-            last_request: ledger.run(async |conn| publication_requests::last(conn, row.id).await).await?,
+            last_request: ledger
+                .run(async |conn| publication_requests::last(conn, row.id).await)
+                .await?,
         });
     }
     Ok(queues)
 }
 
-async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, StatementError> {
+async fn next_license_edge(
+    ledger: &Ledger,
+    rows: &[LedgerSource],
+    now: DateTime<Utc>,
+) -> Result<Option<LicenseEdge>, StatementError> {
     let mut next: Option<LicenseEdge> = None;
     for row in rows {
-        let edge = license_edges::next_edge(row.deployment_id, &ledger.run(async |conn| licenses::present(conn, row.id).await).await?, now);
+        let edge = license_edges::next_edge(
+            row.deployment_id,
+            &ledger.run(async |conn| licenses::present(conn, row.id).await).await?,
+            now,
+        );
         next = [next, edge].into_iter().flatten().min_by_key(|edge| edge.at);
     }
     Ok(next)

@@ -35,8 +35,9 @@ pub struct Verdicts {
 
 /// Tallyman's answer to one request.
 ///
-/// Required keys must be present and of the right type. Unlike elsewhere, an unknown key is not an error: to drop the answer would send
-/// accepted events again. Lists may be absent or null, as Go writes empty ones. An absent `permanent` is false, which only retries.
+/// Required keys must be present and of the right type. Unlike elsewhere, an unknown key is not an
+/// error: to drop the answer would send accepted events again. Lists may be absent or null, as Go
+/// writes empty ones. An absent `permanent` is false, which only retries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     accepted: HashSet<String>,
@@ -65,7 +66,9 @@ struct Rejected {
     permanent: bool,
 }
 
-fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -75,10 +78,15 @@ impl Answer {
     /// # Errors
     /// [`SendError::Undecodable`]. The vendor may then have accepted the events.
     pub fn parse(body: &[u8]) -> Result<Self, SendError> {
-        let wire: WireAnswer = serde_json::from_slice(body).map_err(|error| SendError::Undecodable(cut(&error.to_string())))?;
+        let wire: WireAnswer = serde_json::from_slice(body)
+            .map_err(|error| SendError::Undecodable(cut(&error.to_string())))?;
         let refused = |event: Rejected| {
             let message = cut(&event.message);
-            let verdict = if event.permanent { Verdict::RefusedPermanently(message) } else { Verdict::RefusedForNow(message) };
+            let verdict = if event.permanent {
+                Verdict::RefusedPermanently(message)
+            } else {
+                Verdict::RefusedForNow(message)
+            };
             (event.id, verdict)
         };
         Ok(Answer {
@@ -90,20 +98,31 @@ impl Answer {
     /// The verdict for each of the `sent` ids. An id that is both accepted and refused is accepted.
     #[must_use]
     pub fn verdicts<'a>(&self, sent: impl IntoIterator<Item = &'a str>) -> Verdicts {
-        let of_sent: Vec<_> = sent.into_iter().map(|id| (id.to_owned(), self.verdict(id))).collect();
+        let of_sent: Vec<_> =
+            sent.into_iter().map(|id| (id.to_owned(), self.verdict(id))).collect();
         let sent: HashSet<&str> = of_sent.iter().map(|(id, _)| id.as_str()).collect();
-        let named: HashSet<&str> = self.accepted.iter().chain(self.refused.keys()).map(String::as_str).collect();
+        let named: HashSet<&str> =
+            self.accepted.iter().chain(self.refused.keys()).map(String::as_str).collect();
         Verdicts { not_sent: named.difference(&sent).count(), of_sent }
     }
 
     fn verdict(&self, id: &str) -> Verdict {
-        if self.accepted.contains(id) { Verdict::Accepted } else { self.refused.get(id).cloned().unwrap_or(Verdict::LeftOut) }
+        if self.accepted.contains(id) {
+            Verdict::Accepted
+        } else {
+            self.refused.get(id).cloned().unwrap_or(Verdict::LeftOut)
+        }
     }
 }
 
-/// A foreign message that can be stored: without NUL, which PostgreSQL refuses, and of bounded length.
+/// A foreign message that can be stored: without NUL, which PostgreSQL refuses, and of bounded
+/// length.
 pub(super) fn cut(message: &str) -> String {
-    message.chars().take(MAX_MESSAGE_CHARS).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    message
+        .chars()
+        .take(MAX_MESSAGE_CHARS)
+        .map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -140,8 +159,17 @@ mod tests {
 
     #[test]
     fn empty_lists_leave_every_event_out() {
-        for body in [r#"{"accepted_events":[],"rejected_events":[]}"#, r#"{"accepted_events":null}"#, "{}", r#"{"new_key":1}"#] {
-            assert_eq!(verdicts(body, &["a"]).of_sent, [("a".to_owned(), Verdict::LeftOut)], "{body}");
+        for body in [
+            r#"{"accepted_events":[],"rejected_events":[]}"#,
+            r#"{"accepted_events":null}"#,
+            "{}",
+            r#"{"new_key":1}"#,
+        ] {
+            assert_eq!(
+                verdicts(body, &["a"]).of_sent,
+                [("a".to_owned(), Verdict::LeftOut)],
+                "{body}"
+            );
         }
     }
 
@@ -164,8 +192,13 @@ mod tests {
 
     #[test]
     fn a_message_is_kept_without_nul_and_bounded() {
-        let long = format!(r#"{{"rejected_events":[{{"id":"a","message":"x\u0000{}","permanent":true}}]}}"#, "y".repeat(5000));
-        let Verdict::RefusedPermanently(message) = &verdicts(&long, &["a"]).of_sent[0].1 else { panic!("refused") };
+        let long = format!(
+            r#"{{"rejected_events":[{{"id":"a","message":"x\u0000{}","permanent":true}}]}}"#,
+            "y".repeat(5000)
+        );
+        let Verdict::RefusedPermanently(message) = &verdicts(&long, &["a"]).of_sent[0].1 else {
+            panic!("refused")
+        };
         assert!(message.starts_with("x\u{fffd}y"));
         assert_eq!(message.chars().count(), MAX_MESSAGE_CHARS);
     }

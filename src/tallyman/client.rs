@@ -66,8 +66,8 @@ impl TallymanClient {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .timeout(settings.request_timeout)
-            // One connection for each request. If the server closed a kept connection, the client could not distinguish that from an
-            // accepted request without an answer.
+            // One connection for each request. If the server closed a kept connection, the client
+            // could not distinguish that from an accepted request without an answer.
             .pool_max_idle_per_host(0);
         if is_loopback(&url) {
             http = http.no_proxy();
@@ -87,33 +87,54 @@ impl TallymanClient {
     /// # Errors
     /// [`SendError::Unreachable`] or [`SendError::Unanswered`].
     pub async fn reach(&self) -> Result<(), SendError> {
-        self.http.head(self.url.clone()).timeout(REACH_TIMEOUT).send().await.map(|_| ()).map_err(|error| unanswered(&error))
+        self.http
+            .head(self.url.clone())
+            .timeout(REACH_TIMEOUT)
+            .send()
+            .await
+            .map(|_| ())
+            .map_err(|error| unanswered(&error))
     }
 
-    /// Sends one request: `body` from [`request_body`](super::request_body), under the license and for the deployment.
+    /// Sends one request: `body` from [`request_body`](super::request_body), under the license and
+    /// for the deployment.
     ///
     /// # Errors
-    /// No verdicts came back; [`SendError::may_have_been_accepted`] returns whether the vendor may have accepted the events.
-    pub async fn ingest(&self, license_jwt: &str, deployment_id: Uuid, body: Vec<u8>) -> Result<Answer, SendError> {
-        let request = self.http.post(self.url.clone()).headers(headers(license_jwt, deployment_id)?).body(body);
+    /// No verdicts came back; [`SendError::may_have_been_accepted`] returns whether the vendor may
+    /// have accepted the events.
+    pub async fn ingest(
+        &self,
+        license_jwt: &str,
+        deployment_id: Uuid,
+        body: Vec<u8>,
+    ) -> Result<Answer, SendError> {
+        let request = self
+            .http
+            .post(self.url.clone())
+            .headers(headers(license_jwt, deployment_id)?)
+            .body(body);
         let response = request.send().await.map_err(|error| unanswered(&error))?;
         let status = response.status();
         let body = read(response, license_jwt).await?;
         match (status, body) {
             (StatusCode::OK, Some(body)) => Answer::parse(&body),
             (StatusCode::OK, None) => Err(SendError::Undecodable(too_long())),
-            (_, body) => Err(SendError::Status { status: status.as_u16(), message: failure_message(body) }),
+            (_, body) => {
+                Err(SendError::Status { status: status.as_u16(), message: failure_message(body) })
+            }
         }
     }
 }
 
 fn headers(license_jwt: &str, deployment_id: Uuid) -> Result<HeaderMap, SendError> {
-    let mut license = HeaderValue::from_str(license_jwt).map_err(|_| SendError::LicenseNotAHeader)?;
+    let mut license =
+        HeaderValue::from_str(license_jwt).map_err(|_| SendError::LicenseNotAHeader)?;
     if license.is_empty() {
         return Err(SendError::LicenseNotAHeader);
     }
     license.set_sensitive(true);
-    let deployment = HeaderValue::from_str(&deployment_id.to_string()).expect("a UUID is a header value");
+    let deployment =
+        HeaderValue::from_str(&deployment_id.to_string()).expect("a UUID is a header value");
     let mut headers = HeaderMap::new();
     headers.insert("coder-license-key", license);
     headers.insert("coder-deployment-id", deployment);
@@ -122,7 +143,10 @@ fn headers(license_jwt: &str, deployment_id: Uuid) -> Result<HeaderMap, SendErro
 }
 
 /// Reads the whole body, and hides the license if the vendor repeats it. None: it is too long.
-async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Option<Vec<u8>>, SendError> {
+async fn read(
+    mut response: reqwest::Response,
+    license_jwt: &str,
+) -> Result<Option<Vec<u8>>, SendError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error))? {
         if body.len().saturating_add(chunk.len()) > MAX_ANSWER_BYTES {
@@ -131,7 +155,9 @@ async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Opti
         body.extend_from_slice(&chunk);
     }
     match std::str::from_utf8(&body) {
-        Ok(text) if text.contains(license_jwt) => Ok(Some(text.replace(license_jwt, "***").into_bytes())),
+        Ok(text) if text.contains(license_jwt) => {
+            Ok(Some(text.replace(license_jwt, "***").into_bytes()))
+        }
         _ => Ok(Some(body)),
     }
 }
@@ -152,7 +178,11 @@ fn too_long() -> String {
 }
 
 fn unanswered(error: &reqwest::Error) -> SendError {
-    if error.is_connect() { SendError::Unreachable(causes(error)) } else { SendError::Unanswered(causes(error)) }
+    if error.is_connect() {
+        SendError::Unreachable(causes(error))
+    } else {
+        SendError::Unanswered(causes(error))
+    }
 }
 
 /// The innermost causes contain the reason; the outer ones repeat the URL.
@@ -171,7 +201,11 @@ fn causes(error: &reqwest::Error) -> String {
 
 fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };
-    host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Tests the client against servers that write fixed bytes. `tests/tallyman.rs` tests it with the simulated Tallyman.
+//! Tests the client against servers that write fixed bytes. `tests/tallyman.rs` tests it with the
+//! simulated Tallyman.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -58,9 +59,15 @@ async fn the_headers_are_those_that_tallyman_checks() {
 #[tokio::test]
 async fn only_200_is_success() {
     for status in [201, 202, 204, 301, 307, 400, 401, 500, 503] {
-        let error = send(http(&format!("{status} X"), r#"{"message":"refused"}"#)).await.expect_err("a failure");
+        let error = send(http(&format!("{status} X"), r#"{"message":"refused"}"#))
+            .await
+            .expect_err("a failure");
         // 204 has no body by definition.
-        let message = if status == 204 { error.to_string() } else { format!("unexpected status code {status}, error: refused") };
+        let message = if status == 204 {
+            error.to_string()
+        } else {
+            format!("unexpected status code {status}, error: refused")
+        };
         assert_eq!(error.to_string(), message);
         assert!(matches!(error, SendError::Status { status: got, .. } if got == status));
         assert_eq!(error.may_have_been_accepted(), !(400..500).contains(&status), "{status}");
@@ -69,7 +76,8 @@ async fn only_200_is_success() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let answer = b"HTTP/1.1 307 X\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n".to_vec();
+    let answer =
+        b"HTTP/1.1 307 X\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n".to_vec();
     let error = send(answer).await.expect_err("a failure");
     assert!(matches!(error, SendError::Status { status: 307, .. }), "{error:?}");
 }
@@ -77,7 +85,12 @@ async fn a_redirect_is_not_followed() {
 #[tokio::test]
 async fn an_error_without_a_message_reports_that() {
     let error = send(http("502 Bad Gateway", "<html>")).await.expect_err("a failure").to_string();
-    assert!(error.starts_with("unexpected status code 502, error: could not decode error response body: "), "{error}");
+    assert!(
+        error.starts_with(
+            "unexpected status code 502, error: could not decode error response body: "
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -93,12 +106,17 @@ async fn an_endless_answer_is_not_read() {
     let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
     answer.resize(MAX_ANSWER_BYTES + 4096, b' ');
     let error = send(answer).await.expect_err("a failure");
-    assert_eq!(error.to_string(), format!("decode response body: longer than {MAX_ANSWER_BYTES} bytes"));
+    assert_eq!(
+        error.to_string(),
+        format!("decode response body: longer than {MAX_ANSWER_BYTES} bytes")
+    );
 }
 
 #[tokio::test]
 async fn a_cut_answer_is_unanswered() {
-    for answer in [&b""[..], b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"accepted_events\":["] {
+    for answer in
+        [&b""[..], b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"accepted_events\":["]
+    {
         let error = send(answer.to_vec()).await.expect_err("a failure");
         assert!(matches!(error, SendError::Unanswered(_)), "{error:?}");
         assert!(error.may_have_been_accepted());
@@ -112,7 +130,10 @@ async fn a_silent_server_times_out() {
     let settings = ClientSettings { url, request_timeout: Duration::from_millis(50) };
     let client = TallymanClient::new(&settings).expect("a client");
     let error = client.ingest(LICENSE, Uuid::nil(), Vec::new()).await.expect_err("a failure");
-    assert!(matches!(&error, SendError::Unanswered(cause) if cause.starts_with("timed out")), "{error:?}");
+    assert!(
+        matches!(&error, SendError::Unanswered(cause) if cause.starts_with("timed out")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -129,13 +150,20 @@ async fn without_a_server_nothing_is_accepted() {
 #[tokio::test]
 async fn the_license_is_in_no_message() {
     let padding = "x".repeat(980);
-    let error = send(http("401 X", &format!(r#"{{"message":"{padding} bad license {LICENSE}"}}"#))).await.expect_err("a failure");
+    let error = send(http("401 X", &format!(r#"{{"message":"{padding} bad license {LICENSE}"}}"#)))
+        .await
+        .expect_err("a failure");
     assert!(error.to_string().contains("bad license *"), "{error}");
     assert!(!format!("{error:?}").contains(&LICENSE[..10]), "{error:?}");
 
-    let body = format!(r#"{{"rejected_events":[{{"id":"a","message":"not under {LICENSE}","permanent":true}}]}}"#);
+    let body = format!(
+        r#"{{"rejected_events":[{{"id":"a","message":"not under {LICENSE}","permanent":true}}]}}"#
+    );
     let answer = send(http("200 OK", &body)).await.expect("an answer");
-    assert_eq!(answer.verdicts(["a"]).of_sent[0].1, Verdict::RefusedPermanently("not under ***".to_owned()));
+    assert_eq!(
+        answer.verdicts(["a"]).of_sent[0].1,
+        Verdict::RefusedPermanently("not under ***".to_owned())
+    );
 
     let (client, _served) = serve_once(Vec::new()).await;
     let error = client.ingest("two\nparts", Uuid::nil(), Vec::new()).await.expect_err("a failure");
@@ -146,7 +174,15 @@ async fn the_license_is_in_no_message() {
 #[test]
 fn only_http_urls_make_a_client() {
     for url in ["", "tallyman", "ftp://host/", "/api/v1/events/ingest"] {
-        assert!(matches!(TallymanClient::new(&ClientSettings::new(url)), Err(SettingsError::Url(_))), "{url}");
+        assert!(
+            matches!(TallymanClient::new(&ClientSettings::new(url)), Err(SettingsError::Url(_))),
+            "{url}"
+        );
     }
-    assert!(TallymanClient::new(&ClientSettings::new("https://tallyman-prod.coder.com/api/v1/events/ingest")).is_ok());
+    assert!(
+        TallymanClient::new(&ClientSettings::new(
+            "https://tallyman-prod.coder.com/api/v1/events/ingest"
+        ))
+        .is_ok()
+    );
 }

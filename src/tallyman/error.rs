@@ -26,7 +26,8 @@ pub enum SendError {
 }
 
 impl SendError {
-    /// Whether the vendor may still have accepted the events. It has not if the request was not sent, or if it answered with a 4xx status.
+    /// Whether the vendor may still have accepted the events. It has not if the request was not
+    /// sent, or if it answered with a 4xx status.
     #[must_use]
     pub fn may_have_been_accepted(&self) -> bool {
         match self {

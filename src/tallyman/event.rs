@@ -30,14 +30,21 @@ pub struct OutgoingEvent {
 }
 
 impl OutgoingEvent {
-    /// An event that Tallyman's rules allow. `created_at` is when the usage happened, cut to whole microseconds.
-    pub fn new(id: impl Into<String>, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Result<Self, InvalidEvent> {
+    /// An event that Tallyman's rules allow. `created_at` is when the usage happened, cut to whole
+    /// microseconds.
+    pub fn new(
+        id: impl Into<String>,
+        quantity: UsageQuantity,
+        created_at: DateTime<Utc>,
+    ) -> Result<Self, InvalidEvent> {
         let id = id.into();
         let created_at = created_at.trunc_subsecs(6);
         if id.is_empty() {
             return Err(InvalidEvent::EmptyId);
         }
-        if !(1..=9999).contains(&created_at.year()) || created_at.timestamp_micros() == GO_ZERO_TIME_MICROS {
+        if !(1..=9999).contains(&created_at.year())
+            || created_at.timestamp_micros() == GO_ZERO_TIME_MICROS
+        {
             return Err(InvalidEvent::CreatedAt(created_at));
         }
         Ok(OutgoingEvent { id, quantity, created_at })
@@ -54,8 +61,9 @@ impl OutgoingEvent {
         self.created_at
     }
 
-    /// The event as JSON, always the same bytes for the same event. Keys are in the order of Tallyman's type, without blanks. The time is
-    /// in UTC with `Z` and at most six fractional digits without trailing zeros.
+    /// The event as JSON, always the same bytes for the same event. Keys are in the order of
+    /// Tallyman's type, without blanks. The time is in UTC with `Z` and at most six fractional
+    /// digits without trailing zeros.
     #[must_use]
     pub fn to_json(&self) -> String {
         format!(
@@ -100,9 +108,20 @@ mod tests {
 
     #[test]
     fn the_wire_form_is_pinned() {
-        let agents = event("0b0f", UsageQuantity::ManagedAgents(1), "2025-08-01T12:00:00.120300Z").expect("valid");
-        let seats = event("hb_ai_seats_v1:2025-03-10_08:00:00", UsageQuantity::AiSeats(0), "2025-03-10T08:03:04Z").expect("valid");
-        let runtime = event("a\"b\\\u{1}é", UsageQuantity::AgentRuntimeMs(3_600_000), "2025-03-10T12:00:00.000001+02:00").expect("valid");
+        let agents = event("0b0f", UsageQuantity::ManagedAgents(1), "2025-08-01T12:00:00.120300Z")
+            .expect("valid");
+        let seats = event(
+            "hb_ai_seats_v1:2025-03-10_08:00:00",
+            UsageQuantity::AiSeats(0),
+            "2025-03-10T08:03:04Z",
+        )
+        .expect("valid");
+        let runtime = event(
+            "a\"b\\\u{1}é",
+            UsageQuantity::AgentRuntimeMs(3_600_000),
+            "2025-03-10T12:00:00.000001+02:00",
+        )
+        .expect("valid");
         let expected = concat!(
             r#"{"events":["#,
             r#"{"id":"0b0f","event_type":"dc_managed_agents_v1","event_data":{"count":1},"created_at":"2025-08-01T12:00:00.1203Z"},"#,
@@ -110,7 +129,10 @@ mod tests {
             r#"{"id":"a\"b\\\u0001é","event_type":"hb_agent_runtime_v1","event_data":{"runtime_ms":3600000},"created_at":"2025-03-10T10:00:00.000001Z"}"#,
             r#"]}"#,
         );
-        assert_eq!(String::from_utf8(request_body(&[agents, seats, runtime])).expect("UTF-8"), expected);
+        assert_eq!(
+            String::from_utf8(request_body(&[agents, seats, runtime])).expect("UTF-8"),
+            expected
+        );
         assert_eq!(request_body(&[]), br#"{"events":[]}"#);
     }
 
@@ -119,7 +141,10 @@ mod tests {
         let (seats, no_runtime) = (UsageQuantity::AiSeats(1), UsageQuantity::AgentRuntimeMs(0));
         let now = "2025-08-01T00:00:00Z";
         assert_eq!(event("", seats, now), Err(InvalidEvent::EmptyId));
-        assert!(event("a", UsageQuantity::ManagedAgents(u64::MAX), now).is_ok(), "the count is an unsigned 64-bit number");
+        assert!(
+            event("a", UsageQuantity::ManagedAgents(u64::MAX), now).is_ok(),
+            "the count is an unsigned 64-bit number"
+        );
         assert!(event("a", no_runtime, now).is_ok(), "an idle hour is an event");
         let zero = "0001-01-01T00:00:00Z";
         assert_eq!(event("a", seats, zero), Err(InvalidEvent::CreatedAt(at(zero))));

@@ -1,7 +1,7 @@
 //! Tallyman's wire form and client.
 //!
-//! An event's bytes are always the same ([`OutgoingEvent::to_json`]), so a redelivery is identical. The answer becomes one [`Verdict`] for
-//! each event that was sent ([`Answer::verdicts`]).
+//! An event's bytes are always the same ([`OutgoingEvent::to_json`]), so a redelivery is identical.
+//! The answer becomes one [`Verdict`] for each event that was sent ([`Answer::verdicts`]).
 
 mod answer;
 mod client;

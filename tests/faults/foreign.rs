@@ -1,4 +1,5 @@
-//! Foreign programs that touch Tallyline's resources: a producer with transactions, and a second pipeline with a wrong deployment id.
+//! Foreign programs that touch Tallyline's resources: a producer with transactions, and a second
+//! pipeline with a wrong deployment id.
 
 use std::time::Duration;
 
@@ -24,8 +25,11 @@ pub struct ForeignProducer {
 impl ForeignProducer {
     fn start(brokers: &str, topics: &[String]) -> ForeignProducer {
         let id = format!("foreign-{}", Uuid::new_v4().simple());
-        let producer: BaseProducer =
-            ClientConfig::new().set("bootstrap.servers", brokers).set("transactional.id", id).create().expect("a producer");
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("transactional.id", id)
+            .create()
+            .expect("a producer");
         let partitions = block_in_place(|| {
             producer.init_transactions(ANSWERED).expect("the broker knows transactions");
             topics.iter().flat_map(|topic| partitions(&producer, topic)).collect()
@@ -33,13 +37,17 @@ impl ForeignProducer {
         ForeignProducer { producer, partitions }
     }
 
-    /// Begins a transaction with a record in each of these partitions. When it returns, the broker has them. Returns their number.
+    /// Begins a transaction with a record in each of these partitions. When it returns, the broker
+    /// has them. Returns their number.
     fn write(&self, into: impl Fn(&str, i32) -> bool) -> usize {
         block_in_place(|| {
             self.producer.begin_transaction().expect("begin");
-            let partitions = self.partitions.iter().filter(|(topic, partition)| into(topic, *partition));
+            let partitions =
+                self.partitions.iter().filter(|(topic, partition)| into(topic, *partition));
             let records = partitions.map(|(topic, partition)| {
-                let record = BaseRecord::<(), [u8]>::to(topic).partition(*partition).payload(b"not an event");
+                let record = BaseRecord::<(), [u8]>::to(topic)
+                    .partition(*partition)
+                    .payload(b"not an event");
                 self.producer.send(record).map_err(|(error, _)| error).expect("send");
             });
             let count = records.count();
@@ -59,13 +67,16 @@ impl ForeignProducer {
 
 fn partitions(producer: &BaseProducer, topic: &str) -> Vec<(String, i32)> {
     let metadata = producer.client().fetch_metadata(Some(topic), ANSWERED).expect("metadata");
-    let [of_topic] = metadata.topics() else { panic!("{topic}: {} topics", metadata.topics().len()) };
+    let [of_topic] = metadata.topics() else {
+        panic!("{topic}: {} topics", metadata.topics().len())
+    };
     assert!(!of_topic.partitions().is_empty(), "{topic} has no partitions");
     of_topic.partitions().iter().map(|partition| (topic.to_owned(), partition.id())).collect()
 }
 
 impl World {
-    /// Writes committed records, aborted records in every partition, and a transaction that stays open over all partitions of one topic.
+    /// Writes committed records, aborted records in every partition, and a transaction that stays
+    /// open over all partitions of one topic.
     pub async fn foreign_transactions_begin(&mut self, roll: u64) {
         let producer = ForeignProducer::start(&self.brokers, &self.topics);
         let number = i32::try_from(roll % 6).expect("small");
@@ -76,12 +87,18 @@ impl World {
         let open = ForeignProducer::start(&self.brokers, &self.topics);
         let held = self.topics[usize::try_from(roll % 3).expect("small")].clone();
         self.open_records = open.write(|topic, _| topic == held);
-        self.say(&format!("{aborted} foreign records are aborted, and {} are open in {held}", self.open_records));
+        self.say(&format!(
+            "{aborted} foreign records are aborted, and {} are open in {held}",
+            self.open_records
+        ));
         self.open_transaction = Some(open);
         let is_held = |row: &Json| row["topic"].as_str().is_some_and(|topic| held.ends_with(topic));
         let waiting = |row: &Json| is_held(row) && row["in_open_transaction"].as_i64() > Some(0);
         let partitions = self.partitions().await;
-        assert!(partitions.iter().any(waiting), "the open transaction in {held} is shown as waiting: {partitions:?}");
+        assert!(
+            partitions.iter().any(waiting),
+            "the open transaction in {held} is shown as waiting: {partitions:?}"
+        );
     }
 
     pub async fn foreign_transaction_ends(&mut self, roll: u64) {
@@ -118,8 +135,13 @@ impl World {
             }
             process.ends_within(GRACE).await;
         }
-        let sources: Vec<Uuid> =
-            sqlx::query_scalar("select deployment_id from source").fetch_all(&self.site.database.pool).await.expect("sources");
-        assert!(sources.iter().all(|source| *source == self.deployment), "only the true deployment id is introduced: {sources:?}");
+        let sources: Vec<Uuid> = sqlx::query_scalar("select deployment_id from source")
+            .fetch_all(&self.site.database.pool)
+            .await
+            .expect("sources");
+        assert!(
+            sources.iter().all(|source| *source == self.deployment),
+            "only the true deployment id is introduced: {sources:?}"
+        );
     }
 }

@@ -11,17 +11,20 @@ use crate::support::eventually;
 use crate::traffic::Coderd;
 use crate::world::{Place, World};
 
-/// Other processes take over a dead or frozen consumer's work within this, also on a busy machine. It covers the session or lease (6 s),
-/// the locks of an open transaction (5 s) and the partition leases.
+/// Other processes take over a dead or frozen consumer's work within this, also on a busy machine.
+/// It covers the session or lease (6 s), the locks of an open transaction (5 s) and the partition
+/// leases.
 const TAKEN_OVER: Duration = Duration::from_secs(20);
-/// After a fault, new records come within this (a dead collector is replaced within 8 s) and are recorded within this. The longest wait
-/// between two attempts is 15 s, and only after several failures; takeovers happen within the same time.
+/// After a fault, new records come within this (a dead collector is replaced within 8 s) and are
+/// recorded within this. The longest wait between two attempts is 15 s, and only after several
+/// failures; takeovers happen within the same time.
 const MOVES_AGAIN: Duration = Duration::from_secs(30);
 /// The time for a fault's precondition, with traffic: a dead collector is replaced within 8 s.
 pub const MET: Duration = Duration::from_secs(40);
 /// Of this many records, nearly always every partition of the largest topic has some.
 const RECORDS_THAT_MEET_ALL: i64 = 60;
-/// The largest step of a clock: more than the vendor's 30 days for usage and 34 days of memory for ids.
+/// The largest step of a clock: more than the vendor's 30 days for usage and 34 days of memory for
+/// ids.
 const FARTHEST_STEP_SECONDS: u64 = 40 * 24 * 3600;
 
 impl World {
@@ -46,7 +49,13 @@ impl World {
         self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all roles work again").await;
     }
 
-    async fn begin_fault(&mut self, fault: Fault, alone: bool, servers: &mut Servers, coderd: &Coderd) {
+    async fn begin_fault(
+        &mut self,
+        fault: Fault,
+        alone: bool,
+        servers: &mut Servers,
+        coderd: &Coderd,
+    ) {
         match fault.kind {
             Kind::ConsumerKilled | Kind::CollectorKilled | Kind::ServerKilled => {
                 let place = fault.place();
@@ -86,7 +95,8 @@ impl World {
             Kind::ClockStepped => {
                 let place = fault.place();
                 self.end(place).await;
-                let seconds = i64::try_from((fault.roll >> 8) % (2 * FARTHEST_STEP_SECONDS)).expect("days");
+                let seconds =
+                    i64::try_from((fault.roll >> 8) % (2 * FARTHEST_STEP_SECONDS)).expect("days");
                 let offset = seconds - i64::try_from(FARTHEST_STEP_SECONDS).expect("days");
                 self.say(&format!("{place:?} starts with a clock that is {offset} s off"));
                 self.start(place, offset);
@@ -111,7 +121,10 @@ impl World {
 
     async fn end_fault(&mut self, fault: Fault, servers: &mut Servers, coderd: &Coderd) {
         match fault.kind {
-            Kind::ConsumerKilled | Kind::CollectorKilled | Kind::ServerKilled | Kind::PublisherKilled => self.start(fault.place(), 0),
+            Kind::ConsumerKilled
+            | Kind::CollectorKilled
+            | Kind::ServerKilled
+            | Kind::PublisherKilled => self.start(fault.place(), 0),
             Kind::AllKilled => Place::ALL.into_iter().for_each(|place| self.start(place, 0)),
             Kind::BrokerStopped | Kind::BrokerKilled => servers.kafka.start().await,
             Kind::PostgresStopped | Kind::PostgresKilled => servers.postgres.start().await,
@@ -120,7 +133,9 @@ impl World {
                 self.start(fault.place(), 0);
                 self.end(Place::ConsumeC).await;
             }
-            Kind::ProcessFrozen | Kind::FrozenInTransaction => self.member(fault.place()).process().resume(),
+            Kind::ProcessFrozen | Kind::FrozenInTransaction => {
+                self.member(fault.place()).process().resume()
+            }
             Kind::ClockStepped => {
                 self.end(fault.place()).await;
                 self.start(fault.place(), 0);
@@ -135,19 +150,23 @@ impl World {
         }
     }
 
-    /// While a consumer is away, the others record new records of its partitions, too. A process of another role holds up none of them. If
-    /// a server is also away, nothing moves.
+    /// While a consumer is away, the others record new records of its partitions, too. A process of
+    /// another role holds up none of them. If a server is also away, nothing moves.
     async fn others_go_on(&mut self, place: Place, alone: bool) {
         if !alone || place == Place::Collect {
             return;
         }
-        self.new_records_are_recorded(MET, TAKEN_OVER, &format!("others go on without {place:?}")).await;
+        self.new_records_are_recorded(MET, TAKEN_OVER, &format!("others go on without {place:?}"))
+            .await;
     }
 
     /// Checks that records come in every partition and are then recorded, each within its bound.
     async fn new_records_are_recorded(&mut self, come: Duration, recorded: Duration, what: &str) {
         let (begun, before) = (Instant::now(), self.site.appended().await);
-        eventually(come, &format!("{what}: records come"), || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
+        eventually(come, &format!("{what}: records come"), || async {
+            self.site.appended().await >= before + RECORDS_THAT_MEET_ALL
+        })
+        .await;
         let (arrival, ends) = (begun.elapsed(), self.log_ends().await);
         let begun = Instant::now();
         let reached = async {
@@ -160,18 +179,30 @@ impl World {
         }
         let took = begun.elapsed();
         self.slowest = self.slowest.max(took);
-        self.say(&format!("{what}: records came within {arrival:.1?}, and were recorded within {took:.1?}"));
+        self.say(&format!(
+            "{what}: records came within {arrival:.1?}, and were recorded within {took:.1?}"
+        ));
     }
 
-    /// Kills the publisher during a request, if there is usage to publish. In half of the cases it is first frozen until the vendor has the
-    /// events: the answer is never read. Otherwise the request dies with it.
+    /// Kills the publisher during a request, if there is usage to publish. In half of the cases it
+    /// is first frozen until the vendor has the events: the answer is never read. Otherwise the
+    /// request dies with it.
     async fn kill_publisher(&mut self, roll: u64) {
-        let requests = |books: &Books| (books.requests, books.deliveries.last().map_or(0, |delivery| delivery.request));
-        if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await {
+        let requests = |books: &Books| {
+            (books.requests, books.deliveries.last().map_or(0, |delivery| delivery.request))
+        };
+        if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await
+        {
             if roll.is_multiple_of(2) {
                 self.member(Place::Publish).process().pause();
-                let is_taken = self.within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1).await;
-                self.say(if is_taken { "the vendor took a request whose answer is lost" } else { "a request was lost" });
+                let is_taken = self
+                    .within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1)
+                    .await;
+                self.say(if is_taken {
+                    "the vendor took a request whose answer is lost"
+                } else {
+                    "a request was lost"
+                });
             } else {
                 self.say("a request is in flight");
             }
@@ -195,7 +226,12 @@ impl World {
         for time in 0..3 {
             let bytes = 100 + (fault.roll >> (8 * time)) % 5_000;
             let place = fault.place();
-            let proxies: Vec<_> = self.members().iter().filter(|member| all || member.place == place).map(|member| &member.proxy).collect();
+            let proxies: Vec<_> = self
+                .members()
+                .iter()
+                .filter(|member| all || member.place == place)
+                .map(|member| &member.proxy)
+                .collect();
             proxies.iter().for_each(|proxy| proxy.cut_after(bytes));
             let cut = async {
                 while !proxies.iter().all(|proxy| proxy.has_cut()) {
@@ -223,7 +259,8 @@ impl World {
         self.end(fault.place()).await;
     }
 
-    /// Blocks the bytes after a statement within a transaction, then stops the process. Retries if the server ended the transaction.
+    /// Blocks the bytes after a statement within a transaction, then stops the process. Retries if
+    /// the server ended the transaction.
     async fn freeze_in_transaction(&mut self, place: Place, roll: u64) {
         let attempt = async {
             for time in 0.. {
@@ -241,7 +278,9 @@ impl World {
             }
             unreachable!("the loop has no end")
         };
-        let Ok(attempts) = tokio::time::timeout(MET, attempt).await else { panic!("{place:?} was not frozen within a transaction") };
+        let Ok(attempts) = tokio::time::timeout(MET, attempt).await else {
+            panic!("{place:?} was not frozen within a transaction")
+        };
         self.say(&format!("{place:?} is frozen within a transaction, at attempt {attempts}"));
     }
 
@@ -250,7 +289,8 @@ impl World {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
              and state_change < clock_timestamp() - interval '200 milliseconds'";
         for _ in 0..30 {
-            let waiting = sqlx::query_scalar::<_, i64>(waits).fetch_one(&self.site.database.pool).await;
+            let waiting =
+                sqlx::query_scalar::<_, i64>(waits).fetch_one(&self.site.database.pool).await;
             if waiting.is_ok_and(|waiting| waiting > 0) {
                 return true;
             }
@@ -263,15 +303,24 @@ impl World {
 impl Fault {
     /// The process that the fault affects.
     fn place(self) -> Place {
-        let one_of = |places: &[Place]| places[usize::try_from(self.roll % places.len() as u64).expect("small")];
+        let one_of = |places: &[Place]| {
+            places[usize::try_from(self.roll % places.len() as u64).expect("small")]
+        };
         match self.kind {
             Kind::CollectorKilled => Place::Collect,
             Kind::PublisherKilled => Place::Publish,
             Kind::ServerKilled => one_of(&[Place::ServeA, Place::ServeB]),
-            Kind::ConsumerKilled | Kind::ConsumersReplaced => one_of(&[Place::ConsumeA, Place::ConsumeB]),
-            Kind::ProcessFrozen | Kind::FrozenInTransaction => {
-                one_of(&[Place::ConsumeA, Place::ConsumeB, Place::ConsumeA, Place::ConsumeB, Place::Collect, Place::Publish])
+            Kind::ConsumerKilled | Kind::ConsumersReplaced => {
+                one_of(&[Place::ConsumeA, Place::ConsumeB])
             }
+            Kind::ProcessFrozen | Kind::FrozenInTransaction => one_of(&[
+                Place::ConsumeA,
+                Place::ConsumeB,
+                Place::ConsumeA,
+                Place::ConsumeB,
+                Place::Collect,
+                Place::Publish,
+            ]),
             _ => one_of(&Place::ALL),
         }
     }

@@ -1,6 +1,8 @@
-//! The fault harness: real servers and processes under fault schedules drawn from seeds. Afterwards every number must be true.
+//! The fault harness: real servers and processes under fault schedules drawn from seeds. Afterwards
+//! every number must be true.
 //!
-//! `scripts/test --faults N --seed S` runs N schedules, of the seeds S, S+1, …. `scripts/test` runs a few with all other tests.
+//! `scripts/test --faults N --seed S` runs N schedules, of the seeds S, S+1, …. `scripts/test` runs
+//! a few with all other tests.
 
 // Some test uses each shared module; which of its items are used depends on the tests.
 #![allow(dead_code)]
@@ -71,7 +73,10 @@ async fn the_books_balance_after_every_schedule_of_faults() {
         };
         let summary = runs.watch_over(&schedule, run).await;
         runs.passed(seed);
-        runs.report(&format!("seed {seed} passed in {:.1} s: {summary}", begun.elapsed().as_secs_f64()));
+        runs.report(&format!(
+            "seed {seed} passed in {:.1} s: {summary}",
+            begun.elapsed().as_secs_f64()
+        ));
     }
 }
 

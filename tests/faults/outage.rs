@@ -1,5 +1,5 @@
-//! Follows docs/after-an-outage.md. Kafka is down for ten minutes of the given clock. Then the ledger is lost, and an earlier backup
-//! replaces it. At the end every number is true.
+//! Follows docs/after-an-outage.md. Kafka is down for ten minutes of the given clock. Then the
+//! ledger is lost, and an earlier backup replaces it. At the end every number is true.
 
 use chrono::TimeDelta;
 use serde_json::{Value as Json, json};
@@ -27,9 +27,14 @@ const BUILDS_OF_THE_OUTAGE: usize = 100;
 async fn the_steps_after_an_outage_restore_every_number() {
     let _turn = crate::TURN.lock().await;
     let mut servers = Servers::start().await;
-    let (mut world, mut simulation) = World::begin_behind(HOUR + OUTAGE, SEED, Backend::Kafka, &servers).await;
+    let (mut world, mut simulation) =
+        World::begin_behind(HOUR + OUTAGE, SEED, Backend::Kafka, &servers).await;
     let (ledger, server) = (world.site.database.url.clone(), servers.postgres.url());
-    let known = [("LEDGER_URL", ledger), ("LEDGER_NAME", world.site.database.name.clone()), ("SERVER_URL", server)];
+    let known = [
+        ("LEDGER_URL", ledger),
+        ("LEDGER_NAME", world.site.database.name.clone()),
+        ("SERVER_URL", server),
+    ];
     let mut walk = Walk::begin(&world.site.pipeline(), known);
 
     let junk = Message { payload: Some(b"no event".to_vec()), ..Message::default() };
@@ -56,8 +61,14 @@ async fn the_steps_after_an_outage_restore_every_number() {
     walk.end();
     history_is_complete(&world, &bad).await;
     let again = world.every_number_is_true(&truth).await;
-    assert!((1..=delivered).contains(&again), "{again} delivered again, {delivered} delivered in the lost time");
-    assert_eq!(count(&world, "select count(*) from usage_event").await, i64::try_from(truth.usage.len()).expect("small"));
+    assert!(
+        (1..=delivered).contains(&again),
+        "{again} delivered again, {delivered} delivered in the lost time"
+    );
+    assert_eq!(
+        count(&world, "select count(*) from usage_event").await,
+        i64::try_from(truth.usage.len()).expect("small")
+    );
     world.no_series_fell().await;
     world.end_all(&servers).await;
 }
@@ -70,17 +81,32 @@ async fn goes_on(simulation: &mut Simulation, behind: TimeDelta, builds: usize) 
     simulation.commit_held().await.expect("coderd lives");
 }
 
-/// Restarts the processes, as for a new version. A foreign producer appends a usage row first, with an additional field. Returns this row.
+/// Restarts the processes, as for a new version. A foreign producer appends a usage row first, with
+/// an additional field. Returns this row.
 async fn an_hour_passes(world: &mut World, simulation: &mut Simulation) -> UsageTruth {
     let before = simulation.truth().usage.len();
     world.end_each().await;
     goes_on(simulation, OUTAGE, BUILDS_OF_THE_HOUR).await;
     let truth = simulation.truth();
-    let (old, of_build) = (count(world, "select count(*) from usage_event").await, |row: &&UsageTruth| row.build_id.is_some());
+    let (old, of_build) =
+        (count(world, "select count(*) from usage_event").await, |row: &&UsageTruth| {
+            row.build_id.is_some()
+        });
     assert_eq!(usize::try_from(old), Ok(before), "all older rows are in the ledger");
-    let row = truth.usage.iter().filter(of_build).max_by_key(|row| row.inserted_at).expect("an agent").clone();
+    let row = truth
+        .usage
+        .iter()
+        .filter(of_build)
+        .max_by_key(|row| row.inserted_at)
+        .expect("an agent")
+        .clone();
     let quantity = UsageQuantity::ManagedAgents(u64::try_from(row.quantity).expect("a count"));
-    let usage = Usage { id: row.id.clone(), quantity, created_at: row.created_at, marks: PublishMarks::default() };
+    let usage = Usage {
+        id: row.id.clone(),
+        quantity,
+        created_at: row.created_at,
+        marks: PublishMarks::default(),
+    };
     let event = Event { deployment: truth.deployment_id, payload: Payload::Usage(usage) };
     let body = format!("{{\"count\": {}, \"colour\": \"blue\"}}", row.quantity).into_bytes();
     let bad = Message { payload: Some(body), ..event.to_message() };
@@ -94,8 +120,14 @@ async fn an_hour_passes(world: &mut World, simulation: &mut Simulation) -> Usage
 
 const OPEN_REJECTS: &str = "select count(*) from reject where state = 'open'";
 
-/// Kafka is down for ten minutes. Then the processes restart: only a restart moves their clocks. When Kafka is back, all go on.
-async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: &mut Servers, walk: &mut Walk) {
+/// Kafka is down for ten minutes. Then the processes restart: only a restart moves their clocks.
+/// When Kafka is back, all go on.
+async fn kafka_is_away(
+    world: &mut World,
+    simulation: &mut Simulation,
+    servers: &mut Servers,
+    walk: &mut Walk,
+) {
     servers.kafka.stop().await;
     world.say("Kafka is down");
     let complete_until = complete_until(world).await;
@@ -110,10 +142,19 @@ async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: 
     })
     .await;
     let page = last_page(&watch.process.stdout());
-    let partitions: Vec<Vec<&str>> =
-        page.lines().filter(|line| line.starts_with("tallyline.")).map(|line| line.split_whitespace().collect()).collect();
-    assert!(!partitions.is_empty() && partitions.iter().all(|row| row[3] == "-" && row[4] == "-"), "{page}");
-    assert_eq!((self::complete_until(world).await, world.site.accepted().await), (complete_until.clone(), accepted));
+    let partitions: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("tallyline."))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(
+        !partitions.is_empty() && partitions.iter().all(|row| row[3] == "-" && row[4] == "-"),
+        "{page}"
+    );
+    assert_eq!(
+        (self::complete_until(world).await, world.site.accepted().await),
+        (complete_until.clone(), accepted)
+    );
     assert!(page.contains(&complete_until), "{complete_until} is not in {page}");
 
     servers.kafka.start().await;
@@ -123,7 +164,9 @@ async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: 
     eventually(SETTLED, "status shows the log as read to its end", || async {
         let page = last_page(&watch.process.stdout());
         let mut partitions = page.lines().filter(|line| line.starts_with("tallyline.")).peekable();
-        !page.contains("\nthe log: ") && partitions.peek().is_some() && partitions.all(|line| line.split_whitespace().nth(4) == Some("0"))
+        !page.contains("\nthe log: ")
+            && partitions.peek().is_some()
+            && partitions.all(|line| line.split_whitespace().nth(4) == Some("0"))
     })
     .await;
     walk.interrupt(watch).await;
@@ -139,9 +182,17 @@ fn last_page(output: &str) -> String {
 
 /// The completeness in `status`.
 async fn complete_until(world: &World) -> String {
-    let deployment: uuid::Uuid =
-        sqlx::query_scalar("select deployment_id from source").fetch_one(&world.site.database.pool).await.expect("a source");
-    let source = world.site.ledger.run(async |conn| sources::get(conn, deployment).await).await.expect("an answer").expect("introduced");
+    let deployment: uuid::Uuid = sqlx::query_scalar("select deployment_id from source")
+        .fetch_one(&world.site.database.pool)
+        .await
+        .expect("a source");
+    let source = world
+        .site
+        .ledger
+        .run(async |conn| sources::get(conn, deployment).await)
+        .await
+        .expect("an answer")
+        .expect("introduced");
     let until = world
         .site
         .ledger
@@ -155,7 +206,10 @@ async fn complete_until(world: &World) -> String {
 
 /// PostgreSQL loses its disk; the backup replaces it.
 async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: &mut Walk) {
-    let (accepted, sequence) = (world.site.accepted().await, world.site.ledger.run(snapshots::head).await.expect("a sequence").number);
+    let (accepted, sequence) = (
+        world.site.accepted().await,
+        world.site.ledger.run(snapshots::head).await.expect("a sequence").number,
+    );
     servers.postgres.kill();
     world.end_each().await;
     servers.postgres.start().await;
@@ -164,13 +218,20 @@ async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: 
     }
     let restored = world.site.ledger.run(snapshots::head).await.expect("a sequence").number;
     let lost = accepted - world.site.accepted().await;
-    assert!(restored < sequence && lost > 100, "{lost} events lost, from sequence {sequence} to {restored}");
+    assert!(
+        restored < sequence && lost > 100,
+        "{lost} events lost, from sequence {sequence} to {restored}"
+    );
     world.say(&format!("restored: {lost} events are lost"));
 
     let ends = world.site.ends().await;
-    let unread: i64 = world.behind(&ends).await.iter().map(|(_, position, end)| end - position).sum();
+    let unread: i64 =
+        world.behind(&ends).await.iter().map(|(_, position, end)| end - position).sum();
     let plan = walk.run("tallyline recover plan").await;
-    let records = plan.lines().find_map(|line| line.strip_prefix("records of the log to read")).expect("the page shows it");
+    let records = plan
+        .lines()
+        .find_map(|line| line.strip_prefix("records of the log to read"))
+        .expect("the page shows it");
     assert_eq!(records.trim().parse(), Ok(unread), "{plan}");
     walk.run("tallyline recover execute").await;
     walk.run("tallyline status").await;
@@ -185,7 +246,10 @@ async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: 
 
 async fn rejects_are_corrected(world: &mut World, walk: &mut Walk, bad: &UsageTruth) {
     walk.run("tallyline rejects list").await;
-    assert_eq!((walk.value("EVENT_ID"), walk.value("UNITS")), (bad.id.as_str(), bad.quantity.to_string().as_str()));
+    assert_eq!(
+        (walk.value("EVENT_ID"), walk.value("UNITS")),
+        (bad.id.as_str(), bad.quantity.to_string().as_str())
+    );
     walk.run("tallyline rejects show").await;
     walk.run("echo").await;
     walk.run("tallyline rejects resubmit").await;
@@ -193,11 +257,15 @@ async fn rejects_are_corrected(world: &mut World, walk: &mut Walk, bad: &UsageTr
     assert_eq!(count(world, OPEN_REJECTS).await, 0);
 }
 
-/// It was refused, resubmitted by an operator with a reason, accepted once, and published in a request that the vendor knows.
+/// It was refused, resubmitted by an operator with a reason, accepted once, and published in a
+/// request that the vendor knows.
 async fn history_is_complete(world: &World, bad: &UsageTruth) {
     let proved = world.site.command(&["prove", &bad.id, "--output", "json"]).await;
-    let proof: Json = serde_json::from_str(&proved.stdout).unwrap_or_else(|error| panic!("{error}: {proved:?}"));
-    let [refusal] = proof["refusals"].as_array().expect("refusals").as_slice() else { panic!("{proof}") };
+    let proof: Json =
+        serde_json::from_str(&proved.stdout).unwrap_or_else(|error| panic!("{error}: {proved:?}"));
+    let [refusal] = proof["refusals"].as_array().expect("refusals").as_slice() else {
+        panic!("{proof}")
+    };
     let act = &refusal["acts"][0];
     assert_eq!(
         json!([refusal["cause"], refusal["state"], act["act"], act["reason"]]),
@@ -205,11 +273,22 @@ async fn history_is_complete(world: &World, bad: &UsageTruth) {
     );
     let accepted = &proof["accepted"];
     assert_eq!(
-        json!([proof["source"]["state"], accepted["log"]["state"], accepted["publication"]["state"]]),
+        json!([
+            proof["source"]["state"],
+            accepted["log"]["state"],
+            accepted["publication"]["state"]
+        ]),
         json!(["same", "same", "published"])
     );
-    let [attempt] = accepted["publication"]["attempts"].as_array().expect("attempts").as_slice() else { panic!("{proof}") };
-    assert_eq!((&attempt["status"], attempt["request_id"].is_string()), (&json!(200), true), "{proof}");
+    let [attempt] = accepted["publication"]["attempts"].as_array().expect("attempts").as_slice()
+    else {
+        panic!("{proof}")
+    };
+    assert_eq!(
+        (&attempt["status"], attempt["request_id"].is_string()),
+        (&json!(200), true),
+        "{proof}"
+    );
     let books = world.tallyman.books();
     assert_eq!(books.deliveries.iter().filter(|delivery| delivery.id == bad.id).count(), 1);
 }

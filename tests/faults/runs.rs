@@ -46,7 +46,11 @@ impl Runs {
     /// Writes at once, so that an interrupted run can resume.
     pub fn passed(&self, seed: u64) {
         if let Some(file) = &self.passed {
-            let mut file = OpenOptions::new().create(true).append(true).open(file).expect("the file of passed seeds");
+            let mut file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(file)
+                .expect("the file of passed seeds");
             writeln!(file, "{seed}").expect("write the seed");
         }
     }
@@ -62,7 +66,9 @@ impl Runs {
             Ok(summary) => summary,
             Err(panic) => {
                 let seed = schedule.seed;
-                self.report(&format!("FAILED: {schedule}\nrun it again: scripts/test --faults 1 --seed {seed}"));
+                self.report(&format!(
+                    "FAILED: {schedule}\nrun it again: scripts/test --faults 1 --seed {seed}"
+                ));
                 resume_unwind(panic)
             }
         }

@@ -47,12 +47,14 @@ pub enum Kind {
 }
 
 use Kind::{
-    AllKilled, BrokerKilled, BrokerStopped, BuildsPurged, ClockStepped, CollectorKilled, ConnectionsCut, ConsumerKilled, ConsumersReplaced,
-    DiskFull, FrozenInTransaction, PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, RowsVisibleLate,
+    AllKilled, BrokerKilled, BrokerStopped, BuildsPurged, ClockStepped, CollectorKilled,
+    ConnectionsCut, ConsumerKilled, ConsumersReplaced, DiskFull, FrozenInTransaction,
+    PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, RowsVisibleLate,
     SecondPipelineMisconfigured, ServerKilled, SourceClockBehind, TransactionalNoise,
 };
 
-/// Any five consecutive seeds cover all of these: each has four neighbours of this list for certain.
+/// Any five consecutive seeds cover all of these: each has four neighbours of this list for
+/// certain.
 const KINDS: [Kind; 20] = [
     ConsumerKilled,
     PostgresStopped,
@@ -134,7 +136,8 @@ impl Kind {
         )
     }
 
-    /// Whether `other` may start during this fault. Two faults of the same thing do not overlap: the later end would undo the other.
+    /// Whether `other` may start during this fault. Two faults of the same thing do not overlap:
+    /// the later end would undo the other.
     fn overlaps(self, other: Kind) -> bool {
         if other.needs_traffic() {
             return false;
@@ -150,8 +153,13 @@ impl Kind {
             return false;
         }
         let server = self.of_server() || other.of_server();
-        let same_server = self.of_broker() == other.of_broker() && self.of_server() && other.of_server();
-        if server { !same_server } else { role(self) != role(other) && role(self) != 0 && role(other) != 0 }
+        let same_server =
+            self.of_broker() == other.of_broker() && self.of_server() && other.of_server();
+        if server {
+            !same_server
+        } else {
+            role(self) != role(other) && role(self) != 0 && role(other) != 0
+        }
     }
 
     /// Longer than the process tolerates, if the fault is about that; else short, as usual.
@@ -171,7 +179,8 @@ impl Schedule {
     pub fn of(seed: u64) -> Schedule {
         let mut dice = ChaCha8Rng::seed_from_u64(seed);
         let first = usize::try_from(seed % KINDS.len() as u64).expect("small") * CERTAIN;
-        let mut kinds: Vec<Kind> = (first..first + CERTAIN).map(|place| KINDS[place % KINDS.len()]).collect();
+        let mut kinds: Vec<Kind> =
+            (first..first + CERTAIN).map(|place| KINDS[place % KINDS.len()]).collect();
         let brokers = kinds.iter().any(|kind| kind.needs_broker());
         let backend = match dice.random_range(0..4) {
             0 => Backend::KafkaNewProtocol,
@@ -190,7 +199,11 @@ impl Schedule {
         for kind in kinds {
             let fault = Fault { kind, lasts: kind.lasts(&mut dice), roll: dice.random() };
             match rounds.last_mut() {
-                Some(Round { faults, .. }) if faults.len() == 1 && faults[0].kind.overlaps(kind) && dice.random_bool(0.5) => {
+                Some(Round { faults, .. })
+                    if faults.len() == 1
+                        && faults[0].kind.overlaps(kind)
+                        && dice.random_bool(0.5) =>
+                {
                     faults.push(fault);
                 }
                 _ => {
@@ -211,8 +224,17 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "seed {} on {:?}:", self.seed, self.backend)?;
         for round in &self.rounds {
-            let faults: Vec<String> = round.faults.iter().map(|fault| format!("{:?} {:.1?}", fault.kind, fault.lasts)).collect();
-            write!(f, "\n  after {:.1?} {}", round.calm, faults.join(if round.nested { " around " } else { " into " }))?;
+            let faults: Vec<String> = round
+                .faults
+                .iter()
+                .map(|fault| format!("{:?} {:.1?}", fault.kind, fault.lasts))
+                .collect();
+            write!(
+                f,
+                "\n  after {:.1?} {}",
+                round.calm,
+                faults.join(if round.nested { " around " } else { " into " })
+            )?;
         }
         Ok(())
     }
@@ -223,15 +245,28 @@ fn five_seeds_in_a_row_have_every_kind_and_a_seed_is_always_the_same_schedule() 
     for seed in [0, 1, 40, 4001, u64::MAX / 2] {
         let schedules: Vec<Schedule> = (seed..seed + 5).map(Schedule::of).collect();
         for kind in KINDS {
-            assert!(schedules.iter().any(|schedule| schedule.has(kind)), "{kind:?} is in none of five from {seed} on");
+            assert!(
+                schedules.iter().any(|schedule| schedule.has(kind)),
+                "{kind:?} is in none of five from {seed} on"
+            );
         }
         assert_eq!(Schedule::of(seed).to_string(), schedules[0].to_string());
     }
     let many: Vec<Schedule> = (0..200).map(Schedule::of).collect();
     for backend in [Backend::Kafka, Backend::KafkaNewProtocol, Backend::Postgres] {
-        assert!(many.iter().filter(|schedule| schedule.backend == backend).count() > 30, "{backend:?}");
+        assert!(
+            many.iter().filter(|schedule| schedule.backend == backend).count() > 30,
+            "{backend:?}"
+        );
     }
-    assert!(many.iter().filter(|schedule| schedule.rounds.iter().any(|round| round.faults.len() == 2)).count() > 60);
-    let brokers = |schedule: &&Schedule| KINDS.into_iter().any(|kind| kind.needs_broker() && schedule.has(kind));
+    assert!(
+        many.iter()
+            .filter(|schedule| schedule.rounds.iter().any(|round| round.faults.len() == 2))
+            .count()
+            > 60
+    );
+    let brokers = |schedule: &&Schedule| {
+        KINDS.into_iter().any(|kind| kind.needs_broker() && schedule.has(kind))
+    };
     assert!(many.iter().filter(brokers).all(|schedule| schedule.backend != Backend::Postgres));
 }

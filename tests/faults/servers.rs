@@ -1,4 +1,5 @@
-//! Servers that a schedule stops, kills and restarts: a PostgreSQL on a small disk for the ledger, and a Kafka broker.
+//! Servers that a schedule stops, kills and restarts: a PostgreSQL on a small disk for the ledger,
+//! and a Kafka broker.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -33,8 +34,9 @@ impl Servers {
     }
 }
 
-/// A file system in memory that can become full. It has a mount namespace, which ends with its last process, so no mount remains after a
-/// run. Without root it needs a kernel that lets users create namespaces, such as Debian's.
+/// A file system in memory that can become full. It has a mount namespace, which ends with its last
+/// process, so no mount remains after a run. Without root it needs a kernel that lets users create
+/// namespaces, such as Debian's.
 struct SmallDisk {
     holder: Process,
     folder: TempDir,
@@ -43,18 +45,25 @@ struct SmallDisk {
 impl SmallDisk {
     async fn mount() -> SmallDisk {
         let folder = TempDir::new().expect("a folder");
-        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("let PostgreSQL's user pass");
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))
+            .expect("let PostgreSQL's user pass");
         let mut command = bound("unshare", "KILL");
         if is_root() {
             command.args(["--mount", "--propagation", "private"]);
         } else {
             command.args(["--user", "--map-current-user", "--keep-caps", "--mount"]);
         }
-        let mount = format!("mount -t tmpfs -o size={DISK_MEGABYTES}m,mode=1777 tmpfs \"$0\" && echo mounted && exec sleep infinity");
+        let mount = format!(
+            "mount -t tmpfs -o size={DISK_MEGABYTES}m,mode=1777 tmpfs \"$0\" && echo mounted && exec sleep infinity"
+        );
         command.args(["sh", "-c", &mount]).arg(folder.path());
         let mut holder = Process::spawn(command);
         eventually(SOON, "the small disk is mounted", || {
-            assert!(holder.runs(), "no file system can be mounted (root, or namespaces of users, are needed): {}", holder.stderr());
+            assert!(
+                holder.runs(),
+                "no file system can be mounted (root, or namespaces of users, are needed): {}",
+                holder.stderr()
+            );
             let mounted = holder.stdout() == "mounted\n";
             async move { mounted }
         })
@@ -72,20 +81,30 @@ impl SmallDisk {
         if !is_root() {
             command.args(["--user", "--preserve-credentials"]);
         }
-        command.args(["--mount", "--target", &self.holder.pid().to_string(), program]).env("LC_ALL", "C");
+        command
+            .args(["--mount", "--target", &self.holder.pid().to_string(), program])
+            .env("LC_ALL", "C");
         command
     }
 
     /// Writes until the disk is full.
     fn fill(&self) {
         let to = format!("of={}", self.path("filler").display());
-        let filled = self.inside("dd").args(["if=/dev/zero", "bs=64k", "status=none", &to]).output().expect("run dd");
+        let filled = self
+            .inside("dd")
+            .args(["if=/dev/zero", "bs=64k", "status=none", &to])
+            .output()
+            .expect("run dd");
         let stderr = String::from_utf8_lossy(&filled.stderr).into_owned();
-        assert!(!filled.status.success() && stderr.contains("No space left on device"), "the disk is not full: {stderr}");
+        assert!(
+            !filled.status.success() && stderr.contains("No space left on device"),
+            "the disk is not full: {stderr}"
+        );
     }
 
     fn empty(&self) {
-        let emptied = self.inside("rm").arg("-f").arg(self.path("filler")).status().expect("run rm");
+        let emptied =
+            self.inside("rm").arg("-f").arg(self.path("filler")).status().expect("run rm");
         assert!(emptied.success());
     }
 }
@@ -101,7 +120,18 @@ impl Postgres {
     async fn create() -> Postgres {
         let disk = SmallDisk::mount().await;
         let mut command = Postgres::program(&disk, "initdb", "KILL");
-        command.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--wal-segsize=1", "-D"]);
+        command.args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+            "--wal-segsize=1",
+            "-D",
+        ]);
         let mut initdb = Process::spawn({
             command.arg(disk.path("data"));
             command
@@ -121,7 +151,10 @@ impl Postgres {
         if is_root() {
             command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
         }
-        command.args(["--pdeathsig", signal]).arg(Path::new(&setting("TALLYLINE_TEST_POSTGRES_BIN")).join(name)).current_dir("/");
+        command
+            .args(["--pdeathsig", signal])
+            .arg(Path::new(&setting("TALLYLINE_TEST_POSTGRES_BIN")).join(name))
+            .current_dir("/");
         command
     }
 
@@ -147,8 +180,8 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Starts it unless it runs, and waits until it answers: after a crash it recovers first. After a kill, its memory is free only when
-    /// the last session has noticed.
+    /// Starts it unless it runs, and waits until it answers: after a crash it recovers first. After
+    /// a kill, its memory is free only when the last session has noticed.
     pub async fn start(&mut self) {
         self.answers().await;
     }
@@ -205,7 +238,10 @@ impl Postgres {
 pub async fn drop_database(server: &str, name: &str) {
     let mut connection = PgConnection::connect(server).await.expect("the server answers");
     let drop = format!("drop database {name} with (force)");
-    sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.expect("drop the database");
+    sqlx::query(sqlx::AssertSqlSafe(drop))
+        .execute(&mut connection)
+        .await
+        .expect("drop the database");
     connection.close().await.expect("close");
 }
 
@@ -221,8 +257,10 @@ impl Kafka {
         let folder = TempDir::new().expect("a folder");
         let (broker, controller) = (free_port(), free_port());
         let brokers = format!("127.0.0.1:{broker}");
-        let settings = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES")).expect("the properties of scripts/test");
-        // the last of two equal names applies; a site with the new group protocol must shorten the session of 45 s
+        let settings = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES"))
+            .expect("the properties of scripts/test");
+        // the last of two equal names applies; a site with the new group protocol must shorten the
+        // session of 45 s
         let overrides = format!(
             "controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}
@@ -236,11 +274,17 @@ group.consumer.heartbeat.interval.ms=1000
 ",
             folder.path().join("data").display()
         );
-        std::fs::write(folder.path().join("kafka.properties"), settings + &overrides).expect("write the properties");
+        std::fs::write(folder.path().join("kafka.properties"), settings + &overrides)
+            .expect("write the properties");
         let format = ["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"];
         let mut formatted = Kafka::program(&folder, &format);
         let status = formatted.ends_within(SOON).await;
-        assert!(status.success(), "formatting Kafka's storage: {}{}", formatted.stdout(), formatted.stderr());
+        assert!(
+            status.success(),
+            "formatting Kafka's storage: {}{}",
+            formatted.stdout(),
+            formatted.stderr()
+        );
         let server = Kafka::program(&folder, &["kafka.Kafka"]);
         let mut kafka = Kafka { folder, brokers, server };
         kafka.answers().await;
@@ -251,7 +295,10 @@ group.consumer.heartbeat.interval.ms=1000
         let mut command = bound(&setting("TALLYLINE_TEST_KAFKA_PROGRAM"), "KILL");
         command.args(words).arg(folder.path().join("kafka.properties"));
         // it restarts often: a quick start matters more than speed
-        command.env("KAFKA_JAVA_OPTIONS", "-Xms256m -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1");
+        command.env(
+            "KAFKA_JAVA_OPTIONS",
+            "-Xms256m -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+        );
         Process::spawn(command)
     }
 
@@ -265,7 +312,9 @@ group.consumer.heartbeat.interval.ms=1000
         let waited = async {
             loop {
                 assert!(self.server.runs(), "Kafka ended: {}", self.server.stdout());
-                let metadata = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, Duration::from_millis(500)));
+                let metadata = tokio::task::block_in_place(|| {
+                    admin.inner().fetch_metadata(None, Duration::from_millis(500))
+                });
                 if metadata.is_ok_and(|answer| !answer.brokers().is_empty()) {
                     return;
                 }
@@ -288,7 +337,11 @@ group.consumer.heartbeat.interval.ms=1000
     /// Makes room for the next schedule.
     pub async fn delete_topics(&self, names: &[String]) {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let deleted = self.admin().delete_topics(&names, &AdminOptions::new()).await.expect("the broker answers");
+        let deleted = self
+            .admin()
+            .delete_topics(&names, &AdminOptions::new())
+            .await
+            .expect("the broker answers");
         assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
     }
 

@@ -32,11 +32,22 @@ impl World {
     /// A row is late only if a collector has passed its time.
     async fn collectors_are_up_to_date(&self) {
         eventually(MET, "the source is complete until a minute ago", || async {
-            let Ok(Some(source)) = self.site.ledger.run(async |conn| sources::get(conn, self.deployment).await).await else { return false };
-            let Ok(completeness) = self.site.ledger.run(async |conn| passes::completeness(conn, source.id).await).await else {
+            let Ok(Some(source)) =
+                self.site.ledger.run(async |conn| sources::get(conn, self.deployment).await).await
+            else {
                 return false;
             };
-            completeness.complete_until.is_some_and(|until| until > Clock::system().now() - TimeDelta::minutes(1))
+            let Ok(completeness) = self
+                .site
+                .ledger
+                .run(async |conn| passes::completeness(conn, source.id).await)
+                .await
+            else {
+                return false;
+            };
+            completeness
+                .complete_until
+                .is_some_and(|until| until > Clock::system().now() - TimeDelta::minutes(1))
         })
         .await;
     }
@@ -46,7 +57,10 @@ impl World {
         let until = Clock::system().now() - VISIBLE_LATE;
         let builds = coderd.lock().await.extend_late(until - LATE_SPAN, until, LATE_BUILDS);
         self.late_rows = true;
-        self.say(&format!("workspaces of {builds} builds become visible {} s late", VISIBLE_LATE.num_seconds()));
+        self.say(&format!(
+            "workspaces of {builds} builds become visible {} s late",
+            VISIBLE_LATE.num_seconds()
+        ));
     }
 
     pub async fn source_clock_falls_behind(&mut self, coderd: &Coderd) {
@@ -72,8 +86,10 @@ impl World {
         // some workspaces lose their first builds and keep later ones
         let tenths = i32::try_from(1 + (roll >> 8) % 8).expect("small");
         let completed_before = start + (end - start) / 10 * tenths;
-        let purge = Purge { completed_before, jobs_too: roll.is_multiple_of(2), restarts: RESTARTS };
-        let removed = simulation.purge_builds(purge, Clock::system().now()).await.expect("coderd purges");
+        let purge =
+            Purge { completed_before, jobs_too: roll.is_multiple_of(2), restarts: RESTARTS };
+        let removed =
+            simulation.purge_builds(purge, Clock::system().now()).await.expect("coderd purges");
         drop(simulation);
         let jobs = if purge.jobs_too { "with their jobs" } else { "without their jobs" };
         self.say(&format!("coderd has removed {} builds {jobs}", removed.len()));
@@ -96,18 +112,28 @@ async fn purged_builds_stay_counted_and_a_restart_is_not_a_creation() {
     let mut simulation = Simulation::start(config, &database.url).await.expect("coderd's tables");
     simulation.finish().await.expect("the history");
     let before = simulation.truth();
-    let purge = Purge { completed_before: end - TimeDelta::days(5), jobs_too: true, restarts: RESTARTS };
+    let purge =
+        Purge { completed_before: end - TimeDelta::days(5), jobs_too: true, restarts: RESTARTS };
     let removed = simulation.purge_builds(purge, end).await.expect("coderd purges");
     simulation.advance_to(end + TimeDelta::minutes(1)).await.expect("coderd lives");
 
     let truth = simulation.truth();
     let again = truth.builds.len() - before.builds.len();
-    assert!(again > 10 && removed.len() > 200, "{again} starts after {} builds were removed", removed.len());
+    assert!(
+        again > 10 && removed.len() > 200,
+        "{again} starts after {} builds were removed",
+        removed.len()
+    );
     assert_eq!(truth.creation_totals(), before.creation_totals(), "each creation is counted once");
     let numbers = Numbers::of_truth(&truth, DateTime::UNIX_EPOCH);
     let (full_history, now) = (before_purges(&database.url).await, &database.pool);
-    assert_eq!(Numbers::of_coderd(&full_history, &truth.names(), DateTime::UNIX_EPOCH).await, numbers, "as if nothing had been removed");
+    assert_eq!(
+        Numbers::of_coderd(&full_history, &truth.names(), DateTime::UNIX_EPOCH).await,
+        numbers,
+        "as if nothing had been removed"
+    );
     assert_ne!(Numbers::of_coderd(now, &truth.names(), DateTime::UNIX_EPOCH).await, numbers);
-    let remaining: Vec<Uuid> = sqlx::query_scalar("select id from workspace_builds").fetch_all(now).await.expect("builds");
+    let remaining: Vec<Uuid> =
+        sqlx::query_scalar("select id from workspace_builds").fetch_all(now).await.expect("builds");
     assert!(removed.iter().all(|id| !remaining.contains(id)));
 }

@@ -26,7 +26,8 @@ pub async fn live(coderd: Coderd, stop: CancellationToken) {
     {
         let mut simulation = coderd.lock().await;
         simulation.set_acts_per_transaction(ACTS_PER_TRANSACTION);
-        // no builds for the time of the history's writing: they would complete before they are visible
+        // no builds for the time of the history's writing: they would complete before they are
+        // visible
         simulation.extend(planned, 0);
     }
     let mut slowest = Duration::ZERO;
@@ -35,7 +36,8 @@ pub async fn live(coderd: Coderd, stop: CancellationToken) {
         let now = clock.now();
         if planned < now + AHEAD / 2 {
             let until = planned.max(now) + AHEAD;
-            let builds = RATE * (until - planned.max(now)).as_seconds_f64() / (1.0 + 4.0 * slowest.as_secs_f64());
+            let builds = RATE * (until - planned.max(now)).as_seconds_f64()
+                / (1.0 + 4.0 * slowest.as_secs_f64());
             simulation.extend(until, builds as usize);
             (planned, slowest) = (until, Duration::ZERO);
         }

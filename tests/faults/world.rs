@@ -1,4 +1,5 @@
-//! One deployment under faults: a simulated coderd that lives on, a process and proxy for each role, and a vendor.
+//! One deployment under faults: a simulated coderd that lives on, a process and proxy for each
+//! role, and a vendor.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,15 +27,15 @@ use crate::watch::Watch;
 
 /// The grace period of `tallyline run` after SIGTERM, with room for a busy machine.
 pub const GRACE: Duration = Duration::from_secs(20);
-/// All usage is younger than the vendor's 30 days. A fast clock does not change that: usage is too old only if the ledger's server agrees.
+/// All usage is younger than the vendor's 30 days. A fast clock does not change that: usage is too
+/// old only if the ledger's server agrees.
 const DAYS: i64 = 20;
 const BUILDS: usize = 600;
 /// The vendor answers slowly, so that a killed publisher may have a request in flight.
 const LATENCY_MS: u64 = 100;
 
 /// Lines of the pipeline file.
-const PACE: &str =
-    "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\nserve.audit_seconds = 5\npublish.request_timeout_seconds = 2\n";
+const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\nserve.audit_seconds = 5\npublish.request_timeout_seconds = 2\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -50,7 +51,14 @@ pub enum Place {
 
 impl Place {
     /// The processes that always run.
-    pub const ALL: [Place; 6] = [Place::Collect, Place::ConsumeA, Place::ConsumeB, Place::Publish, Place::ServeA, Place::ServeB];
+    pub const ALL: [Place; 6] = [
+        Place::Collect,
+        Place::ConsumeA,
+        Place::ConsumeB,
+        Place::Publish,
+        Place::ServeA,
+        Place::ServeB,
+    ];
 
     fn role(self) -> &'static str {
         match self {
@@ -116,7 +124,8 @@ pub struct World {
     pub tallyman: Tallyman,
     members: Vec<Member>,
     pub watch: Option<Watch>,
-    /// How often an answer to the publisher could be lost: it was killed or blocked, or the ledger was away.
+    /// How often an answer to the publisher could be lost: it was killed or blocked, or the ledger
+    /// was away.
     pub answers_lost: usize,
     pub slowest: Duration,
     /// Whether coderd wrote rows dated before a collector's progress.
@@ -141,26 +150,38 @@ impl World {
     }
 
     /// The same, with a history that ended `behind` ago, and clocks that are as far behind.
-    pub async fn begin_behind(behind: TimeDelta, seed: u64, backend: Backend, servers: &Servers) -> (World, Simulation) {
+    pub async fn begin_behind(
+        behind: TimeDelta,
+        seed: u64,
+        backend: Backend,
+        servers: &Servers,
+    ) -> (World, Simulation) {
         let begun = Instant::now();
         let (coderd, ledger) = (database().await, database_on(&servers.postgres.url()).await);
         let simulation = history(seed, Clock::system().now() - behind, &coderd).await;
         let config = simulation.config();
-        let introduced_at = introduction(&simulation, config.start + (config.end - config.start) / 2);
+        let introduced_at =
+            introduction(&simulation, config.start + (config.end - config.start) / 2);
         let vendor = CancellationToken::new();
         let switches = Switches { latency_ms: LATENCY_MS, ..Switches::default() };
         let tallyman = simulated::vendor(&simulation, switches, &vendor).await;
-        let kafka = (backend != Backend::Postgres)
-            .then(|| support::Kafka { brokers: servers.kafka.brokers.clone(), prefix: format!("s{}.", uuid::Uuid::new_v4().simple()) });
-        let topics: Vec<String> =
-            kafka.iter().flat_map(|kafka| tallyline::event::Topic::ALL.map(|topic| kafka.name(topic.name()))).collect();
-        let pipeline = pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE) + group(backend);
+        let kafka = (backend != Backend::Postgres).then(|| support::Kafka {
+            brokers: servers.kafka.brokers.clone(),
+            prefix: format!("s{}.", uuid::Uuid::new_v4().simple()),
+        });
+        let topics: Vec<String> = kafka
+            .iter()
+            .flat_map(|kafka| tallyline::event::Topic::ALL.map(|topic| kafka.name(topic.name())))
+            .collect();
+        let pipeline =
+            pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE) + group(backend);
         let site = Site::on(ledger, kafka, &pipeline).await;
         let mut members = Vec::new();
         for place in Place::ALL {
             members.push(Member::start(&site, place, -behind.num_seconds()).await);
         }
-        let serve: Vec<String> = members.iter().filter_map(|member| Some(member.serve()?.metrics.clone())).collect();
+        let serve: Vec<String> =
+            members.iter().filter_map(|member| Some(member.serve()?.metrics.clone())).collect();
         let watch = Some(Watch::start(serve.try_into().expect("two")));
         let slowest = Duration::ZERO;
         let coderd_before_purges = before_purges(&coderd.url).await;
@@ -197,7 +218,10 @@ impl World {
     }
 
     pub fn member(&mut self, place: Place) -> &mut Member {
-        self.members.iter_mut().find(|member| member.place == place).expect("the process is running")
+        self.members
+            .iter_mut()
+            .find(|member| member.place == place)
+            .expect("the process is running")
     }
 
     pub fn members(&mut self) -> &mut [Member] {
@@ -232,13 +256,19 @@ impl World {
     /// None of these faults makes a partition unreadable or breaks an invariant.
     fn never_stopped(&mut self, place: Place) {
         let stderr = self.member(place).process().stderr();
-        assert!(!stderr.contains("partition stopped") && !stderr.contains("panicked"), "{place:?}: {stderr}");
+        assert!(
+            !stderr.contains("partition stopped") && !stderr.contains("panicked"),
+            "{place:?}: {stderr}"
+        );
     }
 
     /// Restarts it with a clock that is off by `offset` seconds.
     pub fn start(&mut self, place: Place, offset: i64) {
         let World { site, members, .. } = self;
-        let member = members.iter_mut().find(|member| member.place == place).expect("the process is running");
+        let member = members
+            .iter_mut()
+            .find(|member| member.place == place)
+            .expect("the process is running");
         member.proxy.thaw();
         let offset = offset.to_string();
         let arguments = ["--set", member.ledger.as_str(), "--clock-offset", offset.as_str()];
@@ -270,7 +300,8 @@ impl World {
 
     /// Unread partitions up to these ends: partition, position and end.
     pub async fn behind(&self, ends: &[(TopicPartition, i64)]) -> Vec<(TopicPartition, i64, i64)> {
-        let positions: BTreeMap<_, _> = self.site.ledger.run(positions::list).await.unwrap_or_default().into_iter().collect();
+        let positions: BTreeMap<_, _> =
+            self.site.ledger.run(positions::list).await.unwrap_or_default().into_iter().collect();
         let position = |partition| positions.get(partition).copied().unwrap_or_default();
         let behind = ends.iter().filter(|(partition, end)| position(partition) < *end);
         behind.map(|(partition, end)| (*partition, position(partition), *end)).collect()
@@ -288,7 +319,9 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(within, series).await.unwrap_or_else(|_| panic!("no process shows the domain series within {within:?}"))
+        tokio::time::timeout(within, series)
+            .await
+            .unwrap_or_else(|_| panic!("no process shows the domain series within {within:?}"))
     }
 
     /// Ends all processes in order and frees their resources.
@@ -311,9 +344,13 @@ impl World {
 /// Twenty days of a deployment, all committed.
 async fn history(seed: u64, end: DateTime<Utc>, coderd: &Database) -> Simulation {
     let start = end - TimeDelta::days(DAYS);
-    let schema = if seed.is_multiple_of(2) { SchemaVersion::TasksEra } else { SchemaVersion::Sep2026 };
+    let schema =
+        if seed.is_multiple_of(2) { SchemaVersion::TasksEra } else { SchemaVersion::Sep2026 };
     let published = Some(start + TimeDelta::days(DAYS / 5));
-    let config = Config { coderd_publishes_until: published, ..Config::history(seed, schema, start, end, BUILDS) };
+    let config = Config {
+        coderd_publishes_until: published,
+        ..Config::history(seed, schema, start, end, BUILDS)
+    };
     let mut simulation = Simulation::start(config, &coderd.url).await.expect("coderd's tables");
     simulation.advance_to(end).await.expect("the history");
     simulation.commit_held().await.expect("the history");

@@ -18,7 +18,8 @@ pub fn command_line(input: &[u8]) -> bool {
         }
         Err(error) => {
             let rendered = error.to_string();
-            let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let is_help =
+                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             assert!(is_help || !rendered.is_empty(), "{:?}", error.kind());
             false
         }

@@ -1,9 +1,11 @@
-//! Every parser on its corpus, and on a bounded number of seeded mutations of it. A longer hunt, or a repetition:
+//! Every parser on its corpus, and on a bounded number of seeded mutations of it. A longer hunt, or
+//! a repetition:
 //!
 //!     FUZZ_RUNS=5000000 FUZZ_SEED=7 cargo test --test fuzz -- event
 //!
-//! A target takes any bytes and never panics. It checks the promises of its parser and returns whether the bytes were accepted. Its corpus
-//! is `corpus/TARGET/`, one file for each input; add new findings there.
+//! A target takes any bytes and never panics. It checks the promises of its parser and returns
+//! whether the bytes were accepted. Its corpus is `corpus/TARGET/`, one file for each input; add
+//! new findings there.
 
 mod arguments;
 mod event;
@@ -25,9 +27,11 @@ use rand::rngs::StdRng;
 /// Takes any bytes; true: accepted.
 type Target = fn(&[u8]) -> bool;
 
-/// The default of `FUZZ_RUNS`, the mutations of a target. An expensive target has fewer: each command line builds all commands.
+/// The default of `FUZZ_RUNS`, the mutations of a target. An expensive target has fewer: each
+/// command line builds all commands.
 const RUNS: u64 = 10_000;
-/// The limit for an input of at most 300 KiB on a busy machine: far more than any input should take.
+/// The limit for an input of at most 300 KiB on a busy machine: far more than any input should
+/// take.
 const LONGEST: Duration = Duration::from_secs(10);
 
 macro_rules! targets {
@@ -62,12 +66,17 @@ targets! {
 }
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")))
+    std::env::var(name).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number"))
+    })
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
-    let mut files: Vec<_> = std::fs::read_dir(&folder).expect("the corpus").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .expect("the corpus")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     files.sort();
     assert!(!files.is_empty(), "no input in {}", folder.display());
     files.iter().map(|file| std::fs::read(file).expect("an input")).collect()
@@ -82,7 +91,12 @@ fn fuzz(name: &str, target: Target, runs: u64) {
         // the same bytes give the same answer, or a finding could not be repeated
         let begun = Instant::now();
         let answer = catch_unwind(AssertUnwindSafe(|| (target(input), target(input))));
-        assert!(begun.elapsed() < 2 * LONGEST, "{name}, {what}: {:?} for {}", begun.elapsed(), display(input));
+        assert!(
+            begun.elapsed() < 2 * LONGEST,
+            "{name}, {what}: {:?} for {}",
+            begun.elapsed(),
+            display(input)
+        );
         match answer {
             Ok((true, true)) => accepted += 1,
             Ok((false, false)) => refused += 1,
@@ -97,8 +111,14 @@ fn fuzz(name: &str, target: Target, runs: u64) {
         let mut chance = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ run);
         try_one(&mutate::one(&corpus, &mut chance), &format!("FUZZ_SEED={seed}, run {run}"));
     }
-    println!("{name}: {accepted} accepted, {refused} refused, {:.1} s", begun.elapsed().as_secs_f64());
-    assert!(accepted > 0 && refused > 0, "a target with one answer for all inputs checks nothing: {accepted} accepted, {refused} refused");
+    println!(
+        "{name}: {accepted} accepted, {refused} refused, {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(
+        accepted > 0 && refused > 0,
+        "a target with one answer for all inputs checks nothing: {accepted} accepted, {refused} refused"
+    );
 }
 
 /// The input in a form for the corpus; a long one is kept in a file.
@@ -108,5 +128,9 @@ fn display(input: &[u8]) -> String {
     }
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{}", std::process::id()));
     let result = std::fs::write(&path, input);
-    format!("{} bytes, {}", input.len(), result.map_or_else(|error| error.to_string(), |()| format!("kept in {}", path.display())))
+    format!(
+        "{} bytes, {}",
+        input.len(),
+        result.map_or_else(|error| error.to_string(), |()| format!("kept in {}", path.display()))
+    )
 }

@@ -1,4 +1,5 @@
-//! A mutator for bytes and some text. A token is a quoted string or a word, as in JSON, TOML, headers and arguments.
+//! A mutator for bytes and some text. A token is a quoted string or a word, as in JSON, TOML,
+//! headers and arguments.
 
 use std::ops::Range;
 

@@ -3,7 +3,9 @@
 use chrono::{DateTime, Datelike as _, SecondsFormat, TimeDelta};
 use tallyline::api::body_of;
 use tallyline::event::{Message, Topic, Traces};
-use tallyline::operations::{self, Edge, EventId, LogRange, OperationError, chosen, edited, iso_duration};
+use tallyline::operations::{
+    self, Edge, EventId, LogRange, OperationError, chosen, edited, iso_duration,
+};
 
 pub fn instant(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
@@ -11,8 +13,15 @@ pub fn instant(input: &[u8]) -> bool {
     match operations::instant(text) {
         Ok(instant) => {
             assert!((1970..=9999).contains(&instant.year()), "{instant}");
-            assert_eq!(DateTime::from_timestamp_micros(instant.timestamp_micros()), Some(instant), "as PostgreSQL keeps it");
-            assert_eq!(operations::instant(&instant.to_rfc3339_opts(SecondsFormat::AutoSi, true)), Ok(instant));
+            assert_eq!(
+                DateTime::from_timestamp_micros(instant.timestamp_micros()),
+                Some(instant),
+                "as PostgreSQL keeps it"
+            );
+            assert_eq!(
+                operations::instant(&instant.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+                Ok(instant)
+            );
             true
         }
         Err(problem) => {
@@ -40,20 +49,38 @@ pub fn log_range(input: &[u8]) -> bool {
     let edges = [&range.from, &range.until].map(|text| text.parse::<Edge>());
     for edge in &edges {
         match edge {
-            Ok(edge) => assert_eq!(written(*edge).map(|text| text.parse()), written(*edge).map(|_| Ok(*edge))),
+            Ok(edge) => assert_eq!(
+                written(*edge).map(|text| text.parse()),
+                written(*edge).map(|_| Ok(*edge))
+            ),
             Err(problem) => assert!(!problem.is_empty()),
         }
     }
-    let topics: Vec<_> = range.topics.iter().map(|text| (text, chosen(text, |name| name.parse::<Topic>().ok()))).collect();
+    let topics: Vec<_> = range
+        .topics
+        .iter()
+        .map(|text| (text, chosen(text, |name| name.parse::<Topic>().ok())))
+        .collect();
     for (text, topic) in &topics {
         match topic {
             Ok(chosen_one) => {
-                let partitions = chosen_one.partitions.as_ref().map(|all| all.iter().map(i32::to_string).collect::<Vec<_>>().join(","));
+                let partitions = chosen_one
+                    .partitions
+                    .as_ref()
+                    .map(|all| all.iter().map(i32::to_string).collect::<Vec<_>>().join(","));
                 assert!(chosen_one.partitions.iter().flatten().all(|partition| *partition >= 0));
-                let again = partitions.map_or(chosen_one.topic.name().to_owned(), |all| format!("{}:{all}", chosen_one.topic.name()));
-                assert_eq!(chosen(&again, |name| name.parse::<Topic>().ok()).as_ref(), Ok(chosen_one), "{text}");
+                let again = partitions.map_or(chosen_one.topic.name().to_owned(), |all| {
+                    format!("{}:{all}", chosen_one.topic.name())
+                });
+                assert_eq!(
+                    chosen(&again, |name| name.parse::<Topic>().ok()).as_ref(),
+                    Ok(chosen_one),
+                    "{text}"
+                );
             }
-            Err(problem) => assert!(problem.contains(text.split(':').next().unwrap_or_default()), "{problem}"),
+            Err(problem) => {
+                assert!(problem.contains(text.split(':').next().unwrap_or_default()), "{problem}")
+            }
         }
     }
     edges.iter().all(Result::is_ok) && topics.iter().all(|(_, topic)| topic.is_ok())
@@ -80,7 +107,10 @@ pub fn event_id(input: &[u8]) -> bool {
     match EventId::parse(text) {
         Ok(id) => {
             assert_eq!(EventId::parse(&id.whole()).unwrap_or_else(|error| panic!("{error}")), id);
-            assert!(id.topic != Topic::AgentUsage || id.whole() == text, "coderd's own id is not changed");
+            assert!(
+                id.topic != Topic::AgentUsage || id.whole() == text,
+                "coderd's own id is not changed"
+            );
             true
         }
         Err(error) => {
@@ -100,13 +130,22 @@ pub fn edit(input: &[u8]) -> bool {
             assert_eq!(message.key, original.key, "it stays in its partition");
             let (old, new) = (Traces::of(&original), Traces::of(&message));
             assert!(old.id.is_none() || new.id == old.id, "{old:?} became {new:?}");
-            assert!(old.deployment.is_none() || new.deployment == old.deployment, "{old:?} became {new:?}");
-            let money = old.event_type.as_ref().is_some_and(|name| name.starts_with("dc_") || name.starts_with("hb_"));
+            assert!(
+                old.deployment.is_none() || new.deployment == old.deployment,
+                "{old:?} became {new:?}"
+            );
+            let money = old
+                .event_type
+                .as_ref()
+                .is_some_and(|name| name.starts_with("dc_") || name.starts_with("hb_"));
             assert!(!money || new.event_type == old.event_type, "{old:?} became {new:?}");
             true
         }
         Err(OperationError::Invalid { field, message }) => {
-            assert!(["edit", "id", "source", "type"].contains(&field) && !message.is_empty(), "{field}: {message}");
+            assert!(
+                ["edit", "id", "source", "type"].contains(&field) && !message.is_empty(),
+                "{field}: {message}"
+            );
             false
         }
         Err(other) => panic!("{other}"),

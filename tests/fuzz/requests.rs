@@ -9,8 +9,8 @@ use serde_json::Value;
 use tallyline::api::{ProblemBody, body_of, query_of};
 use tallyline::operations::recover::{RecoverExecution, RecoverRequest};
 use tallyline::operations::{
-    CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListRejects, LogRange, PauseRequest, ProveRequest, RebuildExecution,
-    RebuildRequest, ReplayExecution, Resubmit, RunAudit,
+    CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListRejects, LogRange, PauseRequest,
+    ProveRequest, RebuildExecution, RebuildRequest, ReplayExecution, Resubmit, RunAudit,
 };
 
 /// The request's name, `?`, and its query.
@@ -35,8 +35,13 @@ fn in_a_query<T: DeserializeOwned + Serialize + PartialEq + Debug>(query: &str) 
             // as the command line sends it
             fields["reason"] = reason.clone().into();
             let mut again = form_urlencoded::Serializer::new(String::new());
-            for (name, value) in fields.as_object().expect("fields").iter().filter(|(_, value)| !value.is_null()) {
-                again.append_pair(name, &value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+            for (name, value) in
+                fields.as_object().expect("fields").iter().filter(|(_, value)| !value.is_null())
+            {
+                again.append_pair(
+                    name,
+                    &value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+                );
             }
             let again = again.finish();
             assert_eq!(query_of::<T>(&again), Ok((asked, reason)), "{again}");
@@ -75,7 +80,11 @@ fn in_a_body<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -
             let mut fields = serde_json::to_value(&request).expect("JSON");
             bounds(&fields, &["at"]);
             fields["reason"] = reason.clone().into();
-            assert_eq!(body_of::<T>(fields.to_string().as_bytes()), Ok((request, reason)), "{fields}");
+            assert_eq!(
+                body_of::<T>(fields.to_string().as_bytes()),
+                Ok((request, reason)),
+                "{fields}"
+            );
             true
         }
         Err(problem) => {
@@ -85,11 +94,14 @@ fn in_a_body<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -
     }
 }
 
-/// Checks that PostgreSQL can store and look up every accepted value. [`crate::operators`] reads the ends of ranges, which are texts.
+/// Checks that PostgreSQL can store and look up every accepted value. [`crate::operators`] reads
+/// the ends of ranges, which are texts.
 fn bounds(fields: &Value, instants: &[&str]) {
     assert!(!holds_nul(fields), "NUL in {fields}");
     for name in instants {
-        if let Some(instant) = fields[*name].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok()) {
+        if let Some(instant) =
+            fields[*name].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok())
+        {
             assert!((1970..=9999).contains(&instant.year()), "{name} is {instant}");
         }
     }

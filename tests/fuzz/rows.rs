@@ -16,7 +16,11 @@ struct Row(BTreeMap<String, String>);
 impl Row {
     fn of(input: &[u8]) -> Row {
         let text = String::from_utf8_lossy(input).replace('\0', "");
-        Row(text.lines().filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+        Row(text
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect())
     }
 
     fn text(&self, name: &str) -> String {
@@ -33,8 +37,8 @@ impl Row {
     }
 }
 
-/// A completed build. An unknown word is reported. Otherwise the row is an event that survives its wire form, or a refusal that names the
-/// field.
+/// A completed build. An unknown word is reported. Otherwise the row is an event that survives its
+/// wire form, or a refusal that names the field.
 pub fn build(input: &[u8]) -> bool {
     let row = Row::of(input);
     let id = |name| row.optional(name).unwrap_or(Uuid::from_u128(7));
@@ -71,16 +75,25 @@ pub fn build(input: &[u8]) -> bool {
     };
     match events::build(DEPLOYMENT, row) {
         Ok(build) => {
-            let claim = events::claim(&build).map(|claim| is_read(&Payload::Claim(Box::new(claim))));
+            let claim =
+                events::claim(&build).map(|claim| is_read(&Payload::Claim(Box::new(claim))));
             is_read(&Payload::Build(Box::new(build))) && claim != Some(false)
         }
         Err(InvalidRow::Time { field, message, .. }) => {
-            assert!(matches!(parse(&message), Err(ParseError::Field { .. } | ParseError::Oversized(_))), "{field}: {message:?}");
+            assert!(
+                matches!(parse(&message), Err(ParseError::Field { .. } | ParseError::Oversized(_))),
+                "{field}: {message:?}"
+            );
             false
         }
         Err(unknown) => {
             let text = unknown.to_string();
-            assert!(["transition", "job_status", "prebuilt_workspace_stage"].iter().any(|field| text.contains(field)), "{text}");
+            assert!(
+                ["transition", "job_status", "prebuilt_workspace_stage"]
+                    .iter()
+                    .any(|field| text.contains(field)),
+                "{text}"
+            );
             false
         }
     }
@@ -106,7 +119,8 @@ fn is_read(payload: &Payload) -> bool {
 pub fn usage(input: &[u8]) -> bool {
     let row = Row::of(input);
     let created_at = row.time("created_at").unwrap_or(Time::from(DateTime::UNIX_EPOCH));
-    let (id, event_type, event_data) = (row.text("id"), row.text("event_type"), row.text("event_data"));
+    let (id, event_type, event_data) =
+        (row.text("id"), row.text("event_type"), row.text("event_data"));
     let message = events::usage(
         DEPLOYMENT,
         UsageRow {
@@ -119,11 +133,20 @@ pub fn usage(input: &[u8]) -> bool {
             failure_message: row.optional("failure_message"),
         },
     );
-    assert_eq!((header(&message, "ce_id"), header(&message, "ce_type")), (id.as_str(), event_type.as_str()));
+    assert_eq!(
+        (header(&message, "ce_id"), header(&message, "ce_type")),
+        (id.as_str(), event_type.as_str())
+    );
     match parse(&message) {
         Ok(Event { deployment, payload: Payload::Usage(usage) }) => {
-            assert_eq!((deployment, &usage.id, Time::from(usage.created_at)), (DEPLOYMENT, &id, created_at));
-            assert_eq!(UsageQuantity::parse(&event_type, event_data.as_bytes()), Ok(usage.quantity));
+            assert_eq!(
+                (deployment, &usage.id, Time::from(usage.created_at)),
+                (DEPLOYMENT, &id, created_at)
+            );
+            assert_eq!(
+                UsageQuantity::parse(&event_type, event_data.as_bytes()),
+                Ok(usage.quantity)
+            );
             true
         }
         Ok(other) => panic!("a usage row became {other:?}"),
@@ -135,6 +158,10 @@ pub fn usage(input: &[u8]) -> bool {
 }
 
 fn header<'a>(message: &'a Message, name: &str) -> &'a str {
-    let value = message.headers.iter().find(|(header, _)| header == name).and_then(|(_, value)| value.as_deref());
+    let value = message
+        .headers
+        .iter()
+        .find(|(header, _)| header == name)
+        .and_then(|(_, value)| value.as_deref());
     std::str::from_utf8(value.expect("a header")).expect("text")
 }

@@ -16,8 +16,12 @@ pub fn file(input: &[u8]) -> bool {
 /// One setting a line: `KEY=VALUE` for flags, `TALLYLINE_KEY=VALUE` for variables.
 pub fn flags(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
-    let (variables, sets): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with("TALLYLINE_"));
-    let variable = |line: &str| line.split_once('=').map_or((line.to_owned(), String::new()), |(name, value)| (name.into(), value.into()));
+    let (variables, sets): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("TALLYLINE_"));
+    let variable = |line: &str| {
+        line.split_once('=')
+            .map_or((line.to_owned(), String::new()), |(name, value)| (name.into(), value.into()))
+    };
     with_file(b"roles = ['consume']\nledger.url = 'postgres://h/d'\n", |file| {
         loads(&Input {
             file: file.to_owned(),
@@ -48,7 +52,8 @@ fn loads(input: &Input) -> bool {
     }
 }
 
-/// A snapshot's state. An unreadable one is skipped and the fold starts again; a readable one is unchanged by saving.
+/// A snapshot's state. An unreadable one is skipped and the fold starts again; a readable one is
+/// unchanged by saving.
 pub fn snapshot(input: &[u8]) -> bool {
     restores::<MetricsState>(input) | restores::<LicensesState>(input)
 }

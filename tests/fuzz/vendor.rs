@@ -8,7 +8,11 @@ pub fn answer(input: &[u8]) -> bool {
     let sent = ["event-a", "event-b", "", "nul\0"];
     let Ok(answer) = Answer::parse(input) else { return false };
     let verdicts = answer.verdicts(sent);
-    assert_eq!(verdicts.of_sent.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), sent, "each that was sent, once, in order");
+    assert_eq!(
+        verdicts.of_sent.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(),
+        sent,
+        "each that was sent, once, in order"
+    );
     for (_, verdict) in &verdicts.of_sent {
         if let Verdict::RefusedPermanently(message) | Verdict::RefusedForNow(message) = verdict {
             assert!(!message.contains('\0') && message.chars().count() <= 1000);
@@ -29,7 +33,12 @@ pub fn accept(input: &[u8]) -> bool {
     assert_eq!(Format::for_accept(&format!("{text},image/png")), format);
     if format == Format::Protobuf {
         let lower = text.to_ascii_lowercase();
-        assert!(["application/vnd.google.protobuf", "delimited"].iter().all(|word| lower.contains(word)), "{text}");
+        assert!(
+            ["application/vnd.google.protobuf", "delimited"]
+                .iter()
+                .all(|word| lower.contains(word)),
+            "{text}"
+        );
     }
     format == Format::Protobuf
 }

@@ -9,8 +9,13 @@ use tallyline::clock::Clock;
 use tallyline::coderd;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::consumer;
-use tallyline::event::{Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse};
-use tallyline::ledger::{ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject, findings, positions, record, rejects};
+use tallyline::event::{
+    Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse,
+};
+use tallyline::ledger::{
+    ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject, findings, positions, record,
+    rejects,
+};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Step};
@@ -36,19 +41,38 @@ pub struct Site {
 impl Site {
     pub async fn new() -> Site {
         let (coderd, database) = (Coderd::new(SchemaVersion::Sep2026).await, database().await);
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).unwrap();
+        let ledger = Ledger::open(
+            &LedgerSettings { url: database.url.clone(), connections: 4 },
+            Clock::system(),
+        )
+        .unwrap();
         ledger.migrate().await.unwrap();
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(1).await.unwrap();
         let creation = coderd.creation().await;
         let pool = coderd.workspace().await;
-        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(pool).await }).await;
-        let claim = coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(pool).await }).await;
+        coderd
+            .build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(pool).await })
+            .await;
+        let claim =
+            coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(pool).await }).await;
         let now = coderd.now().await;
         coderd.usage("usage-1", "dc_managed_agents_v1", json!({"count": 1}), now).await;
-        let settings = Settings { margin: TimeDelta::zero(), deployment_id: Some(coderd.deployment), ..Settings::new("test") };
+        let settings = Settings {
+            margin: TimeDelta::zero(),
+            deployment_id: Some(coderd.deployment),
+            ..Settings::new("test")
+        };
         let source = coderd::Database::new(&coderd.database.url, Duration::from_secs(30)).unwrap();
-        let opened = Collector::open(settings, source, PublicKeys::new(), log.clone(), ledger.clone(), Clock::system()).await;
+        let opened = Collector::open(
+            settings,
+            source,
+            PublicKeys::new(),
+            log.clone(),
+            ledger.clone(),
+            Clock::system(),
+        )
+        .await;
         let collector = opened.unwrap().expect("the source is free");
         let mut site = Site { coderd, collector, ledger, log, creation, claim, database };
         site.collect().await;
@@ -60,7 +84,10 @@ impl Site {
         let partition = TopicPartition { topic: Topic::PrebuildClaims, partition: 0 };
         let records = self.log.read(partition, 0, 100).await.unwrap();
         let claim = |payload| if let Payload::Claim(claim) = payload { Some(*claim) } else { None };
-        records.into_iter().filter_map(|record| claim(parse(&record.message).unwrap().payload)).collect()
+        records
+            .into_iter()
+            .filter_map(|record| claim(parse(&record.message).unwrap().payload))
+            .collect()
     }
 
     /// Runs one pass and records everything that it appended.
@@ -76,13 +103,28 @@ impl Site {
     pub async fn consume(&self) {
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.unwrap();
+            let claim = self
+                .ledger
+                .run(async |conn| {
+                    positions::lease(conn, partition, 0, self.ledger.clock.now()).await
+                })
+                .await
+                .unwrap();
             let records = self.log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
             self.ledger
-                .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    record::batch(
+                        conn,
+                        &Chain::Live(claim),
+                        &arrivals,
+                        next_offset,
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await
                 .unwrap();
         }
@@ -93,9 +135,13 @@ impl Site {
     }
 
     pub async fn audit_with(&self, patience: Duration) -> AuditReport {
-        let database = coderd::Database::new(&self.coderd.database.url, Duration::from_secs(30)).unwrap();
+        let database =
+            coderd::Database::new(&self.coderd.database.url, Duration::from_secs(30)).unwrap();
         let source = Some((database, self.coderd.deployment));
-        Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience }.run().await.unwrap()
+        Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience }
+            .run()
+            .await
+            .unwrap()
     }
 
     /// Changes the ledger directly, without Tallyline's code.
@@ -110,18 +156,28 @@ impl Site {
 
 /// Joint, kind and id of every difference.
 pub fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
-    let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().map(|row| (&*joint.name, &*row.kind, row.id.as_str())));
+    let rows = report.joints.iter().flat_map(|joint| {
+        joint.differences.iter().map(|row| (&*joint.name, &*row.kind, row.id.as_str()))
+    });
     let rows: Vec<_> = rows.collect();
     assert_eq!(report.balanced, rows.is_empty());
     rows
 }
 
 pub fn remarks(report: &AuditReport) -> Vec<(&str, &str)> {
-    report.joints.iter().flat_map(|joint| joint.remarks.iter().map(|row| (&*row.kind, row.id.as_str()))).collect()
+    report
+        .joints
+        .iter()
+        .flat_map(|joint| joint.remarks.iter().map(|row| (&*row.kind, row.id.as_str())))
+        .collect()
 }
 
 pub fn open(report: &AuditReport) -> Vec<(&str, &str)> {
-    report.joints.iter().flat_map(|joint| joint.open.iter().map(|row| (&*row.kind, row.id.as_str()))).collect()
+    report
+        .joints
+        .iter()
+        .flat_map(|joint| joint.open.iter().map(|row| (&*row.kind, row.id.as_str())))
+        .collect()
 }
 
 pub fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {
@@ -161,16 +217,25 @@ async fn a_row_of_coderd_without_its_event_is_missing() {
     site.coderd.usage("usage-2", "dc_managed_agents_v1", json!({"count": 1}), now).await;
     let report = site.audit().await;
     let id = format!("workspace_build_completed:{build}");
-    assert_eq!(differences(&report), [(SOURCE, "missing", id.as_str()), (SOURCE, "missing", "usage-2")]);
+    assert_eq!(
+        differences(&report),
+        [(SOURCE, "missing", id.as_str()), (SOURCE, "missing", "usage-2")]
+    );
 }
 
 #[tokio::test]
 async fn a_row_in_flight_is_not_a_difference_once_a_later_pass_is_recorded() {
     let mut site = Site::new().await;
     site.coderd.creation().await;
-    let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
+    let database =
+        coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
     let source = Some((database, site.coderd.deployment));
-    let audit = Audit { ledger: site.ledger.clone(), log: site.log.clone(), source, patience: Duration::from_secs(60) };
+    let audit = Audit {
+        ledger: site.ledger.clone(),
+        log: site.log.clone(),
+        source,
+        patience: Duration::from_secs(60),
+    };
     let auditing = tokio::spawn(async move { audit.run().await.unwrap() });
     while !auditing.is_finished() {
         site.collect().await;
@@ -209,13 +274,19 @@ async fn a_claim_that_coderd_never_had_is_a_difference() {
     let forged = PrebuildClaimed { build_id: Uuid::new_v4(), ..known.clone() };
     let of_a_creation = PrebuildClaimed { build_id: site.creation, ..known };
     for claim in [&forged, &of_a_creation] {
-        let event = Event { deployment: site.coderd.deployment, payload: Payload::Claim(Box::new(claim.clone())) };
+        let event = Event {
+            deployment: site.coderd.deployment,
+            payload: Payload::Claim(Box::new(claim.clone())),
+        };
         site.log.append(Topic::PrebuildClaims, vec![event.to_message()]).await.unwrap();
     }
     site.consume().await;
     let report = site.audit().await;
     let mut expected = [forged.build_id, site.creation].map(|id| format!("prebuild_claimed:{id}"));
-    let mut actual: Vec<_> = differences(&report).into_iter().map(|(joint, kind, id)| (joint, kind, id.to_owned())).collect();
+    let mut actual: Vec<_> = differences(&report)
+        .into_iter()
+        .map(|(joint, kind, id)| (joint, kind, id.to_owned()))
+        .collect();
     expected.sort();
     actual.sort();
     assert_eq!(actual, expected.map(|id| (SOURCE, "not_in_source", id)));
@@ -224,17 +295,32 @@ async fn a_claim_that_coderd_never_had_is_a_difference() {
 #[tokio::test]
 async fn usage_that_differs_from_coderds_row_is_a_difference() {
     let site = Site::new().await;
-    site.tamper_source("update usage_events set event_data = '{\"count\": 2}' where $1::uuid is not null", site.creation).await;
+    site.tamper_source(
+        "update usage_events set event_data = '{\"count\": 2}' where $1::uuid is not null",
+        site.creation,
+    )
+    .await;
     assert_eq!(differences(&site.audit().await), [(SOURCE, "differs", "usage-1")]);
 }
 
 #[tokio::test]
 async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     let site = Site::new().await;
-    site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    site.log
+        .append(
+            Topic::AgentUsage,
+            vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }],
+        )
+        .await
+        .unwrap();
     let desk = desk(&site.ledger, &site.log);
-    let range = LogRange { topics: vec![Topic::AgentUsage.name().to_owned()], from: "earliest".into(), until: "latest".into() };
-    let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
+    let range = LogRange {
+        topics: vec![Topic::AgentUsage.name().to_owned()],
+        from: "earliest".into(),
+        until: "latest".into(),
+    };
+    let (stop, actor) =
+        (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
     let plan = ask(&desk, &range).await.unwrap();
     assert_eq!(plan.partitions[0].new_refused, 1);
     let request = ReplayExecution { hash: plan.hash, records_per_second: None };
@@ -264,9 +350,23 @@ async fn rejected_and_held_records_are_open_work_and_balance_until_they_are_disc
     assert_eq!((differences(&report), remarks(&report)), (vec![], vec![]));
     assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
 
-    let act = NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
-    let act = site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap()[0];
-    sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
+    let act = NewAct {
+        actor: "user-001",
+        act: ActKind::Discard,
+        subject: Subject::Reject(1),
+        reason: "a test",
+        detail: json!({}),
+    };
+    let act = site
+        .ledger
+        .run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await)
+        .await
+        .unwrap()[0];
+    sqlx::query("update reject set state = 'discarded', act_id = $1")
+        .bind(act)
+        .execute(&site.ledger.pool)
+        .await
+        .unwrap();
     let report = site.audit().await;
     assert_eq!(remarks(&report), [("discarded", "usage-bad"), ("discarded", "usage-new")]);
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
@@ -294,15 +394,30 @@ async fn every_manual_change_in_the_ledger_is_named() {
         ("delete from usage_event", LOG, "batch_without_its_events", "batch "),
         ("delete from usage_event", VENDOR, "usage_without_publication", "usage-1"),
         ("delete from publication", VENDOR, "usage_without_publication", "usage-1"),
-        ("update publication set state = 'published'", VENDOR, "publication_without_its_answer", "usage-1"),
+        (
+            "update publication set state = 'published'",
+            VENDOR,
+            "publication_without_its_answer",
+            "usage-1",
+        ),
         (
             "update batch set first_offset = first_offset + 1 where topic like '%usage%'",
             LOG,
             "chain_broken",
             "tallyline.agent-usage.v1/0@1",
         ),
-        ("update position set next_offset = 0 where topic like '%usage%'", LOG, "position_off_its_chain", "tallyline.agent-usage.v1/0"),
-        ("update position set next_offset = 99 where topic like '%usage%'", LOG, "position_outside_the_log", "tallyline.agent-usage.v1/0"),
+        (
+            "update position set next_offset = 0 where topic like '%usage%'",
+            LOG,
+            "position_off_its_chain",
+            "tallyline.agent-usage.v1/0",
+        ),
+        (
+            "update position set next_offset = 99 where topic like '%usage%'",
+            LOG,
+            "position_outside_the_log",
+            "tallyline.agent-usage.v1/0",
+        ),
         ("delete from batch where topic like '%usage%'", LOG, "event_without_its_batch", "usage-1"),
         (
             "update batch set sequence = sequence + 10 where sequence = (select max(sequence) from batch)",
@@ -316,7 +431,10 @@ async fn every_manual_change_in_the_ledger_is_named() {
         site.tamper(statement).await;
         let report = site.audit().await;
         let actual = differences(&report);
-        assert!(actual.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)), "{statement}: {actual:?}");
+        assert!(
+            actual.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)),
+            "{statement}: {actual:?}"
+        );
     }
 }
 
@@ -324,13 +442,22 @@ async fn every_manual_change_in_the_ledger_is_named() {
 async fn another_record_under_a_read_offset_is_named() {
     let site = Site::new().await;
     site.tamper("update position set last_record = decode(repeat('00', 32), 'hex') where topic like '%usage%'").await;
-    assert_eq!(differences(&site.audit().await), [(LOG, "another_record", "tallyline.agent-usage.v1/0")]);
+    assert_eq!(
+        differences(&site.audit().await),
+        [(LOG, "another_record", "tallyline.agent-usage.v1/0")]
+    );
 }
 
 #[tokio::test]
 async fn unread_records_are_backlog_and_not_a_difference() {
     let site = Site::new().await;
-    site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    site.log
+        .append(
+            Topic::AgentUsage,
+            vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }],
+        )
+        .await
+        .unwrap();
     let report = site.audit().await;
     assert_eq!(differences(&report), []);
     assert_eq!(number(&report, LOG, "records_waiting_in_the_log"), 1);
@@ -338,17 +465,29 @@ async fn unread_records_are_backlog_and_not_a_difference() {
 
 /// The finding of a continuous audit for the source, once there is one.
 async fn source_finding(site: &Site) -> Option<Finding> {
-    site.ledger.run(findings::list).await.unwrap().into_iter().find(|finding| finding.joint == SOURCE)
+    site.ledger
+        .run(findings::list)
+        .await
+        .unwrap()
+        .into_iter()
+        .find(|finding| finding.joint == SOURCE)
 }
 
 #[tokio::test]
 async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
     let mut site = Site::new().await;
-    let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
+    let database =
+        coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
     let source = Some((database, site.coderd.deployment));
-    let audit = Audit { ledger: site.ledger.clone(), log: site.log.clone(), source, patience: Duration::from_millis(300) };
+    let audit = Audit {
+        ledger: site.ledger.clone(),
+        log: site.log.clone(),
+        source,
+        patience: Duration::from_millis(300),
+    };
     let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
-    let continuous = Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
+    let continuous =
+        Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
     let missing = site.coderd.creation().await;
     let stop = CancellationToken::new();
     let signal = stop.clone();
@@ -356,11 +495,18 @@ async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
     let seconds = Duration::from_secs(30);
     let logs = || async {
         let findings = site.ledger.run(findings::list).await.unwrap();
-        findings.iter().filter(|finding| finding.joint == LOG).map(|finding| finding.audited_at).collect::<Vec<_>>()
+        findings
+            .iter()
+            .filter(|finding| finding.joint == LOG)
+            .map(|finding| finding.audited_at)
+            .collect::<Vec<_>>()
     };
     let mut times = Vec::new();
     for _ in 0..3 {
-        eventually(seconds, "another audit", || async { logs().await.iter().any(|time| !times.contains(time)) }).await;
+        eventually(seconds, "another audit", || async {
+            logs().await.iter().any(|time| !times.contains(time))
+        })
+        .await;
         times.extend(logs().await);
         assert_eq!(source_finding(&site).await, None, "no pass has come since");
     }
@@ -370,12 +516,22 @@ async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
         assert!(tokio::time::Instant::now() < until, "{:?}", source_finding(&site).await);
         site.collect().await;
     }
-    // The ledger loses it, and ordinary passes do not bring it back: the audit requests it from the collector.
-    sqlx::query("delete from workspace_build where build_id = $1").bind(missing).execute(&site.ledger.pool).await.unwrap();
+    // The ledger loses it, and ordinary passes do not bring it back: the audit requests it from the
+    // collector.
+    sqlx::query("delete from workspace_build where build_id = $1")
+        .bind(missing)
+        .execute(&site.ledger.pool)
+        .await
+        .unwrap();
     let id = format!("workspace_build_completed:{missing}");
-    let asked_or_back =
-        "select exists (select from fetch_request where event_id = $1) or exists (select from workspace_build where build_id = $2)";
-    while !sqlx::query_scalar::<_, bool>(asked_or_back).bind(&id).bind(missing).fetch_one(&site.ledger.pool).await.unwrap() {
+    let asked_or_back = "select exists (select from fetch_request where event_id = $1) or exists (select from workspace_build where build_id = $2)";
+    while !sqlx::query_scalar::<_, bool>(asked_or_back)
+        .bind(&id)
+        .bind(missing)
+        .fetch_one(&site.ledger.pool)
+        .await
+        .unwrap()
+    {
         assert!(tokio::time::Instant::now() < until + seconds, "{:?}", source_finding(&site).await);
         site.collect().await;
     }

@@ -1,4 +1,5 @@
-//! Runs the commands through the real binary. Checks exit codes, and that stdout contains only the answer.
+//! Runs the commands through the real binary. Checks exit codes, and that stdout contains only the
+//! answer.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,7 +15,9 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, register_retired, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, register_retired, usage,
+};
 use crate::support::process::{Ended, run_tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -33,7 +36,10 @@ pub fn pipeline(text: &str) -> Pipeline {
 
 impl Pipeline {
     pub fn on(database: &Database) -> Pipeline {
-        pipeline(&format!("roles = ['consume']\nledger.url = '{}'\nlog.partitions = 2\n", database.url))
+        pipeline(&format!(
+            "roles = ['consume']\nledger.url = '{}'\nlog.partitions = 2\n",
+            database.url
+        ))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -66,28 +72,67 @@ pub fn assert_refused(ended: &Ended, exit: i32, words: &str) {
 async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
     let help = run_tallyline(&["--help"], &[]).await;
     assert_eq!((code(&help), help.stderr.as_str()), (0, ""));
-    for word in ["run", "check", "migrate", "export", "prove", "rebuild", "rejects", "replay", "status", "audit", "Exit codes:"] {
+    for word in [
+        "run",
+        "check",
+        "migrate",
+        "export",
+        "prove",
+        "rebuild",
+        "rejects",
+        "replay",
+        "status",
+        "audit",
+        "Exit codes:",
+    ] {
         assert!(help.stdout.contains(word), "{word} is not in {}", help.stdout);
     }
     let version = run_tallyline(&["--version"], &[]).await;
-    assert_eq!((code(&version), version.stdout.trim()), (0, concat!("tallyline ", env!("CARGO_PKG_VERSION"))));
-    for wrong in
-        [&["frobnicate"][..], &["check"], &["replay", "plan", "--pipeline", "x"], &["status", "--pipeline", "x", "--log-level", "a=b=c"]]
-    {
+    assert_eq!(
+        (code(&version), version.stdout.trim()),
+        (0, concat!("tallyline ", env!("CARGO_PKG_VERSION")))
+    );
+    for wrong in [
+        &["frobnicate"][..],
+        &["check"],
+        &["replay", "plan", "--pipeline", "x"],
+        &["status", "--pipeline", "x", "--log-level", "a=b=c"],
+    ] {
         assert_refused(&run_tallyline(wrong, &[]).await, 2, "");
     }
 }
 
 #[tokio::test]
 async fn check_lists_every_mistake_at_once() {
-    let wrong = pipeline("[ledger]\nurl = 'hunter2'\n[log]\nkind = 'pigeon'\n[license.public_keys]\na = 'hunter3'\n");
+    let wrong = pipeline(
+        "[ledger]\nurl = 'hunter2'\n[log]\nkind = 'pigeon'\n[license.public_keys]\na = 'hunter3'\n",
+    );
     let ended = wrong.run("check --output json --set collect.poll_seconds=0").await;
     assert_eq!((code(&ended), ended.stderr.as_str()), (2, ""), "{ended:?}");
-    let keys: Vec<String> =
-        json(&ended)["mistakes"].as_array().unwrap().iter().map(|mistake| mistake["key"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(keys, ["source.coderd_url", "source.coderd_url", "ledger.url", "log.kind", "license.public_keys.a", "collect.poll_seconds"]);
+    let keys: Vec<String> = json(&ended)["mistakes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mistake| mistake["key"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "source.coderd_url",
+            "source.coderd_url",
+            "ledger.url",
+            "log.kind",
+            "license.public_keys.a",
+            "collect.poll_seconds"
+        ]
+    );
     let table = wrong.run("check").await;
-    assert!(code(&table) == 2 && table.stdout.contains("pipeline.toml:2") && !table.stdout.contains("hunter"), "{table:?}");
+    assert!(
+        code(&table) == 2
+            && table.stdout.contains("pipeline.toml:2")
+            && !table.stdout.contains("hunter"),
+        "{table:?}"
+    );
     // another command reports the same on stderr
     let status = wrong.run("status").await;
     assert_refused(&status, 2, "pipeline.toml:4: log.kind must be one of postgres, kafka");
@@ -96,30 +141,56 @@ async fn check_lists_every_mistake_at_once() {
     let good = pipeline("roles = ['consume']\nledger.url = 'env:SURELY_NOT_SET'\n");
     assert_eq!(code(&good.run("check").await), 0);
     let secrets = good.run("check --secrets").await;
-    assert!(code(&secrets) == 2 && secrets.stdout.contains("SURELY_NOT_SET is not set"), "{secrets:?}");
-    let by_variable = run_tallyline(&["check", "--pipeline", &good.file], &[("TALLYLINE_LEDGER_CONNECTIONS", "1")]).await;
-    assert!(code(&by_variable) == 2 && by_variable.stdout.contains("TALLYLINE_LEDGER_CONNECTIONS"), "{by_variable:?}");
+    assert!(
+        code(&secrets) == 2 && secrets.stdout.contains("SURELY_NOT_SET is not set"),
+        "{secrets:?}"
+    );
+    let by_variable = run_tallyline(
+        &["check", "--pipeline", &good.file],
+        &[("TALLYLINE_LEDGER_CONNECTIONS", "1")],
+    )
+    .await;
+    assert!(
+        code(&by_variable) == 2 && by_variable.stdout.contains("TALLYLINE_LEDGER_CONNECTIONS"),
+        "{by_variable:?}"
+    );
 }
 
 #[tokio::test]
 async fn an_unreachable_server_is_reported_without_the_password() {
     let port = support::ports::free_port();
-    let nowhere = pipeline(&format!("roles = ['consume']\nledger.url = 'postgres://teller:hunter2@127.0.0.1:{port}/books'\n"));
+    let nowhere = pipeline(&format!(
+        "roles = ['consume']\nledger.url = 'postgres://teller:hunter2@127.0.0.1:{port}/books'\n"
+    ));
     for command in ["status", "migrate", "export usage --from 2025-01-01 --to 2025-02-01 -o -"] {
         let ended = nowhere.run(command).await;
         assert_refused(&ended, 3, &format!("127.0.0.1:{port}/books as teller"));
-        assert!(ended.stderr.contains("is it started") && !ended.stderr.contains("hunter2"), "{ended:?}");
+        assert!(
+            ended.stderr.contains("is it started") && !ended.stderr.contains("hunter2"),
+            "{ended:?}"
+        );
     }
     let unset = pipeline("roles = ['consume']\nledger.url = 'env:SURELY_NOT_SET'\n");
-    assert_refused(&unset.run("status").await, 2, "ledger.url: the variable SURELY_NOT_SET is not set");
+    assert_refused(
+        &unset.run("status").await,
+        2,
+        "ledger.url: the variable SURELY_NOT_SET is not set",
+    );
 
     let database = database().await;
     let no_kafka = format!("--set log.kind=kafka --set kafka.brokers=127.0.0.1:{port}");
-    assert_refused(&Pipeline::on(&database).run(&format!("migrate {no_kafka}")).await, 3, &format!("Kafka at 127.0.0.1:{port}"));
+    assert_refused(
+        &Pipeline::on(&database).run(&format!("migrate {no_kafka}")).await,
+        3,
+        &format!("Kafka at 127.0.0.1:{port}"),
+    );
     // the ledger's own numbers are still reported
     let status = Pipeline::on(&database).run(&format!("status --output json {no_kafka}")).await;
     assert_eq!(code(&status), 3, "{status:?}");
-    assert!(status.stderr.contains("the lag is not known") && json(&status)["log_problem"].is_string(), "{status:?}");
+    assert!(
+        status.stderr.contains("the lag is not known") && json(&status)["log_problem"].is_string(),
+        "{status:?}"
+    );
 }
 
 #[tokio::test]
@@ -129,7 +200,11 @@ async fn migrate_may_run_again_and_leaves_a_newer_schema_alone() {
     assert_refused(&pipeline.run("status").await, 3, "tallyline migrate");
     for _ in 0..2 {
         let migrated = pipeline.run("migrate --output json").await;
-        assert_eq!((code(&migrated), json(&migrated)["differences"].as_array().map(Vec::len)), (0, Some(0)), "{migrated:?}");
+        assert_eq!(
+            (code(&migrated), json(&migrated)["differences"].as_array().map(Vec::len)),
+            (0, Some(0)),
+            "{migrated:?}"
+        );
     }
     let other = pipeline.run("migrate --set log.partitions=3").await;
     assert!(code(&other) == 0 && other.stdout.contains("not changed"), "{other:?}");
@@ -149,7 +224,11 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
+    let ledger = Ledger::open(
+        &LedgerSettings { url: database.url.clone(), connections: 2 },
+        Clock::manual(noon()),
+    )
+    .unwrap();
     let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
     register_retired(&ledger, DEPLOYMENT).await;
     let sequence = record(&ledger, &events).await;
@@ -163,23 +242,44 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
         let ended = pipeline.run(&format!("{range} --output json -o {}", path.display())).await;
         assert_eq!((code(&ended), ended.stderr.as_str()), (0, ""), "{ended:?}");
         let answer = json(&ended);
-        assert_eq!((&answer["events"], &answer["as_of_sequence"]), (&40.into(), &sequence.to_string().into()));
+        assert_eq!(
+            (&answer["events"], &answer["as_of_sequence"]),
+            (&40.into(), &sequence.to_string().into())
+        );
         let types: Vec<(&str, u64, &str)> = answer["types"]
             .as_array()
             .unwrap()
             .iter()
-            .map(|one| (one["event_type"].as_str().unwrap(), one["events"].as_u64().unwrap(), one["quantity"].as_str().unwrap()))
+            .map(|one| {
+                (
+                    one["event_type"].as_str().unwrap(),
+                    one["events"].as_u64().unwrap(),
+                    one["quantity"].as_str().unwrap(),
+                )
+            })
             .collect();
-        assert_eq!(types, [("dc_managed_agents_v1", 30, agents.as_str()), ("hb_ai_seats_v1", 10, "3")]);
+        assert_eq!(
+            types,
+            [("dc_managed_agents_v1", 30, agents.as_str()), ("hb_ai_seats_v1", 10, "3")]
+        );
         files.push(std::fs::read(path).unwrap());
     }
     assert_eq!(files[0], files[1]);
-    assert_eq!(files[0].split(|byte| *byte == b'\n').count(), 42, "a header, 40 rows, and nothing behind the last line end");
+    assert_eq!(
+        files[0].split(|byte| *byte == b'\n').count(),
+        42,
+        "a header, 40 rows, and nothing behind the last line end"
+    );
 
     let to_stdout = pipeline.run(&format!("{range} --as-of {sequence} -o -")).await;
     assert_eq!((code(&to_stdout), to_stdout.stdout.as_bytes()), (0, files[0].as_slice()));
     assert!(to_stdout.stderr.contains("40 events"), "{to_stdout:?}");
-    let table = pipeline.run(&format!("{range} --as user-001 --reason June -o {}", pipeline.path("three.csv").display())).await;
+    let table = pipeline
+        .run(&format!(
+            "{range} --as user-001 --reason June -o {}",
+            pipeline.path("three.csv").display()
+        ))
+        .await;
     assert!(table.stdout.contains(&format!("as of ledger sequence {sequence}")), "{table:?}");
     assert!(table.stdout.contains("seats at most"), "{table:?}");
 
@@ -193,24 +293,45 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
         .unwrap();
     assert_eq!(rows, vec![(sequence.number, 40, sha256, true); 4]);
     let by: (String, String) =
-        sqlx::query_as("select actor, reason from export_file order by id desc limit 1").fetch_one(&database.pool).await.unwrap();
+        sqlx::query_as("select actor, reason from export_file order by id desc limit 1")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
     assert_eq!(by, ("user-001".to_owned(), "June".to_owned()));
     assert_eq!(ledger.run(snapshots::head).await.unwrap(), sequence);
 
-    assert_refused(&pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await, 4, "no such deployment");
+    assert_refused(
+        &pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await,
+        4,
+        "no such deployment",
+    );
     let later = Sequence { number: 9999, ..sequence };
     let refused = format!("--as-of {later}: the ledger's last sequence is {sequence}");
     assert_refused(&pipeline.run(&format!("{range} --as-of {later} -o -")).await, 4, &refused);
     let other = Sequence { incarnation: DEPLOYMENT, ..sequence };
-    let refused =
-        format!("--as-of {other} is of another incarnation: this ledger is {}; each restore begins another", sequence.incarnation);
+    let refused = format!(
+        "--as-of {other} is of another incarnation: this ledger is {}; each restore begins another",
+        sequence.incarnation
+    );
     assert_refused(&pipeline.run(&format!("{range} --as-of {other} -o -")).await, 4, &refused);
-    assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 2, "INCARNATION:SEQUENCE");
-    assert_refused(&pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await, 2, "--from must be before --to");
-    assert_refused(&pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await, 4, "cannot be written");
-    let parts = std::fs::read_dir(pipeline.folder.path())
-        .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "part"));
+    assert_refused(
+        &pipeline.run(&format!("{range} --as-of 9999 -o -")).await,
+        2,
+        "INCARNATION:SEQUENCE",
+    );
+    assert_refused(
+        &pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await,
+        2,
+        "--from must be before --to",
+    );
+    assert_refused(
+        &pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await,
+        4,
+        "cannot be written",
+    );
+    let parts = std::fs::read_dir(pipeline.folder.path()).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "part")
+    });
     assert_eq!(parts.count(), 0);
 }
 
@@ -219,7 +340,11 @@ async fn replay_adds_missing_events_once(database: &Database, log: &Log, words: 
     let pipeline = Pipeline::on(database);
     let run = async |command: &str| pipeline.run(&format!("{command} {words}")).await;
     assert_eq!(code(&run("migrate").await), 0);
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
+    let ledger = Ledger::open(
+        &LedgerSettings { url: database.url.clone(), connections: 2 },
+        Clock::manual(noon()),
+    )
+    .unwrap();
     register(&ledger, &[DEPLOYMENT]).await;
     let events: Vec<_> = (0..30).map(|n| usage(DEPLOYMENT, n).to_message()).collect();
     log.append(Topic::AgentUsage, events).await.unwrap();
@@ -229,55 +354,128 @@ async fn replay_adds_missing_events_once(database: &Database, log: &Log, words: 
         assert_eq!(code(&planned), 0, "{planned:?}");
         json(&planned)
     };
-    let count =
-        |plan: &Value, field: &str| plan["partitions"].as_array().unwrap().iter().map(|one| one[field].as_i64().unwrap()).sum::<i64>();
+    let count = |plan: &Value, field: &str| {
+        plan["partitions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one[field].as_i64().unwrap())
+            .sum::<i64>()
+    };
     let first = plan("--all-topics --from earliest").await;
-    assert_eq!((count(&first, "records"), count(&first, "new_events"), first["partitions"].as_array().unwrap().len()), (30, 30, 6));
+    assert_eq!(
+        (
+            count(&first, "records"),
+            count(&first, "new_events"),
+            first["partitions"].as_array().unwrap().len()
+        ),
+        (30, 30, 6)
+    );
     let same = plan("--topic tallyline.agent-usage.v1:0,1 --from PT1H").await;
     assert_eq!((count(&same, "new_events"), same["partitions"].as_array().unwrap().len()), (30, 2));
-    assert_eq!(count(&plan("--topic tallyline.agent-usage.v1 --from 2025-01-01T00:00:00.000 --until 3").await, "records"), 6);
+    assert_eq!(
+        count(
+            &plan("--topic tallyline.agent-usage.v1 --from 2025-01-01T00:00:00.000 --until 3")
+                .await,
+            "records"
+        ),
+        6
+    );
     assert_eq!(count(&plan("--all-topics --from latest").await, "records"), 0);
 
-    let queued: Vec<_> =
-        first["effect"]["publications"].as_array().unwrap().iter().map(|one| (one["event_type"].clone(), one["events"].clone())).collect();
+    let queued: Vec<_> = first["effect"]["publications"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["event_type"].clone(), one["events"].clone()))
+        .collect();
     // every fourth of the 30 is a seat
-    assert_eq!(queued, [("dc_managed_agents_v1".into(), 23.into()), ("hb_ai_seats_v1".into(), 7.into())], "{first}");
+    assert_eq!(
+        queued,
+        [("dc_managed_agents_v1".into(), 23.into()), ("hb_ai_seats_v1".into(), 7.into())],
+        "{first}"
+    );
     let hash = |plan: &Value| plan["hash"].as_str().unwrap().to_owned();
     // the command as printed, without the program's name
-    let command: Vec<&str> = first["execute"].as_str().unwrap().split(' ').skip(1).chain(["--output", "json"]).collect();
+    let command: Vec<&str> =
+        first["execute"].as_str().unwrap().split(' ').skip(1).chain(["--output", "json"]).collect();
     let executed = run_tallyline(&command, &[]).await;
-    assert_eq!((code(&executed), json(&executed)["accepted"].as_i64()), (0, Some(30)), "{executed:?}");
+    assert_eq!(
+        (code(&executed), json(&executed)["accepted"].as_i64()),
+        (0, Some(30)),
+        "{executed:?}"
+    );
     assert!(executed.stderr.contains("replaying: 30 of 30 records"), "{executed:?}");
     assert_refused(&run(&format!("replay execute --plan {}", hash(&first))).await, 4, "plan again");
-    assert_refused(&run(&format!("replay execute --plan {}", hash(&same))).await, 4, "no longer the planned one");
+    assert_refused(
+        &run(&format!("replay execute --plan {}", hash(&same))).await,
+        4,
+        "no longer the planned one",
+    );
     assert_refused(&run("replay execute --plan 00ff").await, 4, "no replay was planned");
     let again = plan("--all-topics --from earliest").await;
     assert_eq!((count(&again, "new_events"), count(&again, "duplicates")), (0, 30));
 
-    assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await, 2, "there is no partition 7");
-    assert_refused(&run("replay plan --topic usage --from earliest").await, 2, "tallyline.workspace-builds.v1");
-    assert_refused(&run("replay plan --all-topics --from yesterday").await, 2, "neither earliest, latest, an offset");
+    assert_refused(
+        &run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await,
+        2,
+        "there is no partition 7",
+    );
+    assert_refused(
+        &run("replay plan --topic usage --from earliest").await,
+        2,
+        "tallyline.workspace-builds.v1",
+    );
+    assert_refused(
+        &run("replay plan --all-topics --from yesterday").await,
+        2,
+        "neither earliest, latest, an offset",
+    );
     // one line for all partitions; the JSON has both ends of each of the six
     let clamped = run("replay plan --all-topics --from 99998 --until 99999 --output json").await;
     let warnings: Vec<&str> = clamped.stderr.lines().filter(|line| line.contains("WARN")).collect();
-    assert_eq!((code(&clamped), warnings.len(), json(&clamped)["moved_ends"].as_array().map(Vec::len)), (0, 1, Some(12)), "{clamped:?}");
-    assert!(warnings[0].contains("--from 99998 and --until 99999: not held by every partition"), "{clamped:?}");
+    assert_eq!(
+        (code(&clamped), warnings.len(), json(&clamped)["moved_ends"].as_array().map(Vec::len)),
+        (0, 1, Some(12)),
+        "{clamped:?}"
+    );
+    assert!(
+        warnings[0].contains("--from 99998 and --until 99999: not held by every partition"),
+        "{clamped:?}"
+    );
     for partition in 0..2 {
-        let (_, end) = log.watermarks(TopicPartition { topic: Topic::AgentUsage, partition }).await.unwrap();
+        let (_, end) =
+            log.watermarks(TopicPartition { topic: Topic::AgentUsage, partition }).await.unwrap();
         let range = format!("tallyline.agent-usage.v1/{partition} 0 to {end}");
         assert_eq!(warnings[0].matches(&range).count(), 1, "{range:?} is not once in {clamped:?}");
     }
-    assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:0 --from 2 --until 1").await, 2, "would begin at 2 and end at 1");
+    assert_refused(
+        &run("replay plan --topic tallyline.agent-usage.v1:0 --from 2 --until 1").await,
+        2,
+        "would begin at 2 and end at 1",
+    );
 
     let status = run("status --output json").await;
     let answer = json(&status);
-    let lags: i64 = answer["partitions"].as_array().unwrap().iter().map(|one| one["lag"].as_i64().unwrap()).sum();
+    let lags: i64 = answer["partitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["lag"].as_i64().unwrap())
+        .sum();
     // a replay moves no live position
     assert_eq!((code(&status), lags), (0, 30), "{status:?}");
-    assert_eq!(answer["events"][1]["events"].as_i64().unwrap() + answer["events"][0]["events"].as_i64().unwrap(), 30);
+    assert_eq!(
+        answer["events"][1]["events"].as_i64().unwrap()
+            + answer["events"][0]["events"].as_i64().unwrap(),
+        30
+    );
     assert_eq!(answer["publications"][0]["state"], "pending");
     let table = run("status").await;
-    assert!(table.stdout.contains("replay") && table.stdout.contains(&DEPLOYMENT.to_string()), "{table:?}");
+    assert!(
+        table.stdout.contains("replay") && table.stdout.contains(&DEPLOYMENT.to_string()),
+        "{table:?}"
+    );
 }
 
 #[tokio::test]
@@ -290,8 +488,15 @@ async fn replay_on_postgres_adds_missing_events_once() {
 #[tokio::test]
 async fn replay_on_kafka_adds_missing_events_once() {
     let (database, kafka) = (database().await, support::kafka());
-    let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
-    let words = format!("--set log.kind=kafka --set kafka.brokers={} --set kafka.topic_prefix={}", kafka.brokers, kafka.prefix);
+    let log = Log::kafka(KafkaSettings {
+        topic_prefix: kafka.prefix.clone(),
+        ..KafkaSettings::new(&kafka.brokers)
+    })
+    .unwrap();
+    let words = format!(
+        "--set log.kind=kafka --set kafka.brokers={} --set kafka.topic_prefix={}",
+        kafka.brokers, kafka.prefix
+    );
     replay_adds_missing_events_once(&database, &log, &words).await;
 }
 
@@ -300,10 +505,14 @@ async fn a_closed_output_pipe_is_not_a_panic() {
     let good = pipeline("roles = ['consume']\nledger.url = 'postgres://h/d'\n");
     for (words, exit) in [(vec!["check", "--pipeline", &good.file], 0), (vec!["--help"], 0)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
-        let mut child = command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let ended = child.wait_with_output().unwrap();
-        assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(exit), ""));
+        assert_eq!(
+            (ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()),
+            (Some(exit), "")
+        );
     }
 }
 
@@ -313,7 +522,8 @@ async fn the_clock_can_be_shifted() {
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
     let at = async |offset: &str| {
-        let status = json(&pipeline.run(&format!("status --output json --clock-offset {offset}")).await);
+        let status =
+            json(&pipeline.run(&format!("status --output json --clock-offset {offset}")).await);
         status["at"].as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap()
     };
     let (now, back) = (at("0").await, at("-86400").await);
@@ -326,12 +536,17 @@ async fn a_slow_statement_is_not_printed_to_the_caller() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
+    let ledger = Ledger::open(
+        &LedgerSettings { url: database.url.clone(), connections: 2 },
+        Clock::manual(noon()),
+    )
+    .unwrap();
     for (filter, is_logged) in [("info", false), ("info,sqlx::query=warn", true)] {
-        let lock = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
+        let lock = sqlx::raw_sql(
+            "begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit",
+        );
         let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);
-        let locked =
-            "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";
+        let locked = "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";
         let command = async {
             eventually(Duration::from_secs(30), "the table is locked", || async {
                 sqlx::query_scalar::<_, bool>(locked).fetch_one(pool).await.unwrap()
@@ -342,7 +557,11 @@ async fn a_slow_statement_is_not_printed_to_the_caller() {
         let (lock, ended) = tokio::join!(lock.execute(pool), command);
         lock.unwrap();
         assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, is_logged), "{ended:?}");
-        assert_eq!(ended.stderr.contains("operation=\"select operator_act\""), is_logged, "{ended:?}");
+        assert_eq!(
+            ended.stderr.contains("operation=\"select operator_act\""),
+            is_logged,
+            "{ended:?}"
+        );
         for sql in ["order by", "where", "select id"] {
             assert!(!ended.stderr.contains(sql), "{sql} is in {ended:?}");
         }

@@ -7,14 +7,18 @@ use crate::support::database;
 async fn a_database_error_is_reported_once_and_without_postgres_source_lines() {
     let database = database().await;
     let role = format!("r{}", uuid::Uuid::new_v4().simple());
-    let run = async |statement: String| sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
+    let run = async |statement: String| {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap()
+    };
     run(format!("create role {role} nologin")).await;
     let (_, address) = database.url.split_once('@').unwrap();
-    let locked_out = pipeline(&format!("roles = ['consume']\nledger.url = 'postgres://{role}@{address}'\n"));
+    let locked_out =
+        pipeline(&format!("roles = ['consume']\nledger.url = 'postgres://{role}@{address}'\n"));
     let nowhere = pipeline(&format!("roles = ['consume']\nledger.url = '{}_not'\n", database.url));
-    for (pipeline, command, exit, words) in
-        [(&locked_out, "migrate", 3, "is not permitted to log in"), (&nowhere, "status", 3, "does not exist")]
-    {
+    for (pipeline, command, exit, words) in [
+        (&locked_out, "migrate", 3, "is not permitted to log in"),
+        (&nowhere, "status", 3, "does not exist"),
+    ] {
         let ended = pipeline.run(command).await;
         assert_refused(&ended, exit, words);
         assert_eq!(ended.stderr.matches(words).count(), 1, "{ended:?}");
@@ -38,7 +42,10 @@ async fn a_migration_may_take_as_long_as_it_needs() {
     .await
     .unwrap();
     assert_eq!(code(&Pipeline::on(&database).run("migrate").await), 0);
-    let limits: Vec<String> = sqlx::query_scalar("select distinct statement_timeout from noted").fetch_all(&database.pool).await.unwrap();
+    let limits: Vec<String> = sqlx::query_scalar("select distinct statement_timeout from noted")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
     assert_eq!(limits, ["0"]);
 }
 
@@ -58,7 +65,8 @@ async fn status_hides_processes_that_ended_an_hour_ago() {
     let processes = async |command: &str| {
         let status = json(&pipeline.run(&format!("{command} --output json")).await);
         let rows = status["processes"].as_array().unwrap().iter();
-        let mut processes: Vec<(i64, bool)> = rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
+        let mut processes: Vec<(i64, bool)> =
+            rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
         processes.sort_unstable();
         processes
     };

@@ -1,4 +1,5 @@
-//! The simulated coderd: in both schemas, its rows and its truth give the same numbers by coderd's own predicates.
+//! The simulated coderd: in both schemas, its rows and its truth give the same numbers by coderd's
+//! own predicates.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +33,10 @@ async fn both_oracles_agree_in_the_schema_without_tasks() {
 /// Also after renames, removed presets, and a template that takes another one's old name.
 async fn both_oracles_agree(schema: SchemaVersion) {
     let database = support::database().await;
-    let config = Config { coderd_publishes_until: Some(Clock::system().now() - TimeDelta::days(10)), ..history(7, schema, 40, 5000) };
+    let config = Config {
+        coderd_publishes_until: Some(Clock::system().now() - TimeDelta::days(10)),
+        ..history(7, schema, 40, 5000)
+    };
     let mut simulation = Simulation::start(config.clone(), &database.url).await.unwrap();
     simulation.advance_to(config.start + (config.end - config.start) / 3).await.unwrap();
     simulation.commit_held().await.unwrap();
@@ -47,7 +51,8 @@ async fn both_oracles_agree(schema: SchemaVersion) {
     simulation.finish().await.unwrap();
     let truth = simulation.truth();
     agree(&database.pool, &truth).await;
-    assert!(truth.builds.iter().any(|build| build.completed_at > config.end && build.labels.template_name.ends_with("-renamed-0")));
+    assert!(truth.builds.iter().any(|build| build.completed_at > config.end
+        && build.labels.template_name.ends_with("-renamed-0")));
 }
 
 /// Checks that both oracles have the same numbers.
@@ -57,8 +62,14 @@ async fn agree(coderd: &PgPool, truth: &Truth) {
     assert_eq!(oracle::creation_totals(coderd, &names).await, truth.creation_totals());
     let middle = truth.builds[truth.builds.len() / 2].completed_at;
     for introduced in [DateTime::UNIX_EPOCH, middle, middle + TimeDelta::microseconds(1)] {
-        assert_eq!(oracle::creation_micros(coderd, &names, introduced).await, truth.creation_micros(introduced));
-        assert_eq!(oracle::claim_micros(coderd, &names, introduced).await, truth.claim_micros(introduced));
+        assert_eq!(
+            oracle::creation_micros(coderd, &names, introduced).await,
+            truth.creation_micros(introduced)
+        );
+        assert_eq!(
+            oracle::claim_micros(coderd, &names, introduced).await,
+            truth.claim_micros(introduced)
+        );
     }
     assert_eq!(oracle::clock_skews(coderd).await as u64, truth.clock_skews);
     assert_eq!(oracle::active_seats(coderd).await as u64, truth.active_seats);
@@ -98,25 +109,39 @@ async fn usage_agrees(coderd: &PgPool, truth: &Truth) {
         .collect();
     assert_eq!(oracle::usage_states(coderd, now).await, states);
     let gauges = oracle::publisher_gauges(coderd, now).await;
-    let unpublished = || truth.usage.iter().filter(|row| row.published_at.is_none()).map(|row| row.created_at);
+    let unpublished =
+        || truth.usage.iter().filter(|row| row.published_at.is_none()).map(|row| row.created_at);
     let line = now - TimeDelta::days(30);
     assert_eq!(gauges.pending as usize, unpublished().filter(|at| *at > line).count());
     assert_eq!(gauges.oldest, unpublished().filter(|at| *at > line).min());
-    assert_eq!(gauges.expired as usize, unpublished().filter(|at| *at <= line && *at > now - TimeDelta::days(60)).count());
+    assert_eq!(
+        gauges.expired as usize,
+        unpublished().filter(|at| *at <= line && *at > now - TimeDelta::days(60)).count()
+    );
 }
 
 /// The rollup by coderd's whole days, and the exact count of each window.
 async fn licenses_agree(coderd: &PgPool, truth: &Truth) {
     let stored: Vec<(String, DateTime<Utc>, Uuid)> =
-        sqlx::query_as("select jwt, exp, uuid from licenses order by uploaded_at, id").fetch_all(coderd).await.unwrap();
-    let truth_rows: Vec<_> = truth.licenses.iter().map(|license| (license.jwt.clone(), license.claims.exp, license.uuid)).collect();
+        sqlx::query_as("select jwt, exp, uuid from licenses order by uploaded_at, id")
+            .fetch_all(coderd)
+            .await
+            .unwrap();
+    let truth_rows: Vec<_> = truth
+        .licenses
+        .iter()
+        .map(|license| (license.jwt.clone(), license.claims.exp, license.uuid))
+        .collect();
     assert_eq!(stored.len(), truth_rows.len());
     assert!(truth_rows.iter().all(|license| stored.contains(license)));
     for license in &truth.licenses {
         let (start, end) = (license.claims.nbf, license.claims.exp);
         let agents = || truth.usage.iter().filter(|row| row.event_type == UsageKind::ManagedAgents);
         let whole_days: i64 = agents()
-            .filter(|row| row.created_at.date_naive() >= start.date_naive() && row.created_at.date_naive() <= end.date_naive())
+            .filter(|row| {
+                row.created_at.date_naive() >= start.date_naive()
+                    && row.created_at.date_naive() <= end.date_naive()
+            })
             .map(|row| row.quantity)
             .sum();
         assert_eq!(oracle::managed_agents_in_whole_days(coderd, start, end).await, whole_days);
@@ -124,7 +149,11 @@ async fn licenses_agree(coderd: &PgPool, truth: &Truth) {
         let runtime: i64 = truth
             .usage
             .iter()
-            .filter(|row| row.event_type == UsageKind::Runtime && row.created_at >= start && row.created_at < end)
+            .filter(|row| {
+                row.event_type == UsageKind::Runtime
+                    && row.created_at >= start
+                    && row.created_at < end
+            })
             .map(|row| row.quantity)
             .sum();
         assert_eq!(oracle::agent_runtime_ms(coderd, start, end).await, runtime);
@@ -132,7 +161,8 @@ async fn licenses_agree(coderd: &PgPool, truth: &Truth) {
 }
 
 /// By build id: number, transition, status, queued, started and completed.
-type Rows = BTreeMap<Uuid, (i32, String, String, DateTime<Utc>, Option<DateTime<Utc>>, DateTime<Utc>)>;
+type Rows =
+    BTreeMap<Uuid, (i32, String, String, DateTime<Utc>, Option<DateTime<Utc>>, DateTime<Utc>)>;
 
 /// The completed builds in coderd's tables.
 async fn rows(coderd: &PgPool) -> Rows {
@@ -162,7 +192,17 @@ fn truth_rows(truth: &Truth) -> Rows {
             Status::Failed => "failed",
             Status::Canceled => "canceled",
         };
-        (build.id, (build.build_number, transition.to_owned(), status.to_owned(), build.created_at, build.started_at, build.completed_at))
+        (
+            build.id,
+            (
+                build.build_number,
+                transition.to_owned(),
+                status.to_owned(),
+                build.created_at,
+                build.started_at,
+                build.completed_at,
+            ),
+        )
     };
     truth.builds.iter().map(row).collect()
 }
@@ -173,7 +213,10 @@ async fn rows_end_the_same_in_coderds_own_transactions_and_in_large_ones() {
     let config = history(3, SchemaVersion::TasksEra, 10, 150);
     for acts_per_transaction in [1, 500] {
         let database = support::database().await;
-        let mut simulation = Simulation::start(Config { acts_per_transaction, ..config.clone() }, &database.url).await.unwrap();
+        let mut simulation =
+            Simulation::start(Config { acts_per_transaction, ..config.clone() }, &database.url)
+                .await
+                .unwrap();
         simulation.finish().await.unwrap();
         let dump: Vec<(String,)> = sqlx::query_as(
             "select row::text from (select * from provisioner_jobs where type = 'workspace_build') row
@@ -193,7 +236,11 @@ async fn rows_end_the_same_in_coderds_own_transactions_and_in_large_ones() {
 #[tokio::test]
 async fn a_late_commit_is_invisible_while_later_completions_are_there() {
     let database = support::database().await;
-    let config = Config { late_commit_every: 10, heartbeats: false, ..history(5, SchemaVersion::Sep2026, 5, 2000) };
+    let config = Config {
+        late_commit_every: 10,
+        heartbeats: false,
+        ..history(5, SchemaVersion::Sep2026, 5, 2000)
+    };
     let mut simulation = Simulation::start(config.clone(), &database.url).await.unwrap();
     let mut now = config.start;
     let mut overtaken = 0;
@@ -205,7 +252,11 @@ async fn a_late_commit_is_invisible_while_later_completions_are_there() {
         }
         let visible = rows(&database.pool).await;
         let truth = truth_rows(&simulation.truth());
-        let hidden: Vec<_> = truth.iter().filter(|(id, _)| !visible.contains_key(*id)).map(|(_, row)| row.5).collect();
+        let hidden: Vec<_> = truth
+            .iter()
+            .filter(|(id, _)| !visible.contains_key(*id))
+            .map(|(_, row)| row.5)
+            .collect();
         assert_eq!(hidden.len(), simulation.held());
         overtaken += usize::from(visible.values().any(|row| hidden.iter().any(|at| row.5 > *at)));
         if overtaken == 3 {
@@ -220,17 +271,20 @@ async fn a_late_commit_is_invisible_while_later_completions_are_there() {
 async fn in_real_time_builds_complete_now_and_both_oracles_agree() {
     let database = support::database().await;
     let clock = Clock::system();
-    let mut simulation = Simulation::start(history(9, SchemaVersion::TasksEra, 2, 50), &database.url).await.unwrap();
+    let mut simulation =
+        Simulation::start(history(9, SchemaVersion::TasksEra, 2, 50), &database.url).await.unwrap();
     simulation.finish().await.unwrap();
     let (before, begun) = (simulation.completed_builds(), clock.now());
     let stop = CancellationToken::new();
     let watching = async {
         eventually(Duration::from_secs(30), "builds complete in real time", || async {
-            let done: i64 = sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
-                .bind(begun)
-                .fetch_one(&database.pool)
-                .await
-                .unwrap();
+            let done: i64 = sqlx::query_scalar(
+                "select count(*) from provisioner_jobs where completed_at >= $1",
+            )
+            .bind(begun)
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
             done >= 20
         })
         .await;
@@ -248,7 +302,8 @@ async fn in_real_time_builds_complete_now_and_both_oracles_agree() {
 async fn the_command_writes_the_truth_and_the_key_that_verifies_the_licenses() {
     let database = support::database().await;
     let folder = tempfile::tempdir().unwrap();
-    let (truth_file, key_file) = (folder.path().join("truth.json"), folder.path().join("license.pem"));
+    let (truth_file, key_file) =
+        (folder.path().join("truth.json"), folder.path().join("license.pem"));
     let options = Options {
         database_url: database.url.clone(),
         seed: 4,
@@ -262,7 +317,9 @@ async fn the_command_writes_the_truth_and_the_key_that_verifies_the_licenses() {
         truth: Some(truth_file.clone()),
         license_key_out: Some(key_file.clone()),
     };
-    let truth = tallyline_sim::coderd::run(options, Clock::system(), CancellationToken::new()).await.unwrap();
+    let truth = tallyline_sim::coderd::run(options, Clock::system(), CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(Truth::read(&truth_file).unwrap(), truth);
     assert_eq!(std::fs::read_to_string(&key_file).unwrap(), truth.license_key.public_key_pem);
     agree(&database.pool, &truth).await;
@@ -275,7 +332,11 @@ async fn later_changes_change_the_rows_and_not_the_truth() {
     let mut simulation = Simulation::start(config.clone(), &database.url).await.unwrap();
     simulation.finish().await.unwrap();
     let before = truth_rows(&simulation.truth());
-    let acquired = simulation.acquire_a_canceled_job(config.end).await.unwrap().expect("a job was canceled while pending");
+    let acquired = simulation
+        .acquire_a_canceled_job(config.end)
+        .await
+        .unwrap()
+        .expect("a job was canceled while pending");
     let removed = simulation.remove_a_build().await.unwrap().expect("a build completed");
     assert_eq!(truth_rows(&simulation.truth()), before);
     let after = rows(&database.pool).await;
@@ -303,8 +364,11 @@ async fn the_catalog_distinguishes_the_eras() {
         (SchemaVersion::Sep2026, (false, false, false, true, true, true)),
     ] {
         let database = support::database().await;
-        tallyline_sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), schema).await.unwrap();
-        let actual: (bool, bool, bool, bool, bool, bool) = sqlx::query_as(probes).fetch_one(&database.pool).await.unwrap();
+        tallyline_sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), schema)
+            .await
+            .unwrap();
+        let actual: (bool, bool, bool, bool, bool, bool) =
+            sqlx::query_as(probes).fetch_one(&database.pool).await.unwrap();
         assert_eq!(actual, expected, "{schema:?}");
 
         let usage = |id: &'static str, kind: &'static str, at: &'static str| {
@@ -315,8 +379,14 @@ async fn the_catalog_distinguishes_the_eras() {
                 .execute(&database.pool)
         };
         assert!(usage("a", "hb_agent_runtime_v1", "2026-09-21T10:00:00Z").await.is_ok());
-        assert_eq!(usage("b", "hb_agent_runtime_v1", "2026-09-21T10:00:00Z").await.is_ok(), schema == SchemaVersion::TasksEra);
-        assert_eq!(usage("c", "hb_agent_runtime_v1", "2026-09-21T10:30:00Z").await.is_ok(), schema == SchemaVersion::TasksEra);
+        assert_eq!(
+            usage("b", "hb_agent_runtime_v1", "2026-09-21T10:00:00Z").await.is_ok(),
+            schema == SchemaVersion::TasksEra
+        );
+        assert_eq!(
+            usage("c", "hb_agent_runtime_v1", "2026-09-21T10:30:00Z").await.is_ok(),
+            schema == SchemaVersion::TasksEra
+        );
         assert!(usage("d", "dc_managed_agents_v2", "2026-09-21T10:30:00Z").await.is_err());
     }
 }
@@ -324,7 +394,12 @@ async fn the_catalog_distinguishes_the_eras() {
 #[tokio::test]
 async fn jobs_have_coderds_indexes_and_no_other() {
     let database = support::database().await;
-    tallyline_sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+    tallyline_sim::coderd::create_schema(
+        &mut database.pool.acquire().await.unwrap(),
+        SchemaVersion::Sep2026,
+    )
+    .await
+    .unwrap();
     let indexes: Vec<String> = sqlx::query_scalar(
         "select replace(indexdef, 'public.', '') from pg_indexes where tablename in ('provisioner_jobs', 'workspace_builds') order by indexname",
     )
@@ -357,7 +432,8 @@ async fn a_jobs_status_follows_from_its_times_and_its_error() {
     .execute(&mut *connection)
     .await
     .unwrap();
-    // Completed, canceled, started, error -> status. An empty error is absent; a real one takes precedence over a cancel and needs no end.
+    // Completed, canceled, started, error -> status. An empty error is absent; a real one takes
+    // precedence over a cancel and needs no end.
     let cases = [
         (true, false, true, None, "succeeded"),
         (true, false, true, Some(""), "succeeded"),

@@ -1,4 +1,5 @@
-//! The deep audit on both logs. It names every change, removal or addition by hand; an unchanged ledger has no difference.
+//! The deep audit on both logs. It names every change, removal or addition by hand; an unchanged
+//! ledger has no difference.
 
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{
-    Arrival, Chain, Disposition, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, positions, publications, record, replays,
+    Arrival, Chain, Disposition, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement,
+    positions, publications, record, replays,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
@@ -18,7 +20,8 @@ use crate::export::publish;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, desk, event, noon, register};
 use crate::support::{self, Database, database};
 
-/// A log with events of each type, one of them twice, a conflict, a reject and a held record. It has no ledger.
+/// A log with events of each type, one of them twice, a conflict, a reject and a held record. It
+/// has no ledger.
 struct Written {
     log: Log,
     _database: Option<Database>,
@@ -58,21 +61,33 @@ fn held() -> Message {
 impl Written {
     async fn kafka() -> Written {
         let kafka = support::kafka();
-        let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
+        let settings = KafkaSettings {
+            topic_prefix: kafka.prefix.clone(),
+            ..KafkaSettings::new(&kafka.brokers)
+        };
         Written::on(Log::kafka(settings).unwrap(), None).await
     }
 
     async fn postgres() -> Written {
         let database = database().await;
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::system()).unwrap();
+        let ledger = Ledger::open(
+            &LedgerSettings { url: database.url.clone(), connections: 2 },
+            Clock::system(),
+        )
+        .unwrap();
         ledger.migrate().await.unwrap();
-        Written::on(Log::postgres(database.pool.clone(), PostgresLogSettings::default()), Some(database)).await
+        Written::on(
+            Log::postgres(database.pool.clone(), PostgresLogSettings::default()),
+            Some(database),
+        )
+        .await
     }
 
     async fn on(log: Log, database: Option<Database>) -> Written {
         log.create_topics(1).await.unwrap();
         for topic in Topic::ALL {
-            let mut messages: Vec<Message> = (0..EVENTS).map(|n| event(topic, n).to_message()).collect();
+            let mut messages: Vec<Message> =
+                (0..EVENTS).map(|n| event(topic, n).to_message()).collect();
             messages.push(event(topic, 3).to_message());
             messages.push(Message { payload: Some(b"no event".to_vec()), ..messages[0].clone() });
             match topic {
@@ -85,7 +100,8 @@ impl Written {
         Written { log, _database: database }
     }
 
-    /// Reads the log into a new ledger, in two batches a topic. Publishes one event, and settles another as published by coderd.
+    /// Reads the log into a new ledger, in two batches a topic. Publishes one event, and settles
+    /// another as published by coderd.
     async fn books(&self) -> Books {
         let books = self.unread().await;
         let ledger = &books.ledger;
@@ -93,12 +109,23 @@ impl Written {
             books.read(topic, 7, consumer::read).await;
             books.read(topic, 1000, consumer::read).await;
         }
-        let source_id: i16 =
-            sqlx::query_scalar("select id from source where deployment_id = $1").bind(DEPLOYMENT).fetch_one(&ledger.pool).await.unwrap();
+        let source_id: i16 = sqlx::query_scalar("select id from source where deployment_id = $1")
+            .bind(DEPLOYMENT)
+            .fetch_one(&ledger.pool)
+            .await
+            .unwrap();
         publish(ledger, source_id, "usage-1").await;
         let settled = ledger
             .run(async |conn| {
-                publications::settle(conn, source_id, "me", &["usage-2".to_owned()], Settlement::NotOurs, ledger.clock.now()).await
+                publications::settle(
+                    conn,
+                    source_id,
+                    "me",
+                    &["usage-2".to_owned()],
+                    Settlement::NotOurs,
+                    ledger.clock.now(),
+                )
+                .await
             })
             .await
             .unwrap();
@@ -108,7 +135,11 @@ impl Written {
 
     async fn unread(&self) -> Books {
         let database = database().await;
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::manual(noon())).unwrap();
+        let ledger = Ledger::open(
+            &LedgerSettings { url: database.url.clone(), connections: 4 },
+            Clock::manual(noon()),
+        )
+        .unwrap();
         ledger.migrate().await.unwrap();
         register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
         Books { ledger, log: self.log.clone(), _database: database }
@@ -120,20 +151,42 @@ impl Books {
     async fn read(&self, topic: Topic, limit: usize, read: impl Fn(Record) -> Arrival) {
         let claim = self
             .ledger
-            .run(async |conn| positions::lease(conn, TopicPartition { topic, partition: 0 }, 0, self.ledger.clock.now()).await)
+            .run(async |conn| {
+                positions::lease(
+                    conn,
+                    TopicPartition { topic, partition: 0 },
+                    0,
+                    self.ledger.clock.now(),
+                )
+                .await
+            })
             .await
             .unwrap();
         let records = self.log.read(claim.partition, claim.next_offset, limit).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
         let arrivals: Vec<_> = records.into_iter().map(read).collect();
         self.ledger
-            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+            .run(async |conn| {
+                record::batch(
+                    conn,
+                    &Chain::Live(claim),
+                    &arrivals,
+                    next_offset,
+                    self.ledger.clock.now(),
+                )
+                .await
+            })
             .await
             .unwrap();
     }
 
     async fn audit(&self) -> AuditReport {
-        let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source: None, patience: Duration::ZERO };
+        let audit = Audit {
+            ledger: self.ledger.clone(),
+            log: self.log.clone(),
+            source: None,
+            patience: Duration::ZERO,
+        };
         let ranges = audit.rereadable().await.unwrap();
         let done = std::cell::Cell::new(0);
         let joint = audit.deep(&ranges, |offsets| done.set(done.get() + offsets)).await.unwrap();
@@ -143,7 +196,10 @@ impl Books {
     }
 
     async fn tamper(&self, statement: &'static str) {
-        sqlx::raw_sql(statement).execute(&self.ledger.pool).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        sqlx::raw_sql(statement)
+            .execute(&self.ledger.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
 }
 
@@ -301,7 +357,9 @@ async fn each_is_named(written: Written) {
         books.tamper(statement).await;
         let report = books.audit().await;
         let actual = differences(&report);
-        let named = actual.iter().any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
+        let named = actual
+            .iter()
+            .any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
         if !named {
             missed.push(format!("{statement}: expected {kind} {id} {words:?}, found {actual:#?}"));
         }
@@ -324,7 +382,12 @@ async fn events_without_a_record_are_checked_by_digest_and_others_by_record() {
     let written = Written::postgres().await;
     let books = written.books().await;
     let log = &written._database.as_ref().unwrap().pool;
-    sqlx::raw_sql("delete from log_record where record_offset < 6; update log_partition set start_offset = 6").execute(log).await.unwrap();
+    sqlx::raw_sql(
+        "delete from log_record where record_offset < 6; update log_partition set start_offset = 6",
+    )
+    .execute(log)
+    .await
+    .unwrap();
     let report = books.audit().await;
     assert_eq!(differences(&report), []);
     assert_eq!(report.joints.last().unwrap().numbers["records_read_again"], 3 * (14 - 6) + 2);
@@ -334,7 +397,8 @@ async fn events_without_a_record_are_checked_by_digest_and_others_by_record() {
         )
         .await;
     let report = books.audit().await;
-    let actual: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
+    let actual: Vec<_> =
+        differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
     let changed = ("event_changed", event(Topic::WorkspaceBuilds, 7).id());
     assert_eq!(actual, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
 }
@@ -346,7 +410,10 @@ fn earlier(record: Record) -> Arrival {
         1 => (Disposition::Rejected, RejectCause::Field),
         _ => return consumer::read(record),
     };
-    Arrival { event: Err(Refusal { verdict, cause, detail: "an earlier version".into() }), ..consumer::read(record) }
+    Arrival {
+        event: Err(Refusal { verdict, cause, detail: "an earlier version".into() }),
+        ..consumer::read(record)
+    }
 }
 
 /// Kind and id of the open entries in the ledger's rows.
@@ -355,10 +422,12 @@ fn open(report: &AuditReport) -> Vec<(&str, &str)> {
 }
 
 async fn rejects(books: &Books) -> Vec<i64> {
-    sqlx::query_scalar("select id from reject where detail = 'an earlier version' order by log_offset")
-        .fetch_all(&books.ledger.pool)
-        .await
-        .unwrap()
+    sqlx::query_scalar(
+        "select id from reject where detail = 'an earlier version' order by log_offset",
+    )
+    .fetch_all(&books.ledger.pool)
+    .await
+    .unwrap()
 }
 
 const USAGE: TopicPartition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
@@ -371,16 +440,27 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
     assert_eq!((differences(&books.audit().await), open(&books.audit().await)), (vec![], vec![]));
 
     let desk = desk(&books.ledger, &books.log);
-    let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
-    let range = LogRange { topics: vec![USAGE.topic.name().into()], from: "earliest".into(), until: "latest".into() };
+    let (stop, actor) =
+        (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
+    let range = LogRange {
+        topics: vec![USAGE.topic.name().into()],
+        from: "earliest".into(),
+        until: "latest".into(),
+    };
     let plan = ask(&desk, &range).await.unwrap();
     let execution = ReplayExecution { hash: plan.hash, records_per_second: None };
-    assert_eq!(desk.execute_replay(&execution, &actor, &|_: Step| {}, &stop).await.unwrap().accepted, 2);
+    assert_eq!(
+        desk.execute_replay(&execution, &actor, &|_: Step| {}, &stop).await.unwrap().accepted,
+        2
+    );
     let ids = rejects(&books).await;
     let named: Vec<String> = ids.iter().map(|id| format!("reject {id}")).collect();
     let report = books.audit().await;
     assert_eq!(differences(&report), []);
-    assert_eq!(open(&report), [("accepted_after_all", named[0].as_str()), ("accepted_after_all", named[1].as_str())]);
+    assert_eq!(
+        open(&report),
+        [("accepted_after_all", named[0].as_str()), ("accepted_after_all", named[1].as_str())]
+    );
 
     let resubmit = Resubmit { ids, ..Resubmit::default() };
     let done = act(&desk, &resubmit, &actor).await.unwrap();
@@ -389,9 +469,12 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
 
     // a change by hand is never excused: an event's conflict is not the event
-    books.tamper("update reject set verdict = 'conflict' where detail = 'an earlier version'").await;
+    books
+        .tamper("update reject set verdict = 'conflict' where detail = 'an earlier version'")
+        .await;
     let report = books.audit().await;
-    let named = differences(&report).into_iter().filter(|(kind, ..)| *kind == "reject_of_an_event").count();
+    let named =
+        differences(&report).into_iter().filter(|(kind, ..)| *kind == "reject_of_an_event").count();
     assert_eq!(named, 2, "{report:?}");
 }
 
@@ -399,19 +482,41 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
 async fn a_reject_of_a_replay_that_ran_ahead_of_a_later_version_is_not_a_difference() {
     let written = Written::postgres().await;
     let books = written.unread().await;
-    let range = ReplayRange { partition: USAGE, generation: 1, first_offset: 0, next_offset: 0, end_offset: 5 };
+    let range = ReplayRange {
+        partition: USAGE,
+        generation: 1,
+        first_offset: 0,
+        next_offset: 0,
+        end_offset: 5,
+    };
     let id = Uuid::new_v4();
     books
         .ledger
         .run(async |conn| {
-            replays::save(conn, id, "a hash", &serde_json::json!({}), &serde_json::json!({}), &[range], books.ledger.clock.now()).await
+            replays::save(
+                conn,
+                id,
+                "a hash",
+                &serde_json::json!({}),
+                &serde_json::json!({}),
+                &[range],
+                books.ledger.clock.now(),
+            )
+            .await
         })
         .await
         .unwrap();
-    let arrivals: Vec<_> = books.log.read(USAGE, 0, 5).await.unwrap().into_iter().map(earlier).collect();
+    let arrivals: Vec<_> =
+        books.log.read(USAGE, 0, 5).await.unwrap().into_iter().map(earlier).collect();
     let chain = Chain::Replay { id, partition: USAGE, generation: 1, next_offset: 0 };
     assert_eq!(
-        books.ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 5, books.ledger.clock.now()).await).await.unwrap().accepted,
+        books
+            .ledger
+            .run(async |conn| record::batch(conn, &chain, &arrivals, 5, books.ledger.clock.now())
+                .await)
+            .await
+            .unwrap()
+            .accepted,
         3
     );
     books.read(USAGE.topic, 1000, consumer::read).await;

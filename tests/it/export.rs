@@ -8,29 +8,48 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::export::{Aggregate, Totals, TypeTotal, export_usage};
 use tallyline::ledger::{
-    Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Sequence, Settlement, UsageRange, positions, publication_requests,
-    publications, record, snapshots,
+    Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Sequence, Settlement,
+    UsageRange, positions, publication_requests, publications, record, snapshots,
 };
 use uuid::Uuid;
 
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, noon, partition, registered_ledger};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, noon, partition, registered_ledger,
+};
 
-const HEADER: &str =
-    "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence\n";
+const HEADER: &str = "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence\n";
 
 fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Event {
-    Event { deployment, payload: Payload::Usage(Usage { id: id.to_owned(), quantity, created_at, marks: PublishMarks::default() }) }
+    Event {
+        deployment,
+        payload: Payload::Usage(Usage {
+            id: id.to_owned(),
+            quantity,
+            created_at,
+            marks: PublishMarks::default(),
+        }),
+    }
 }
 
 /// Records the events as one batch and returns its sequence.
 pub async fn record(ledger: &Ledger, events: &[Event]) -> Sequence {
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let from = claim.next_offset;
-    let arrivals: Vec<_> = (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
+    let arrivals: Vec<_> =
+        (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
     let next_offset = from + i64::try_from(events.len()).unwrap();
-    let counts =
-        ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await).await.unwrap();
+    let counts = ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
     assert_eq!(usize::try_from(counts.accepted).unwrap(), events.len());
     ledger.run(snapshots::head).await.unwrap()
 }
@@ -42,7 +61,12 @@ async fn exported(ledger: &Ledger, range: &UsageRange) -> (String, Totals) {
 }
 
 fn all(as_of: Sequence) -> UsageRange {
-    UsageRange { from: DateTime::UNIX_EPOCH, to: noon() + TimeDelta::days(9999), source: None, as_of }
+    UsageRange {
+        from: DateTime::UNIX_EPOCH,
+        to: noon() + TimeDelta::days(9999),
+        source: None,
+        as_of,
+    }
 }
 
 #[tokio::test]
@@ -59,7 +83,11 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
             _ => UsageQuantity::AgentRuntimeMs(u64::try_from(i64::MAX).unwrap() - number),
         };
         let deployment = if n % 2 == 0 { DEPLOYMENT } else { OTHER_DEPLOYMENT };
-        let id = if n < 2 { "Both".to_owned() } else { format!("{}{n:x}", ["a", "B", "é", "_"][n as usize % 4]) };
+        let id = if n < 2 {
+            "Both".to_owned()
+        } else {
+            format!("{}{n:x}", ["a", "B", "é", "_"][n as usize % 4])
+        };
         events.push(usage(deployment, &id, quantity, created_at));
     }
     let sequence = record(&ledger, &events).await;
@@ -86,7 +114,10 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
             *total += u128::from(number);
         }
         let time = usage.created_at.format("%Y-%m-%dT%H:%M:%S.000000Z");
-        let line = format!("{},{},{event_type},{number},{unit},{time},pending,,{sequence}\n", event.deployment, usage.id);
+        let line = format!(
+            "{},{},{event_type},{number},{unit},{time},pending,,{sequence}\n",
+            event.deployment, usage.id
+        );
         rows.push((usage.created_at, usage.id.clone(), event.deployment, line));
     }
     rows.sort();
@@ -94,7 +125,11 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
 
     let (first, exported_totals) = exported(&ledger, &all(sequence)).await;
     assert!(first == expected, "the file differs from the recorded usage");
-    assert_eq!(exported(&ledger, &all(sequence)).await, (first, exported_totals.clone()), "two runs give the same bytes");
+    assert_eq!(
+        exported(&ledger, &all(sequence)).await,
+        (first, exported_totals.clone()),
+        "two runs give the same bytes"
+    );
     let types = totals.into_iter().map(|(event_type, (events, total, unit))| TypeTotal {
         event_type: event_type.parse().unwrap(),
         unit,
@@ -110,7 +145,9 @@ async fn the_range_includes_its_start_excludes_its_end_and_has_one_source() {
     let (_database, ledger) = registered_ledger().await;
     let tick = TimeDelta::microseconds(1);
     let (from, to) = (noon(), noon() + TimeDelta::hours(1));
-    let at = |id, deployment, created_at| usage(deployment, id, UsageQuantity::ManagedAgents(2), created_at);
+    let at = |id, deployment, created_at| {
+        usage(deployment, id, UsageQuantity::ManagedAgents(2), created_at)
+    };
     let events = [
         at("before", DEPLOYMENT, from - tick),
         at("first", DEPLOYMENT, from),
@@ -120,8 +157,10 @@ async fn the_range_includes_its_start_excludes_its_end_and_has_one_source() {
     ];
     let sequence = record(&ledger, &events).await;
     let ids = async |source| {
-        let (text, totals) = exported(&ledger, &UsageRange { from, to, source, as_of: sequence }).await;
-        let ids: Vec<String> = text.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().to_owned()).collect();
+        let (text, totals) =
+            exported(&ledger, &UsageRange { from, to, source, as_of: sequence }).await;
+        let ids: Vec<String> =
+            text.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().to_owned()).collect();
         assert_eq!(totals.events, ids.len() as u64);
         ids
     };
@@ -138,10 +177,19 @@ async fn later_batches_do_not_change_an_earlier_export() {
     let before = record(&ledger, &[one("published"), one("settled"), one("waits")]).await;
     let (then, _) = exported(&ledger, &all(before)).await;
 
-    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
+    let source_id: i16 =
+        sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
     let settled = ledger
         .run(async |conn| {
-            publications::settle(conn, source_id, "me", &["settled".to_owned()], Settlement::NotOurs, ledger.clock.now()).await
+            publications::settle(
+                conn,
+                source_id,
+                "me",
+                &["settled".to_owned()],
+                Settlement::NotOurs,
+                ledger.clock.now(),
+            )
+            .await
         })
         .await
         .unwrap();
@@ -151,10 +199,14 @@ async fn later_batches_do_not_change_an_earlier_export() {
 
     assert_eq!(exported(&ledger, &all(before)).await.0, then);
     let mut expected = HEADER.to_owned();
-    let rows = [("later", "pending", String::new(), after), ("published", "published", request_id.to_string(), before)];
-    for (id, state, request, sequence) in
-        rows.into_iter().chain([("settled", "not_ours", String::new(), before), ("waits", "pending", String::new(), before)])
-    {
+    let rows = [
+        ("later", "pending", String::new(), after),
+        ("published", "published", request_id.to_string(), before),
+    ];
+    for (id, state, request, sequence) in rows.into_iter().chain([
+        ("settled", "not_ours", String::new(), before),
+        ("waits", "pending", String::new(), before),
+    ]) {
         writeln!(expected, "{DEPLOYMENT},{id},dc_managed_agents_v1,1,agents,2025-08-01T12:00:00.000000Z,{state},{request},{sequence}")
             .unwrap();
     }
@@ -165,10 +217,21 @@ async fn later_batches_do_not_change_an_earlier_export() {
 async fn a_late_verdict_does_not_change_an_earlier_export() {
     let (_database, ledger) = registered_ledger().await;
     record(&ledger, &[usage(DEPLOYMENT, "late", UsageQuantity::ManagedAgents(1), noon())]).await;
-    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
+    let source_id: i16 =
+        sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
     let request = send(&ledger, source_id, "late").await;
     let settled = ledger
-        .run(async |conn| publications::settle(conn, source_id, "me", &["late".to_owned()], Settlement::TooOld, ledger.clock.now()).await)
+        .run(async |conn| {
+            publications::settle(
+                conn,
+                source_id,
+                "me",
+                &["late".to_owned()],
+                Settlement::TooOld,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     assert_eq!(settled.unknown, 1);
@@ -177,7 +240,11 @@ async fn a_late_verdict_does_not_change_an_earlier_export() {
     assert!(file.contains(",unknown,,"), "{file}");
 
     accept(&ledger, source_id, "late", request).await;
-    assert_eq!(exported(&ledger, &all(then)).await.0, file, "the same bytes as of the same sequence");
+    assert_eq!(
+        exported(&ledger, &all(then)).await.0,
+        file,
+        "the same bytes as of the same sequence"
+    );
     let now = ledger.run(snapshots::head).await.unwrap();
     let (file, _) = exported(&ledger, &all(now)).await;
     assert!(now.number > then.number && file.contains(&format!(",published,{request},")), "{file}");
@@ -193,31 +260,77 @@ pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
 async fn send(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     let (id, lease) = (Uuid::from_u128(7), Duration::from_secs(60));
     ledger
-        .run(async |conn| publications::lease(conn, source_id, "me", DateTime::UNIX_EPOCH, 10, lease, ledger.clock.now()).await)
+        .run(async |conn| {
+            publications::lease(
+                conn,
+                source_id,
+                "me",
+                DateTime::UNIX_EPOCH,
+                10,
+                lease,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
-    let request = NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec![event_id], holder: "me", lease };
-    assert!(ledger.run(async |conn| publication_requests::begin(conn, &request, ledger.clock.now()).await).await.unwrap());
+    let request = NewRequest {
+        id,
+        source_id,
+        license_sha256: [1; 32],
+        event_ids: vec![event_id],
+        holder: "me",
+        lease,
+    };
+    assert!(
+        ledger
+            .run(async |conn| publication_requests::begin(conn, &request, ledger.clock.now()).await)
+            .await
+            .unwrap()
+    );
     id
 }
 
 async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
     let verdict = AttemptVerdict::Accepted;
-    let attempt = Attempt { event_id: event_id.to_owned(), verdict, message: None, next_attempt_at: noon(), unanswered: false };
+    let attempt = Attempt {
+        event_id: event_id.to_owned(),
+        verdict,
+        message: None,
+        next_attempt_at: noon(),
+        unanswered: false,
+    };
     let (answered_at, attempts) = (Some(noon()), vec![attempt]);
-    let outcome = RequestOutcome { id, source_id, holder: "me", answered_at, status: Some(200), error: None, attempts };
-    ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, ledger.clock.now()).await).await.unwrap();
+    let outcome = RequestOutcome {
+        id,
+        source_id,
+        holder: "me",
+        answered_at,
+        status: Some(200),
+        error: None,
+        attempts,
+    };
+    ledger
+        .run(async |conn| {
+            publication_requests::record_outcome(conn, &outcome, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_formula_in_an_id_stays_text() {
     let (_database, ledger) = registered_ledger().await;
     let ids = ["=cmd|'/c calc'!A1", "+1", "a,\"b\"\nc", "'quoted"];
-    let events: Vec<Event> = ids.iter().map(|id| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon())).collect();
+    let events: Vec<Event> = ids
+        .iter()
+        .map(|id| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon()))
+        .collect();
     let sequence = record(&ledger, &events).await;
     let (text, _) = exported(&ledger, &all(sequence)).await;
     let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let fields: Vec<String> = reader.records().map(|record| record.unwrap()[1].to_owned()).collect();
+    let fields: Vec<String> =
+        reader.records().map(|record| record.unwrap()[1].to_owned()).collect();
     // in the byte order of the ids: ' + = a
     assert_eq!(fields, ["''quoted", "'+1", "'=cmd|'/c calc'!A1", "a,\"b\"\nc"]);
 }

@@ -8,14 +8,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
 use tallyline::ledger::{
-    ActKind, Ledger, LedgerSettings, NewAct, NewPass, RestoreEvidence, Sequence, Source, Subject, landmarks, leases, passes, positions,
-    recoveries, restored, retirements, snapshots, sources,
+    ActKind, Ledger, LedgerSettings, NewAct, NewPass, RestoreEvidence, Sequence, Source, Subject,
+    landmarks, leases, passes, positions, recoveries, restored, retirements, snapshots, sources,
 };
 use uuid::Uuid;
 
 use crate::cli::{Pipeline, assert_refused, code, json};
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, usage,
+};
 use crate::support::{Database, database, eventually};
 
 /// A ledger with some usage, and its pipeline file.
@@ -33,7 +35,11 @@ impl Site {
         let database = database().await;
         let pipeline = Pipeline::on(&database);
         assert_eq!(code(&pipeline.run("migrate").await), 0);
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
+        let ledger = Ledger::open(
+            &LedgerSettings { url: database.url.clone(), connections: 2 },
+            Clock::manual(noon()),
+        )
+        .unwrap();
         let events: Vec<Event> = (0..20).map(|n| usage(deployment, n)).collect();
         register_retired(&ledger, deployment).await;
         record(&ledger, &events).await;
@@ -49,13 +55,33 @@ impl Site {
             reason: "a test",
             detail: serde_json::json!({}),
         };
-        assert!(self.ledger.run(async |conn| retirements::reinstate(conn, DEPLOYMENT, &act, self.ledger.clock.now()).await).await.unwrap());
-        self.ledger.run(async |conn| sources::get(conn, DEPLOYMENT).await).await.unwrap().expect("registered")
+        assert!(
+            self.ledger
+                .run(async |conn| retirements::reinstate(
+                    conn,
+                    DEPLOYMENT,
+                    &act,
+                    self.ledger.clock.now()
+                )
+                .await)
+                .await
+                .unwrap()
+        );
+        self.ledger
+            .run(async |conn| sources::get(conn, DEPLOYMENT).await)
+            .await
+            .unwrap()
+            .expect("registered")
     }
 
-    /// Records a collector pass that is complete until then (None: not reported), with this number of unread records. Returns the ledger's
-    /// last sequence.
-    async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) -> Sequence {
+    /// Records a collector pass that is complete until then (None: not reported), with this number
+    /// of unread records. Returns the ledger's last sequence.
+    async fn pass(
+        &self,
+        source: &Source,
+        complete_until: Option<DateTime<Utc>>,
+        unread: i64,
+    ) -> Sequence {
         self.runtime_pass(source, complete_until, None, unread).await
     }
 
@@ -68,8 +94,12 @@ impl Site {
         unread: i64,
     ) -> Sequence {
         let name = format!("collector:{}", source.deployment_id);
-        let lease =
-            self.ledger.run(async |conn| leases::take(conn, &name, "test", Duration::from_secs(60)).await).await.unwrap().expect("free");
+        let lease = self
+            .ledger
+            .run(async |conn| leases::take(conn, &name, "test", Duration::from_secs(60)).await)
+            .await
+            .unwrap()
+            .expect("free");
         let mut offsets = self.ledger.run(positions::list).await.unwrap();
         offsets.iter_mut().for_each(|(_, next_offset)| *next_offset += unread);
         let pass = NewPass {
@@ -91,14 +121,27 @@ impl Site {
 async fn a_fifo_and_standard_output_receive_the_stream() {
     let site = Site::new(DEPLOYMENT).await;
     let whole = site.pipeline.run(&format!("{DAY} -o -")).await;
-    assert!(code(&whole) == 0 && whole.stdout.lines().count() == 21 && whole.stderr.contains("20 events"), "{whole:?}");
+    assert!(
+        code(&whole) == 0
+            && whole.stdout.lines().count() == 21
+            && whole.stderr.contains("20 events"),
+        "{whole:?}"
+    );
     // a pipe is a FIFO, a redirection is a regular file; both have the same name
     let to_name = site.pipeline.run(&format!("{DAY} -o /dev/stdout")).await;
     assert_eq!((code(&to_name), &to_name.stdout), (0, &whole.stdout));
     assert!(to_name.stderr.contains("20 events"), "{to_name:?}");
-    let words: Vec<&str> = DAY.split(' ').chain(["-o", "/dev/stdout", "--pipeline", &site.pipeline.file]).collect();
-    let piped = Command::new(env!("CARGO_BIN_EXE_tallyline")).args(words).stdin(Stdio::null()).output().unwrap();
-    assert_eq!((piped.status.code(), String::from_utf8_lossy(&piped.stdout).as_ref()), (Some(0), whole.stdout.as_str()));
+    let words: Vec<&str> =
+        DAY.split(' ').chain(["-o", "/dev/stdout", "--pipeline", &site.pipeline.file]).collect();
+    let piped = Command::new(env!("CARGO_BIN_EXE_tallyline"))
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(
+        (piped.status.code(), String::from_utf8_lossy(&piped.stdout).as_ref()),
+        (Some(0), whole.stdout.as_str())
+    );
 
     let fifo = site.pipeline.path("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -112,7 +155,13 @@ async fn a_fifo_and_standard_output_receive_the_stream() {
 
     let file = site.pipeline.path("usage.csv");
     assert_eq!(code(&site.pipeline.run(&format!("{DAY} -o {}", file.display())).await), 0);
-    assert_eq!((std::fs::metadata(&file).unwrap().mode() & 0o7777, std::fs::read_to_string(&file).unwrap()), (0o640, whole.stdout));
+    assert_eq!(
+        (
+            std::fs::metadata(&file).unwrap().mode() & 0o7777,
+            std::fs::read_to_string(&file).unwrap()
+        ),
+        (0o640, whole.stdout)
+    );
     drop(site.database);
 }
 
@@ -126,22 +175,46 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
 
     let never_read = export("").await;
     assert_refused(&never_read, 4, "not read by a collector");
-    assert!(never_read.stderr.contains(&id) && never_read.stderr.contains("--allow-incomplete"), "{never_read:?}");
+    assert!(
+        never_read.stderr.contains(&id) && never_read.stderr.contains("--allow-incomplete"),
+        "{never_read:?}"
+    );
 
     site.pass(&source, Some(end - TimeDelta::seconds(1)), 0).await;
-    assert_refused(&export("").await, 4, "is complete only until 2025-08-01T23:59:59Z, but the range ends at 2025-08-02T00:00:00Z");
-    let allowed = site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete --output json", site.pipeline.path("a.csv").display())).await;
-    assert!(code(&allowed) == 0 && json(&allowed)["incomplete"].as_str().unwrap().contains(&id), "{allowed:?}");
+    assert_refused(
+        &export("").await,
+        4,
+        "is complete only until 2025-08-01T23:59:59Z, but the range ends at 2025-08-02T00:00:00Z",
+    );
+    let allowed = site
+        .pipeline
+        .run(&format!(
+            "{DAY} -o {} --allow-incomplete --output json",
+            site.pipeline.path("a.csv").display()
+        ))
+        .await;
+    assert!(
+        code(&allowed) == 0 && json(&allowed)["incomplete"].as_str().unwrap().contains(&id),
+        "{allowed:?}"
+    );
 
     let before = site.pass(&source, Some(end), 0).await;
-    let complete = site.pipeline.run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display())).await;
+    let complete = site
+        .pipeline
+        .run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display()))
+        .await;
     assert!(code(&complete) == 0 && json(&complete)["incomplete"].is_null(), "{complete:?}");
     // no row of the range came after the earlier sequence: it was complete then
     assert_eq!(export(&format!("--as-of {before}")).await.stdout.lines().count(), 1 + 20);
 
     // another deployment does not matter unless it is exported
-    let other =
-        site.ledger.run(async |conn| sources::register(conn, OTHER_DEPLOYMENT, noon(), None, site.ledger.clock.now()).await).await.unwrap();
+    let other = site
+        .ledger
+        .run(async |conn| {
+            sources::register(conn, OTHER_DEPLOYMENT, noon(), None, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(code(&export(&format!("--source {DEPLOYMENT}")).await), 0);
     assert_refused(&export("").await, 4, &OTHER_DEPLOYMENT.to_string());
 
@@ -150,7 +223,9 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     assert_refused(
         &export("").await,
         4,
-        &format!("deployment {OTHER_DEPLOYMENT} does not report completeness: its database is a hot standby"),
+        &format!(
+            "deployment {OTHER_DEPLOYMENT} does not report completeness: its database is a hot standby"
+        ),
     );
 }
 
@@ -159,7 +234,11 @@ async fn unread_records_of_the_log_make_the_range_incomplete() {
     let site = Site::new(DEPLOYMENT).await;
     let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
-    assert_refused(&site.pipeline.run(&format!("{DAY} -o -")).await, 4, "is complete only until an unknown instant");
+    assert_refused(
+        &site.pipeline.run(&format!("{DAY} -o -")).await,
+        4,
+        "is complete only until an unknown instant",
+    );
 }
 
 #[tokio::test]
@@ -168,13 +247,22 @@ async fn usage_of_the_range_that_was_recorded_later_makes_an_earlier_sequence_in
     let source = site.in_use().await;
     let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
     let pass = site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
-    assert_refused(&export(&format!("--as-of {pass}")).await, 4, "is complete only until an unknown instant");
+    assert_refused(
+        &export(&format!("--as-of {pass}")).await,
+        4,
+        "is complete only until an unknown instant",
+    );
 
     let events: Vec<Event> = (20..23).map(|n| usage(DEPLOYMENT, n)).collect();
     let read = record(&site.ledger, &events).await;
-    let reason = format!("deployment {DEPLOYMENT} has usage in the range that was recorded after sequence {pass}, up to sequence {read}");
+    let reason = format!(
+        "deployment {DEPLOYMENT} has usage in the range that was recorded after sequence {pass}, up to sequence {read}"
+    );
     assert_refused(&export(&format!("--as-of {pass}")).await, 4, &reason);
-    assert_eq!(export(&format!("--as-of {pass} --allow-incomplete")).await.stdout.lines().count(), 1 + 20);
+    assert_eq!(
+        export(&format!("--as-of {pass} --allow-incomplete")).await.stdout.lines().count(),
+        1 + 20
+    );
     assert_eq!(export(&format!("--as-of {read}")).await.stdout.lines().count(), 1 + 23);
 
     // usage of another day or deployment changes nothing
@@ -217,7 +305,13 @@ async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
     let export = || site.pipeline.run(&command);
 
     // two minutes after midnight: coderd writes the row of the last hour later
-    site.runtime_pass(&source, Some(end + TimeDelta::minutes(2)), Some(end - TimeDelta::hours(1)), 0).await;
+    site.runtime_pass(
+        &source,
+        Some(end + TimeDelta::minutes(2)),
+        Some(end - TimeDelta::hours(1)),
+        0,
+    )
+    .await;
     let reason = format!(
         "deployment {DEPLOYMENT} has agent runtime complete only until 2025-08-01T23:00:00Z, but the range ends at 2025-08-02T00:00:00Z"
     );
@@ -231,25 +325,46 @@ async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
     let site = Site::new(DEPLOYMENT).await;
     let landmark = site
         .ledger
-        .run(async |conn| landmarks::of_batch(conn, site.ledger.run(snapshots::head).await.unwrap().number).await)
+        .run(async |conn| {
+            landmarks::of_batch(conn, site.ledger.run(snapshots::head).await.unwrap().number).await
+        })
         .await
         .unwrap()
         .unwrap();
-    let gone = tallyline::ledger::Landmark { recorded_at: landmark.recorded_at + TimeDelta::seconds(1), ..landmark };
+    let gone = tallyline::ledger::Landmark {
+        recorded_at: landmark.recorded_at + TimeDelta::seconds(1),
+        ..landmark
+    };
     assert!(
         site.ledger
-            .run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(gone), site.ledger.clock.now()).await)
+            .run(async |conn| restored::record_detected(
+                conn,
+                &RestoreEvidence::Batch(gone),
+                site.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
     );
     let id = site.ledger.run(recoveries::open).await.unwrap().unwrap().id;
     site.ledger
-        .run(async |conn| recoveries::set_targets(conn, id, &[(partition(Topic::AgentUsage, 1), 3)], site.ledger.clock.now()).await)
+        .run(async |conn| {
+            recoveries::set_targets(
+                conn,
+                id,
+                &[(partition(Topic::AgentUsage, 1), 3)],
+                site.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     let path = site.pipeline.path("usage.csv");
     let refused = site.pipeline.run(&format!("{DAY} -o {}", path.display())).await;
     assert_refused(&refused, 4, "the ledger was restored and has not caught up");
     assert!(!path.exists());
-    assert_eq!(code(&site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete", path.display())).await), 0);
+    assert_eq!(
+        code(&site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete", path.display())).await),
+        0
+    );
 }

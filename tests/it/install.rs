@@ -1,4 +1,5 @@
-//! Runs the commands of the steps of docs/install.md, with roles that have only the rights that it grants.
+//! Runs the commands of the steps of docs/install.md, with roles that have only the rights that it
+//! grants.
 
 use std::time::Duration;
 
@@ -14,10 +15,14 @@ const SOON: Duration = Duration::from_secs(120);
 
 /// The commands of the section, without their comments.
 fn commands() -> Vec<String> {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/install.md")).expect("the page");
-    let section = page.split("\n## ").find(|section| section.starts_with("Steps\n")).expect("the section");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/install.md"))
+        .expect("the page");
+    let section =
+        page.split("\n## ").find(|section| section.starts_with("Steps\n")).expect("the section");
     let code = section.lines().filter_map(|line| line.strip_prefix("       "));
-    code.map(|line| line.split(" # ").next().unwrap_or(line).trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    code.map(|line| line.split(" # ").next().unwrap_or(line).trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
 }
 
 /// A site whose operator follows the page.
@@ -31,20 +36,34 @@ struct Install {
 }
 
 impl Install {
-    /// The operator has an empty server for the ledger, a coderd without a reader, and one of the shipped files.
+    /// The operator has an empty server for the ledger, a coderd without a reader, and one of the
+    /// shipped files.
     async fn new(shipped: &str) -> Install {
         let coderd = Coderd::new(SchemaVersion::Sep2026).await;
         for _ in 0..3 {
             coderd.creation().await;
         }
-        sqlx::raw_sql("drop schema tallyline cascade").execute(&coderd.database.pool).await.unwrap();
-        let (folder, kafka, unique) = (TempDir::new().unwrap(), support::kafka(), Uuid::new_v4().simple().to_string());
+        sqlx::raw_sql("drop schema tallyline cascade")
+            .execute(&coderd.database.pool)
+            .await
+            .unwrap();
+        let (folder, kafka, unique) =
+            (TempDir::new().unwrap(), support::kafka(), Uuid::new_v4().simple().to_string());
         let file = folder.path().join("site.toml");
-        let text = std::fs::read_to_string(format!("{}/pipelines/{shipped}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-        let key = "# [license.public_keys]\n# \"2022-07-27\" = \"file:/etc/tallyline/license-key.pem\"\n";
+        let text =
+            std::fs::read_to_string(format!("{}/pipelines/{shipped}", env!("CARGO_MANIFEST_DIR")))
+                .unwrap();
+        let key =
+            "# [license.public_keys]\n# \"2022-07-27\" = \"file:/etc/tallyline/license-key.pem\"\n";
         assert!(text.contains(key), "the file shows where the key goes");
-        let own_key = "[license.public_keys]\na = \"WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY=\"\n";
-        std::fs::write(&file, text.replace("kafka-1:9092,kafka-2:9092,kafka-3:9092", &kafka.brokers).replace(key, own_key)).unwrap();
+        let own_key =
+            "[license.public_keys]\na = \"WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY=\"\n";
+        std::fs::write(
+            &file,
+            text.replace("kafka-1:9092,kafka-2:9092,kafka-3:9092", &kafka.brokers)
+                .replace(key, own_key),
+        )
+        .unwrap();
         let listen = || format!("127.0.0.1:{}", ports::free_port());
         let (api, metrics) = (listen(), listen());
         let environment = [
@@ -53,8 +72,16 @@ impl Install {
             ("TALLYLINE_SERVE_API_LISTEN", api.as_str()),
             ("TALLYLINE_SERVE_METRICS_LISTEN", metrics.as_str()),
         ];
-        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Install { coderd, ledger: unique, file: file.display().to_string(), environment, api, _folder: folder }
+        let environment =
+            environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Install {
+            coderd,
+            ledger: unique,
+            file: file.display().to_string(),
+            environment,
+            api,
+            _folder: folder,
+        }
     }
 
     fn filled(&self, command: &str) -> String {
@@ -82,8 +109,13 @@ impl Install {
     /// Runs the commands in order. The last one runs until the test ends.
     async fn follow(&mut self) -> Process {
         let commands: Vec<String> = commands().iter().map(|command| self.filled(command)).collect();
-        let kinds = |word: &str| commands.iter().filter(|command| command.starts_with(word)).count();
-        assert_eq!((kinds("psql "), kinds("export "), kinds("tallyline ")), (5, 2, 4), "{commands:#?}");
+        let kinds =
+            |word: &str| commands.iter().filter(|command| command.starts_with(word)).count();
+        assert_eq!(
+            (kinds("psql "), kinds("export "), kinds("tallyline ")),
+            (5, 2, 4),
+            "{commands:#?}"
+        );
         for command in commands {
             let words: Vec<&str> = command.split_whitespace().collect();
             match words.as_slice() {
@@ -92,7 +124,9 @@ impl Install {
                     self.environment.push((name.to_owned(), value.to_owned()));
                 }
                 ["psql", ..] => self.psql(&command),
-                ["tallyline", "run", rest @ ..] => return tallyline(&[&["run"], rest].concat(), &self.environment()),
+                ["tallyline", "run", rest @ ..] => {
+                    return tallyline(&[&["run"], rest].concat(), &self.environment());
+                }
                 ["tallyline", words @ ..] => {
                     let ended = self.tallyline(words).await;
                     assert!(ended.status.success(), "{command}: {ended:?}");
@@ -106,14 +140,21 @@ impl Install {
     /// Runs it in a shell. Puts the shown deployment id into the pipeline file.
     fn psql(&self, command: &str) {
         let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", command]).current_dir(env!("CARGO_MANIFEST_DIR")).envs(self.environment());
+        shell
+            .args(["-c", command])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .envs(self.environment());
         let ended = shell.output().expect("a shell");
         assert!(ended.status.success(), "{command}: {ended:?}");
         if command.contains("deployment_id()") {
             let output = String::from_utf8(ended.stdout).unwrap();
             assert_eq!(output.trim(), self.coderd.deployment.to_string());
             let text = std::fs::read_to_string(&self.file).unwrap();
-            std::fs::write(&self.file, text.replace("00000000-0000-4000-8000-000000000000", output.trim())).unwrap();
+            std::fs::write(
+                &self.file,
+                text.replace("00000000-0000-4000-8000-000000000000", output.trim()),
+            )
+            .unwrap();
         }
     }
 }
@@ -122,14 +163,16 @@ async fn run_it_counts_builds(shipped: &str) {
     let mut install = Install::new(shipped).await;
     let mut process = install.follow().await;
     let database = install.filled("tally_ledger");
-    let url = support::setting("TALLYLINE_TEST_POSTGRES").rsplit_once('/').unwrap().0.to_owned() + "/" + &database;
+    let url = support::setting("TALLYLINE_TEST_POSTGRES").rsplit_once('/').unwrap().0.to_owned()
+        + "/"
+        + &database;
     let pool = sqlx::PgPool::connect(&url).await.unwrap();
     let counted = async || -> (i64, bool) {
-        let query =
-            "select (select count(*) from workspace_build), exists (select from collector_progress where complete_until is not null)";
+        let query = "select (select count(*) from workspace_build), exists (select from collector_progress where complete_until is not null)";
         sqlx::query_as(query).fetch_one(&pool).await.unwrap()
     };
-    eventually(SOON, "builds are counted, and complete", async || counted().await == (3, true)).await;
+    eventually(SOON, "builds are counted, and complete", async || counted().await == (3, true))
+        .await;
     let entitlements = format!("http://{}/api/v2/entitlements", install.api);
     eventually(SOON, "it is ready and answers", async || {
         reqwest::get(&entitlements).await.is_ok_and(|answer| answer.status().is_success())
@@ -148,7 +191,12 @@ async fn run_it_counts_builds(shipped: &str) {
     assert_eq!(superusers, 0);
     let connected = install.tallyline(&["check", "--connect", "--pipeline", &install.file]).await;
     let warnings = connected.stdout.matches("warning: ").count();
-    assert!(connected.status.success() && warnings == 1 && connected.stdout.contains("log.verification_keys"), "{connected:?}");
+    assert!(
+        connected.status.success()
+            && warnings == 1
+            && connected.stdout.contains("log.verification_keys"),
+        "{connected:?}"
+    );
     assert!(process.runs(), "{}", process.stderr());
     process.terminate(Duration::from_secs(60)).await;
 }
@@ -172,10 +220,15 @@ async fn check_connect_lists_every_missing_grant_with_its_statement() {
         "revoke select (username) on users from {reader}; revoke select (is_default) on organizations from {reader};
          revoke execute on function tallyline.oldest_transaction() from {reader}"
     );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&install.coderd.database.pool).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements))
+        .execute(&install.coderd.database.pool)
+        .await
+        .unwrap();
     let unused = ports::free_port();
     let brokers = format!("kafka.brokers=127.0.0.1:{unused}");
-    let ended = install.tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", &brokers]).await;
+    let ended = install
+        .tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", &brokers])
+        .await;
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
     for problem in [
         format!("grant select (is_default) on organizations to {reader};"),
@@ -185,14 +238,28 @@ async fn check_connect_lists_every_missing_grant_with_its_statement() {
     ] {
         assert!(ended.stdout.contains(&problem), "{problem}: {ended:?}");
     }
-    let sole = install.tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", "publish.mode=sole"]).await;
+    let sole = install
+        .tallyline(&[
+            "check",
+            "--connect",
+            "--pipeline",
+            &install.file,
+            "--set",
+            "publish.mode=sole",
+        ])
+        .await;
     assert!(sole.stdout.contains("sole refuses to start"), "{sole:?}");
     // the readable id is enough
     let mistyped = Uuid::new_v4();
     let set = format!("source.deployment_id={mistyped}");
-    let ended = install.tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", &set]).await;
+    let ended = install
+        .tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", &set])
+        .await;
     let advice = format!(" to {}", install.coderd.deployment);
-    let corrected = ended.stdout.lines().any(|line| line.contains(&mistyped.to_string()) && line.contains(&advice));
+    let corrected = ended
+        .stdout
+        .lines()
+        .any(|line| line.contains(&mistyped.to_string()) && line.contains(&advice));
     assert!(corrected, "{ended:?}");
 }
 
@@ -200,11 +267,20 @@ async fn check_connect_lists_every_missing_grant_with_its_statement() {
 async fn a_ledger_role_without_rights_gets_the_statements_that_grant_them() {
     let install = Install::new("single.toml").await;
     let (role, database) = (install.filled("tally_ledger"), support::database().await);
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create role {role} login"))).execute(&database.pool).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create role {role} login")))
+        .execute(&database.pool)
+        .await
+        .unwrap();
     let url = database.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
     let set = format!("ledger.url={url}");
-    let arguments =
-        ["--pipeline", install.file.as_str(), "--set", &set, "--set", &format!("source.coderd_url={}", install.coderd.database.url)];
+    let arguments = [
+        "--pipeline",
+        install.file.as_str(),
+        "--set",
+        &set,
+        "--set",
+        &format!("source.coderd_url={}", install.coderd.database.url),
+    ];
     let needed = format!("grant create on schema public to {role};");
     let migrated = install.tallyline(&[&["migrate"][..], &arguments].concat()).await;
     assert!(migrated.status.code() == Some(3) && migrated.stderr.contains(&needed), "{migrated:?}");

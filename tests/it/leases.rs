@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tallyline::clock::Clock;
-use tallyline::ledger::{LeaseError, Ledger, LicenseChange, LicenseState, NewPass, leases, licenses, passes, snapshots, sources};
+use tallyline::ledger::{
+    LeaseError, Ledger, LicenseChange, LicenseState, NewPass, leases, licenses, passes, snapshots,
+    sources,
+};
 use uuid::Uuid;
 
 use crate::support::eventually;
@@ -20,34 +23,76 @@ async fn ends_at(ledger: &Ledger) -> DateTime<Utc> {
 #[tokio::test]
 async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
-    let first = ledger.run(async |conn| leases::take(conn, "metrics", "one", LONG).await).await.unwrap().unwrap();
+    let first = ledger
+        .run(async |conn| leases::take(conn, "metrics", "one", LONG).await)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(
         ledger.run(async |conn| leases::take(conn, "metrics", "one", LONG).await).await.unwrap(),
         Some(first.clone()),
         "the same holder, the same epoch"
     );
-    assert_eq!(ledger.run(async |conn| leases::take(conn, "metrics", "two", LONG).await).await.unwrap(), None);
-    assert!(ledger.run(async |conn| leases::take(conn, "collector", "two", LONG).await).await.unwrap().is_some(), "another lease is free");
+    assert_eq!(
+        ledger.run(async |conn| leases::take(conn, "metrics", "two", LONG).await).await.unwrap(),
+        None
+    );
+    assert!(
+        ledger
+            .run(async |conn| leases::take(conn, "collector", "two", LONG).await)
+            .await
+            .unwrap()
+            .is_some(),
+        "another lease is free"
+    );
     ledger.run(async |conn| leases::release(conn, first.clone()).await).await.unwrap();
-    let second = ledger.run(async |conn| leases::take(conn, "metrics", "two", LONG).await).await.unwrap().unwrap();
+    let second = ledger
+        .run(async |conn| leases::take(conn, "metrics", "two", LONG).await)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(second.epoch > first.epoch);
-    assert!(!ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(), "a lost lease cannot be renewed");
+    assert!(
+        !ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(),
+        "a lost lease cannot be renewed"
+    );
     ledger.run(async |conn| leases::release(conn, first).await).await.unwrap();
-    assert!(ledger.run(async |conn| leases::renew(conn, &second, LONG).await).await.unwrap(), "a lost lease cannot be released");
+    assert!(
+        ledger.run(async |conn| leases::renew(conn, &second, LONG).await).await.unwrap(),
+        "a lost lease cannot be released"
+    );
 }
 
 #[tokio::test]
 async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
-    let first = ledger.run(async |conn| leases::take(conn, "metrics", "one", LONG).await).await.unwrap().unwrap();
+    let first = ledger
+        .run(async |conn| leases::take(conn, "metrics", "one", LONG).await)
+        .await
+        .unwrap()
+        .unwrap();
     let end = ends_at(&ledger).await;
     assert!(ledger.run(async |conn| leases::renew(conn, &first, SHORT).await).await.unwrap());
-    assert!(ledger.run(async |conn| leases::take(conn, "metrics", "one", SHORT).await).await.unwrap().is_some());
+    assert!(
+        ledger
+            .run(async |conn| leases::take(conn, "metrics", "one", SHORT).await)
+            .await
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(ends_at(&ledger).await, end);
     ledger.run(async |conn| leases::release(conn, first).await).await.unwrap();
-    let brief = ledger.run(async |conn| leases::take(conn, "metrics", "two", SHORT).await).await.unwrap().unwrap();
+    let brief = ledger
+        .run(async |conn| leases::take(conn, "metrics", "two", SHORT).await)
+        .await
+        .unwrap()
+        .unwrap();
     eventually(Duration::from_secs(10), "the lease ends by itself", async || {
-        ledger.run(async |conn| leases::take(conn, "metrics", "three", LONG).await).await.unwrap().is_some()
+        ledger
+            .run(async |conn| leases::take(conn, "metrics", "three", LONG).await)
+            .await
+            .unwrap()
+            .is_some()
     })
     .await;
     assert!(!ledger.run(async |conn| leases::renew(conn, &brief, LONG).await).await.unwrap());
@@ -59,7 +104,12 @@ async fn of_many_concurrent_requests_one_gets_the_lease() {
     let asking = (0..16).map(|number| {
         let ledger = ledger.clone();
         tokio::spawn(async move {
-            ledger.run(async |conn| leases::take(conn, "metrics", &format!("process {number}"), LONG).await).await.unwrap()
+            ledger
+                .run(async |conn| {
+                    leases::take(conn, "metrics", &format!("process {number}"), LONG).await
+                })
+                .await
+                .unwrap()
         })
     });
     let mut holders = 0;
@@ -73,7 +123,16 @@ async fn of_many_concurrent_requests_one_gets_the_lease() {
 async fn a_former_holder_records_neither_passes_nor_licenses() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
     let source_id = ledger
-        .run(async |conn| sources::register(conn, Uuid::from_u128(1), DateTime::UNIX_EPOCH, None, ledger.clock.now()).await)
+        .run(async |conn| {
+            sources::register(
+                conn,
+                Uuid::from_u128(1),
+                DateTime::UNIX_EPOCH,
+                None,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap()
         .id;
@@ -84,18 +143,48 @@ async fn a_former_holder_records_neither_passes_nor_licenses() {
         full_sweep: true,
         ..NewPass::default()
     };
-    let license = [LicenseChange { license_id: 1, jwt_sha256: [1; 32], uploaded_at: None, state: LicenseState::Refused("no key".into()) }];
-    let first = ledger.run(async |conn| leases::take(conn, "collector", "one", SHORT).await).await.unwrap().unwrap();
+    let license = [LicenseChange {
+        license_id: 1,
+        jwt_sha256: [1; 32],
+        uploaded_at: None,
+        state: LicenseState::Refused("no key".into()),
+    }];
+    let first = ledger
+        .run(async |conn| leases::take(conn, "collector", "one", SHORT).await)
+        .await
+        .unwrap()
+        .unwrap();
     ledger.run(async |conn| passes::record(conn, &first, &pass).await).await.unwrap();
-    ledger.run(async |conn| licenses::record(conn, &first, source_id, &license, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| {
+            licenses::record(conn, &first, source_id, &license, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     eventually(Duration::from_secs(10), "another takes it", async || {
-        ledger.run(async |conn| leases::take(conn, "collector", "two", LONG).await).await.unwrap().is_some()
+        ledger
+            .run(async |conn| leases::take(conn, "collector", "two", LONG).await)
+            .await
+            .unwrap()
+            .is_some()
     })
     .await;
     let end = ledger.run(snapshots::head).await.unwrap().number;
-    assert!(matches!(ledger.run(async |conn| passes::record(conn, &first, &pass).await).await, Err(LeaseError::Lost(_))));
     assert!(matches!(
-        ledger.run(async |conn| licenses::record(conn, &first, source_id, &license, ledger.clock.now()).await).await,
+        ledger.run(async |conn| passes::record(conn, &first, &pass).await).await,
+        Err(LeaseError::Lost(_))
+    ));
+    assert!(matches!(
+        ledger
+            .run(async |conn| licenses::record(
+                conn,
+                &first,
+                source_id,
+                &license,
+                ledger.clock.now()
+            )
+            .await)
+            .await,
         Err(LeaseError::Lost(_))
     ));
     assert_eq!(ledger.run(snapshots::head).await.unwrap().number, end, "nothing was recorded");

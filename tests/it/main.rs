@@ -1,4 +1,5 @@
-//! The integration tests in one binary, because linking takes the time. They need the servers that `scripts/test` starts.
+//! The integration tests in one binary, because linking takes the time. They need the servers that
+//! `scripts/test` starts.
 
 mod audit;
 mod bad_input;

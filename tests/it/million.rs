@@ -1,5 +1,5 @@
-//! A consumer records a million records in a real ledger. Most are right; many are duplicates, conflicts, held or mutated. Each becomes
-//! exactly one thing, and the books balance.
+//! A consumer records a million records in a real ledger. Most are right; many are duplicates,
+//! conflicts, held or mutated. Each becomes exactly one thing, and the books balance.
 
 #[path = "../fuzz/mutate.rs"]
 mod mutate;
@@ -9,8 +9,12 @@ use std::ops::Range;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tallyline::consumer;
-use tallyline::event::{BuildStatus, Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, Counts, Disposition, Ledger, PartitionBooks, books, positions, record};
+use tallyline::event::{
+    BuildStatus, Event, Message, Payload, Topic, TopicPartition, UsageQuantity,
+};
+use tallyline::ledger::{
+    Arrival, Chain, Counts, Disposition, Ledger, PartitionBooks, books, positions, record,
+};
 use tallyline::log::Record;
 use tokio::task::JoinSet;
 
@@ -22,13 +26,18 @@ const SEED: u64 = 1;
 /// The consumer's batch size.
 const BATCH: u32 = 5_000;
 /// Both partitions of builds have some of the same builds, at the same time.
-const PARTITIONS: [(Topic, i32); 4] =
-    [(Topic::WorkspaceBuilds, 0), (Topic::WorkspaceBuilds, 1), (Topic::PrebuildClaims, 0), (Topic::AgentUsage, 0)];
+const PARTITIONS: [(Topic, i32); 4] = [
+    (Topic::WorkspaceBuilds, 0),
+    (Topic::WorkspaceBuilds, 1),
+    (Topic::PrebuildClaims, 0),
+    (Topic::AgentUsage, 0),
+];
 
 /// The first of the builds that both have.
 const BOTH_FROM: u32 = 100_000;
 
-/// A message with the digits of [`MARK`] at each place of its event's number: far cheaper than a million events.
+/// A message with the digits of [`MARK`] at each place of its event's number: far cheaper than a
+/// million events.
 struct Template {
     message: Message,
     header_places: Vec<(usize, usize)>,
@@ -45,9 +54,13 @@ impl Template {
             parts.filter(|(_, part)| *part == MARK.as_bytes()).map(|(at, _)| at).collect::<Vec<_>>()
         };
         let in_header = |(index, (_, value)): (usize, &(String, Option<Vec<u8>>))| {
-            places(value.as_deref().unwrap()).into_iter().map(move |at| (index, at)).collect::<Vec<_>>()
+            places(value.as_deref().unwrap())
+                .into_iter()
+                .map(move |at| (index, at))
+                .collect::<Vec<_>>()
         };
-        let header_places: Vec<_> = message.headers.iter().enumerate().flat_map(in_header).collect();
+        let header_places: Vec<_> =
+            message.headers.iter().enumerate().flat_map(in_header).collect();
         let body_places = places(message.payload.as_deref().unwrap());
         assert!(!header_places.is_empty(), "its id has the number");
         Template { message, header_places, body_places }
@@ -56,7 +69,9 @@ impl Template {
     fn numbered(&self, number: u32) -> Message {
         let mut message = self.message.clone();
         let digits = format!("{number:08}");
-        let write = |bytes: &mut Vec<u8>, at: usize| bytes[at..at + digits.len()].copy_from_slice(digits.as_bytes());
+        let write = |bytes: &mut Vec<u8>, at: usize| {
+            bytes[at..at + digits.len()].copy_from_slice(digits.as_bytes())
+        };
         for (header, at) in &self.header_places {
             write(message.headers[*header].1.as_mut().unwrap(), *at);
         }
@@ -74,11 +89,15 @@ fn told_twice(topic: Topic) -> [Event; 2] {
         let mut event = event(topic, 1);
         match &mut event.payload {
             Payload::Build(build) => {
-                (build.build_id, build.workspace_id, build.build_number) = (id("000b"), id("000a"), other);
+                (build.build_id, build.workspace_id, build.build_number) =
+                    (id("000b"), id("000a"), other);
                 // a changed copy must not become a second first start
                 (build.status, build.first_successful_start) = (BuildStatus::Failed, false);
             }
-            Payload::Claim(claim) => (claim.build_id, claim.workspace_id, claim.build_number) = (id("000c"), id("000a"), other),
+            Payload::Claim(claim) => {
+                (claim.build_id, claim.workspace_id, claim.build_number) =
+                    (id("000c"), id("000a"), other)
+            }
             Payload::Usage(usage) => {
                 usage.id = format!("usage-{MARK}");
                 usage.quantity = UsageQuantity::ManagedAgents(u64::from(other.unsigned_abs()));
@@ -104,10 +123,18 @@ impl Maker {
     fn new(of: TopicPartition) -> Maker {
         let templates = told_twice(of.topic).map(|event| Template::of(&event));
         let mut held = Template::of(&told_twice(Topic::AgentUsage)[0]);
-        held.message.headers.iter_mut().find(|(name, _)| name == "ce_type").unwrap().1 = Some(b"dc_gpu_hours_v1".to_vec());
+        held.message.headers.iter_mut().find(|(name, _)| name == "ce_type").unwrap().1 =
+            Some(b"dc_gpu_hours_v1".to_vec());
         let first = if of.partition == 0 { 0 } else { BOTH_FROM };
         let chance = StdRng::seed_from_u64(SEED + u64::from(first) + of.topic as u64);
-        Maker { templates, held, chance, made: first..first, expected: Counts::default(), mutated: 0 }
+        Maker {
+            templates,
+            held,
+            chance,
+            made: first..first,
+            expected: Counts::default(),
+            mutated: 0,
+        }
     }
 
     fn next(&mut self) -> Message {
@@ -139,9 +166,11 @@ impl Maker {
         }
     }
 
-    /// A message with changes anywhere. No other message has its number, or gets it by a change of a digit.
+    /// A message with changes anywhere. No other message has its number, or gets it by a change of
+    /// a digit.
     fn changed(&mut self) -> Message {
-        let mut message = self.templates[0].numbered(self.chance.random_range(50_000_000..60_000_000));
+        let mut message =
+            self.templates[0].numbered(self.chance.random_range(50_000_000..60_000_000));
         if self.chance.random() {
             message.payload = message.payload.map(|body| mutate::one(&[body], &mut self.chance));
         } else {
@@ -151,7 +180,12 @@ impl Maker {
                 1 => message.headers.push(message.headers[at].clone()),
                 2 => message.headers[at].1 = None,
                 3 => message.payload = None,
-                _ => message.headers[at].1 = message.headers[at].1.take().map(|value| mutate::one(&[value], &mut self.chance)),
+                _ => {
+                    message.headers[at].1 = message.headers[at]
+                        .1
+                        .take()
+                        .map(|value| mutate::one(&[value], &mut self.chance))
+                }
             }
         }
         // a few records of the largest size are enough
@@ -170,26 +204,45 @@ struct Consumed {
 
 async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
     let mut maker = Maker::new(of);
-    let mut claim = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
+    let mut claim = ledger
+        .run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await)
+        .await
+        .unwrap();
     let mut counts = Counts::default();
     for _ in 0..PER_PARTITION / BATCH {
         // offsets have gaps, like Kafka's
         let offset = |index: i64| claim.next_offset + index * 2 + index % 2;
-        let record = |index| Record { offset: offset(index), timestamp: noon(), message: maker.next() };
-        let arrivals: Vec<Arrival> = (0..i64::from(BATCH)).map(record).map(consumer::read).collect();
+        let record =
+            |index| Record { offset: offset(index), timestamp: noon(), message: maker.next() };
+        let arrivals: Vec<Arrival> =
+            (0..i64::from(BATCH)).map(record).map(consumer::read).collect();
         let next_offset = offset(i64::from(BATCH));
         let batch = ledger
-            .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &arrivals, next_offset, ledger.clock.now()).await)
+            .run(async |conn| {
+                record::batch(
+                    conn,
+                    &Chain::Live(claim.clone()),
+                    &arrivals,
+                    next_offset,
+                    ledger.clock.now(),
+                )
+                .await
+            })
             .await
             .unwrap();
         let refused = |verdict| {
-            let refused = arrivals.iter().filter(|arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict));
+            let refused = arrivals.iter().filter(
+                |arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict),
+            );
             i32::try_from(refused.count()).unwrap()
         };
         // a mutated source is another deployment, which no collector has registered
         let unregistered = |arrival: &&Arrival| matches!(&arrival.event, Ok(event) if !REGISTERED.contains(&event.deployment));
         let unregistered = i32::try_from(arrivals.iter().filter(unregistered).count()).unwrap();
-        assert_eq!((batch.rejects, batch.held), (refused(Disposition::Rejected), refused(Disposition::Held) + unregistered));
+        assert_eq!(
+            (batch.rejects, batch.held),
+            (refused(Disposition::Rejected), refused(Disposition::Held) + unregistered)
+        );
         assert_eq!(u32::try_from(total(batch)), Ok(BATCH), "each is one thing: {batch:?}");
         claim = moved(&claim, next_offset);
         counts = counts + batch;
@@ -204,19 +257,29 @@ fn total(counts: Counts) -> i32 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance() {
     let (_database, ledger) = registered_ledger().await;
-    let partitions: JoinSet<Consumed> =
-        PARTITIONS.into_iter().map(|(topic, number)| consume(ledger.clone(), partition(topic, number))).collect();
+    let partitions: JoinSet<Consumed> = PARTITIONS
+        .into_iter()
+        .map(|(topic, number)| consume(ledger.clone(), partition(topic, number)))
+        .collect();
     let consumed = partitions.join_all().await;
     let counts = consumed.iter().fold(Counts::default(), |sum, one| sum + one.counts);
-    assert_eq!((u32::try_from(counts.records), u32::try_from(total(counts))), (Ok(RECORDS), Ok(RECORDS)));
+    assert_eq!(
+        (u32::try_from(counts.records), u32::try_from(total(counts))),
+        (Ok(RECORDS), Ok(RECORDS))
+    );
 
     // unchanged records have the expected counts; the rest are mutated ones
     let mut expected = consumed.iter().fold(Counts::default(), |sum, one| sum + one.maker.expected);
-    let builds: Vec<&Range<u32>> =
-        consumed.iter().filter(|one| one.of.topic == Topic::WorkspaceBuilds).map(|one| &one.maker.made).collect();
-    let both = i32::try_from(builds.iter().map(|made| made.end).min().unwrap() - BOTH_FROM).unwrap();
+    let builds: Vec<&Range<u32>> = consumed
+        .iter()
+        .filter(|one| one.of.topic == Topic::WorkspaceBuilds)
+        .map(|one| &one.maker.made)
+        .collect();
+    let both =
+        i32::try_from(builds.iter().map(|made| made.end).min().unwrap() - BOTH_FROM).unwrap();
     assert!(both > 10_000, "{builds:?}");
-    (expected.accepted, expected.duplicates) = (expected.accepted - both, expected.duplicates + both);
+    (expected.accepted, expected.duplicates) =
+        (expected.accepted - both, expected.duplicates + both);
     let mutated: i32 = consumed.iter().map(|one| one.maker.mutated).sum();
     let of_mutated = Counts {
         records: mutated,
@@ -228,8 +291,19 @@ async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance()
     };
     println!("{counts:?}; of the mutated ones {of_mutated:?}");
     assert_eq!(total(of_mutated), mutated);
-    let each = [of_mutated.accepted, of_mutated.duplicates, of_mutated.conflicts, of_mutated.rejects, of_mutated.held];
-    assert!(each.iter().all(|count| *count >= 0) && of_mutated.accepted > 1_000 && of_mutated.rejects > 100_000, "{of_mutated:?}");
+    let each = [
+        of_mutated.accepted,
+        of_mutated.duplicates,
+        of_mutated.conflicts,
+        of_mutated.rejects,
+        of_mutated.held,
+    ];
+    assert!(
+        each.iter().all(|count| *count >= 0)
+            && of_mutated.accepted > 1_000
+            && of_mutated.rejects > 100_000,
+        "{of_mutated:?}"
+    );
 
     // the rows have the same counts
     let rows: (i64, i64, i64, i64, i64) = sqlx::query_as(
@@ -242,9 +316,16 @@ async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance()
     .await
     .unwrap();
     let in_rows = [rows.0, rows.1, rows.2, rows.3, rows.4];
-    assert_eq!(in_rows, [counts.accepted, counts.conflicts, counts.rejects, counts.held, counts.records].map(i64::from));
+    assert_eq!(
+        in_rows,
+        [counts.accepted, counts.conflicts, counts.rejects, counts.held, counts.records]
+            .map(i64::from)
+    );
     let books = ledger.run(books::add_up).await.unwrap();
     assert_eq!(books.differences, []);
     let sum = |of: fn(&PartitionBooks) -> i64| books.partitions.iter().map(of).sum::<i64>();
-    assert_eq!((sum(|one| one.accepted), sum(|one| one.duplicates)), (i64::from(counts.accepted), i64::from(counts.duplicates)));
+    assert_eq!(
+        (sum(|one| one.accepted), sum(|one| one.duplicates)),
+        (i64::from(counts.accepted), i64::from(counts.duplicates))
+    );
 }

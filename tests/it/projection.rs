@@ -1,4 +1,5 @@
-//! Folds along a real ledger: equal at the same sequence in every process, from every start, after every interruption.
+//! Folds along a real ledger: equal at the same sequence in every process, from every start, after
+//! every interruption.
 
 use std::time::Duration;
 
@@ -6,8 +7,8 @@ use chrono::TimeDelta;
 use sqlx::{Executor as _, PgPool};
 use tallyline::event::{Payload, Topic};
 use tallyline::ledger::{
-    Baseline, BaselineRow, Chain, Ledger, LicenseChange, LicenseState, PartitionLease, Sequence, Snapshot, leases, licenses, positions,
-    record, recoveries, snapshots, sources,
+    Baseline, BaselineRow, Chain, Ledger, LicenseChange, LicenseState, PartitionLease, Sequence,
+    Snapshot, leases, licenses, positions, record, recoveries, snapshots, sources,
 };
 use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
@@ -16,14 +17,18 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, caught_up_to, event, ledger, moved, noon, partition, register, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, caught_up_to, event, ledger, moved, noon,
+    partition, register, usage,
 };
 use crate::support::{eventually, setting};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Neither a periodic snapshot nor a slow poll decides a test.
-const SETTINGS: ProjectionSettings =
-    ProjectionSettings { poll: Duration::from_millis(50), snapshot: Duration::from_secs(3600), last_snapshot: Duration::from_secs(30) };
+const SETTINGS: ProjectionSettings = ProjectionSettings {
+    poll: Duration::from_millis(50),
+    snapshot: Duration::from_secs(3600),
+    last_snapshot: Duration::from_secs(30),
+};
 
 /// A running projection, and how to end it.
 struct Running<S> {
@@ -41,7 +46,10 @@ impl<S: Stage> Running<S> {
     }
 
     async fn reaches(&self, sequence: i64) {
-        eventually(SOON, "the fold reaches the sequence", || async { caught_up_to(&self.view) >= sequence }).await;
+        eventually(SOON, "the fold reaches the sequence", || async {
+            caught_up_to(&self.view) >= sequence
+        })
+        .await;
     }
 
     async fn end(self) {
@@ -54,14 +62,18 @@ impl<S: Stage> Running<S> {
     }
 }
 
-/// Writes `batches` batches of 20 events to two partitions of each topic, with six concurrent writers.
+/// Writes `batches` batches of 20 events to two partitions of each topic, with six concurrent
+/// writers.
 async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
     let mut writers = JoinSet::new();
     for (topic, number) in Topic::ALL.into_iter().flat_map(|topic| [(topic, 0), (topic, 1)]) {
         let (ledger, batches) = (ledger.clone(), batches.clone());
         writers.spawn(async move {
             let of = partition(topic, i32::try_from(number).unwrap());
-            let mut claim = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
+            let mut claim = ledger
+                .run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await)
+                .await
+                .unwrap();
             for batch in batches {
                 claim = write_20(&ledger, &claim, topic, number * 100_000 + batch * 20).await;
             }
@@ -72,12 +84,29 @@ async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
     }
 }
 
-async fn write_20(ledger: &Ledger, claim: &PartitionLease, topic: Topic, first: u32) -> PartitionLease {
+async fn write_20(
+    ledger: &Ledger,
+    claim: &PartitionLease,
+    topic: Topic,
+    first: u32,
+) -> PartitionLease {
     let from = claim.next_offset;
-    let arrivals: Vec<_> = (from..).zip(first..first + 20).map(|(offset, n)| arrival(offset, event(topic, n))).collect();
+    let arrivals: Vec<_> = (from..)
+        .zip(first..first + 20)
+        .map(|(offset, n)| arrival(offset, event(topic, n)))
+        .collect();
     register(ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
     ledger
-        .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &arrivals, from + 20, ledger.clock.now()).await)
+        .run(async |conn| {
+            record::batch(
+                conn,
+                &Chain::Live(claim.clone()),
+                &arrivals,
+                from + 20,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     moved(claim, from + 20)
@@ -85,21 +114,36 @@ async fn write_20(ledger: &Ledger, claim: &PartitionLease, topic: Topic, first: 
 
 /// One batch of one build.
 async fn write_one(ledger: &Ledger, n: u32) {
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 9), 0, ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::WorkspaceBuilds, 9), 0, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
     let next = claim.next_offset + 1;
     register(ledger, &[DEPLOYMENT]).await;
     ledger
         .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim.clone()), &[arrival(claim.next_offset, build(DEPLOYMENT, n))], next, ledger.clock.now())
-                .await
+            record::batch(
+                conn,
+                &Chain::Live(claim.clone()),
+                &[arrival(claim.next_offset, build(DEPLOYMENT, n))],
+                next,
+                ledger.clock.now(),
+            )
+            .await
         })
         .await
         .unwrap();
 }
 
 async fn snapshots<S: Stage>(pool: &PgPool) -> Vec<i64> {
-    sqlx::query_scalar("select sequence from snapshot where stage = $1 order by sequence").bind(S::NAME).fetch_all(pool).await.unwrap()
+    sqlx::query_scalar("select sequence from snapshot where stage = $1 order by sequence")
+        .bind(S::NAME)
+        .fetch_all(pool)
+        .await
+        .unwrap()
 }
 
 async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
@@ -117,8 +161,12 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
         restarted.end().await;
         let newest = *snapshots::<S>(&ledger.pool).await.last().unwrap();
         restarted = Running::<S>::start(&ledger, SETTINGS);
-        eventually(SOON, "the fold begins", || async { restarted.view.freshness().is_some() }).await;
-        assert!(newest >= before + 10 && caught_up_to(&restarted.view) >= newest, "it begins at the snapshot");
+        eventually(SOON, "the fold begins", || async { restarted.view.freshness().is_some() })
+            .await;
+        assert!(
+            newest >= before + 10 && caught_up_to(&restarted.view) >= newest,
+            "it begins at the snapshot"
+        );
         writing.await.unwrap();
     }
     let end = ledger.run(snapshots::head).await.unwrap().number;
@@ -129,7 +177,10 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
     let from_zero: Folded<S> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let from_zero = serde_json::to_vec(&from_zero.state).unwrap();
     assert!(from_zero.len() > 1000, "there is something to compare");
-    assert!(steady.bytes() == from_zero && restarted.bytes() == from_zero, "a fold depends on where it began");
+    assert!(
+        steady.bytes() == from_zero && restarted.bytes() == from_zero,
+        "a fold depends on where it began"
+    );
     steady.end().await;
     restarted.end().await;
 }
@@ -154,10 +205,22 @@ async fn a_fold_gives_the_sums_of_the_events_for_each_deployment() {
     for (deployment, of_other) in [(DEPLOYMENT, false), (OTHER_DEPLOYMENT, true)] {
         let own = || numbers().filter(move |n| (n % 6 == 5) == of_other);
         let regular = own().filter(|n| n % 7 != 3 && n % 5 != 0).count() as u64;
-        let counted: u64 = metrics.state.deployment(deployment).unwrap().creations.iter().map(|(_, counter)| counter.value).sum();
+        let counted: u64 = metrics
+            .state
+            .deployment(deployment)
+            .unwrap()
+            .creations
+            .iter()
+            .map(|(_, counter)| counter.value)
+            .sum();
         assert_eq!(counted, regular);
         let agents: u64 = own().filter(|n| n % 4 != 3).map(|n| u64::from(n % 3) + 1).sum();
-        let counted = licenses.state.deployment(deployment).unwrap().agents.count(noon(), noon() + TimeDelta::days(100));
+        let counted = licenses
+            .state
+            .deployment(deployment)
+            .unwrap()
+            .agents
+            .count(noon(), noon() + TimeDelta::days(100));
         assert_eq!(counted, u128::from(agents));
     }
 }
@@ -171,39 +234,96 @@ async fn a_registered_source_starts_with_its_baseline_and_its_current_licenses()
         preset_name: preset.into(),
         creations,
     };
-    let baseline =
-        Baseline { until: noon() - TimeDelta::days(30), creations: vec![named("", 700), named("preset-1", 1200)], started: Vec::new() };
+    let baseline = Baseline {
+        until: noon() - TimeDelta::days(30),
+        creations: vec![named("", 700), named("preset-1", 1200)],
+        started: Vec::new(),
+    };
     let introduced_at = noon() - TimeDelta::days(1);
     let source = ledger
-        .run(async |conn| sources::register(conn, DEPLOYMENT, introduced_at, Some(&baseline), ledger.clock.now()).await)
+        .run(async |conn| {
+            sources::register(conn, DEPLOYMENT, introduced_at, Some(&baseline), ledger.clock.now())
+                .await
+        })
         .await
         .unwrap();
-    let verified = |license_id: i32| LicenseState::Verified(serde_json::to_value(license(i64::from(license_id))).unwrap());
-    let change =
-        |license_id: i32, state| LicenseChange { license_id, jwt_sha256: [license_id.to_le_bytes()[0]; 32], uploaded_at: None, state };
-    let came = [change(3, LicenseState::Refused("no such key".into())), change(2, verified(2)), change(1, verified(1))];
-    let lease = ledger.run(async |conn| leases::take(conn, "collector", "test", Duration::from_secs(60)).await).await.unwrap().unwrap();
-    ledger.run(async |conn| licenses::record(conn, &lease, source.id, &came, ledger.clock.now()).await).await.unwrap();
+    let verified = |license_id: i32| {
+        LicenseState::Verified(serde_json::to_value(license(i64::from(license_id))).unwrap())
+    };
+    let change = |license_id: i32, state| LicenseChange {
+        license_id,
+        jwt_sha256: [license_id.to_le_bytes()[0]; 32],
+        uploaded_at: None,
+        state,
+    };
+    let came = [
+        change(3, LicenseState::Refused("no such key".into())),
+        change(2, verified(2)),
+        change(1, verified(1)),
+    ];
+    let lease = ledger
+        .run(async |conn| leases::take(conn, "collector", "test", Duration::from_secs(60)).await)
+        .await
+        .unwrap()
+        .unwrap();
     ledger
-        .run(async |conn| licenses::record(conn, &lease, source.id, &[change(2, LicenseState::Gone)], ledger.clock.now()).await)
+        .run(async |conn| {
+            licenses::record(conn, &lease, source.id, &came, ledger.clock.now()).await
+        })
         .await
         .unwrap();
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let used: Vec<_> = (0..).zip([0, 1, 2, 4]).map(|(offset, n)| arrival(offset, usage(DEPLOYMENT, n))).collect();
-    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &used, 4, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| {
+            licenses::record(
+                conn,
+                &lease,
+                source.id,
+                &[change(2, LicenseState::Gone)],
+                ledger.clock.now(),
+            )
+            .await
+        })
+        .await
+        .unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
+    let used: Vec<_> =
+        (0..).zip([0, 1, 2, 4]).map(|(offset, n)| arrival(offset, usage(DEPLOYMENT, n))).collect();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &used, 4, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     write_one(&ledger, 1).await;
 
     let metrics: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let metrics = metrics.state.deployment(DEPLOYMENT).unwrap();
-    let creations: Vec<_> = metrics.creations.iter().map(|(labels, counter)| (labels[2].as_str(), counter.value)).collect();
-    assert_eq!((metrics.introduced_at, creations), (introduced_at, vec![("", 700), ("preset-1", 1201)]));
+    let creations: Vec<_> = metrics
+        .creations
+        .iter()
+        .map(|(labels, counter)| (labels[2].as_str(), counter.value))
+        .collect();
+    assert_eq!(
+        (metrics.introduced_at, creations),
+        (introduced_at, vec![("", 700), ("preset-1", 1201)])
+    );
     let licenses: Folded<LicensesState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let licenses = licenses.state.deployment(DEPLOYMENT).unwrap();
-    assert_eq!(licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(
+        licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(),
+        [1, 3]
+    );
     let answer = licenses.entitlements(RuleSet::Y2025M07, noon() + TimeDelta::days(1));
     // The license is valid from the instant of the second of the four, which count 1, 2, 3 and 2.
-    assert_eq!((answer.managed_agents().limit, answer.managed_agents().actual), (Some(20), Some(7)));
+    assert_eq!(
+        (answer.managed_agents().limit, answer.managed_agents().actual),
+        (Some(20), Some(7))
+    );
     assert_eq!(answer.errors, ["Invalid license (id 3): its token did not verify"]);
 }
 
@@ -223,7 +343,11 @@ fn license(seconds: i64) -> LicenseClaims {
         trial: false,
         feature_set: String::new(),
         all_features: false,
-        features: [("managed_agent_limit_soft".into(), 10), ("managed_agent_limit_hard".into(), 20)].into(),
+        features: [
+            ("managed_agent_limit_soft".into(), 10),
+            ("managed_agent_limit_hard".into(), 20),
+        ]
+        .into(),
         addons: Vec::new(),
         require_telemetry: false,
         publish_usage_data: true,
@@ -237,7 +361,8 @@ async fn a_fold_to_an_earlier_sequence_gives_the_state_of_that_time() {
     write_one(&ledger, 2).await;
     let then: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     write_one(&ledger, 4).await;
-    let again: Folded<MetricsState> = projection::fold_to(&ledger, then.sequence.number).await.unwrap();
+    let again: Folded<MetricsState> =
+        projection::fold_to(&ledger, then.sequence.number).await.unwrap();
     assert_eq!(then, again);
     let now: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     assert_eq!(now.sequence.number, then.sequence.number + 1);
@@ -251,11 +376,18 @@ async fn a_fold_reports_when_it_last_reached_the_ledgers_end() {
     let as_of = || running.view.freshness().and_then(|freshness| freshness.as_of);
     eventually(SOON, "the end is reached", || async { as_of() == Some(noon()) }).await;
     ledger.clock.set(noon() + TimeDelta::seconds(5));
-    eventually(SOON, "the end is reached again", || async { as_of() == Some(noon() + TimeDelta::seconds(5)) }).await;
+    eventually(SOON, "the end is reached again", || async {
+        as_of() == Some(noon() + TimeDelta::seconds(5))
+    })
+    .await;
     ledger.clock.set(noon());
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    assert_eq!(as_of(), Some(noon() + TimeDelta::seconds(5)), "a clock that steps back does not change it");
+    assert_eq!(
+        as_of(),
+        Some(noon() + TimeDelta::seconds(5)),
+        "a clock that steps back does not change it"
+    );
     running.end().await;
 }
 
@@ -268,20 +400,26 @@ async fn the_last_state_remains_during_a_database_outage_and_the_fold_resumes() 
     let (before, bytes) = (running.view.freshness().unwrap(), running.bytes());
 
     let server = PgPool::connect(&setting("TALLYLINE_TEST_POSTGRES")).await.unwrap();
-    let allow = |allowed: bool| sqlx::AssertSqlSafe(format!("alter database {} allow_connections {allowed}", database.name));
+    let allow = |allowed: bool| {
+        sqlx::AssertSqlSafe(format!("alter database {} allow_connections {allowed}", database.name))
+    };
     sqlx::query(allow(false)).execute(&server).await.unwrap();
     let ended = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
     sqlx::query(ended).bind(&database.name).execute(&server).await.unwrap();
     ledger.clock.set(noon() + TimeDelta::seconds(5));
     // It asks every second while the database is away; a few refused attempts are enough.
-    eventually(SOON, "its questions are refused", || async { ledger.run(snapshots::head).await.is_err() }).await;
+    eventually(SOON, "its questions are refused", || async {
+        ledger.run(snapshots::head).await.is_err()
+    })
+    .await;
     assert_eq!((running.view.freshness().unwrap(), running.bytes()), (before, bytes));
 
     sqlx::query(allow(true)).execute(&server).await.unwrap();
     write_one(&ledger, 2).await;
     running.reaches(3).await;
     eventually(SOON, "the end is reached", || async {
-        running.view.freshness().and_then(|freshness| freshness.as_of) == Some(noon() + TimeDelta::seconds(5))
+        running.view.freshness().and_then(|freshness| freshness.as_of)
+            == Some(noon() + TimeDelta::seconds(5))
     })
     .await;
     running.end().await;
@@ -294,9 +432,19 @@ async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let old = ledger.run(snapshots::head).await.unwrap().incarnation;
-    let old_snapshot = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
+    let old_snapshot =
+        Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &old_snapshot, ledger.clock.now()).await)
+        .run(async |conn| {
+            snapshots::save(
+                conn,
+                MetricsState::NAME,
+                MetricsState::RULES_VERSION,
+                &old_snapshot,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
@@ -313,18 +461,36 @@ async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
         .unwrap();
     let new = ledger.run(snapshots::head).await.unwrap().incarnation;
     eventually(SOON, "the fold restarts", || async {
-        running.view.freshness().is_some_and(|freshness| freshness.sequence == Sequence { incarnation: new, number: 2 })
+        running
+            .view
+            .freshness()
+            .is_some_and(|freshness| freshness.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
     assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &old_snapshot, ledger.clock.now()).await)
+        .run(async |conn| {
+            snapshots::save(
+                conn,
+                MetricsState::NAME,
+                MetricsState::RULES_VERSION,
+                &old_snapshot,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
-    assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [0; 0], "a state of the old ledger is not kept");
+    assert_eq!(
+        snapshots::<MetricsState>(&ledger.pool).await,
+        [0; 0],
+        "a state of the old ledger is not kept"
+    );
     running.end().await;
     let newest = ledger
-        .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
+        .run(async |conn| {
+            snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await
+        })
         .await
         .unwrap()
         .unwrap();
@@ -342,13 +508,21 @@ async fn a_restored_ledger_is_another_incarnation_and_restarts_the_fold() {
     ledger.pool.execute(back).await.unwrap();
     // the act that records it is now its second batch
     eventually(SOON, "the fold restarts", || async {
-        running.view.freshness().is_some_and(|freshness| freshness.sequence.incarnation != old && freshness.sequence.number == 2)
+        running.view.freshness().is_some_and(|freshness| {
+            freshness.sequence.incarnation != old && freshness.sequence.number == 2
+        })
     })
     .await;
-    assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "no trace of the lost batch remains");
+    assert!(
+        !String::from_utf8(running.bytes()).unwrap().contains("template-1"),
+        "no trace of the lost batch remains"
+    );
     let recovering = ledger.run(recoveries::open).await.unwrap().expect("a recovery is open");
     assert!(!recovering.log_ends_known);
-    let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act").fetch_all(&ledger.pool).await.unwrap();
+    let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act")
+        .fetch_all(&ledger.pool)
+        .await
+        .unwrap();
     assert_eq!(acts, [(format!("tallyline {}", env!("CARGO_PKG_VERSION")), "ledger".to_owned())]);
     running.end().await;
 }
@@ -366,7 +540,9 @@ async fn a_restored_ledger_that_grew_again_is_detected_by_its_batches() {
         insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
     sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
     eventually(SOON, "the fold restarts", || async {
-        running.view.freshness().is_some_and(|freshness| freshness.sequence.incarnation != old && freshness.sequence.number == 5)
+        running.view.freshness().is_some_and(|freshness| {
+            freshness.sequence.incarnation != old && freshness.sequence.number == 5
+        })
     })
     .await;
     running.end().await;
@@ -389,9 +565,21 @@ async fn an_unreadable_snapshot_is_ignored() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
-    let torn = Snapshot { sequence: Sequence { incarnation, number: 2 }, state: b"{\"deployments\":".to_vec() };
+    let torn = Snapshot {
+        sequence: Sequence { incarnation, number: 2 },
+        state: b"{\"deployments\":".to_vec(),
+    };
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &torn, ledger.clock.now()).await)
+        .run(async |conn| {
+            snapshots::save(
+                conn,
+                MetricsState::NAME,
+                MetricsState::RULES_VERSION,
+                &torn,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
@@ -404,13 +592,22 @@ async fn an_unreadable_snapshot_is_ignored() {
 #[tokio::test]
 async fn snapshots_are_saved_during_a_run_and_only_after_new_batches() {
     let (_database, ledger) = ledger().await;
-    let running = Running::<LicensesState>::start(&ledger, ProjectionSettings { snapshot: Duration::ZERO, ..SETTINGS });
+    let running = Running::<LicensesState>::start(
+        &ledger,
+        ProjectionSettings { snapshot: Duration::ZERO, ..SETTINGS },
+    );
     for (n, sequence) in [(1, 2), (2, 3), (4, 4)] {
         write_one(&ledger, n).await;
-        eventually(SOON, "a snapshot is kept", || async { snapshots::<LicensesState>(&ledger.pool).await.last() == Some(&sequence) }).await;
+        eventually(SOON, "a snapshot is kept", || async {
+            snapshots::<LicensesState>(&ledger.pool).await.last() == Some(&sequence)
+        })
+        .await;
     }
     // A separate statement removes older ones after the new one is there.
-    eventually(SOON, "the newest two are kept", || async { snapshots::<LicensesState>(&ledger.pool).await == [3, 4] }).await;
+    eventually(SOON, "the newest two are kept", || async {
+        snapshots::<LicensesState>(&ledger.pool).await == [3, 4]
+    })
+    .await;
     running.end().await;
     assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4]);
 }
@@ -421,11 +618,15 @@ async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    let shown = |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
+    let shown =
+        |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
     let with_series = shown(DEPLOYMENT, false);
     assert_eq!(with_series.freshness.sequence.number, 2);
     assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
-    assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
+    assert!(
+        shown(DEPLOYMENT, true).families.is_empty()
+            && shown(OTHER_DEPLOYMENT, false).families.is_empty()
+    );
     running.end().await;
 }
 

@@ -1,4 +1,5 @@
-//! The life of one event, from coderd's row to its export files. The tests compute the expected proof from their own acts.
+//! The life of one event, from coderd's row to its export files. The tests compute the expected
+//! proof from their own acts.
 
 use std::time::Duration;
 
@@ -7,8 +8,9 @@ use serde_json::json;
 use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{
-    ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, RejectState, Sequence, Subject,
-    UsageRange, choices, event_history, leases, licenses, rejects, snapshots, sources,
+    ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct,
+    NewExport, RejectState, Sequence, Subject, UsageRange, choices, event_history, leases,
+    licenses, rejects, snapshots, sources,
 };
 use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
 use uuid::Uuid;
@@ -21,7 +23,11 @@ use crate::support::process::run_tallyline;
 
 fn desk(site: &Site) -> Desk {
     let coderd = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
-    Desk { coderd: Some(coderd), deployment: Some(site.coderd.deployment), ..support::ledger::desk(&site.ledger, &site.log) }
+    Desk {
+        coderd: Some(coderd),
+        deployment: Some(site.coderd.deployment),
+        ..support::ledger::desk(&site.ledger, &site.log)
+    }
 }
 
 async fn prove(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
@@ -37,12 +43,25 @@ fn series(proof: &Proof) -> Vec<(&str, Vec<&str>, Option<f64>)> {
     let metrics = &proof.accepted.as_ref().unwrap().metrics;
     metrics
         .iter()
-        .map(|one| (one.family.as_str(), one.labels.iter().map(|label| label.value.as_str()).collect(), one.observed_seconds))
+        .map(|one| {
+            (
+                one.family.as_str(),
+                one.labels.iter().map(|label| label.value.as_str()).collect(),
+                one.observed_seconds,
+            )
+        })
         .collect()
 }
 
 fn reasons(proof: &Proof) -> Vec<(&str, &str)> {
-    proof.accepted.as_ref().unwrap().not_in_metrics.iter().map(|one| (one.family.as_str(), one.why.as_str())).collect()
+    proof
+        .accepted
+        .as_ref()
+        .unwrap()
+        .not_in_metrics
+        .iter()
+        .map(|one| (one.family.as_str(), one.why.as_str()))
+        .collect()
 }
 
 /// As if the deployment had been introduced long ago.
@@ -58,21 +77,31 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     let total = "coderd_workspace_creation_total";
     let seconds = "coderd_workspace_creation_duration_seconds";
     assert_eq!(series(&before).iter().map(|one| one.0).collect::<Vec<_>>(), [total]);
-    assert_eq!(reasons(&before), [(seconds, "it was completed before the introduction of its deployment")]);
+    assert_eq!(
+        reasons(&before),
+        [(seconds, "it was completed before the introduction of its deployment")]
+    );
 
     introduced_long_ago(&site).await;
     let proof = proof(&site, &id).await;
-    assert_eq!((proof.event_id.as_str(), proof.deployment_id), (id.as_str(), Some(site.coderd.deployment)));
+    assert_eq!(
+        (proof.event_id.as_str(), proof.deployment_id),
+        (id.as_str(), Some(site.coderd.deployment))
+    );
     assert_eq!(proof.as_of_sequence, site.ledger.run(snapshots::head).await.unwrap());
     assert_eq!(proof.source.state, SourceState::Same, "{:?}", proof.source);
     assert_eq!(proof.refusals, []);
-    let names: (String, String) = sqlx::query_as("select (select name from organizations), (select name from templates)")
-        .fetch_one(&site.coderd.database.pool)
-        .await
-        .unwrap();
+    let names: (String, String) =
+        sqlx::query_as("select (select name from organizations), (select name from templates)")
+            .fetch_one(&site.coderd.database.pool)
+            .await
+            .unwrap();
     let labels = vec![names.0.as_str(), names.1.as_str(), ""];
     // builds of these tests take a second
-    assert_eq!(series(&proof), [(total, labels.clone(), None), (seconds, [labels, vec!["regular"]].concat(), Some(1.0))]);
+    assert_eq!(
+        series(&proof),
+        [(total, labels.clone(), None), (seconds, [labels, vec!["regular"]].concat(), Some(1.0))]
+    );
     let accepted = proof.accepted.as_ref().unwrap();
     let stored: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
         "select b.id, named_sequence(b.sequence), b.epoch, b.recorded_at, e.log_offset from workspace_build e join batch b on b.id = e.batch_id
@@ -83,14 +112,24 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     .await
     .unwrap();
     let batch = &accepted.batch;
-    assert_eq!((batch.id, batch.sequence, batch.epoch, batch.recorded_at), (stored.0, Some(stored.1), Some(stored.2), Some(stored.3)));
+    assert_eq!(
+        (batch.id, batch.sequence, batch.epoch, batch.recorded_at),
+        (stored.0, Some(stored.1), Some(stored.2), Some(stored.3))
+    );
     assert_eq!(batch.kind, Some(BatchKind::Log));
     let log = &accepted.log;
-    assert_eq!((log.topic.as_str(), log.partition, log.generation), ("tallyline.workspace-builds.v1", Some(0), Some(1)));
+    assert_eq!(
+        (log.topic.as_str(), log.partition, log.generation),
+        ("tallyline.workspace-builds.v1", Some(0), Some(1))
+    );
     assert_eq!((log.offset, log.state), (stored.4, LogState::Same));
     assert!(accepted.digest_holds && accepted.digest.len() == 64);
     assert_eq!(accepted.event["data"]["build_id"], site.creation.to_string());
-    assert!(accepted.publication.is_none() && accepted.license_windows.is_empty() && accepted.exports.is_empty());
+    assert!(
+        accepted.publication.is_none()
+            && accepted.license_windows.is_empty()
+            && accepted.exports.is_empty()
+    );
 }
 
 #[tokio::test]
@@ -100,13 +139,19 @@ async fn a_claim_and_its_build_are_two_events_and_only_the_claim_is_timed() {
     let claim = proof(&site, &format!("prebuild_claimed:{}", site.claim)).await;
     assert_eq!(claim.source.state, SourceState::Same);
     let series = series(&claim);
-    assert_eq!((series.len(), series[0].0, series[0].2), (1, "coderd_prebuilt_workspace_claim_duration_seconds", Some(1.0)));
+    assert_eq!(
+        (series.len(), series[0].0, series[0].2),
+        (1, "coderd_prebuilt_workspace_claim_duration_seconds", Some(1.0))
+    );
     let build = proof(&site, &format!("workspace_build_completed:{}", site.claim)).await;
     let expected = [
         ("coderd_workspace_creation_total", "it is not its workspace's first successful start"),
         ("coderd_workspace_creation_duration_seconds", "it is not a creation of a workspace"),
     ];
-    assert_eq!((build.accepted.as_ref().unwrap().metrics.len(), reasons(&build)), (0, expected.to_vec()));
+    assert_eq!(
+        (build.accepted.as_ref().unwrap().metrics.len(), reasons(&build)),
+        (0, expected.to_vec())
+    );
 }
 
 #[tokio::test]
@@ -124,11 +169,14 @@ async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
     assert!(!proof(&site, &id).await.accepted.unwrap().digest_holds);
     site.tamper("update log_record set payload = 'other'").await;
     assert_eq!(proof(&site, &id).await.accepted.unwrap().log.state, LogState::Other);
-    site.tamper("delete from log_record; update log_partition set start_offset = next_offset").await;
+    site.tamper("delete from log_record; update log_partition set start_offset = next_offset")
+        .await;
     assert_eq!(proof(&site, &id).await.accepted.unwrap().log.state, LogState::Gone);
 
     // a side that is away leaves the rest of the proof
-    let unreachable = coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
+    let unreachable =
+        coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1))
+            .unwrap();
     let request = ProveRequest { event_id: id, source: None };
     for coderd in [Some(unreachable), None] {
         let proof = ask(&Desk { coderd, ..desk(&site) }, &request).await.unwrap();
@@ -144,23 +192,51 @@ fn license(id: i32, start: DateTime<Utc>, end: DateTime<Utc>) -> LicenseChange {
         "account_id": "account-1", "features": {"managed_agent_limit_soft": 10, "managed_agent_limit_hard": 20},
     });
     let jwt_sha256 = [u8::try_from(id).unwrap(); 32];
-    LicenseChange { license_id: id, jwt_sha256, uploaded_at: None, state: LicenseState::Verified(claims) }
+    LicenseChange {
+        license_id: id,
+        jwt_sha256,
+        uploaded_at: None,
+        state: LicenseState::Verified(claims),
+    }
 }
 
 #[tokio::test]
 async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files() {
     let site = Site::new().await;
-    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
-    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event").fetch_one(&site.ledger.pool).await.unwrap();
+    let source_id: i16 =
+        sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
+    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event")
+        .fetch_one(&site.ledger.pool)
+        .await
+        .unwrap();
     let (tick, week) = (TimeDelta::microseconds(1), TimeDelta::weeks(1));
-    let lease = site.ledger.run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await).await.unwrap().unwrap();
-    // half-open windows; the third one was issued last of those that are valid now, a moment after the usage
-    let licenses = [license(1, at, at + week), license(2, at - week, at), license(3, at + tick, at + week)];
-    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &licenses, site.ledger.clock.now()).await).await.unwrap();
+    let lease = site
+        .ledger
+        .run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await)
+        .await
+        .unwrap()
+        .unwrap();
+    // half-open windows; the third one was issued last of those that are valid now, a moment after
+    // the usage
+    let licenses =
+        [license(1, at, at + week), license(2, at - week, at), license(3, at + tick, at + week)];
+    site.ledger
+        .run(async |conn| {
+            licenses::record(conn, &lease, source_id, &licenses, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let pending = proof(&site, "usage-1").await.accepted.unwrap();
-    assert_eq!(pending.publication.as_ref().map(|life| (life.state.as_str(), life.attempts.len())), Some(("pending", 0)));
+    assert_eq!(
+        pending.publication.as_ref().map(|life| (life.state.as_str(), life.attempts.len())),
+        Some(("pending", 0))
+    );
     assert!(pending.publication.unwrap().next_attempt_at.is_some());
-    let windows: Vec<_> = pending.license_windows.iter().map(|one| (one.license_id, one.counts, one.agents, one.in_force)).collect();
+    let windows: Vec<_> = pending
+        .license_windows
+        .iter()
+        .map(|one| (one.license_id, one.counts, one.agents, one.in_force))
+        .collect();
     assert_eq!(windows, [(1, true, 1, false), (2, false, 0, false), (3, false, 0, true)]);
     assert_eq!((pending.license_windows[0].start, pending.license_windows[0].end), (at, at + week));
     assert!(pending.metrics.is_empty() && pending.not_in_metrics.is_empty());
@@ -179,59 +255,129 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
     ];
     let mut expected = Vec::new();
     for (range, holds) in &written {
-        let export = NewExport { actor: "user-001", reason: "June", range, format: "csv", events: 1, sha256: [7; 32] };
-        let id = site.ledger.run(async |conn| event_history::record_export(conn, &export, site.ledger.clock.now()).await).await.unwrap();
+        let export = NewExport {
+            actor: "user-001",
+            reason: "June",
+            range,
+            format: "csv",
+            events: 1,
+            sha256: [7; 32],
+        };
+        let id = site
+            .ledger
+            .run(async |conn| {
+                event_history::record_export(conn, &export, site.ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
         expected.extend(holds.then_some(id));
     }
     let accepted = proof(&site, "usage-1").await.accepted.unwrap();
     let life = accepted.publication.unwrap();
-    assert_eq!((life.state.as_str(), life.next_attempt_at, life.attempts.len()), ("published", None, 1));
+    assert_eq!(
+        (life.state.as_str(), life.next_attempt_at, life.attempts.len()),
+        ("published", None, 1)
+    );
     let attempt = &life.attempts[0];
-    assert_eq!((attempt.request_id, attempt.status, attempt.verdict), (request, Some(200), Some(AttemptVerdict::Accepted)));
-    assert_eq!((attempt.license_sha256.as_str(), attempt.sequence), ("01".repeat(32).as_str(), life.settled_sequence));
+    assert_eq!(
+        (attempt.request_id, attempt.status, attempt.verdict),
+        (request, Some(200), Some(AttemptVerdict::Accepted))
+    );
+    assert_eq!(
+        (attempt.license_sha256.as_str(), attempt.sequence),
+        ("01".repeat(32).as_str(), life.settled_sequence)
+    );
     assert_eq!(accepted.exports.iter().map(|export| export.id).collect::<Vec<_>>(), expected);
-    assert_eq!((accepted.exports[0].sha256.as_str(), accepted.exports[0].actor.as_str()), ("07".repeat(32).as_str(), "user-001"));
+    assert_eq!(
+        (accepted.exports[0].sha256.as_str(), accepted.exports[0].actor.as_str()),
+        ("07".repeat(32).as_str(), "user-001")
+    );
 }
 
 #[tokio::test]
 async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     let site = Site::new().await;
-    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
-    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event").fetch_one(&site.ledger.pool).await.unwrap();
+    let source_id: i16 =
+        sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
+    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event")
+        .fetch_one(&site.ledger.pool)
+        .await
+        .unwrap();
     let week = TimeDelta::weeks(1);
-    // a hard limit below the soft one grants nothing in 2025-07; in 2026-02 only the soft one exists
+    // a hard limit below the soft one grants nothing in 2025-07; in 2026-02 only the soft one
+    // exists
     let mut of_2026 = license(2, at - week, at + week);
     let LicenseState::Verified(claims) = &mut of_2026.state else { panic!("it is verified") };
     claims["features"] = json!({"managed_agent_limit_soft": 50, "managed_agent_limit_hard": 45});
-    let lease = site.ledger.run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await).await.unwrap().unwrap();
+    let lease = site
+        .ledger
+        .run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await)
+        .await
+        .unwrap()
+        .unwrap();
     let both = [license(1, at, at + week), of_2026];
-    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &both, site.ledger.clock.now()).await).await.unwrap();
+    site.ledger
+        .run(async |conn| {
+            licenses::record(conn, &lease, source_id, &both, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let windows = async || {
         let windows = proof(&site, "usage-1").await.accepted.unwrap().license_windows;
-        windows.into_iter().map(|one| (one.license_id, one.agents, one.in_force, one.gone_at)).collect::<Vec<_>>()
+        windows
+            .into_iter()
+            .map(|one| (one.license_id, one.agents, one.in_force, one.gone_at))
+            .collect::<Vec<_>>()
     };
     assert_eq!(windows().await, [(1, 1, true, None)], "by the pipeline's rules");
 
-    let act =
-        NewAct { actor: "user-001", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "a test", detail: json!({}) };
-    site.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await).await.unwrap();
+    let act = NewAct {
+        actor: "user-001",
+        act: ActKind::Rebuild,
+        subject: Subject::Named(LICENSE_RULES),
+        reason: "a test",
+        detail: json!({}),
+    };
+    site.ledger
+        .run(async |conn| {
+            choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     // the first one was issued later
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)], "by the chosen rules");
 
     let gone = LicenseChange { state: LicenseState::Gone, ..both[0].clone() };
-    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &[gone], site.ledger.clock.now()).await).await.unwrap();
-    let gone_at: DateTime<Utc> = sqlx::query_scalar("select recorded_at from batch where kind = 'licenses' order by sequence desc limit 1")
-        .fetch_one(&site.ledger.pool)
+    site.ledger
+        .run(async |conn| {
+            licenses::record(conn, &lease, source_id, &[gone], site.ledger.clock.now()).await
+        })
         .await
         .unwrap();
+    let gone_at: DateTime<Utc> = sqlx::query_scalar(
+        "select recorded_at from batch where kind = 'licenses' order by sequence desc limit 1",
+    )
+    .fetch_one(&site.ledger.pool)
+    .await
+    .unwrap();
     assert_eq!(windows().await, [(1, 1, false, Some(gone_at)), (2, 1, true, None)]);
     // a license that returned is present again
-    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &both[..1], site.ledger.clock.now()).await).await.unwrap();
+    site.ledger
+        .run(async |conn| {
+            licenses::record(conn, &lease, source_id, &both[..1], site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)]);
 }
 
 fn usage_of(deployment: Uuid, id: &str, at: DateTime<Utc>) -> Message {
-    let usage = Usage { id: id.to_owned(), quantity: UsageQuantity::ManagedAgents(1), created_at: at, marks: PublishMarks::default() };
+    let usage = Usage {
+        id: id.to_owned(),
+        quantity: UsageQuantity::ManagedAgents(1),
+        created_at: at,
+        marks: PublishMarks::default(),
+    };
     Event { deployment, payload: Payload::Usage(usage) }.to_message()
 }
 
@@ -239,13 +385,22 @@ fn usage_of(deployment: Uuid, id: &str, at: DateTime<Utc>) -> Message {
 async fn an_id_of_several_deployments_needs_its_source() {
     let site = Site::new().await;
     let (other, now) = (Uuid::from_u128(0xd2), site.coderd.now().await);
-    site.ledger.run(async |conn| sources::register(conn, other, now, None, site.ledger.clock.now()).await).await.unwrap();
+    site.ledger
+        .run(async |conn| sources::register(conn, other, now, None, site.ledger.clock.now()).await)
+        .await
+        .unwrap();
     site.log.append(Topic::AgentUsage, vec![usage_of(other, "usage-1", now)]).await.unwrap();
     site.consume().await;
     let several = prove(&site, "usage-1", None).await.unwrap_err();
-    assert!(matches!(&several, OperationError::Invalid { field: "source", message } if message.contains(&other.to_string())), "{several}");
+    assert!(
+        matches!(&several, OperationError::Invalid { field: "source", message } if message.contains(&other.to_string())),
+        "{several}"
+    );
     let own = prove(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
-    assert_eq!((own.deployment_id, own.source.state), (Some(site.coderd.deployment), SourceState::Same));
+    assert_eq!(
+        (own.deployment_id, own.source.state),
+        (Some(site.coderd.deployment), SourceState::Same)
+    );
     let foreign = prove(&site, "usage-1", Some(other)).await.unwrap();
     assert_eq!((foreign.deployment_id, foreign.source.state), (Some(other), SourceState::NotAsked));
     assert_eq!(foreign.accepted.unwrap().log.state, LogState::Same);
@@ -258,37 +413,65 @@ async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
     site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
     site.collect().await;
     let open = proof(&site, "usage-bad").await;
-    assert_eq!((open.source.state, open.accepted.is_none(), open.refusals.len()), (SourceState::Unreadable, true, 1));
+    assert_eq!(
+        (open.source.state, open.accepted.is_none(), open.refusals.len()),
+        (SourceState::Unreadable, true, 1)
+    );
     let refusal = &open.refusals[0];
-    assert_eq!((refusal.verdict.as_str(), refusal.state.as_str(), refusal.acts.len()), ("rejected", "open", 0));
+    assert_eq!(
+        (refusal.verdict.as_str(), refusal.state.as_str(), refusal.acts.len()),
+        ("rejected", "open", 0)
+    );
     assert!(refusal.detail.contains("count") && refusal.sequence.is_some(), "{refusal:?}");
 
-    let act =
-        NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(refusal.id), reason: "a test", detail: json!({}) };
-    let act = site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap()[0];
-    sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
+    let act = NewAct {
+        actor: "user-001",
+        act: ActKind::Discard,
+        subject: Subject::Reject(refusal.id),
+        reason: "a test",
+        detail: json!({}),
+    };
+    let act = site
+        .ledger
+        .run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await)
+        .await
+        .unwrap()[0];
+    sqlx::query("update reject set state = 'discarded', act_id = $1")
+        .bind(act)
+        .execute(&site.ledger.pool)
+        .await
+        .unwrap();
     let discarded = proof(&site, "usage-bad").await.refusals.remove(0);
     assert_eq!(discarded.state, RejectState::Discarded);
-    let acts: Vec<_> = discarded.acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str())).collect();
+    let acts: Vec<_> = discarded
+        .acts
+        .iter()
+        .map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str()))
+        .collect();
     assert_eq!(acts, [("discard", "user-001", "a test")]);
 }
 
 #[tokio::test]
 async fn a_conflict_is_shown_beside_the_accepted_event() {
     let site = Site::new().await;
-    let other = usage_of(site.coderd.deployment, "usage-1", site.coderd.now().await + TimeDelta::hours(1));
+    let other =
+        usage_of(site.coderd.deployment, "usage-1", site.coderd.now().await + TimeDelta::hours(1));
     site.log.append(Topic::AgentUsage, vec![other]).await.unwrap();
     site.consume().await;
     let proof = proof(&site, "usage-1").await;
     assert!(proof.accepted.is_some());
-    assert_eq!(proof.refusals.iter().map(|refusal| refusal.verdict.as_str()).collect::<Vec<_>>(), ["conflict"]);
+    assert_eq!(
+        proof.refusals.iter().map(|refusal| refusal.verdict.as_str()).collect::<Vec<_>>(),
+        ["conflict"]
+    );
 }
 
 #[tokio::test]
 async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     let site = Site::new().await;
     let missing = prove(&site, "no-such-usage", None).await.unwrap_err();
-    let address = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
+    let address =
+        coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
     let incarnation = site.ledger.run(snapshots::head).await.unwrap().incarnation.to_string();
     assert!(matches!(missing, OperationError::NotFound(_)));
     for words in ["no-such-usage", "tallyline.agent-usage.v1", "rejects", &incarnation, &address] {
@@ -298,7 +481,10 @@ async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     let now = site.coderd.now().await;
     site.coderd.usage("usage-new", "dc_managed_agents_v1", json!({"count": 1}), now).await;
     let new = proof(&site, "usage-new").await;
-    assert_eq!((new.source.state, new.accepted, new.refusals), (SourceState::NotAccepted, None, Vec::new()));
+    assert_eq!(
+        (new.source.state, new.accepted, new.refusals),
+        (SourceState::NotAccepted, None, Vec::new())
+    );
 }
 
 #[tokio::test]
@@ -312,17 +498,32 @@ async fn the_command_shows_a_page_and_the_same_as_json() {
         site.database.url, site.coderd.database.url, site.coderd.deployment
     );
     std::fs::write(&file, settings).unwrap();
-    let run =
-        async |id: &str, more: &[&str]| run_tallyline(&[&["prove", id, "--pipeline", file.to_str().unwrap()], more].concat(), &[]).await;
+    let run = async |id: &str, more: &[&str]| {
+        run_tallyline(&[&["prove", id, "--pipeline", file.to_str().unwrap()], more].concat(), &[])
+            .await
+    };
     let id = format!("workspace_build_completed:{}", site.creation);
     let page = run(&id, &[]).await;
     assert!(page.status.success() && page.stderr.is_empty(), "{page:?}");
     let place = "tallyline.workspace-builds.v1/0@";
-    for words in [&id, "SOURCE", "with the same digest", place, "LEDGER", "sequence", "METRICS", "observed 1 s", "AS OF"] {
+    for words in [
+        &id,
+        "SOURCE",
+        "with the same digest",
+        place,
+        "LEDGER",
+        "sequence",
+        "METRICS",
+        "observed 1 s",
+        "AS OF",
+    ] {
         assert!(page.stdout.contains(words), "{words:?} is not in\n{}", page.stdout);
     }
     let usage = run("usage-1", &[]).await;
-    assert!(usage.stdout.contains("PUBLISHED   pending") && usage.stdout.contains("in no file yet"), "{usage:?}");
+    assert!(
+        usage.stdout.contains("PUBLISHED   pending") && usage.stdout.contains("in no file yet"),
+        "{usage:?}"
+    );
     let answer = run(&id, &["--output", "json"]).await;
     let answer: Proof = serde_json::from_str(&answer.stdout).unwrap();
     assert_eq!(answer, proof(&site, &id).await);
@@ -334,7 +535,11 @@ async fn the_command_shows_a_page_and_the_same_as_json() {
         (long.as_str(), 2, "event_id: has 1025 bytes"),
     ] {
         let refused = run(id, &[]).await;
-        assert_eq!((refused.status.code(), refused.stdout.as_str()), (Some(exit), ""), "{refused:?}");
+        assert_eq!(
+            (refused.status.code(), refused.stdout.as_str()),
+            (Some(exit), ""),
+            "{refused:?}"
+        );
         assert!(refused.stderr.contains(words), "{refused:?}");
     }
 }

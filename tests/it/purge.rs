@@ -1,4 +1,5 @@
-//! Removals in coderd: a purge of old builds, a deleted template version, a restart after it, and unconfirmed builds.
+//! Removals in coderd: a purge of old builds, a deleted template version, a restart after it, and
+//! unconfirmed builds.
 
 use std::collections::BTreeSet;
 
@@ -17,15 +18,25 @@ use crate::support::ledger::{ask, desk};
 async fn creations(site: &Site) -> u64 {
     let folded: Folded<MetricsState> = projection::fold_to(&site.ledger, i64::MAX).await.unwrap();
     let families = folded.state.deployment(site.coderd.deployment).expect("introduced").families();
-    let family: &MetricFamily = families.iter().find(|family| family.name() == CREATIONS.name).unwrap();
+    let family: &MetricFamily =
+        families.iter().find(|family| family.name() == CREATIONS.name).unwrap();
     family.get_metric().iter().map(|metric| metric.get_counter().value() as u64).sum()
 }
 
 /// The creations that a replay of all builds in the log would add.
 async fn planned_creations(site: &Site) -> u64 {
-    let range = LogRange { topics: vec![Topic::WorkspaceBuilds.name().to_owned()], from: "earliest".into(), until: "latest".into() };
+    let range = LogRange {
+        topics: vec![Topic::WorkspaceBuilds.name().to_owned()],
+        from: "earliest".into(),
+        until: "latest".into(),
+    };
     let plan = ask(&desk(&site.ledger, &site.log), &range).await.unwrap();
-    plan.effect.metrics.iter().filter(|family| family.family == CREATIONS.name).map(|family| family.added).sum()
+    plan.effect
+        .metrics
+        .iter()
+        .filter(|family| family.family == CREATIONS.name)
+        .map(|family| family.added)
+        .sum()
 }
 
 /// Removes a workspace's builds and their jobs, as coderd does with old ones.
@@ -52,7 +63,11 @@ async fn a_restart_after_a_purge_of_old_builds_is_not_a_second_creation() {
     let mut restarts = Vec::new();
     for (workspace, _) in &first[..2] {
         purge(&site, *workspace).await;
-        restarts.push(site.coderd.build(&Build { number: 2, ..site.coderd.first_start(*workspace).await }).await);
+        restarts.push(
+            site.coderd
+                .build(&Build { number: 2, ..site.coderd.first_start(*workspace).await })
+                .await,
+        );
     }
     site.append().await;
     assert_eq!(planned_creations(&site).await, 0, "a plan counts as the ledger will");
@@ -63,7 +78,11 @@ async fn a_restart_after_a_purge_of_old_builds_is_not_a_second_creation() {
     assert_eq!(differences(&report), []);
     assert_eq!(number(&report, SOURCE, "source_gone"), 2);
     let remarked = |kind: &str| -> BTreeSet<String> {
-        remarks(&report).into_iter().filter(|(name, _)| *name == kind).map(|(_, id)| id.to_owned()).collect()
+        remarks(&report)
+            .into_iter()
+            .filter(|(name, _)| *name == kind)
+            .map(|(_, id)| id.to_owned())
+            .collect()
     };
     assert_eq!(remarked("source_gone"), build_ids(&[first[0].1, first[1].1]));
     assert_eq!(remarked("second_first_start"), build_ids(&restarts), "a second claimant is named");
@@ -105,7 +124,8 @@ async fn only_confirmed_builds_can_be_removed() {
         site.tamper_source("delete from workspace_builds where id = $1", build).await;
     }
     let report = site.audit().await;
-    let [unseen, seen] = [unseen, site.creation].map(|build| format!("workspace_build_completed:{build}"));
+    let [unseen, seen] =
+        [unseen, site.creation].map(|build| format!("workspace_build_completed:{build}"));
     assert_eq!(differences(&report), [(SOURCE, "not_in_source", unseen.as_str())]);
     assert_eq!(remarks(&report), [("source_gone", seen.as_str())]);
     assert_eq!(number(&report, SOURCE, "source_gone"), 1);
@@ -113,7 +133,10 @@ async fn only_confirmed_builds_can_be_removed() {
     // coderd never deletes usage: a missing row is always a difference
     site.tamper_source("delete from usage_events where $1::uuid is not null", site.creation).await;
     let report = site.audit().await;
-    assert_eq!(differences(&report), [(SOURCE, "not_in_source", unseen.as_str()), (SOURCE, "not_in_source", "usage-1")]);
+    assert_eq!(
+        differences(&report),
+        [(SOURCE, "not_in_source", unseen.as_str()), (SOURCE, "not_in_source", "usage-1")]
+    );
 }
 
 /// A missing workspace does not explain a build that coderd was never seen to have.

@@ -1,4 +1,5 @@
-//! The ledger's host disappears silently while it owes an answer. No call waits for ever, and no place in the pool is lost.
+//! The ledger's host disappears silently while it owes an answer. No call waits for ever, and no
+//! place in the pool is lost.
 
 use std::io;
 use std::pin::Pin;
@@ -21,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, arrival, ask, build, caught_up_to, desk, noon, partition, registered_ledger};
+use crate::support::ledger::{
+    DEPLOYMENT, arrival, ask, build, caught_up_to, desk, noon, partition, registered_ledger,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough to remove a host while a call waits.
@@ -30,18 +33,29 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// The same ledger, reached through a proxy.
 async fn through_proxy(direct: &Ledger, connections: u32) -> (Proxy, Ledger) {
     let at = direct.pool.connect_options();
-    let url = format!("postgres://{}@{}:{}/{}", at.get_username(), at.get_host(), at.get_port(), at.get_database().unwrap());
+    let url = format!(
+        "postgres://{}@{}:{}/{}",
+        at.get_username(),
+        at.get_host(),
+        at.get_port(),
+        at.get_database().unwrap()
+    );
     let (mut proxy, url) = Proxy::to_database(&url);
     proxy.open().await;
-    let mut ledger = Ledger::open(&LedgerSettings { url, connections }, direct.clock.clone()).unwrap();
+    let mut ledger =
+        Ledger::open(&LedgerSettings { url, connections }, direct.clock.clone()).unwrap();
     ledger.deadline = DEADLINE;
     (proxy, ledger)
 }
 
-/// Runs `call`, which waits for the table, and removes the server's host. The table is free then, but the answer does not come.
+/// Runs `call`, which waits for the table, and removes the server's host. The table is free then,
+/// but the answer does not come.
 async fn lost<T>(pool: &PgPool, table: &str, proxy: &Proxy, call: impl Future<Output = T>) -> T {
     let mut lock = pool.begin().await.unwrap();
-    sqlx::query(AssertSqlSafe(format!("lock table {table} in access exclusive mode"))).execute(&mut *lock).await.unwrap();
+    sqlx::query(AssertSqlSafe(format!("lock table {table} in access exclusive mode")))
+        .execute(&mut *lock)
+        .await
+        .unwrap();
     let taking_away = async {
         eventually(SOON, "the call waits", || async { waiting(pool).await > 0 }).await;
         proxy.lose();
@@ -64,66 +78,102 @@ async fn a_call_ends_in_time_and_its_connection_is_not_used_again() {
     let (proxy, ledger) = through_proxy(&direct, 1).await;
     ledger.run(snapshots::head).await.unwrap();
     let answer = lost(&database.pool, "ledger", &proxy, ledger.run(snapshots::head)).await;
-    assert!(matches!(&answer, Err(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut), "{answer:?}");
+    assert!(
+        matches!(&answer, Err(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut),
+        "{answer:?}"
+    );
     // The pool has one place. Its next user waits for it for ten seconds at most.
     ledger.run(snapshots::head).await.expect("another connection");
 }
 
 #[tokio::test]
 async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
-    let ledger =
-        Ledger::open(&LedgerSettings { url: crate::support::database().await.url, connections: 1 }, Clock::manual(noon())).unwrap();
+    let ledger = Ledger::open(
+        &LedgerSettings { url: crate::support::database().await.url, connections: 1 },
+        Clock::manual(noon()),
+    )
+    .unwrap();
     let query = "select setting::bigint from pg_settings where name = 'statement_timeout'";
     let statement_timeout: i64 = sqlx::query_scalar(query).fetch_one(&ledger.pool).await.unwrap();
     let longest = ledger.deadline.as_millis();
-    assert!((1..i64::try_from(longest).unwrap()).contains(&statement_timeout), "{statement_timeout} ms in {longest} ms");
+    assert!(
+        (1..i64::try_from(longest).unwrap()).contains(&statement_timeout),
+        "{statement_timeout} ms in {longest} ms"
+    );
 }
 
 #[tokio::test]
 async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 2).await;
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
     let arrivals = [arrival(0, build(DEPLOYMENT, 1))];
     let chain = Chain::Live(claim);
     let answer = lost(
         &database.pool,
         "workspace_build",
         &proxy,
-        ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await),
+        ledger
+            .run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await),
     )
     .await;
     assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
     // The server ends the work of its lost client.
     eventually(SOON, "the batch is recorded", || async {
-        ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.is_ok()
+        ledger
+            .run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await)
+            .await
+            .is_ok()
     })
     .await;
-    let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build").fetch_one(&database.pool).await.unwrap();
+    let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
     assert_eq!(builds, 1);
 }
 
 /// One batch of one build.
 async fn record(ledger: &Ledger, offset: i64) {
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
     let arrivals = [arrival(offset, build(DEPLOYMENT, u32::try_from(offset).unwrap()))];
-    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, offset + 1, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, offset + 1, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_fold_resumes() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 4).await;
-    let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
+    let settings =
+        ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
     let projection = Projection::<MetricsState>::new(ledger, settings);
     let (view, stop) = (projection.view(), CancellationToken::new());
     let signal = stop.clone();
     let folding = tokio::spawn(async move { projection.run(&signal).await });
     let goes_on = async || {
         let end = direct.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "the fold reaches the ledger's end", || async { caught_up_to(&view) >= end }).await;
+        eventually(SOON, "the fold reaches the ledger's end", || async {
+            caught_up_to(&view) >= end
+        })
+        .await;
     };
     record(&direct, 0).await;
     goes_on().await;
@@ -152,7 +202,9 @@ async fn a_publisher_reports_it_and_resumes() {
         assert_eq!(world.times_billed(table), 0, "{table}");
         world.end_leases().await;
         // The server ends the work of its lost client.
-        let published = async { while !publisher.cycle(&world.stop).await.is_ok_and(|cycle| cycle.accepted == 1) {} };
+        let published = async {
+            while !publisher.cycle(&world.stop).await.is_ok_and(|cycle| cycle.accepted == 1) {}
+        };
         tokio::time::timeout(SOON, published).await.expect(table);
         assert_eq!(world.times_billed(table), 1, "{table}");
     }
@@ -187,7 +239,10 @@ async fn an_operation_reports_it() {
             "list" => Box::pin(async { ask(&desk, &everything).await.map(drop) }),
             "show" => Box::pin(async { ask(&desk, &ShowReject { id: 1 }).await.map(drop) }),
             lost => {
-                let (request, desk) = (serde_json::from_value::<RecoverRequest>(json!({ "lost": lost })).unwrap(), &desk);
+                let (request, desk) = (
+                    serde_json::from_value::<RecoverRequest>(json!({ "lost": lost })).unwrap(),
+                    &desk,
+                );
                 Box::pin(async move { ask(desk, &request).await.map(drop) })
             }
         };

@@ -40,8 +40,10 @@ const MAX_ALIASES: usize = 8;
 
 impl Modules {
     pub fn of(sources: &[Source]) -> Modules {
-        let files: Vec<(&Path, Vec<String>)> = sources.iter().map(|source| (source.file.as_path(), tokens(&source.text))).collect();
-        let moved: BTreeMap<PathBuf, String> = files.iter().flat_map(|(file, tokens)| moved_modules(file, tokens)).collect();
+        let files: Vec<(&Path, Vec<String>)> =
+            sources.iter().map(|source| (source.file.as_path(), tokens(&source.text))).collect();
+        let moved: BTreeMap<PathBuf, String> =
+            files.iter().flat_map(|(file, tokens)| moved_modules(file, tokens)).collect();
         let mut modules = Modules(BTreeMap::new());
         for (file, tokens) in &files {
             let mut path = module_of(file);
@@ -58,7 +60,10 @@ impl Modules {
         let mut inline_depths = Vec::new();
         let (mut at, mut depth) = (0, 0);
         while at < tokens.len() {
-            let module = self.0.entry(path.clone()).or_insert_with(|| Module { file: file.to_owned(), ..Module::default() });
+            let module = self
+                .0
+                .entry(path.clone())
+                .or_insert_with(|| Module { file: file.to_owned(), ..Module::default() });
             let before = at.checked_sub(1).map_or("", |before| tokens[before].as_str());
             match tokens[at].as_str() {
                 "mod" if is_word(&tokens[at + 1]) && tokens[at + 2] == "{" => {
@@ -80,7 +85,10 @@ impl Modules {
                     at = module.read_use(tokens, at + 1, &[], is_public);
                     continue;
                 }
-                word if is_word(word) && before != "::" && tokens.get(at + 1).is_some_and(|next| next == "::") => {
+                word if is_word(word)
+                    && before != "::"
+                    && tokens.get(at + 1).is_some_and(|next| next == "::") =>
+                {
                     let path: Vec<String> = path_at(&tokens[at..]).map(str::to_owned).collect();
                     at += 2 * path.len() - 1;
                     module.paths.push((path, false));
@@ -99,7 +107,11 @@ impl Modules {
             for (written, is_public) in &module.paths {
                 let path = self.absolute(from, written, 0).unwrap_or_else(|| written.clone());
                 if !(*is_public && path.starts_with(from)) {
-                    imports.insert(Import { file: module.file.clone(), target: self.target(&path, 0), path });
+                    imports.insert(Import {
+                        file: module.file.clone(),
+                        target: self.target(&path, 0),
+                        path,
+                    });
                 }
             }
         }
@@ -128,14 +140,20 @@ impl Modules {
             return None;
         }
         let module = self.0.get(from)?;
-        if let Some(alias) = module.names.get(first).filter(|alias| alias.as_slice() != std::slice::from_ref(first)) {
+        if let Some(alias) =
+            module.names.get(first).filter(|alias| alias.as_slice() != std::slice::from_ref(first))
+        {
             return self.absolute(from, alias, aliases + 1).and_then(|start| join(&start));
         }
         let in_glob = |glob: &Vec<String>| {
             let base = self.absolute(from, glob.split_last()?.1, aliases + 1)?;
             (base != from).then(|| self.absolute(&base, written, aliases + 1))?
         };
-        module.globs.iter().find_map(in_glob).or_else(|| self.0.contains_key(std::slice::from_ref(first)).then(|| written.to_vec()))
+        module
+            .globs
+            .iter()
+            .find_map(in_glob)
+            .or_else(|| self.0.contains_key(std::slice::from_ref(first)).then(|| written.to_vec()))
     }
 
     /// The file that defines the item, behind re-exports.
@@ -156,7 +174,13 @@ impl Modules {
 
 impl Module {
     /// Reads a `use` tree. Returns the place after it.
-    fn read_use(&mut self, tokens: &[String], mut at: usize, prefix: &[String], is_public: bool) -> usize {
+    fn read_use(
+        &mut self,
+        tokens: &[String],
+        mut at: usize,
+        prefix: &[String],
+        is_public: bool,
+    ) -> usize {
         let mut path = prefix.to_vec();
         loop {
             match tokens[at].as_str() {
@@ -190,7 +214,9 @@ impl Module {
     fn add_use(&mut self, path: Vec<String>, alias: Option<String>, is_public: bool) {
         match (path.last(), alias) {
             (Some(last), None) if last == "*" => self.globs.push(path.clone()),
-            (Some(last), alias) => drop(self.names.insert(alias.unwrap_or_else(|| last.clone()), path.clone())),
+            (Some(last), alias) => {
+                drop(self.names.insert(alias.unwrap_or_else(|| last.clone()), path.clone()))
+            }
             (None, _) => {}
         }
         self.paths.push((path, is_public));
@@ -202,7 +228,9 @@ impl Module {
 fn module_of(file: &Path) -> Vec<String> {
     let names: Vec<&str> = file.iter().filter_map(|name| name.to_str()).collect();
     let (krate, inside) = match names.as_slice() {
-        ["crates", krate, "src", inside @ ..] => (format!("tallyline_{}", krate.replace('-', "_")), inside),
+        ["crates", krate, "src", inside @ ..] => {
+            (format!("tallyline_{}", krate.replace('-', "_")), inside)
+        }
         ["src", inside @ ..] => ("tallyline".to_owned(), inside),
         _ => panic!("{}: not a source", file.display()),
     };
@@ -211,7 +239,10 @@ fn module_of(file: &Path) -> Vec<String> {
         // A binary is a crate of its own.
         ["main.rs"] | ["bin", ..] => vec![format!("{krate}/{}", inside.join("/"))],
         _ => {
-            let modules = inside.iter().map(|name| name.trim_end_matches(".rs")).filter(|name| *name != "mod");
+            let modules = inside
+                .iter()
+                .map(|name| name.trim_end_matches(".rs"))
+                .filter(|name| *name != "mod");
             std::iter::once(krate).chain(modules.map(str::to_owned)).collect()
         }
     }
@@ -223,7 +254,12 @@ fn moved_modules(file: &Path, tokens: &[String]) -> Vec<(PathBuf, String)> {
         let [path, _, name, bracket, word, module, _] = part else { return None };
         let is_moved = path == "path" && bracket == "]" && word == "mod";
         let folder = file.parent()?;
-        is_moved.then(|| (folder.join(name.trim_matches('"')), format!("{}::{module}", module_of(file).join("::"))))
+        is_moved.then(|| {
+            (
+                folder.join(name.trim_matches('"')),
+                format!("{}::{module}", module_of(file).join("::")),
+            )
+        })
     };
     tokens.windows(7).filter_map(moved).collect()
 }
@@ -231,9 +267,12 @@ fn moved_modules(file: &Path, tokens: &[String]) -> Vec<(PathBuf, String)> {
 /// The path that begins here, without what follows it.
 fn path_at(tokens: &[String]) -> impl Iterator<Item = &str> {
     let ends = |pair: &&[String]| !is_word(&pair[0]);
-    let count = tokens.chunks(2).position(|pair| ends(&pair) || pair.get(1).is_none_or(|next| next != "::"));
+    let count = tokens
+        .chunks(2)
+        .position(|pair| ends(&pair) || pair.get(1).is_none_or(|next| next != "::"));
     let last = count.unwrap_or(0);
-    let words = if tokens.get(2 * last).is_some_and(|word| is_word(word)) { last + 1 } else { last };
+    let words =
+        if tokens.get(2 * last).is_some_and(|word| is_word(word)) { last + 1 } else { last };
     tokens.iter().step_by(2).take(words).map(String::as_str)
 }
 
@@ -274,7 +313,9 @@ fn tokens(text: &str) -> Vec<String> {
 
 /// The content of the string that begins here, and the length of the whole.
 fn string(text: &str) -> Option<(&str, usize)> {
-    let quote = text.find(|character: char| !matches!(character, 'b' | 'c' | 'r' | '#')).filter(|at| text[*at..].starts_with('"'))?;
+    let quote = text
+        .find(|character: char| !matches!(character, 'b' | 'c' | 'r' | '#'))
+        .filter(|at| text[*at..].starts_with('"'))?;
     let prefix = &text[..quote];
     let letters = prefix.trim_end_matches('#');
     let is_raw = matches!(letters, "r" | "br" | "cr");
@@ -305,6 +346,8 @@ fn character(text: &str) -> usize {
             text[after..].find('\'').map_or(text.len(), |end| after + end + 1)
         }
         (Some(_), Some((end, '\''))) => 1 + end + 1,
-        _ => 1 + text[1..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len() - 1),
+        _ => {
+            1 + text[1..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len() - 1)
+        }
     }
 }

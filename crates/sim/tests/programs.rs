@@ -30,7 +30,12 @@ impl Program {
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
             command.env_remove(name);
         }
-        let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .spawn()
+            .unwrap();
         Program { child, output }
     }
 
@@ -55,7 +60,13 @@ impl Program {
     /// Sends SIGTERM and waits for a successful end.
     async fn ends_in_order(&mut self) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("sh").args(["-c", "kill -s TERM \"$0\"", &pid]).status().unwrap().success());
+        assert!(
+            Command::new("sh")
+                .args(["-c", "kill -s TERM \"$0\"", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
         let deadline = Instant::now() + Duration::from_secs(120);
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -78,7 +89,8 @@ impl Drop for Program {
 
 /// The folder of PostgreSQL's programs, as `scripts/with-servers` sets it.
 fn postgres_bin() -> String {
-    std::env::var("TALLYLINE_TEST_POSTGRES_BIN").expect("TALLYLINE_TEST_POSTGRES_BIN is set: run scripts/test")
+    std::env::var("TALLYLINE_TEST_POSTGRES_BIN")
+        .expect("TALLYLINE_TEST_POSTGRES_BIN is set: run scripts/test")
 }
 
 /// A demo that runs until it is dropped, and its output.
@@ -92,7 +104,18 @@ impl Demo {
         let folder = parent.path().join("demo");
         let bin = postgres_bin();
         let data = folder.to_str().unwrap();
-        let words = ["--data", data, "--api-port", "0", "--metrics-port", "0", "--rate", "1", "--postgres-bin", &bin];
+        let words = [
+            "--data",
+            data,
+            "--api-port",
+            "0",
+            "--metrics-port",
+            "0",
+            "--rate",
+            "1",
+            "--postgres-bin",
+            &bin,
+        ];
         let mut demo = Demo { program: Program::start(&words), folder };
         demo.program.shows("other commands take").await;
         demo
@@ -127,21 +150,36 @@ async fn the_demo_is_closed_to_other_users_of_the_machine() {
     for entry in std::fs::read_dir(&demo.folder).unwrap() {
         let entry = entry.unwrap();
         let mode = entry.metadata().unwrap().mode() & 0o7777;
-        assert_eq!(mode, if entry.path().is_dir() { 0o700 } else { 0o600 }, "{}: {mode:o}", entry.path().display());
+        assert_eq!(
+            mode,
+            if entry.path().is_dir() { 0o700 } else { 0o600 },
+            "{}: {mode:o}",
+            entry.path().display()
+        );
     }
     // the sixth line contains the TCP addresses on which PostgreSQL listens
     assert_eq!(demo.file("postgres/postmaster.pid").lines().nth(5), Some(""));
 
     // its own user, with the printed pipeline file
     let pipeline = demo.folder.join("demo.toml");
-    let cli = Cli::try_parse_from(["tallyline", "status", "--pipeline", pipeline.to_str().unwrap()]).unwrap();
-    let context = Context { clock: cli.global.clock(), stop: CancellationToken::new(), output: cli.global.output };
+    let cli =
+        Cli::try_parse_from(["tallyline", "status", "--pipeline", pipeline.to_str().unwrap()])
+            .unwrap();
+    let context = Context {
+        clock: cli.global.clock(),
+        stop: CancellationToken::new(),
+        output: cli.global.output,
+    };
     assert_eq!(cli::run(cli.command, context).await.unwrap(), Exit::Success);
     let text = demo.file("demo.toml");
-    let url = text.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"')).expect("the ledger's URL");
+    let url = text
+        .lines()
+        .find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"'))
+        .expect("the ledger's URL");
     assert!(demo.psql(url).output().unwrap().status.success());
 
-    // another user, even with the password, if this test may switch users; then without the password
+    // another user, even with the password, if this test may switch users; then without the
+    // password
     if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
         let mut other = demo.psql(url);
         other.uid(65_534).gid(65_534);
@@ -155,7 +193,8 @@ async fn the_demo_is_closed_to_other_users_of_the_machine() {
 
 #[tokio::test]
 async fn a_simulator_tells_its_address_and_ends_in_order() {
-    let mut simulator = Program::start(&["tallyman-sim", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+    let mut simulator =
+        Program::start(&["tallyman-sim", "--listen", "127.0.0.1:0", "--log-format", "json"]);
     simulator.shows("http://127.0.0.1:").await;
     simulator.ends_in_order().await;
     assert_eq!(simulator.stdout().lines().count(), 1);

@@ -1,4 +1,5 @@
-//! Tests connections and rights of a pipeline without changing anything. Tests neither Tallyman nor any write access to Kafka.
+//! Tests connections and rights of a pipeline without changing anything. Tests neither Tallyman nor
+//! any write access to Kafka.
 
 use std::time::Duration;
 
@@ -33,7 +34,11 @@ pub(super) struct Found {
 
 impl Found {
     fn mistake(&mut self, key: &str, problem: impl std::fmt::Display) {
-        self.mistakes.push(Line { place: "connection".to_owned(), key: Some(key.to_owned()), problem: problem.to_string() });
+        self.mistakes.push(Line {
+            place: "connection".to_owned(),
+            key: Some(key.to_owned()),
+            problem: problem.to_string(),
+        });
     }
 
     fn failure(&mut self, key: &str, failure: &Failure) {
@@ -66,7 +71,9 @@ pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
         check_kafka(&pipeline, &ledger, &mut found).await;
     }
     match Site::open(pipeline, clock).await {
-        Ok(Site { coderd: Some(database), .. }) => check_coderd(&configured, &database, &ledger, current, &mut found).await,
+        Ok(Site { coderd: Some(database), .. }) => {
+            check_coderd(&configured, &database, &ledger, current, &mut found).await
+        }
         Ok(Site { coderd: None, .. }) => {}
         Err(failure) => found.failure("source.coderd_url", &failure),
     }
@@ -97,7 +104,9 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
         }
     };
     match at.ledger.run(async |conn| rights::missing(conn, creates).await).await {
-        Ok(statements) => statements.iter().for_each(|statement| found.mistake("ledger.url", statement)),
+        Ok(statements) => {
+            statements.iter().for_each(|statement| found.mistake("ledger.url", statement))
+        }
         Err(error) => found.mistake("ledger.url", error),
     }
     current
@@ -112,7 +121,10 @@ async fn check_keys(pipeline: &Pipeline, at: &LedgerAt, found: &mut Found) {
     };
     found.signed = true;
     if pipeline.log.verification_keys.is_empty() {
-        found.mistake("log.verification_keys", format!("records must be signed since {since}: without keys, no record is read"));
+        found.mistake(
+            "log.verification_keys",
+            format!("records must be signed since {since}: without keys, no record is read"),
+        );
     }
     if pipeline.log.signing_key.is_none() {
         found.mistake("log.signing_key", format!("records must be signed since {since}: without it, the role collect refuses to collect"));
@@ -131,15 +143,23 @@ async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) 
             Ok(()) => {}
             Err(LogError::NoTopic(topic)) => missing.push(topic.name()),
             Err(error) => {
-                let failure = Failure::from(error).while_doing(format!("{}: {topic} cannot be read", at.address));
+                let failure = Failure::from(error)
+                    .while_doing(format!("{}: {topic} cannot be read", at.address));
                 return found.failure("kafka.brokers", &failure);
             }
         }
     }
     if !missing.is_empty() {
-        found.warnings.push(format!("{} has no topic {}: run `tallyline migrate`", at.address, missing.join(", ")));
+        found.warnings.push(format!(
+            "{} has no topic {}: run `tallyline migrate`",
+            at.address,
+            missing.join(", ")
+        ));
     } else if let Err(error) = describe_group(&at.log, &pipeline.log.group).await {
-        found.mistake("log.group", format!("{}: the group cannot be described: {error}", at.address));
+        found.mistake(
+            "log.group",
+            format!("{}: the group cannot be described: {error}", at.address),
+        );
     }
 }
 
@@ -169,7 +189,13 @@ async fn read_record(log: &Log, topic: Topic) -> Result<(), LogError> {
 }
 
 /// Tests coderd's database: each right, and whether this coderd belongs to the source.
-async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerAt, current: bool, found: &mut Found) {
+async fn check_coderd(
+    pipeline: &Pipeline,
+    database: &Database,
+    ledger: &LedgerAt,
+    current: bool,
+    found: &mut Found,
+) {
     let mut reader = match database.connect().await {
         Ok(reader) => reader,
         Err(error @ (CoderdError::Unreachable { .. } | CoderdError::Lost(_))) => {
@@ -178,7 +204,9 @@ async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerA
         Err(error) => return found.mistake("source.coderd_url", error),
     };
     match reader.missing_rights().await {
-        Ok(statements) => statements.iter().for_each(|statement| found.mistake("source.coderd_url", statement)),
+        Ok(statements) => {
+            statements.iter().for_each(|statement| found.mistake("source.coderd_url", statement))
+        }
         Err(error) => found.mistake("source.coderd_url", error),
     }
     check_transactions(&mut reader, found).await;
@@ -204,10 +232,21 @@ async fn check_transactions(reader: &mut Reader, found: &mut Found) {
 }
 
 /// Checks that no identity fact contradicts the source, and that both are known.
-async fn check_identity(pipeline: &Pipeline, facts: &IdentityFacts, ledger: &LedgerAt, current: bool, found: &mut Found) {
+async fn check_identity(
+    pipeline: &Pipeline,
+    facts: &IdentityFacts,
+    ledger: &LedgerAt,
+    current: bool,
+    found: &mut Found,
+) {
     let reported = ReportedIdentity::from(facts);
     let refusal = match pipeline.source.deployment_id.or(facts.deployment_id) {
-        Some(source_id) if current => ledger.ledger.run(async |conn| identity::refusal_of(conn, source_id, reported).await).await,
+        Some(source_id) if current => {
+            ledger
+                .ledger
+                .run(async |conn| identity::refusal_of(conn, source_id, reported).await)
+                .await
+        }
         // a new ledger has no registered source
         Some(source_id) => Ok(reported.refusal_of_new(source_id)),
         None => Ok(None),
@@ -220,7 +259,9 @@ async fn check_identity(pipeline: &Pipeline, facts: &IdentityFacts, ledger: &Led
     match &facts.problem {
         None => {}
         Some(problem) if pipeline.publish.mode == PublishMode::Shadow => {
-            found.warnings.push(format!("whether coderd is the one of the source is not certain: {problem}"));
+            found
+                .warnings
+                .push(format!("whether coderd is the one of the source is not certain: {problem}"));
         }
         Some(problem) => found.mistake("publish.mode", format!("sole refuses to start: {problem}")),
     }

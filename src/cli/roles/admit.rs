@@ -1,5 +1,5 @@
-//! Processes with the role `consume` admit held records. A record is admitted after an upgrade that knows its type, or after a collector
-//! registered its deployment.
+//! Processes with the role `consume` admit held records. A record is admitted after an upgrade that
+//! knows its type, or after a collector registered its deployment.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use crate::ledger::{Ledger, leases, rejects};
 use crate::operations::{Actor, AdmitRejects, Admitted, Desk, OperationError};
 use crate::waiting::Backoff;
 
-/// Lease for one admitting process at a time. If it expires during the work, some records are only appended more than once.
+/// Lease for one admitting process at a time. If it expires during the work, some records are only
+/// appended more than once.
 const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
 
 /// Interval of the checks, because a collector may register a deployment at any time.
@@ -46,12 +47,20 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
     }
 }
 
-async fn admit(desk: &Desk, holder: &str, stop: &CancellationToken) -> Result<Option<Admitted>, OperationError> {
+async fn admit(
+    desk: &Desk,
+    holder: &str,
+    stop: &CancellationToken,
+) -> Result<Option<Admitted>, OperationError> {
     let ledger: &Ledger = &desk.ledger;
     if ledger.run(async |conn| rejects::admissible(conn, 0, 1).await).await?.is_empty() {
         return Ok(Some(Admitted::default()));
     }
-    let Some(lease) = ledger.run(async |conn| leases::take(conn, LEASE.0, holder, LEASE.1).await).await? else { return Ok(None) };
+    let Some(lease) =
+        ledger.run(async |conn| leases::take(conn, LEASE.0, holder, LEASE.1).await).await?
+    else {
+        return Ok(None);
+    };
     let actor = Actor {
         name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(),
         reason: "the type is known and the deployment registered".to_owned(),

@@ -10,12 +10,19 @@ use crate::cli::{Exit, Failure};
 use crate::collectors::{self, CollectorTelemetry};
 use crate::config::PublishMode;
 
-pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
+pub(super) async fn run(
+    site: Site,
+    registry: Registry,
+    parts: Parts,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     let Some(database) = site.coderd.clone() else {
         return Err(Failure::of(Exit::Configuration, "the role collect needs source.coderd_url"));
     };
     let (source, collect) = (&site.pipeline.source, &site.pipeline.collect);
-    let span = |length| TimeDelta::from_std(length).map_err(|error| Failure::new(Exit::Configuration, error));
+    let span = |length| {
+        TimeDelta::from_std(length).map_err(|error| Failure::new(Exit::Configuration, error))
+    };
     let settings = collectors::Settings {
         deployment_id: source.deployment_id,
         identity_required: site.pipeline.publish.mode == PublishMode::Sole,
@@ -26,9 +33,19 @@ pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: Canc
         margin: span(collect.margin)?,
         paused: parts.paused,
         status: parts.collecting,
-        telemetry: CollectorTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?,
+        telemetry: CollectorTelemetry::register(&registry)
+            .map_err(|error| Failure::new(Exit::Internal, error))?,
         ..collectors::Settings::new(Uuid::new_v4().to_string())
     };
-    collectors::run(settings, database, site.keys, site.log.log, site.ledger.ledger, site.clock, stop).await;
+    collectors::run(
+        settings,
+        database,
+        site.keys,
+        site.log.log,
+        site.ledger.ledger,
+        site.clock,
+        stop,
+    )
+    .await;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Wires the roles of one process from its pipeline. Roles meet only in the log and in the ledger, also within one process.
+//! Wires the roles of one process from its pipeline. Roles meet only in the log and in the ledger,
+//! also within one process.
 
 mod admit;
 mod collect;
@@ -32,19 +33,32 @@ const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
 /// Time to record the result of a request to the vendor after its timeout.
 const RECORDING: Duration = Duration::from_secs(5);
 
-/// Runs the pipeline's roles until `stop`. Logs unreachable dependencies and waits for them; `/healthz` and `/readyz` answer meanwhile.
-/// `listening` gets the addresses of a serving process.
+/// Runs the pipeline's roles until `stop`. Logs unreachable dependencies and waits for them;
+/// `/healthz` and `/readyz` answer meanwhile. `listening` gets the addresses of a serving process.
 ///
 /// # Errors
 /// A wrong setting or a broken invariant. In that case all roles have stopped.
-pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Listening)) -> Result<(), Failure> {
+pub async fn run(
+    site: Site,
+    stop: &CancellationToken,
+    listening: impl FnOnce(Listening),
+) -> Result<(), Failure> {
     let registry = Registry::new();
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let internal = |error| Failure::new(Exit::Internal, error);
     let telemetry = ConsumerTelemetry::register(&registry).map_err(internal)?;
-    let (hearing, paused) = pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
-    let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
-    let consumer = Consumer { paused: paused.clone(), ..consumer.with_stall_limit(site.pipeline.consume.stall) };
+    let (hearing, paused) =
+        pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
+    let consumer = Consumer::new(
+        site.log.log.clone(),
+        site.ledger.ledger.clone(),
+        &site.pipeline.log.group,
+        telemetry,
+    );
+    let consumer = Consumer {
+        paused: paused.clone(),
+        ..consumer.with_stall_limit(site.pipeline.consume.stall)
+    };
     let (collecting, publishing) = (collectors::CollectorStatus::default(), Publishing::default());
     let parts = Parts { consumer, collecting, publishing, paused };
     let (grace, mut at) = (grace(&site), json!({}));
@@ -80,8 +94,15 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     Ok(())
 }
 
-/// Runs the roles that need the ledger and the log. None of them starts before the pauses are known.
-async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hearing, stop: CancellationToken) -> Result<(), Failure> {
+/// Runs the roles that need the ledger and the log. None of them starts before the pauses are
+/// known.
+async fn work(
+    site: Site,
+    registry: Registry,
+    parts: Parts,
+    hearing: pauses::Hearing,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,
@@ -109,8 +130,9 @@ async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hea
     end(roles, &stop, grace).await
 }
 
-/// Time for the roles to end after the stop. It includes a pending answer of the vendor: without the answer, its events would be sent
-/// again, and only the vendor's memory would prevent a double bill. Mode `shadow` sends no requests.
+/// Time for the roles to end after the stop. It includes a pending answer of the vendor: without
+/// the answer, its events would be sent again, and only the vendor's memory would prevent a double
+/// bill. Mode `shadow` sends no requests.
 fn grace(site: &Site) -> Duration {
     let publish = &site.pipeline.publish;
     if site.has(Role::Publish) && publish.mode == PublishMode::Sole {
@@ -120,8 +142,13 @@ fn grace(site: &Site) -> Duration {
     }
 }
 
-/// Waits for all roles. The first failure stops the other roles. A role that does not end in time is abandoned.
-async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken, grace: Duration) -> Result<(), Failure> {
+/// Waits for all roles. The first failure stops the other roles. A role that does not end in time
+/// is abandoned.
+async fn end(
+    mut roles: JoinSet<Result<(), Failure>>,
+    stop: &CancellationToken,
+    grace: Duration,
+) -> Result<(), Failure> {
     let mut outcome = Ok(());
     let all = async {
         while let Some(ended) = roles.join_next().await {

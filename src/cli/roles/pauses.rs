@@ -19,7 +19,8 @@ const ASK: Duration = Duration::from_secs(1);
 /// Timeout of one query.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Queries the ledger, and informs all roles of this process. If the ledger does not answer, the known pauses remain.
+/// Queries the ledger, and informs all roles of this process. If the ledger does not answer, the
+/// known pauses remain.
 pub(super) struct Hearing {
     ledger: Ledger,
     tell: watch::Sender<Vec<Pause>>,
@@ -64,7 +65,10 @@ impl Hearing {
                 true
             }
             Ok(Err(error)) => {
-                debug!(error = cause::text(&error), "what is paused cannot be asked for: nothing changes");
+                debug!(
+                    error = cause::text(&error),
+                    "what is paused cannot be asked for: nothing changes"
+                );
                 false
             }
             Err(_) => false,
@@ -88,13 +92,17 @@ impl Hearing {
 
     fn show(&self, pauses: &[Pause]) {
         let is_paused = |operation, topic: Option<Topic>| {
-            i64::from(pauses.iter().any(|pause| pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name)))
+            i64::from(pauses.iter().any(|pause| {
+                pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name)
+            }))
         };
         for operation in Pausable::ALL {
             self.gauge.with_label_values(&[operation.as_str(), ""]).set(is_paused(operation, None));
         }
         for topic in Topic::ALL {
-            self.gauge.with_label_values(&[Pausable::Consume.as_str(), topic.name()]).set(is_paused(Pausable::Consume, Some(topic)));
+            self.gauge
+                .with_label_values(&[Pausable::Consume.as_str(), topic.name()])
+                .set(is_paused(Pausable::Consume, Some(topic)));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! This process's row in the ledger, with a heartbeat and the state of its roles. A missed heartbeat does no harm.
+//! This process's row in the ledger, with a heartbeat and the state of its roles. A missed
+//! heartbeat does no harm.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -40,12 +41,15 @@ struct Row {
 impl Row {
     async fn write(&self) -> Result<(), StatementError> {
         let standing = standing(&self.site, &self.parts, &self.at);
-        self.ledger.run(async |conn| processes::record_heartbeat(conn, &self.process, &standing).await).await
+        self.ledger
+            .run(async |conn| processes::record_heartbeat(conn, &self.process, &standing).await)
+            .await
     }
 }
 
 impl Heart {
-    /// Starts the heartbeat, which succeeds when the ledger is reachable. `at` is an object with the process's addresses.
+    /// Starts the heartbeat, which succeeds when the ledger is reachable. `at` is an object with
+    /// the process's addresses.
     pub fn start(site: &Site, parts: &Parts, at: Value) -> Self {
         let stop = CancellationToken::new();
         let process = Process {
@@ -56,18 +60,28 @@ impl Heart {
             roles: site.pipeline.roles.iter().map(|role| role.name()).collect(),
             started_at: site.clock.now(),
         };
-        let row = Row { ledger: site.ledger.ledger.clone(), process, site: site.clone(), parts: parts.clone(), at };
+        let row = Row {
+            ledger: site.ledger.ledger.clone(),
+            process,
+            site: site.clone(),
+            parts: parts.clone(),
+            at,
+        };
         let task = tokio::spawn(beat(row, stop.clone()));
         Heart { stop, task }
     }
 
-    /// Stops the heartbeat. An orderly stop deletes the row. Otherwise it keeps the last state, and the process is soon shown as gone.
+    /// Stops the heartbeat. An orderly stop deletes the row. Otherwise it keeps the last state, and
+    /// the process is soon shown as gone.
     pub async fn stop(self, in_order: bool) {
         self.stop.cancel();
         let farewell = async {
             let Ok(row) = self.task.await else { return };
-            let told =
-                if in_order { row.ledger.run(async |conn| processes::end(conn, row.process.id).await).await } else { row.write().await };
+            let told = if in_order {
+                row.ledger.run(async |conn| processes::end(conn, row.process.id).await).await
+            } else {
+                row.write().await
+            };
             if let Err(error) = told {
                 debug!(error = cause::text(&error), "the process's row stays as it is");
             }
@@ -120,11 +134,14 @@ fn publishing(shown: Option<&ConditionHandle>) -> Value {
 
 fn consuming(parts: &Parts) -> Value {
     let not_read = parts.consumer.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let not_read: Map<String, Value> = not_read.into_iter().map(|(partition, why)| (partition.to_string(), why.into())).collect();
+    let not_read: Map<String, Value> =
+        not_read.into_iter().map(|(partition, why)| (partition.to_string(), why.into())).collect();
     let progress = parts.consumer.progress.lock().unwrap_or_else(PoisonError::into_inner);
     let partitions: Map<String, Value> = progress
         .partitions()
-        .map(|(partition, position, at)| (partition.to_string(), json!({ "position": position, "progress_at": at })))
+        .map(|(partition, position, at)| {
+            (partition.to_string(), json!({ "position": position, "progress_at": at }))
+        })
         .collect();
     json!({ "partitions": partitions, "not_read": not_read })
 }

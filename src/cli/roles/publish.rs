@@ -11,17 +11,26 @@ use crate::config::PublishMode;
 use crate::publisher::{ConditionHandle, Publisher, PublisherTelemetry, Settings};
 use crate::tallyman::ClientSettings;
 
-pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
+pub(super) async fn run(
+    site: Site,
+    registry: Registry,
+    parts: Parts,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     let publish = &site.pipeline.publish;
     let sole = publish.mode == PublishMode::Sole;
     if sole {
         refuse_unknown_coderd(&site, &parts).await?;
     }
     let Some(deployment) = site.deployment(&stop).await else { return Ok(()) };
-    let tallyman = ClientSettings { request_timeout: publish.request_timeout, ..ClientSettings::new(publish.url.clone()) };
+    let tallyman = ClientSettings {
+        request_timeout: publish.request_timeout,
+        ..ClientSettings::new(publish.url.clone())
+    };
     let defaults = Settings::new(deployment, site.coderd.clone(), site.keys.clone(), tallyman);
     let settings = Settings { sole, poll: publish.interval, paused: parts.paused, ..defaults };
-    let telemetry = PublisherTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let telemetry = PublisherTelemetry::register(&registry)
+        .map_err(|error| Failure::new(Exit::Internal, error))?;
     let publisher = Publisher::new(site.ledger.ledger.clone(), settings, telemetry);
     let mut publisher = publisher.map_err(|error| Failure::new(Exit::Configuration, error))?;
     parts.publishing.get_or_init(|| publisher.condition());
@@ -29,17 +38,21 @@ pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: Canc
     Ok(())
 }
 
-/// Mode `sole` starts only if coderd reports its identity, because its usage could be billed under two sources. The publisher itself waits
-/// for an unreachable coderd. The refusal remains in the process's row.
+/// Mode `sole` starts only if coderd reports its identity, because its usage could be billed under
+/// two sources. The publisher itself waits for an unreachable coderd. The refusal remains in the
+/// process's row.
 async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure> {
     let Some(database) = &site.coderd else { return Ok(()) };
     let Ok(mut reader) = database.connect().await else { return Ok(()) };
     let identity = reader.identity().await;
     let refusal = match identity {
         Err(error @ CoderdError::UnknownIdentity(_)) => {
-            let why = format!("publish.mode is sole, and which coderd this is cannot be read: {error}");
+            let why =
+                format!("publish.mode is sole, and which coderd this is cannot be read: {error}");
             let source = deployment(site, &mut reader).await;
-            parts.publishing.get_or_init(|| ConditionHandle::refused(source, why.clone(), site.clock.clone()));
+            parts
+                .publishing
+                .get_or_init(|| ConditionHandle::refused(source, why.clone(), site.clock.clone()));
             Err(Failure::of(Exit::Refused, why))
         }
         _ => Ok(()),
@@ -48,7 +61,8 @@ async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure
     refusal
 }
 
-/// The source: the configured deployment id, or the one that a coderd without a known organization reports.
+/// The source: the configured deployment id, or the one that a coderd without a known organization
+/// reports.
 async fn deployment(site: &Site, reader: &mut Reader) -> Option<Uuid> {
     match site.pipeline.source.deployment_id {
         Some(id) => Some(id),

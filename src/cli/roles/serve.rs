@@ -18,7 +18,8 @@ use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
 
-/// How long the continuous audit waits for a collector pass after a difference, in addition to the pauses between passes.
+/// How long the continuous audit waits for a collector pass after a difference, in addition to the
+/// pauses between passes.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Interval to reread the tokens, so that a token can change without a restart.
@@ -35,7 +36,11 @@ pub(super) struct Bound {
 }
 
 /// Binds the listeners first, so that health checks are answered from the start.
-pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Result<Bound, Failure> {
+pub(super) async fn bind(
+    site: &Site,
+    registry: &Registry,
+    parts: &Parts,
+) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let tokens = settings.tokens.clone();
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
@@ -47,13 +52,21 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
         metrics: metrics.view(),
         licenses: licenses.view(),
     };
-    let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
-    let audited = AuditTelemetry::register(registry, site.coderd.is_some()).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let server = Server::bind(settings, api)
+        .await
+        .map_err(|error| Failure::new(Exit::Configuration, error))?;
+    let audited = AuditTelemetry::register(registry, site.coderd.is_some())
+        .map_err(|error| Failure::new(Exit::Internal, error))?;
     Ok(Bound { server, metrics, licenses, site: site.clone(), audited, tokens })
 }
 
 /// Binds the listener of a process without the role `serve`.
-pub(super) async fn bind_own(site: &Site, registry: &Registry, parts: &Parts, address: SocketAddr) -> Result<OwnServer, Failure> {
+pub(super) async fn bind_own(
+    site: &Site,
+    registry: &Registry,
+    parts: &Parts,
+    address: SocketAddr,
+) -> Result<OwnServer, Failure> {
     OwnServer::bind(address, site.pipeline.serve.host_names.clone(), own(site, registry, parts))
         .await
         .map_err(|error| Failure::new(Exit::Configuration, error))
@@ -63,7 +76,10 @@ fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
     Own {
         ledger: site.ledger.ledger.clone(),
         log: site.log.log.clone(),
-        addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
+        addresses: Addresses {
+            ledger: format!("PostgreSQL at {}", site.ledger.address),
+            log: site.log.address.clone(),
+        },
         registry: registry.clone(),
         stopped_partitions: site.has(Role::Consume).then(|| Arc::clone(&parts.consumer.stopped)),
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
@@ -91,7 +107,9 @@ async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
         let text = connect::secret(&format!("serve.tokens.{name}"), &setting.secret).await?;
         let token = Token::new(name, setting.scope, &text);
         if let Some((other, _)) = tokens.iter().find(|(_, other)| other.has_text_of(&token)) {
-            let problem = format!("serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts");
+            let problem = format!(
+                "serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts"
+            );
             return Err(Failure::of(Exit::Configuration, problem));
         }
         tokens.push((name, token));
@@ -111,7 +129,9 @@ async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &Can
                     info!("tokens of the API have changed");
                 }
             }
-            Err(failure) if fault.is_new(&failure.text()) => warn!("{}; the tokens before stay good", failure.text()),
+            Err(failure) if fault.is_new(&failure.text()) => {
+                warn!("{}; the tokens before stay good", failure.text())
+            }
             Err(_) => {}
         }
     }
@@ -120,11 +140,17 @@ async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &Can
 impl Bound {
     /// The addresses, with the assigned ports for port 0.
     pub fn listening(&self) -> Result<Listening, Failure> {
-        let address = |address: std::io::Result<_>| address.map_err(|error| Failure::new(Exit::Internal, error));
-        Ok(Listening { api: address(self.server.api_address())?, metrics: address(self.server.metrics_address())? })
+        let address = |address: std::io::Result<_>| {
+            address.map_err(|error| Failure::new(Exit::Internal, error))
+        };
+        Ok(Listening {
+            api: address(self.server.api_address())?,
+            metrics: address(self.server.metrics_address())?,
+        })
     }
 
-    /// Serves until `stop`. A projection that finds a broken invariant of the ledger ends the process.
+    /// Serves until `stop`. A projection that finds a broken invariant of the ledger ends the
+    /// process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Bound { server, metrics, licenses, site, audited, tokens } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
@@ -133,11 +159,14 @@ impl Bound {
             tokio::join!(server.run(&stop), audit(&site, audited, &stop), tokens);
             Ok::<(), ProjectionError>(())
         };
-        tokio::try_join!(folds, serving).map(|_| ()).map_err(|error| Failure::new(Exit::Internal, error))
+        tokio::try_join!(folds, serving)
+            .map(|_| ())
+            .map_err(|error| Failure::new(Exit::Internal, error))
     }
 }
 
-/// Audits while the process serves, as soon as the ledger, the log and the deployment's id are available.
+/// Audits while the process serves, as soon as the ledger, the log and the deployment's id are
+/// available.
 async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken) {
     // another role reports a failure that waiting cannot end
     if site.wait(stop).await.is_err() {
@@ -146,11 +175,23 @@ async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken)
     let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
     let patience = AUDIT_PATIENCE + 2 * site.pipeline.collect.poll;
     let continuous = |source| {
-        let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience };
-        Continuous { audit, every: site.pipeline.serve.audit, holder: holder.clone(), telemetry: telemetry.clone() }
+        let audit = Audit {
+            ledger: site.ledger.ledger.clone(),
+            log: site.log.log.clone(),
+            source,
+            patience,
+        };
+        Continuous {
+            audit,
+            every: site.pipeline.serve.audit,
+            holder: holder.clone(),
+            telemetry: telemetry.clone(),
+        }
     };
     let Some(database) = &site.coderd else {
-        info!("no database of coderd is configured: this process audits the ledger against log and vendor only");
+        info!(
+            "no database of coderd is configured: this process audits the ledger against log and vendor only"
+        );
         return continuous(None).run(stop).await;
     };
     // the other joints do not wait for coderd's deployment id
@@ -191,16 +232,32 @@ mod tests {
         std::fs::write(&file, "one\n").unwrap();
         // each reading adds a line
         let (script, readings) = (folder.path().join("read"), folder.path().join("readings"));
-        let words = format!("cat {}; found=$?; echo >> {}; exit $found", file.display(), readings.display());
+        let words = format!(
+            "cat {}; found=$?; echo >> {}; exit $found",
+            file.display(),
+            readings.display()
+        );
         std::fs::write(&script, words).unwrap();
-        let setting = TokenSetting { scope: Scope::Admin, secret: Secret::new(&format!("exec:sh {}", script.display())) };
-        let (listen, tokens_set) = (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
+        let setting = TokenSetting {
+            scope: Scope::Admin,
+            secret: Secret::new(&format!("exec:sh {}", script.display())),
+        };
+        let (listen, tokens_set) =
+            (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
         let audit = Duration::from_secs(300);
-        let serve = Serve { api_listen: listen, metrics_listen: listen, audit, tokens: tokens_set, host_names: Vec::new() };
+        let serve = Serve {
+            api_listen: listen,
+            metrics_listen: listen,
+            audit,
+            tokens: tokens_set,
+            host_names: Vec::new(),
+        };
         let (held, stop) = (Tokens::from(tokens(&serve).await.unwrap()), CancellationToken::new());
         let following = {
             let (serve, held, stop) = (serve.clone(), held.clone(), stop.clone());
-            tokio::spawn(async move { follow_tokens(&serve, &held, Duration::from_millis(1), &stop).await })
+            tokio::spawn(async move {
+                follow_tokens(&serve, &held, Duration::from_millis(1), &stop).await
+            })
         };
         std::fs::write(&file, "two\n").unwrap();
         until(&held, "two").await;

@@ -43,23 +43,29 @@ impl Site {
             Some(url) => {
                 let url = connect::secret("source.coderd_url", url).await?;
                 let database = Database::new(&url, CODERD_STATEMENT);
-                Some(database.map_err(|error| Failure::of(Exit::Configuration, format!("source.coderd_url: {error}")))?)
+                Some(database.map_err(|error| {
+                    Failure::of(Exit::Configuration, format!("source.coderd_url: {error}"))
+                })?)
             }
         };
         let mut keys = PublicKeys::new();
         for (name, key) in &pipeline.license.public_keys {
-            keys.add(name, key).map_err(|error| Failure::of(Exit::Configuration, format!("license.public_keys: {error}")))?;
+            keys.add(name, key).map_err(|error| {
+                Failure::of(Exit::Configuration, format!("license.public_keys: {error}"))
+            })?;
         }
         Ok(Site { pipeline: Arc::new(pipeline), ledger, log, coderd, keys, clock })
     }
 
-    /// The handles for operations. Their deployment is the configured one, without a query to coderd.
+    /// The handles for operations. Their deployment is the configured one, without a query to
+    /// coderd.
     pub fn desk(&self) -> Result<Desk, Failure> {
         Ok(Desk {
             ledger: self.ledger.ledger.clone(),
             log: self.log.log.clone(),
             group: self.pipeline.log.group.clone(),
-            partitions: i32::try_from(self.pipeline.log.partitions).map_err(|error| Failure::new(Exit::Configuration, error))?,
+            partitions: i32::try_from(self.pipeline.log.partitions)
+                .map_err(|error| Failure::new(Exit::Configuration, error))?,
             coderd: self.coderd.clone(),
             deployment: self.pipeline.source.deployment_id,
             keys: self.keys.clone(),
@@ -81,7 +87,8 @@ impl Site {
         self.log.wait(stop).await
     }
 
-    /// The deployment's id: configured, or reported by coderd when it answers. `None` if stopped before, or without a configured coderd.
+    /// The deployment's id: configured, or reported by coderd when it answers. `None` if stopped
+    /// before, or without a configured coderd.
     pub async fn deployment(&self, stop: &CancellationToken) -> Option<Uuid> {
         if let Some(id) = self.pipeline.source.deployment_id {
             return Some(id);
@@ -92,7 +99,9 @@ impl Site {
         loop {
             match ask(database).await {
                 Ok(id) => return Some(id),
-                Err(error) if logged.is_new(&error.to_string()) => warn!("{error}; waiting for coderd's deployment id"),
+                Err(error) if logged.is_new(&error.to_string()) => {
+                    warn!("{error}; waiting for coderd's deployment id")
+                }
                 Err(_) => {}
             }
             if !waits.wait(stop).await {

@@ -15,17 +15,24 @@ pub(super) fn of(status: &Status) -> String {
         head += &format!("the log: {}\n", problem.replace(char::is_control, "\u{fffd}"));
     }
     if status.signed_since.is_none() {
-        head +=
-            "warning: records are not verified, for log.verification_keys is not set; anyone who may write to the topics can add numbers\n";
+        head += "warning: records are not verified, for log.verification_keys is not set; anyone who may write to the topics can add numbers\n";
     }
     if let Some(edge) = &status.next_license_edge {
         let until = span((edge.at - status.at).num_seconds());
-        head += &format!("next license edge {} (in {until}): license {}, {}\n", time(edge.at), edge.license_id, edge.what);
+        head += &format!(
+            "next license edge {} (in {until}): license {}, {}\n",
+            time(edge.at),
+            edge.license_id,
+            edge.what
+        );
     }
     let rates = &status.rates;
     head += &format!(
         "read per second: {:.1} records, {:.1} new events in the last minute; {:.1} records, {:.1} new events in the last ten\n",
-        rates.records_per_second_1m, rates.events_per_second_1m, rates.records_per_second_10m, rates.events_per_second_10m
+        rates.records_per_second_1m,
+        rates.events_per_second_1m,
+        rates.records_per_second_10m,
+        rates.events_per_second_10m
     );
     let tables = [
         attention(status),
@@ -45,12 +52,21 @@ pub(super) fn of(status: &Status) -> String {
 fn attention(status: &Status) -> String {
     let pauses = status.pauses.iter().map(|pause| {
         let topic = or_dash(pause.topic.as_ref());
-        [pause.operation.as_str().to_owned(), topic, pause.actor.clone(), time(pause.since), pause.reason.clone()]
+        [
+            pause.operation.as_str().to_owned(),
+            topic,
+            pause.actor.clone(),
+            time(pause.since),
+            pause.reason.clone(),
+        ]
     });
-    let recoveries = status.recovering.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
+    let recoveries = status.recovering.iter().map(|row| {
+        [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]
+    });
     let audit = status.audit.iter().map(|row| {
         let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS" };
-        let [differences, open, gone] = [row.differences, row.open, row.gone].map(|count| count.to_string());
+        let [differences, open, gone] =
+            [row.differences, row.open, row.gone].map(|count| count.to_string());
         let deployment = or_dash(row.deployment_id);
         [
             row.joint.clone(),
@@ -74,19 +90,53 @@ fn attention(status: &Status) -> String {
     });
     let refusals = status.processes.iter().filter_map(|process| {
         let refusal = process.publish_refusal()?;
-        let held = status.holds.iter().any(|hold| (hold.deployment_id, &hold.why) == (refusal.deployment_id, &refusal.why));
+        let held = status
+            .holds
+            .iter()
+            .any(|hold| (hold.deployment_id, &hold.why) == (refusal.deployment_id, &refusal.why));
         let of = or_dash(refusal.deployment_id);
-        (!held).then(|| [of, process.host.clone(), process.pid.to_string(), time(refusal.since), refusal.why.clone()])
+        (!held).then(|| {
+            [
+                of,
+                process.host.clone(),
+                process.pid.to_string(),
+                time(refusal.since),
+                refusal.why.clone(),
+            ]
+        })
     });
     let rejects = status.open_rejects.iter().map(|row| {
-        let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
-        [row.verdict.to_string(), row.cause.to_string(), row.records.to_string(), units.join(", "), time(row.oldest)]
+        let units: Vec<String> =
+            row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
+        [
+            row.verdict.to_string(),
+            row.cause.to_string(),
+            row.records.to_string(),
+            units.join(", "),
+            time(row.oldest),
+        ]
     });
     joined([
-        status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.lost_acts())).unwrap_or_default(),
+        status
+            .recovering
+            .as_ref()
+            .map(|recovering| format!("{recovering}\n{}\n", recovering.lost_acts()))
+            .unwrap_or_default(),
         columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
         columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
-        columns(["AUDIT", "DEPLOYMENT", "VERDICT", "DIFFERENCES", "OPEN", "SOURCE GONE", "AUDITED AT", "DIFFERS SINCE"], audit),
+        columns(
+            [
+                "AUDIT",
+                "DEPLOYMENT",
+                "VERDICT",
+                "DIFFERENCES",
+                "OPEN",
+                "SOURCE GONE",
+                "AUDITED AT",
+                "DIFFERS SINCE",
+            ],
+            audit,
+        ),
         columns(["THE BOOKS DIFFER"], differs),
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], holds),
         columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusals),
@@ -95,9 +145,13 @@ fn attention(status: &Status) -> String {
 }
 
 fn open_transactions(status: &Status) -> String {
-    let waiting = status.partitions.iter().filter(|row| row.in_open_transaction.is_some_and(|offsets| offsets > 0));
+    let waiting = status
+        .partitions
+        .iter()
+        .filter(|row| row.in_open_transaction.is_some_and(|offsets| offsets > 0));
     let line = |row: &Partition| {
-        let (topic, partition, offsets) = (&row.topic, row.partition, row.in_open_transaction.unwrap_or_default());
+        let (topic, partition, offsets) =
+            (&row.topic, row.partition, row.in_open_transaction.unwrap_or_default());
         format!(
             "{topic}/{partition}: {offsets} offsets wait until another producer's open transaction ends; completeness waits with them\n"
         )
@@ -107,24 +161,66 @@ fn open_transactions(status: &Status) -> String {
 
 fn partition(row: &Partition) -> [String; 8] {
     let [position, end, lag] = [row.position, row.log_end, row.lag].map(or_dash);
-    let [behind, loss] = [row.lag_seconds, row.loss_in_seconds].map(|seconds| or_dash(seconds.map(span)));
-    [row.topic.clone(), row.partition.to_string(), position, end, lag, behind, loss, or_dash(row.moved_at.map(time))]
+    let [behind, loss] =
+        [row.lag_seconds, row.loss_in_seconds].map(|seconds| or_dash(seconds.map(span)));
+    [
+        row.topic.clone(),
+        row.partition.to_string(),
+        position,
+        end,
+        lag,
+        behind,
+        loss,
+        or_dash(row.moved_at.map(time)),
+    ]
 }
 
 fn sources(status: &Status) -> String {
     let rows = status.sources.iter().map(|row| {
         let state = if row.retired { "retired" } else { "in use" }.to_owned();
-        let complete = [row.complete_until, row.builds_complete_until, row.claims_complete_until, row.usage_complete_until];
+        let complete = [
+            row.complete_until,
+            row.builds_complete_until,
+            row.claims_complete_until,
+            row.usage_complete_until,
+        ];
         let [all, builds, claims, usage] = complete.map(|until| or_dash(until.map(time)));
-        [row.deployment_id.to_string(), state, all, builds, claims, usage, or_dash(row.runtime_complete_until.map(time))]
+        [
+            row.deployment_id.to_string(),
+            state,
+            all,
+            builds,
+            claims,
+            usage,
+            or_dash(row.runtime_complete_until.map(time)),
+        ]
     });
-    columns(["DEPLOYMENT", "STATE", "COMPLETE UNTIL", "BUILDS UNTIL", "CLAIMS UNTIL", "USAGE UNTIL", "RUNTIME UNTIL"], rows)
+    columns(
+        [
+            "DEPLOYMENT",
+            "STATE",
+            "COMPLETE UNTIL",
+            "BUILDS UNTIL",
+            "CLAIMS UNTIL",
+            "USAGE UNTIL",
+            "RUNTIME UNTIL",
+        ],
+        rows,
+    )
 }
 
 fn queues(status: &Status) -> String {
     let rows = status.queues.iter().map(|row| {
-        let [pending, held, unanswered] = [row.pending, row.held_back, row.unanswered].map(|count| count.to_string());
-        [row.deployment_id.to_string(), pending, held, unanswered, or_dash(row.oldest_created_at.map(time)), last_request(row)]
+        let [pending, held, unanswered] =
+            [row.pending, row.held_back, row.unanswered].map(|count| count.to_string());
+        [
+            row.deployment_id.to_string(),
+            pending,
+            held,
+            unanswered,
+            or_dash(row.oldest_created_at.map(time)),
+            last_request(row),
+        ]
     });
     columns(["QUEUE OF", "PENDING", "HELD BACK", "UNANSWERED", "OLDEST", "LAST REQUEST"], rows)
 }
@@ -133,7 +229,12 @@ fn last_request(row: &Queue) -> String {
     let Some(request) = &row.last_request else { return "-".to_owned() };
     let mut words = vec![time(request.sent_at)];
     words.extend(request.status.map(|status| format!("HTTP {status}")));
-    words.extend(request.verdicts.iter().map(|(verdict, events)| format!("{events} {}", verdict.as_str().replace('_', " "))));
+    words.extend(
+        request
+            .verdicts
+            .iter()
+            .map(|(verdict, events)| format!("{events} {}", verdict.as_str().replace('_', " "))),
+    );
     words.extend(request.error.clone());
     words.join(", ")
 }
@@ -141,13 +242,22 @@ fn last_request(row: &Queue) -> String {
 fn processes(status: &Status) -> String {
     let rows = status.processes.iter().map(|row| {
         let state = if row.gone { "gone" } else { "alive" }.to_owned();
-        [row.host.clone(), row.pid.to_string(), row.roles.join(","), state, time(row.seen_at), row.version.clone(), standing(&row.standing)]
+        [
+            row.host.clone(),
+            row.pid.to_string(),
+            row.roles.join(","),
+            state,
+            time(row.seen_at),
+            row.version.clone(),
+            standing(&row.standing),
+        ]
     });
     let leases = status.leases.iter().map(|row| {
         let holder = if row.held { row.holder.clone() } else { "nobody".to_owned() };
         [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
     });
-    let processes = columns(["HOST", "PID", "ROLES", "PROCESS", "HEARD OF AT", "VERSION", "STANDING"], rows);
+    let processes =
+        columns(["HOST", "PID", "ROLES", "PROCESS", "HEARD OF AT", "VERSION", "STANDING"], rows);
     let leases = columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases);
     joined([processes, leases])
 }
@@ -155,7 +265,9 @@ fn processes(status: &Status) -> String {
 /// State of a process's roles, in words.
 fn standing(standing: &Value) -> String {
     let mut words = Vec::new();
-    if let Some(collecting) = standing["collect"]["standing"].as_str().filter(|words| !words.is_empty()) {
+    if let Some(collecting) =
+        standing["collect"]["standing"].as_str().filter(|words| !words.is_empty())
+    {
         words.push(format!("collect: {collecting}"));
     }
     if let Some(partitions) = standing["consume"]["partitions"].as_object() {
@@ -177,15 +289,21 @@ fn standing(standing: &Value) -> String {
 }
 
 fn counts(status: &Status) -> String {
-    let count = |number: i64, estimated: bool| if estimated { format!("about {number}") } else { number.to_string() };
+    let count = |number: i64, estimated: bool| {
+        if estimated { format!("about {number}") } else { number.to_string() }
+    };
     let publications = status.publications.iter().map(|row| {
-        let [events, unanswered] = [row.events, row.unanswered].map(|number| count(number, row.estimated));
+        let [events, unanswered] =
+            [row.events, row.unanswered].map(|number| count(number, row.estimated));
         [row.deployment_id.to_string(), row.state.to_string(), events, unanswered]
     });
-    let events = status.events.iter().map(|row| [row.deployment_id.to_string(), row.event_type.clone(), count(row.events, row.estimated)]);
+    let events = status.events.iter().map(|row| {
+        [row.deployment_id.to_string(), row.event_type.clone(), count(row.events, row.estimated)]
+    });
     let batches = status.batches.iter().map(|row| {
         let numbers = [row.batches, row.records, row.accepted, row.duplicates];
-        let [batches, records, accepted, duplicates] = numbers.map(|number| count(number, row.estimated));
+        let [batches, records, accepted, duplicates] =
+            numbers.map(|number| count(number, row.estimated));
         [row.kind.to_string(), batches, records, accepted, duplicates]
     });
     joined([
@@ -212,7 +330,14 @@ mod tests {
 
     #[test]
     fn a_span_shows_its_two_largest_units() {
-        let spans = [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3_600, "1h 0m"), (90_061, "1d 1h"), (35 * 86_400, "35d 0h")];
+        let spans = [
+            (0, "0s"),
+            (59, "59s"),
+            (61, "1m 1s"),
+            (3_600, "1h 0m"),
+            (90_061, "1d 1h"),
+            (35 * 86_400, "35d 0h"),
+        ];
         for (seconds, words) in spans {
             assert_eq!(span(seconds), words);
         }

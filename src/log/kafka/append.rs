@@ -1,4 +1,5 @@
-//! Appends to Kafka through one idempotent producer: messages are pipelined, and every acknowledgement is awaited.
+//! Appends to Kafka through one idempotent producer: messages are pipelined, and every
+//! acknowledgement is awaited.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -16,13 +17,18 @@ use super::producer::Producer;
 use crate::event::{Message, Topic};
 use crate::log::{AppendError, LogError};
 
-/// Extra time for a delivery report to arrive. The producer reports each message within the append deadline, at the latest as failed.
+/// Extra time for a delivery report to arrive. The producer reports each message within the append
+/// deadline, at the latest as failed.
 const GRACE: Duration = Duration::from_secs(5);
 /// Pause before a retry while messages of other calls fill the producer's queue.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
 
 impl KafkaLog {
-    pub(in crate::log) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
+    pub(in crate::log) async fn append(
+        &self,
+        topic: Topic,
+        messages: Vec<Message>,
+    ) -> Result<Vec<(i32, i64)>, AppendError> {
         let mut call = Call {
             topic,
             name: self.topic_name(topic),
@@ -42,13 +48,17 @@ impl KafkaLog {
         }
         match (call.cause, call.placed.iter().copied().collect::<Option<Vec<_>>>()) {
             (None, Some(placed)) => {
-                if let Some(producer) = &*self.producer.lock().unwrap_or_else(PoisonError::into_inner) {
+                if let Some(producer) =
+                    &*self.producer.lock().unwrap_or_else(PoisonError::into_inner)
+                {
                     producer.connection.answered();
                 }
                 Ok(placed)
             }
             (cause, _) => {
-                let cause = cause.unwrap_or_else(|| LogError::Unreachable("not every message was acknowledged".to_owned()));
+                let cause = cause.unwrap_or_else(|| {
+                    LogError::Unreachable("not every message was acknowledged".to_owned())
+                });
                 Err(AppendError { placed: call.placed, cause })
             }
         }
@@ -59,13 +69,15 @@ impl KafkaLog {
         if let Some(producer) = &*producer {
             return Ok(producer.clone());
         }
-        // The queue limits memory. For a while after its creation a new topic may be unknown to brokers.
+        // The queue limits memory. For a while after its creation a new topic may be unknown to
+        // brokers.
         let mut config = self.config(&[
             ("compression.type", "zstd"),
             ("queue.buffering.max.kbytes", "65536"),
             ("topic.metadata.propagation.max.ms", "5000"),
         ]);
-        // Java's rule maps keys to partitions, so that other producers of the topic use the same partition.
+        // Java's rule maps keys to partitions, so that other producers of the topic use the same
+        // partition.
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
@@ -76,11 +88,15 @@ impl KafkaLog {
         Ok(producer.insert(Producer { client, connection }).clone())
     }
 
-    /// Replaces a producer with a fatal error: an idempotent producer that lost its sequence never sends again.
+    /// Replaces a producer with a fatal error: an idempotent producer that lost its sequence never
+    /// sends again.
     fn replace_if_fatal(&self, used: &Producer) {
         if let Some((code, reason)) = used.client.client().fatal_error() {
             let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-            if producer.as_ref().is_some_and(|current| current.client.client().fatal_error().is_some()) {
+            if producer
+                .as_ref()
+                .is_some_and(|current| current.client.client().fatal_error().is_some())
+            {
                 warn!(%code, reason, "Kafka producer failed permanently, replacing it");
                 *producer = None;
             }
@@ -100,7 +116,8 @@ struct Call {
 }
 
 impl Call {
-    /// Passes the messages to the producer in order and stops at the first failure, because later messages must not overtake it.
+    /// Passes the messages to the producer in order and stops at the first failure, because later
+    /// messages must not overtake it.
     async fn send_all(&mut self, producer: &Producer, messages: &[Message]) {
         let name = self.name.clone();
         for (index, message) in messages.iter().enumerate() {
@@ -120,7 +137,9 @@ impl Call {
             let sent = loop {
                 match producer.client.send_result(record) {
                     Ok(sent) => break Ok(sent),
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) if Instant::now() < self.deadline => {
+                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent))
+                        if Instant::now() < self.deadline =>
+                    {
                         record = unsent;
                     }
                     Err((error, _)) => break Err(self.failure(&error)),

@@ -17,8 +17,9 @@ use super::settings::KafkaSettings;
 use crate::event::Topic;
 use crate::log::LogError;
 
-/// Properties for members of a group only. With `client.rack` a broker may direct other clients to a replica that is behind. They would
-/// take its end for the partition's end, and skip the records after it.
+/// Properties for members of a group only. With `client.rack` a broker may direct other clients to
+/// a replica that is behind. They would take its end for the partition's end, and skip the records
+/// after it.
 const MEMBER_PROPERTIES: [&str; 7] = [
     "client.rack",
     "group.protocol",
@@ -56,8 +57,11 @@ impl fmt::Debug for KafkaLog {
 
 impl KafkaLog {
     pub(in crate::log) fn new(mut settings: KafkaSettings) -> Result<KafkaLog, LogError> {
-        let properties: Vec<(&str, Option<&str>)> =
-            settings.properties.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))).collect();
+        let properties: Vec<(&str, Option<&str>)> = settings
+            .properties
+            .iter()
+            .map(|(name, value)| (name.as_str(), Some(value.as_str())))
+            .collect();
         let faults: Vec<String> = property_faults(&properties)
             .into_iter()
             .map(|(index, fault)| format!("kafka.properties.{} {fault}", properties[index].0))
@@ -82,7 +86,9 @@ impl KafkaLog {
         context: C,
     ) -> Result<T, LogError> {
         config.create_with_context(context).map_err(|error| match error {
-            KafkaError::ClientCreation(text) => LogError::Settings(without_values(&text, &self.settings.properties)),
+            KafkaError::ClientCreation(text) => {
+                LogError::Settings(without_values(&text, &self.settings.properties))
+            }
             _ => LogError::Settings("kafka.properties: librdkafka rejects them".to_owned()),
         })
     }
@@ -91,10 +97,12 @@ impl KafkaLog {
         format!("{}{}", self.settings.topic_prefix, topic.name())
     }
 
-    /// The configuration of clients outside a group: Tallyline's defaults, then the given properties.
+    /// The configuration of clients outside a group: Tallyline's defaults, then the given
+    /// properties.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = self.base();
-        let properties = self.settings.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let properties =
+            self.settings.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let properties = properties.filter(|(name, _)| !MEMBER_PROPERTIES.contains(name));
         for (name, value) in defaults.iter().copied().chain(properties) {
             config.set(name, value);
@@ -102,15 +110,20 @@ impl KafkaLog {
         config
     }
 
-    /// The configuration of group members. The default is the classic protocol with cooperative-sticky assignment. Brokers since 2.4
-    /// support it, and a rebalance stops only partitions that move. The session is the shortest that brokers allow by default, so that a
-    /// killed member is noticed early. `group.protocol=consumer` needs brokers of 4.0, which set the session: 45 s by default.
+    /// The configuration of group members. The default is the classic protocol with
+    /// cooperative-sticky assignment. Brokers since 2.4 support it, and a rebalance stops only
+    /// partitions that move. The session is the shortest that brokers allow by default, so that a
+    /// killed member is noticed early. `group.protocol=consumer` needs brokers of 4.0, which set
+    /// the session: 45 s by default.
     pub(super) fn member_config(&self, group: &str) -> ClientConfig {
         let mut config = self.base();
         let properties = &self.settings.properties;
         // New topics and partitions are noticed within this time; the default is five minutes.
         config.set("topic.metadata.refresh.interval.ms", "5000");
-        if properties.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic")) {
+        if properties
+            .get("group.protocol")
+            .is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic"))
+        {
             config.set("partition.assignment.strategy", "cooperative-sticky");
             config.set("session.timeout.ms", SESSION_MS).set("heartbeat.interval.ms", "1500");
         }
@@ -125,11 +138,13 @@ impl KafkaLog {
         config
     }
 
-    /// Limits prefetching, because a fetched batch is unpacked in memory and zstd packs Tallyline's batches to a tenth.
+    /// Limits prefetching, because a fetched batch is unpacked in memory and zstd packs Tallyline's
+    /// batches to a tenth.
     ///
-    /// - A zstd batch may unpack to at most `receive.message.max.bytes`. librdkafka estimates up to three times the true size, so that
-    ///   128 MiB always fit.
-    /// - A full queue is checked again after 10 ms. With the default of a second, a consumer is idle half of the time.
+    /// - A zstd batch may unpack to at most `receive.message.max.bytes`. librdkafka estimates up to
+    ///   three times the true size, so that 128 MiB always fit.
+    /// - A full queue is checked again after 10 ms. With the default of a second, a consumer is
+    ///   idle half of the time.
     fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -137,7 +152,8 @@ impl KafkaLog {
             .set("client.id", "tallyline")
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.max.ms", "2000")
-            // How long a topic that was requested too early is treated as missing; the default is 30 s.
+            // How long a topic that was requested too early is treated as missing; the default is
+            // 30 s.
             .set("topic.metadata.propagation.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
             .set("max.partition.fetch.bytes", "131072")
@@ -155,10 +171,17 @@ impl KafkaLog {
         F: FnOnce(&KafkaLog, &BaseConsumer<Connection>) -> Result<T, LogError> + Send + 'static,
     {
         let log = self.clone();
-        blocking(move || question(&log, &*log.shared_client(&log.committed_client, "read_committed")?)).await
+        blocking(move || {
+            question(&log, &*log.shared_client(&log.committed_client, "read_committed")?)
+        })
+        .await
     }
 
-    pub(super) fn shared_client(&self, client: &SharedClient, isolation: &str) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
+    pub(super) fn shared_client(
+        &self,
+        client: &SharedClient,
+        isolation: &str,
+    ) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
         let mut client = client.lock().unwrap_or_else(PoisonError::into_inner);
         let client = match &*client {
             Some(client) => client.clone(),
@@ -179,7 +202,10 @@ mod tests {
     use super::*;
 
     fn log(properties: &[(&str, &str)]) -> KafkaLog {
-        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let properties = properties
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         KafkaLog::new(KafkaSettings { properties, ..KafkaSettings::new("127.0.0.1:1") }).unwrap()
     }
 
@@ -187,10 +213,17 @@ mod tests {
     fn a_property_overrides_the_default_under_either_spelling() {
         for name in ["compression.codec", "compression.type"] {
             let config = log(&[(name, "gzip")]).config(&[("compression.type", "zstd")]);
-            assert_eq!((config.get("compression.type"), config.get("compression.codec")), (Some("gzip"), None));
+            assert_eq!(
+                (config.get("compression.type"), config.get("compression.codec")),
+                (Some("gzip"), None)
+            );
         }
-        let member = log(&[("session.timeout.ms", "9000"), ("fetch.message.max.bytes", "1000")]).member_config("group");
-        assert_eq!((member.get("session.timeout.ms"), member.get("max.partition.fetch.bytes")), (Some("9000"), Some("1000")));
+        let member = log(&[("session.timeout.ms", "9000"), ("fetch.message.max.bytes", "1000")])
+            .member_config("group");
+        assert_eq!(
+            (member.get("session.timeout.ms"), member.get("max.partition.fetch.bytes")),
+            (Some("9000"), Some("1000"))
+        );
     }
 
     /// A replica that is behind answers a fetch with its own end.
@@ -198,12 +231,16 @@ mod tests {
     fn only_group_members_read_from_a_replica_of_their_rack() {
         let log = log(&[("client.rack", "a")]);
         assert_eq!(log.member_config("group").get("client.rack"), Some("a"));
-        assert_eq!((log.config(&[]).get("client.rack"), log.reader_config().get("client.rack")), (None, None));
+        assert_eq!(
+            (log.config(&[]).get("client.rack"), log.reader_config().get("client.rack")),
+            (None, None)
+        );
     }
 
     #[test]
     fn the_session_is_the_shortest_allowed_unless_the_broker_sets_it() {
-        let session = |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
+        let session =
+            |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
         assert_eq!(session(log(&[])).as_deref(), Some("6000"));
         assert_eq!(session(log(&[("group.protocol", "consumer")])), None);
     }

@@ -13,7 +13,9 @@ use crate::event::Topic;
 use crate::log::LogError;
 
 /// Runs blocking work for a broker outside the async threads. The work has its own deadlines.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer,
         Err(ended) => match ended.try_into_panic() {
@@ -31,7 +33,9 @@ pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
         _ => error.rdkafka_error_code(),
     };
     match code {
-        Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) => LogError::NoTopic(topic),
+        Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) => {
+            LogError::NoTopic(topic)
+        }
         Some(
             Code::AllBrokersDown
             | Code::BrokerTransportFailure
@@ -71,7 +75,8 @@ impl Connection {
         Connection { role, fault: Arc::default(), not_unpacked: Arc::default() }
     }
 
-    /// The first offset of the batch that the last poll could not unpack, after it failed as [`unreadable`]. None: it is damaged otherwise.
+    /// The first offset of the batch that the last poll could not unpack, after it failed as
+    /// [`unreadable`]. None: it is damaged otherwise.
     pub fn not_unpacked(&self) -> Option<i64> {
         self.not_unpacked.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -84,8 +89,8 @@ impl Connection {
         }
     }
 
-    /// Logs a fault unless it lasts already. The end of a partition is not a fault. librdkafka reports it here if the reader has moved to
-    /// another partition meanwhile.
+    /// Logs a fault unless it lasts already. The end of a partition is not a fault. librdkafka
+    /// reports it here if the reader has moved to another partition meanwhile.
     pub fn faulted(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::PartitionEOF) {
@@ -108,7 +113,8 @@ impl ClientContext for Connection {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if unreadable(&error) {
-            *self.not_unpacked.lock().unwrap_or_else(PoisonError::into_inner) = first_offset(reason);
+            *self.not_unpacked.lock().unwrap_or_else(PoisonError::into_inner) =
+                first_offset(reason);
         } else {
             self.faulted(&error, reason);
         }

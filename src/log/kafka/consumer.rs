@@ -1,8 +1,10 @@
-//! A member of a Kafka group: one thread that polls, gathers batches, and never stops polling for long.
+//! A member of a Kafka group: one thread that polls, gathers batches, and never stops polling for
+//! long.
 //!
-//! Kafka treats a member as alive only while it polls, so that nothing here waits for the consumer. A rebalance is answered at once
-//! with an empty assignment; partitions are added when the consumer starts them at their offsets. If deliveries are not taken, polling
-//! first waits, which keeps prefetched records. After that the partitions are paused and polling continues.
+//! Kafka treats a member as alive only while it polls, so that nothing here waits for the consumer.
+//! A rebalance is answered at once with an empty assignment; partitions are added when the consumer
+//! starts them at their offsets. If deliveries are not taken, polling first waits, which keeps
+//! prefetched records. After that the partitions are paused and polling continues.
 
 mod faults;
 
@@ -30,16 +32,24 @@ use crate::log::consumer::{BackendEvent, Command, Consumer, Link, Start};
 
 /// Maximum delay before a command or the stop token is noticed.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long deliveries may wait before the partitions are paused. A pause discards prefetched records.
+/// How long deliveries may wait before the partitions are paused. A pause discards prefetched
+/// records.
 const MAX_BLOCKED: Duration = Duration::from_secs(1);
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl KafkaLog {
-    pub(in crate::log) fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
-        let context = Rebalances { connection: Connection::new("consumer"), changes: Mutex::default() };
+    pub(in crate::log) fn join(
+        &self,
+        group: &str,
+        stop: CancellationToken,
+    ) -> Result<Consumer, LogError> {
+        let context =
+            Rebalances { connection: Connection::new("consumer"), changes: Mutex::default() };
         let client: BaseConsumer<Rebalances> = self.client(&self.member_config(group), context)?;
         let names = Topic::ALL.map(|topic| self.topic_name(topic));
-        client.subscribe(&names.each_ref().map(String::as_str)).map_err(|error| LogError::Settings(error.to_string()))?;
+        client
+            .subscribe(&names.each_ref().map(String::as_str))
+            .map_err(|error| LogError::Settings(error.to_string()))?;
         let (consumer, link) = Link::new();
         let batches = OpenBatches::new(self.settings.batch_records, self.settings.batch_linger);
         let member = Member {
@@ -102,7 +112,9 @@ impl Member {
                 && !self.paused
             {
                 match MAX_BLOCKED.checked_sub(since.elapsed()) {
-                    Some(left) if !left.is_zero() => std::thread::park_timeout(left.min(POLL_INTERVAL)),
+                    Some(left) if !left.is_zero() => {
+                        std::thread::park_timeout(left.min(POLL_INTERVAL))
+                    }
                     _ => self.pause(),
                 }
                 continue;
@@ -165,7 +177,9 @@ impl Member {
 
     /// Polls once. False: the client has failed permanently.
     fn poll(&mut self) -> bool {
-        let wait = self.batches.next_due().map_or(POLL_INTERVAL, |due| due.saturating_duration_since(Instant::now()).min(POLL_INTERVAL));
+        let wait = self.batches.next_due().map_or(POLL_INTERVAL, |due| {
+            due.saturating_duration_since(Instant::now()).min(POLL_INTERVAL)
+        });
         match self.client.poll(wait) {
             None => {}
             Some(Ok(found)) => {
@@ -178,7 +192,9 @@ impl Member {
                 self.waiting.push_back(BackendEvent::Ended(error));
                 return false;
             }
-            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
+            ))) => {
                 self.find_out_of_range();
             }
             Some(Err(error)) if unreadable(&error) => self.find_unreadable(&error),
@@ -189,7 +205,9 @@ impl Member {
 
     /// Applies the group's decisions of the last poll.
     fn apply_rebalances(&mut self) {
-        let changes = std::mem::take(&mut *self.client.context().changes.lock().unwrap_or_else(PoisonError::into_inner));
+        let changes = std::mem::take(
+            &mut *self.client.context().changes.lock().unwrap_or_else(PoisonError::into_inner),
+        );
         for change in changes {
             match change {
                 AssignmentChange::Assigned(partitions) => {
@@ -218,7 +236,9 @@ impl Member {
     fn known_partitions(&self, partitions: &[(String, i32)]) -> Vec<TopicPartition> {
         partitions
             .iter()
-            .filter_map(|(name, partition)| Some(TopicPartition { topic: topic_of(&self.names, name)?, partition: *partition }))
+            .filter_map(|(name, partition)| {
+                Some(TopicPartition { topic: topic_of(&self.names, name)?, partition: *partition })
+            })
             .collect()
     }
 
@@ -236,7 +256,10 @@ impl Member {
                 continue;
             }
             self.drop_unread(start.partition);
-            self.running.insert(start.partition, Run { number: start.run, next: start.offset, faulted: false });
+            self.running.insert(
+                start.partition,
+                Run { number: start.run, next: start.offset, faulted: false },
+            );
             begun.push(start.partition);
         }
         self.assign(&begun);
@@ -251,39 +274,46 @@ impl Member {
         self.release(partitions);
     }
 
-    /// Removes partitions from the client. Under the eager protocol this assigns the remaining running partitions.
+    /// Removes partitions from the client. Under the eager protocol this assigns the remaining
+    /// running partitions.
     fn release(&mut self, partitions: &[TopicPartition]) {
         if matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager) {
             return self.assign(&[]);
         }
-        let held: Vec<(String, i32)> = partitions.iter().map(|at| (self.log.topic_name(at.topic), at.partition)).collect();
+        let held: Vec<(String, i32)> =
+            partitions.iter().map(|at| (self.log.topic_name(at.topic), at.partition)).collect();
         if let Err(error) = unassign(&self.client, &held) {
             // Further records of them belong to an earlier run and are dropped.
             warn!(%error, "partitions not held");
         }
     }
 
-    /// Assigns these running partitions to the client at their next offsets. The eager protocol can only assign all at once.
+    /// Assigns these running partitions to the client at their next offsets. The eager protocol can
+    /// only assign all at once.
     fn assign(&mut self, begun: &[TopicPartition]) {
         let eager = matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager);
         let starts: Vec<(String, i32, i64)> = self
             .running
             .iter()
             .filter(|(partition, run)| if eager { !run.faulted } else { begun.contains(partition) })
-            .map(|(partition, run)| (self.log.topic_name(partition.topic), partition.partition, run.next))
+            .map(|(partition, run)| {
+                (self.log.topic_name(partition.topic), partition.partition, run.next)
+            })
             .collect();
         let assigned = list(&starts).and_then(|list| {
             if !eager {
-                let partitions: Vec<(String, i32)> = starts.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
+                let partitions: Vec<(String, i32)> =
+                    starts.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
                 unassign(&self.client, &partitions)?;
             }
-            // librdkafka keeps the pause of a partition that is lost. Without this, a partition lost during a pause would never be read
-            // after it is assigned again.
+            // librdkafka keeps the pause of a partition that is lost. Without this, a partition
+            // lost during a pause would never be read after it is assigned again.
             self.client.resume(&list)?;
             if eager { self.client.assign(&list) } else { self.client.incremental_assign(&list) }
         });
         if let Err(error) = assigned {
-            // This happens if the group revokes the partitions at this moment. The revocation follows.
+            // This happens if the group revokes the partitions at this moment. The revocation
+            // follows.
             warn!(%error, "partitions not started");
         }
         if self.paused {
@@ -299,7 +329,9 @@ impl Member {
         let marks: Vec<(String, i32, i64)> = std::mem::take(&mut self.marks)
             .into_iter()
             .filter(|(partition, _)| self.owned.contains(partition))
-            .map(|(partition, next)| (self.log.topic_name(partition.topic), partition.partition, next))
+            .map(|(partition, next)| {
+                (self.log.topic_name(partition.topic), partition.partition, next)
+            })
             .collect();
         let signed = |list: TopicPartitionList| {
             for (name, partition, _) in &marks {
@@ -309,17 +341,22 @@ impl Member {
             }
             list
         };
-        if let Err(error) = list(&marks).map(signed).and_then(|list| self.client.commit(&list, CommitMode::Async)) {
+        if let Err(error) =
+            list(&marks).map(signed).and_then(|list| self.client.commit(&list, CommitMode::Async))
+        {
             debug!(%error, "group offsets not committed; only lag tools miss them");
         }
     }
 
-    /// Leaves the group and ends. Deliveries that were not taken are dropped, except the reason for the end.
+    /// Leaves the group and ends. Deliveries that were not taken are dropped, except the reason for
+    /// the end.
     fn leave(mut self) {
         self.marks_due = Instant::now();
         self.commit_marks();
         drop(self.client);
-        if let Some(ended) = self.waiting.pop_back().filter(|event| matches!(event, BackendEvent::Ended(_))) {
+        if let Some(ended) =
+            self.waiting.pop_back().filter(|event| matches!(event, BackendEvent::Ended(_)))
+        {
             let mut ended = Some(ended);
             while let Some(event) = ended.take() {
                 if let Err(TrySendError::Full(event)) = self.link.deliveries.try_send(event) {
@@ -339,8 +376,10 @@ fn add_record(
     batches: &mut OpenBatches,
     found: &BorrowedMessage<'_>,
 ) -> Option<BackendEvent> {
-    let partition = TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
-    let run = running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
+    let partition =
+        TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
+    let run =
+        running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
     run.next = found.offset() + 1;
     batches.add(partition, run.number, decode::record(found))
 }

@@ -21,30 +21,41 @@ pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
     }
 }
 
-/// A record's timestamp. With `message.timestamp.type=CreateTime` it is the producer's. A time outside the years of events is treated
-/// as missing, because PostgreSQL refuses some such times.
+/// A record's timestamp. With `message.timestamp.type=CreateTime` it is the producer's. A time
+/// outside the years of events is treated as missing, because PostgreSQL refuses some such times.
 fn timestamp(millis: Option<i64>) -> DateTime<Utc> {
-    millis.and_then(DateTime::from_timestamp_millis).filter(|time| YEARS.contains(&time.year())).unwrap_or_default()
+    millis
+        .and_then(DateTime::from_timestamp_millis)
+        .filter(|time| YEARS.contains(&time.year()))
+        .unwrap_or_default()
 }
 
-/// Copies the headers. The client library panics on names that are not UTF-8, which any writer can send. Such headers, and ones larger
-/// than any event's, are unreadable. The record's key and payload stay unchanged, and it is rejected for its missing headers.
+/// Copies the headers. The client library panics on names that are not UTF-8, which any writer can
+/// send. Such headers, and ones larger than any event's, are unreadable. The record's key and
+/// payload stay unchanged, and it is rejected for its missing headers.
 fn headers(found: &BorrowedHeaders) -> Vec<(String, Option<Vec<u8>>)> {
     let read = || {
         let bytes: usize = found.iter().map(|header| header_size(header.key, header.value)).sum();
-        let owned = || found.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect();
+        let owned = || {
+            found
+                .iter()
+                .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                .collect()
+        };
         (bytes <= MAX_PAYLOAD_BYTES).then(owned)
     };
     let read = catch_unwind(AssertUnwindSafe(read)).ok().flatten();
     read.unwrap_or_else(|| vec![(UNREADABLE.to_owned(), None)])
 }
 
-/// The first bytes of a key. A key only selects the partition, so that one larger than any of Tallyline's is cut.
+/// The first bytes of a key. A key only selects the partition, so that one larger than any of
+/// Tallyline's is cut.
 fn beginning(key: &[u8]) -> &[u8] {
     &key[..key.len().min(KEPT_PAYLOAD_BYTES)]
 }
 
-/// A message's headers for the producer. None if a name contains NUL, which Kafka's client cannot send.
+/// A message's headers for the producer. None if a name contains NUL, which Kafka's client cannot
+/// send.
 pub(super) fn owned_headers(message: &Message) -> Option<OwnedHeaders> {
     let mut owned = OwnedHeaders::new_with_capacity(message.headers.len());
     for (key, value) in &message.headers {
@@ -63,8 +74,11 @@ pub(super) fn size(record: &Record) -> usize {
 
 /// Approximate size of a message with its headers, in bytes.
 pub(super) fn message_size(message: &Message) -> usize {
-    let headers: usize = message.headers.iter().map(|(name, value)| header_size(name, value.as_deref())).sum();
-    message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len) + headers
+    let headers: usize =
+        message.headers.iter().map(|(name, value)| header_size(name, value.as_deref())).sum();
+    message.key.as_ref().map_or(0, Vec::len)
+        + message.payload.as_ref().map_or(0, Vec::len)
+        + headers
 }
 
 fn header_size(name: &str, value: Option<&[u8]>) -> usize {
@@ -82,7 +96,14 @@ mod tests {
         let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap().timestamp_millis();
         let (first, last) = (at("1970-01-01T00:00:00Z"), at("9999-12-31T23:59:59.999Z"));
         assert_eq!(timestamp(Some(last)).timestamp_millis(), last);
-        for absent in [None, Some(first - 1), Some(last + 1), Some(i64::MIN), Some(i64::MAX), Some(-8_334_601_228_800_000)] {
+        for absent in [
+            None,
+            Some(first - 1),
+            Some(last + 1),
+            Some(i64::MIN),
+            Some(i64::MAX),
+            Some(-8_334_601_228_800_000),
+        ] {
             assert_eq!(timestamp(absent), DateTime::UNIX_EPOCH, "{absent:?}");
         }
     }
@@ -90,7 +111,11 @@ mod tests {
     /// 100,000 empty headers need some hundred bytes in a packed batch, and megabytes in memory.
     #[test]
     fn headers_larger_than_any_event_are_unreadable() {
-        let empty = |count| (0..count).fold(OwnedHeaders::new(), |all, _| all.insert(Header { key: "a", value: None::<&[u8]> }));
+        let empty = |count| {
+            (0..count).fold(OwnedHeaders::new(), |all, _| {
+                all.insert(Header { key: "a", value: None::<&[u8]> })
+            })
+        };
         assert_eq!(headers(empty(4_000).as_borrowed()).len(), 4_000);
         assert_eq!(headers(empty(100_000).as_borrowed()), [(UNREADABLE.to_owned(), None)]);
     }

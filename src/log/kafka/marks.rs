@@ -34,10 +34,14 @@ impl KafkaLog {
         blocking(move || {
             let refused = |error: KafkaError| refused(Topic::WorkspaceBuilds, &error);
             let client: BaseConsumer<Connection> = log.client(&config, Connection::new("marks"))?;
-            let committed = client.committed_offsets(list, log.settings.request_deadline).map_err(refused)?;
+            let committed =
+                client.committed_offsets(list, log.settings.request_deadline).map_err(refused)?;
             let names = Topic::ALL.map(|topic| log.topic_name(topic));
             let mark = |element: &TopicPartitionListElem<'_>| {
-                let partition = TopicPartition { topic: topic_of(&names, element.topic())?, partition: element.partition() };
+                let partition = TopicPartition {
+                    topic: topic_of(&names, element.topic())?,
+                    partition: element.partition(),
+                };
                 let Offset::Offset(next_offset) = element.offset() else { return None };
                 Some(Mark { partition, next_offset, signature: element.metadata().to_owned() })
             };

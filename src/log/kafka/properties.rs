@@ -1,5 +1,5 @@
-//! The rules for `kafka.properties`, checked without a broker, by librdkafka itself where it can. Texts of this file never contain
-//! a property's value, because any value may be a secret.
+//! The rules for `kafka.properties`, checked without a broker, by librdkafka itself where it can.
+//! Texts of this file never contain a property's value, because any value may be a secret.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +55,10 @@ const JAVA: &[(&str, &str)] = &[
     ("ssl.truststore.certificates", "set ssl.ca.pem"),
     ("ssl.truststore.password", "set ssl.ca.location to a PEM file, which needs no password"),
     ("ssl.truststore.type", "set ssl.ca.location to a PEM file"),
-    ("ssl.keystore.type", "set ssl.keystore.location to a PKCS#12 file, or ssl.certificate.location and ssl.key.location to PEM files"),
+    (
+        "ssl.keystore.type",
+        "set ssl.keystore.location to a PKCS#12 file, or ssl.certificate.location and ssl.key.location to PEM files",
+    ),
     ("ssl.keystore.key", "set ssl.key.pem"),
     ("ssl.keystore.certificate.chain", "set ssl.certificate.pem"),
     ("buffer.memory", "set queue.buffering.max.kbytes"),
@@ -79,7 +82,8 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("queuing.strategy", &["fifo", "lifo"]),
 ];
 
-/// Choices that librdkafka checks only when it creates a client. For SASL this build supports these three.
+/// Choices that librdkafka checks only when it creates a client. For SASL this build supports these
+/// three.
 const CLIENT_CHOICES: &[(&str, &[&str])] = &[
     ("sasl.mechanisms", &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
     ("partition.assignment.strategy", &["cooperative-sticky", "range", "roundrobin"]),
@@ -92,22 +96,31 @@ const CLASSIC_PROTOCOL_ONLY: &[(&str, &str)] = &[
     ("partition.assignment.strategy", "group.consumer.assignors"),
 ];
 
-/// The faults of the given properties. The value is none if it is not known yet. Each fault has the index of its property and a text
-/// that continues the property's name.
+/// The faults of the given properties. The value is none if it is not known yet. Each fault has the
+/// index of its property and a text that continues the property's name.
 #[must_use]
 pub fn property_faults(properties: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
-    let new_protocol = properties
-        .iter()
-        .any(|(name, value)| *name == "group.protocol" && value.is_some_and(|value| value.eq_ignore_ascii_case("consumer")));
+    let new_protocol = properties.iter().any(|(name, value)| {
+        *name == "group.protocol"
+            && value.is_some_and(|value| value.eq_ignore_ascii_case("consumer"))
+    });
     for (index, (name, value)) in properties.iter().enumerate() {
-        let of_broker = CLASSIC_PROTOCOL_ONLY.iter().find(|(classic, _)| new_protocol && classic == name);
-        let twin = properties[..index].iter().find(|(other, _)| canonical(other) == canonical(name));
+        let of_broker =
+            CLASSIC_PROTOCOL_ONLY.iter().find(|(classic, _)| new_protocol && classic == name);
+        let twin =
+            properties[..index].iter().find(|(other, _)| canonical(other) == canonical(name));
         let fault = match (reserved(name), java(name), twin, of_broker) {
             (Some(reason), ..) => Some(format!("is set by Tallyline: {reason}")),
-            (_, Some(instead), ..) => Some(format!("is a property of Kafka's Java client only: {instead}")),
-            (_, _, Some((twin, _)), _) => Some(format!("is another spelling of {twin}, which is also set: remove one of them")),
-            (.., Some((_, setting))) => Some(format!("must not be set with group.protocol=consumer: the broker's {setting} applies")),
+            (_, Some(instead), ..) => {
+                Some(format!("is a property of Kafka's Java client only: {instead}"))
+            }
+            (_, _, Some((twin, _)), _) => Some(format!(
+                "is another spelling of {twin}, which is also set: remove one of them"
+            )),
+            (.., Some((_, setting))) => Some(format!(
+                "must not be set with group.protocol=consumer: the broker's {setting} applies"
+            )),
             _ => value_fault(name, *value),
         };
         faults.extend(fault.map(|fault| (index, fault)));
@@ -118,17 +131,24 @@ pub fn property_faults(properties: &[(&str, Option<&str>)]) -> Vec<(usize, Strin
     faults
 }
 
-/// Finds valid properties that contradict each other. librdkafka detects this when it creates a client, which without brokers does not
-/// connect. Connection properties are left out: TLS files may be on another machine, and the error text must not contain a secret.
+/// Finds valid properties that contradict each other. librdkafka detects this when it creates a
+/// client, which without brokers does not connect. Connection properties are left out: TLS files
+/// may be on another machine, and the error text must not contain a secret.
 fn contradiction(properties: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
     let index_of = |name: &str| properties.iter().position(|(other, _)| canonical(other) == name);
-    let sasl = properties
-        .iter()
-        .position(|(name, value)| *name == "security.protocol" && value.is_some_and(|value| value.to_lowercase().starts_with("sasl_")));
+    let sasl = properties.iter().position(|(name, value)| {
+        *name == "security.protocol"
+            && value.is_some_and(|value| value.to_lowercase().starts_with("sasl_"))
+    });
     if let (Some(index), None) = (sasl, index_of("sasl.mechanisms")) {
-        return Some((index, "needs sasl.mechanism: set it to one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512".to_owned()));
+        return Some((
+            index,
+            "needs sasl.mechanism: set it to one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512".to_owned(),
+        ));
     }
-    let of_connections = |name: &str| ["ssl.", "sasl.", "security.", "enable.ssl."].iter().any(|prefix| name.starts_with(prefix));
+    let of_connections = |name: &str| {
+        ["ssl.", "sasl.", "security.", "enable.ssl."].iter().any(|prefix| name.starts_with(prefix))
+    };
     let known = properties.iter().filter_map(|(name, value)| Some((canonical(name), (*value)?)));
     let others: Vec<(&str, &str)> = known.filter(|(name, _)| !of_connections(name)).collect();
     if others.is_empty() {
@@ -142,7 +162,9 @@ fn contradiction(properties: &[(&str, Option<&str>)]) -> Option<(usize, String)>
     for (name, value) in others {
         config.set(name, value);
     }
-    let Err(KafkaError::ClientCreation(text)) = config.create::<BaseConsumer>() else { return None };
+    let Err(KafkaError::ClientCreation(text)) = config.create::<BaseConsumer>() else {
+        return None;
+    };
     let index = properties.iter().position(|(name, _)| text.contains(canonical(name))).unwrap_or(0);
     Some((index, format!("contradicts the other properties: {text}")))
 }
@@ -176,15 +198,21 @@ fn value_fault(name: &str, value: Option<&str>) -> Option<String> {
     let of = |choices: &[(&str, &'static [&'static str])]| {
         choices.iter().find(|(choice, _)| *choice == canonical(name)).map(|(_, words)| *words)
     };
-    let outside = |words: &[&str]| value.is_some_and(|value| !value.split(',').all(|word| words.contains(&word.trim())));
+    let outside = |words: &[&str]| {
+        value.is_some_and(|value| !value.split(',').all(|word| words.contains(&word.trim())))
+    };
     let must_be = |words: &[&str]| Some(format!("must be one of {}", words.join(", ")));
     let parsed = ClientConfig::new().set(name, value.unwrap_or_default()).create_native_config();
     match parsed.err() {
-        Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => Some(unknown(name)),
+        Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Some(unknown(name))
+        }
         None => of(CLIENT_CHOICES).filter(|words| outside(words)).and_then(must_be),
         Some(_) if value.is_none() => None,
         Some(_) if of(CHOICES).is_some() => of(CHOICES).and_then(must_be),
-        Some(KafkaError::ClientConfig(_, text, ..)) if text.contains("not supported in this build") => {
+        Some(KafkaError::ClientConfig(_, text, ..))
+            if text.contains("not supported in this build") =>
+        {
             Some("is not supported by this build of librdkafka: remove it".to_owned())
         }
         Some(KafkaError::ClientConfig(_, text, ..)) => Some(match allowed_range(&text) {
@@ -195,11 +223,15 @@ fn value_fault(name: &str, value: Option<&str>) -> Option<String> {
     }
 }
 
-/// The range at the end of librdkafka's text about a number. The rest of the text is not repeated, because it contains the value.
+/// The range at the end of librdkafka's text about a number. The rest of the text is not repeated,
+/// because it contains the value.
 fn allowed_range(text: &str) -> Option<&str> {
     let (_, range) = text.rsplit_once(" is outside allowed range ")?;
     let range = range.trim_end();
-    range.chars().all(|character| character.is_ascii_digit() || "-.".contains(character)).then_some(range)
+    range
+        .chars()
+        .all(|character| character.is_ascii_digit() || "-.".contains(character))
+        .then_some(range)
 }
 
 fn unknown(name: &str) -> String {
@@ -225,16 +257,32 @@ mod tests {
             ("sasl.passwrd", "hunter2", "is unknown to librdkafka"),
             ("Security.Protocol", "ssl", "write security.protocol"),
             ("security.protocol", "tls", "must be one of plaintext, ssl, sasl_plaintext, sasl_ssl"),
-            ("sasl.mechanism", "SCRAM-SHA-521", "must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
+            (
+                "sasl.mechanism",
+                "SCRAM-SHA-521",
+                "must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512",
+            ),
             ("sasl.mechanism", "plain", "must be one of PLAIN"),
             ("compression.codec", "brotli", "must be one of none, gzip"),
-            ("partition.assignment.strategy", "org.apache.kafka.clients.consumer.RangeAssignor", "must be one of cooperative-sticky"),
+            (
+                "partition.assignment.strategy",
+                "org.apache.kafka.clients.consumer.RangeAssignor",
+                "must be one of cooperative-sticky",
+            ),
             ("session.timeout.ms", "soon", "librdkafka rejects"),
             ("session.timeout.ms", "99999999", "must be a number within 1..3600000"),
             ("socket.keepalive.enable", "perhaps", "librdkafka rejects"),
-            ("sasl.jaas.config", "hunter2", "Java client only: set sasl.username and sasl.password"),
+            (
+                "sasl.jaas.config",
+                "hunter2",
+                "Java client only: set sasl.username and sasl.password",
+            ),
             ("ssl.truststore.location", "/a.jks", "Java client only: set ssl.ca.location"),
-            ("isolation.level", "read_uncommitted", "is set by Tallyline: records of aborted transactions"),
+            (
+                "isolation.level",
+                "read_uncommitted",
+                "is set by Tallyline: records of aborted transactions",
+            ),
             ("metadata.broker.list", "a:1", "is set by Tallyline: set kafka.brokers"),
             ("message.timeout.ms", "1", "is set by Tallyline"),
             ("group.instance.id", "one", "two processes with one id would fence each other"),
@@ -258,7 +306,13 @@ mod tests {
             ("ssl.ca.location", Some("/nowhere/ca.pem")),
         ];
         assert_eq!(property_faults(&properties), []);
-        assert_eq!(property_faults(&[("group.protocol", Some("consumer")), ("max.poll.interval.ms", Some("9000"))]), []);
+        assert_eq!(
+            property_faults(&[
+                ("group.protocol", Some("consumer")),
+                ("max.poll.interval.ms", Some("9000"))
+            ]),
+            []
+        );
     }
 
     #[test]
@@ -270,24 +324,49 @@ mod tests {
         };
         named(&[("max.poll.interval.ms", Some("1000"))], "session.timeout.ms");
         named(
-            &[("client.id", Some("a")), ("receive.message.max.bytes", Some("100000")), ("fetch.max.bytes", Some("50000000"))],
+            &[
+                ("client.id", Some("a")),
+                ("receive.message.max.bytes", Some("100000")),
+                ("fetch.max.bytes", Some("50000000")),
+            ],
             "fetch.max.bytes",
         );
-        named(&[("security.protocol", Some("SASL_SSL")), ("sasl.username", Some("u"))], "sasl.mechanism");
-        let together = [("max.poll.interval.ms", Some("7000")), ("security.protocol", Some("SASL_SSL")), ("sasl.mechanism", Some("PLAIN"))];
+        named(
+            &[("security.protocol", Some("SASL_SSL")), ("sasl.username", Some("u"))],
+            "sasl.mechanism",
+        );
+        let together = [
+            ("max.poll.interval.ms", Some("7000")),
+            ("security.protocol", Some("SASL_SSL")),
+            ("sasl.mechanism", Some("PLAIN")),
+        ];
         assert_eq!(property_faults(&together), []);
     }
 
     #[test]
     fn two_spellings_and_broker_settings_are_faults() {
-        let faults = property_faults(&[("compression.type", Some("zstd")), ("compression.codec", Some("gzip"))]);
-        assert_eq!(faults, [(1, "is another spelling of compression.type, which is also set: remove one of them".to_owned())]);
-        let faults = property_faults(&[("group.protocol", Some("consumer")), ("session.timeout.ms", Some("6000"))]);
+        let faults = property_faults(&[
+            ("compression.type", Some("zstd")),
+            ("compression.codec", Some("gzip")),
+        ]);
+        assert_eq!(
+            faults,
+            [(
+                1,
+                "is another spelling of compression.type, which is also set: remove one of them"
+                    .to_owned()
+            )]
+        );
+        let faults = property_faults(&[
+            ("group.protocol", Some("consumer")),
+            ("session.timeout.ms", Some("6000")),
+        ]);
         assert_eq!(faults.len(), 1);
         assert!(faults[0].1.contains("group.consumer.session.timeout.ms"), "{faults:?}");
     }
 
-    /// Checks the table with librdkafka: a value set under one spelling is readable under the other.
+    /// Checks the table with librdkafka: a value set under one spelling is readable under the
+    /// other.
     #[test]
     fn librdkafka_accepts_each_alias() {
         for (alias, canonical) in ALIASES {
@@ -297,24 +376,34 @@ mod tests {
                 "acks" => "1",
                 _ => "4321",
             };
-            let config = ClientConfig::new().set(*alias, value).create_native_config().expect(alias);
+            let config =
+                ClientConfig::new().set(*alias, value).create_native_config().expect(alias);
             assert_eq!(config.get(canonical).expect(canonical), value, "{alias}");
         }
         for (name, words) in CHOICES.iter().chain(CLIENT_CHOICES) {
             for word in *words {
                 let properties = [(*name, Some(*word)), ("sasl.mechanisms", Some("PLAIN"))];
-                assert_eq!(property_faults(&properties[..properties.len() - usize::from(*name == "sasl.mechanisms")]), [], "{name}");
+                assert_eq!(
+                    property_faults(
+                        &properties[..properties.len() - usize::from(*name == "sasl.mechanisms")]
+                    ),
+                    [],
+                    "{name}"
+                );
             }
         }
         for (name, _) in JAVA {
-            assert!(ClientConfig::new().set(*name, "1").create_native_config().is_err(), "librdkafka accepts {name}");
+            assert!(
+                ClientConfig::new().set(*name, "1").create_native_config().is_err(),
+                "librdkafka accepts {name}"
+            );
         }
     }
 
     #[test]
     fn a_text_of_librdkafka_has_its_values_masked() {
-        let properties =
-            [("sasl.password", "hunter2"), ("sasl.username", "hunter")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let properties = [("sasl.password", "hunter2"), ("sasl.username", "hunter")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(without_values("hunter2 and hunter", &properties.into()), "*** and ***");
     }
 

@@ -1,4 +1,5 @@
-//! Reads a partition of Kafka without a group, through a few readers that are kept and continue at their last offset.
+//! Reads a partition of Kafka without a group, through a few readers that are kept and continue at
+//! their last offset.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,23 @@ use crate::event::TopicPartition;
 use crate::log::{LogError, Record};
 
 impl KafkaLog {
-    pub(in crate::log) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+    pub(in crate::log) async fn read(
+        &self,
+        partition: TopicPartition,
+        from: i64,
+        limit: usize,
+    ) -> Result<Vec<Record>, LogError> {
         let log = self.clone();
         blocking(move || log.read_now(partition, from, limit)).await
     }
 
     /// Blocks until the broker answers; only for threads that may block.
-    pub(super) fn read_now(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+    pub(super) fn read_now(
+        &self,
+        partition: TopicPartition,
+        from: i64,
+        limit: usize,
+    ) -> Result<Vec<Record>, LogError> {
         let (start, readable) = self.readable_now(partition)?;
         if from < start || from > readable {
             let (start, end) = self.watermarks_now(partition)?;
@@ -42,14 +53,19 @@ impl KafkaLog {
 }
 
 impl KafkaLog {
-    /// The configuration of a reader. librdkafka requires a group name to assign partitions, but no offset is committed to that group.
+    /// The configuration of a reader. librdkafka requires a group name to assign partitions, but no
+    /// offset is committed to that group.
     ///
-    /// A reader at the end has an open request, and its next request waits for that answer. A reader therefore reads only where records
-    /// exist, so that the broker need not wait for more.
+    /// A reader at the end has an open request, and its next request waits for that answer. A
+    /// reader therefore reads only where records exist, so that the broker need not wait for more.
     ///
     /// Checksums are verified: a batch that then cannot be unpacked was appended in that form.
     pub(super) fn reader_config(&self) -> ClientConfig {
-        let defaults = [("fetch.wait.max.ms", "5"), ("queued.max.messages.kbytes", "4096"), ("fetch.error.backoff.ms", "20")];
+        let defaults = [
+            ("fetch.wait.max.ms", "5"),
+            ("queued.max.messages.kbytes", "4096"),
+            ("fetch.error.backoff.ms", "20"),
+        ];
         let mut config = self.config(&defaults);
         config
             .set("check.crcs", "true")
@@ -64,11 +80,21 @@ impl KafkaLog {
 
 impl Reader {
     fn new(log: &KafkaLog) -> Result<Reader, LogError> {
-        Ok(Reader { consumer: log.client(&log.reader_config(), Connection::new("reader"))?, at: None })
+        Ok(Reader {
+            consumer: log.client(&log.reader_config(), Connection::new("reader"))?,
+            at: None,
+        })
     }
 
     /// Reads records before `end`. After an error the reader is not used again.
-    fn read(&mut self, log: &KafkaLog, partition: TopicPartition, from: i64, limit: usize, end: i64) -> Result<Vec<Record>, LogError> {
+    fn read(
+        &mut self,
+        log: &KafkaLog,
+        partition: TopicPartition,
+        from: i64,
+        limit: usize,
+        end: i64,
+    ) -> Result<Vec<Record>, LogError> {
         let mut fresh = self.at != Some((partition, from));
         if fresh {
             self.assign(log, partition, from)?;
@@ -85,17 +111,23 @@ impl Reader {
                         deadline = Instant::now() + log.settings.request_deadline;
                     }
                 }
-                // Offsets can be missing before the end. A kept reader may have recorded an earlier end, so that it must check again.
+                // Offsets can be missing before the end. A kept reader may have recorded an earlier
+                // end, so that it must check again.
                 Some(Err(KafkaError::PartitionEOF(_))) if fresh => next = end,
                 Some(Err(KafkaError::PartitionEOF(_))) => {
                     self.assign(log, partition, next)?;
                     fresh = true;
                 }
-                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
+                Some(Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
+                ))) => {
                     let (start, end) = log.watermarks_now(partition)?;
                     return Err(LogError::OutOfRange { partition, offset: next, start, end });
                 }
-                Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                Some(Err(error))
+                    if error.rdkafka_error_code()
+                        == Some(RDKafkaErrorCode::UnknownTopicOrPartition) =>
+                {
                     return Err(LogError::NoTopic(partition.topic));
                 }
                 Some(Err(error)) if unreadable(&error) => {
@@ -111,18 +143,30 @@ impl Reader {
                 }
                 Some(Err(_)) | None if Instant::now() < deadline => {}
                 Some(Err(error)) => return Err(refused(partition.topic, &error)),
-                None => return Err(LogError::Unreachable(format!("{partition}: no records within the deadline"))),
+                None => {
+                    return Err(LogError::Unreachable(format!(
+                        "{partition}: no records within the deadline"
+                    )));
+                }
             }
         }
         self.rest(partition, next, end)?;
         Ok(records)
     }
 
-    /// The first and the last offset of the unreadable batch at `next`. None if it begins at `end` or later.
+    /// The first and the last offset of the unreadable batch at `next`. None if it begins at `end`
+    /// or later.
     ///
-    /// A broker answers a request for any offset of a batch with the whole batch. If librdkafka cannot unpack it, it reports the first
-    /// offset. This tries later offsets to find the last one.
-    fn unreadable_batch(&self, log: &KafkaLog, partition: TopicPartition, next: i64, end: i64) -> Result<Option<(i64, i64)>, LogError> {
+    /// A broker answers a request for any offset of a batch with the whole batch. If librdkafka
+    /// cannot unpack it, it reports the first offset. This tries later offsets to find the last
+    /// one.
+    fn unreadable_batch(
+        &self,
+        log: &KafkaLog,
+        partition: TopicPartition,
+        next: i64,
+        end: i64,
+    ) -> Result<Option<(i64, i64)>, LogError> {
         let damaged = |offset| LogError::Unreadable { partition, offset };
         let first = self.consumer.context().not_unpacked().ok_or_else(|| damaged(next))?;
         if first >= end {
@@ -135,8 +179,14 @@ impl Reader {
         Ok(Some((first, last)))
     }
 
-    /// The first offset of the batch at this offset if it cannot be unpacked; none if a record or the partition's end follows.
-    fn batch_at(&self, log: &KafkaLog, partition: TopicPartition, offset: i64) -> Result<Option<i64>, LogError> {
+    /// The first offset of the batch at this offset if it cannot be unpacked; none if a record or
+    /// the partition's end follows.
+    fn batch_at(
+        &self,
+        log: &KafkaLog,
+        partition: TopicPartition,
+        offset: i64,
+    ) -> Result<Option<i64>, LogError> {
         self.seek(log, partition, offset)?;
         let deadline = Instant::now() + log.settings.request_deadline;
         loop {
@@ -148,19 +198,33 @@ impl Reader {
                 }
                 Some(Err(_)) | None if Instant::now() < deadline => {}
                 Some(Err(error)) => return Err(refused(partition.topic, &error)),
-                None => return Err(LogError::Unreachable(format!("{partition}: no records within the deadline"))),
+                None => {
+                    return Err(LogError::Unreachable(format!(
+                        "{partition}: no records within the deadline"
+                    )));
+                }
             }
         }
     }
 
-    fn assign(&mut self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<(), LogError> {
+    fn assign(
+        &mut self,
+        log: &KafkaLog,
+        partition: TopicPartition,
+        from: i64,
+    ) -> Result<(), LogError> {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&log.topic_name(partition.topic), partition.partition, Offset::Offset(from))
-            .and_then(|()| self.consumer.assign(&list))
-            .map_err(|error| refused(partition.topic, &error))
+        list.add_partition_offset(
+            &log.topic_name(partition.topic),
+            partition.partition,
+            Offset::Offset(from),
+        )
+        .and_then(|()| self.consumer.assign(&list))
+        .map_err(|error| refused(partition.topic, &error))
     }
 
-    /// Moves a reader that has received an answer. librdkafka crashes if a partition is assigned twice before it has stopped.
+    /// Moves a reader that has received an answer. librdkafka crashes if a partition is assigned
+    /// twice before it has stopped.
     fn seek(&self, log: &KafkaLog, partition: TopicPartition, to: i64) -> Result<(), LogError> {
         let name = log.topic_name(partition.topic);
         self.consumer
@@ -168,7 +232,8 @@ impl Reader {
             .map_err(|error| refused(partition.topic, &error))
     }
 
-    /// At the end it stops fetching until the next read; before the end it prefetches the next records.
+    /// At the end it stops fetching until the next read; before the end it prefetches the next
+    /// records.
     fn rest(&mut self, partition: TopicPartition, next: i64, end: i64) -> Result<(), LogError> {
         self.at = (next < end).then_some((partition, next));
         if self.at.is_none() {
@@ -186,11 +251,25 @@ mod tests {
     #[test]
     fn properties_override_the_defaults_of_a_reader() {
         let config = |properties: &[(&str, &str)]| {
-            let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-            KafkaLog::new(KafkaSettings { properties, ..KafkaSettings::new("127.0.0.1:1") }).unwrap().reader_config()
+            let properties = properties
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect();
+            KafkaLog::new(KafkaSettings { properties, ..KafkaSettings::new("127.0.0.1:1") })
+                .unwrap()
+                .reader_config()
         };
-        let (defaults, overridden) = (config(&[]), config(&[("fetch.wait.max.ms", "70"), ("queued.max.messages.kbytes", "900")]));
-        assert_eq!((defaults.get("fetch.wait.max.ms"), defaults.get("queued.max.messages.kbytes")), (Some("5"), Some("4096")));
-        assert_eq!((overridden.get("fetch.wait.max.ms"), overridden.get("queued.max.messages.kbytes")), (Some("70"), Some("900")));
+        let (defaults, overridden) = (
+            config(&[]),
+            config(&[("fetch.wait.max.ms", "70"), ("queued.max.messages.kbytes", "900")]),
+        );
+        assert_eq!(
+            (defaults.get("fetch.wait.max.ms"), defaults.get("queued.max.messages.kbytes")),
+            (Some("5"), Some("4096"))
+        );
+        assert_eq!(
+            (overridden.get("fetch.wait.max.ms"), overridden.get("queued.max.messages.kbytes")),
+            (Some("70"), Some("900"))
+        );
     }
 }

@@ -21,13 +21,15 @@ pub(super) struct Reader {
 }
 
 impl Readers {
-    /// Returns the reader at this offset, otherwise one without a partition. Without either, one of too
-    /// many readers is closed to make room for a new one. It cannot be reused: librdkafka crashes if a
-    /// partition is assigned again before it has stopped, and its queue is stale.
+    /// Returns the reader at this offset, otherwise one without a partition. Without either, one of
+    /// too many readers is closed to make room for a new one. It cannot be reused: librdkafka
+    /// crashes if a partition is assigned again before it has stopped, and its queue is stale.
     pub fn take(&self, partition: TopicPartition, from: i64) -> Option<Reader> {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = readers.iter().position(|reader| reader.at == Some((partition, from)));
-        if let Some(index) = fitting.or_else(|| readers.iter().position(|reader| reader.at.is_none())) {
+        if let Some(index) =
+            fitting.or_else(|| readers.iter().position(|reader| reader.at.is_none()))
+        {
             return Some(readers.swap_remove(index));
         }
         let closed = (readers.len() >= KEPT_READERS).then(|| readers.remove(0));

@@ -33,18 +33,33 @@ impl ClientContext for Rebalances {
 }
 
 impl ConsumerContext for Rebalances {
-    /// Answers the group at once: assigned partitions are not read yet, and revoked ones are not read any more.
-    fn rebalance(&self, client: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let partitions = list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
+    /// Answers the group at once: assigned partitions are not read yet, and revoked ones are not
+    /// read any more.
+    fn rebalance(
+        &self,
+        client: &BaseConsumer<Self>,
+        what: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let partitions = list
+            .elements()
+            .iter()
+            .map(|element| (element.topic().to_owned(), element.partition()))
+            .collect();
         let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let (change, answered) = match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let nothing = TopicPartitionList::new();
-                let answered = if cooperative { client.incremental_assign(&nothing) } else { client.assign(&nothing) };
+                let answered = if cooperative {
+                    client.incremental_assign(&nothing)
+                } else {
+                    client.assign(&nothing)
+                };
                 (AssignmentChange::Assigned(partitions), answered)
             }
             _ => {
-                let answered = if cooperative { unassign(client, &partitions) } else { client.unassign() };
+                let answered =
+                    if cooperative { unassign(client, &partitions) } else { client.unassign() };
                 (AssignmentChange::Revoked(partitions), answered)
             }
         };
@@ -62,7 +77,10 @@ impl ConsumerContext for Rebalances {
 }
 
 /// Removes those of the partitions that the client has. It does not know the others.
-pub(super) fn unassign(client: &BaseConsumer<Rebalances>, partitions: &[(String, i32)]) -> KafkaResult<()> {
+pub(super) fn unassign(
+    client: &BaseConsumer<Rebalances>,
+    partitions: &[(String, i32)],
+) -> KafkaResult<()> {
     let assigned = client.assignment()?;
     let mut list = TopicPartitionList::new();
     for (name, partition) in partitions {

@@ -22,14 +22,15 @@ pub struct KafkaSettings {
     pub batch_records: usize,
     /// How long a batch that is not full waits for more records.
     pub batch_linger: Duration,
-    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …). They take precedence over Tallyline's defaults.
-    /// [`super::property_faults`] returns the refused ones.
+    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …). They take precedence over
+    /// Tallyline's defaults. [`super::property_faults`] returns the refused ones.
     pub properties: BTreeMap<String, String>,
     pub signatures: Signatures,
 }
 
 impl KafkaSettings {
-    /// The defaults for these brokers: no prefix, 30 s for an append, 10 s for a request, batches of 5,000 records or 100 ms.
+    /// The defaults for these brokers: no prefix, 30 s for an append, 10 s for a request, batches
+    /// of 5,000 records or 100 ms.
     #[must_use]
     pub fn new(brokers: &str) -> KafkaSettings {
         KafkaSettings {

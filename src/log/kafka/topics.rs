@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::info;
@@ -16,7 +18,10 @@ use crate::log::{LogError, RETENTION_DAYS};
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 impl KafkaLog {
-    pub(in crate::log) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+    pub(in crate::log) async fn create_topics(
+        &self,
+        partitions: i32,
+    ) -> Result<Vec<String>, LogError> {
         let counts = self.partition_counts().await?;
         let admin = self.admin("topic creation")?;
         let mut drift = Vec::new();
@@ -24,7 +29,8 @@ impl KafkaLog {
             match count {
                 None if self.create_topic(&admin, topic, partitions).await? => {}
                 None => {
-                    // Another process created the topic first. Different settings are reported as drift.
+                    // Another process created the topic first. Different settings are reported as
+                    // drift.
                     self.await_leaders(topic, 1).await?;
                     let count = self.partitions(topic).await?.len();
                     drift.extend(self.drift(&admin, topic, count, partitions).await?);
@@ -35,29 +41,45 @@ impl KafkaLog {
         Ok(drift)
     }
 
-    /// The number of partitions of each topic; none if it does not exist. It lists all topics, because a request by name may create one.
+    /// The number of partitions of each topic; none if it does not exist. It lists all topics,
+    /// because a request by name may create one.
     async fn partition_counts(&self) -> Result<Vec<(Topic, Option<usize>)>, LogError> {
         self.request(|log, client| {
-            let metadata =
-                client.fetch_metadata(None, log.settings.request_deadline).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+            let metadata = client
+                .fetch_metadata(None, log.settings.request_deadline)
+                .map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
             let count = |topic: Topic| {
                 let name = log.topic_name(topic);
-                metadata.topics().iter().find(|found| found.name() == name).map(|found| found.partitions().len())
+                metadata
+                    .topics()
+                    .iter()
+                    .find(|found| found.name() == name)
+                    .map(|found| found.partitions().len())
             };
             Ok(Topic::ALL.map(|topic| (topic, count(topic))).into())
         })
         .await
     }
 
-    /// Record times are the broker's, so that a producer's wrong clock does not affect retention. False: the topic already exists.
-    async fn create_topic(&self, admin: &AdminClient<Connection>, topic: Topic, partitions: i32) -> Result<bool, LogError> {
+    /// Record times are the broker's, so that a producer's wrong clock does not affect retention.
+    /// False: the topic already exists.
+    async fn create_topic(
+        &self,
+        admin: &AdminClient<Connection>,
+        topic: Topic,
+        partitions: i32,
+    ) -> Result<bool, LogError> {
         let (name, retention) = (self.topic_name(topic), (RETENTION_DAYS * DAY_MS).to_string());
-        let wanted = NewTopic::new(&name, partitions, TopicReplication::Fixed(self.settings.replication))
-            .set("retention.ms", &retention)
-            .set("retention.bytes", "-1")
-            .set("cleanup.policy", "delete")
-            .set("message.timestamp.type", "LogAppendTime");
-        let answers = admin.create_topics(&[wanted], &self.admin_options()).await.map_err(|error| refused(topic, &error))?;
+        let wanted =
+            NewTopic::new(&name, partitions, TopicReplication::Fixed(self.settings.replication))
+                .set("retention.ms", &retention)
+                .set("retention.bytes", "-1")
+                .set("cleanup.policy", "delete")
+                .set("message.timestamp.type", "LogAppendTime");
+        let answers = admin
+            .create_topics(&[wanted], &self.admin_options())
+            .await
+            .map_err(|error| refused(topic, &error))?;
         match answers.into_iter().next() {
             Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
             Some(Ok(_)) => {
@@ -69,13 +91,18 @@ impl KafkaLog {
         }
     }
 
-    /// Waits until each partition of a new topic has a leader that knows the partition. Then the topic is usable.
+    /// Waits until each partition of a new topic has a leader that knows the partition. Then the
+    /// topic is usable.
     async fn await_leaders(&self, topic: Topic, partitions: i32) -> Result<(), LogError> {
         self.request(move |log, client| {
             let begun = Instant::now();
             for partition in 0..partitions {
-                while let Err(error) = log.watermarks_by(client, TopicPartition { topic, partition }) {
-                    if error != LogError::NoTopic(topic) || begun.elapsed() >= log.settings.request_deadline {
+                while let Err(error) =
+                    log.watermarks_by(client, TopicPartition { topic, partition })
+                {
+                    if error != LogError::NoTopic(topic)
+                        || begun.elapsed() >= log.settings.request_deadline
+                    {
                         return Err(error);
                     }
                     std::thread::sleep(LEADER_PAUSE);
@@ -87,7 +114,10 @@ impl KafkaLog {
     }
 
     /// Reads the topic's own settings. Compaction alone has no time limit.
-    pub(in crate::log) async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
+    pub(in crate::log) async fn keeps_unread(
+        &self,
+        topic: Topic,
+    ) -> Result<Option<Duration>, LogError> {
         let config = self.topic_config(&self.admin("topic retention")?, topic).await?;
         let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
         if !value("cleanup.policy").is_none_or(|policy| policy.contains("delete")) {
@@ -101,7 +131,11 @@ impl KafkaLog {
         self.client(&self.config(&[]), Connection::new(role))
     }
 
-    async fn topic_config(&self, admin: &AdminClient<Connection>, topic: Topic) -> Result<ConfigResource, LogError> {
+    async fn topic_config(
+        &self,
+        admin: &AdminClient<Connection>,
+        topic: Topic,
+    ) -> Result<ConfigResource, LogError> {
         let name = self.topic_name(topic);
         let answers = admin
             .describe_configs(&[ResourceSpecifier::Topic(&name)], &self.admin_options())
@@ -114,7 +148,13 @@ impl KafkaLog {
         }
     }
 
-    async fn drift(&self, admin: &AdminClient<Connection>, topic: Topic, count: usize, wanted: i32) -> Result<Vec<String>, LogError> {
+    async fn drift(
+        &self,
+        admin: &AdminClient<Connection>,
+        topic: Topic,
+        count: usize,
+        wanted: i32,
+    ) -> Result<Vec<String>, LogError> {
         let (name, config) = (self.topic_name(topic), self.topic_config(admin, topic).await?);
         let mut lines = Vec::new();
         if i64::try_from(count) != Ok(i64::from(wanted)) {
@@ -130,13 +170,19 @@ impl KafkaLog {
     }
 }
 
-/// The settings with which the topic may lose records earlier than required. Unlimited (-1) is longer than any limit.
+/// The settings with which the topic may lose records earlier than required. Unlimited (-1) is
+/// longer than any limit.
 fn retention_drift(name: &str, config: &ConfigResource) -> Vec<String> {
     let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
     let number = |key: &str| value(key).and_then(|text| text.parse::<i64>().ok());
     let mut lines = Vec::new();
-    if let Some(millis) = number("retention.ms").filter(|millis| (0..RETENTION_DAYS * DAY_MS).contains(millis)) {
-        lines.push(format!("{name}: retention.ms is {millis}, expected at least {} ({RETENTION_DAYS} days)", RETENTION_DAYS * DAY_MS));
+    if let Some(millis) =
+        number("retention.ms").filter(|millis| (0..RETENTION_DAYS * DAY_MS).contains(millis))
+    {
+        lines.push(format!(
+            "{name}: retention.ms is {millis}, expected at least {} ({RETENTION_DAYS} days)",
+            RETENTION_DAYS * DAY_MS
+        ));
     }
     if let Some(bytes) = number("retention.bytes").filter(|bytes| *bytes >= 0) {
         lines.push(format!("{name}: retention.bytes is {bytes}, which can remove records before {RETENTION_DAYS} days; expected -1"));

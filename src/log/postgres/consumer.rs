@@ -1,4 +1,5 @@
-//! A group member on the log in PostgreSQL: one task that renews its leases and checks for new records.
+//! A group member on the log in PostgreSQL: one task that renews its leases and checks for new
+//! records.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -17,8 +18,14 @@ use crate::log::consumer::{BackendEvent, Command, Consumer, Link, Start};
 use crate::log::{Batch, LogError};
 
 /// The partitions of `held` that `other` does not have, or has under another id.
-fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition, i32>) -> Vec<TopicPartition> {
-    held.iter().filter(|(partition, id)| other.get(partition) != Some(id)).map(|(partition, _)| *partition).collect()
+fn missing(
+    held: &BTreeMap<TopicPartition, i32>,
+    other: &BTreeMap<TopicPartition, i32>,
+) -> Vec<TopicPartition> {
+    held.iter()
+        .filter(|(partition, id)| other.get(partition) != Some(id))
+        .map(|(partition, _)| *partition)
+        .collect()
 }
 
 /// How often each partition is checked for expired records.
@@ -106,7 +113,8 @@ impl Member {
 
     async fn next_step(&mut self) -> Step {
         let (link, waiting) = (&mut self.link, &mut self.waiting);
-        let (to_deliver, to_poll) = (!waiting.is_empty(), waiting.is_empty() && !self.running.is_empty());
+        let (to_deliver, to_poll) =
+            (!waiting.is_empty(), waiting.is_empty() && !self.running.is_empty());
         let deliver = async {
             let Ok(room) = link.deliveries.reserve().await else { return Step::ConsumerGone };
             if let Some(event) = waiting.pop_front() {
@@ -127,7 +135,10 @@ impl Member {
         for start in from {
             if let Some(partition_id) = self.owned.get(&start.partition).copied() {
                 self.drop_unread(start.partition);
-                self.running.insert(start.partition, Run { number: start.run, partition_id, next: start.offset });
+                self.running.insert(
+                    start.partition,
+                    Run { number: start.run, partition_id, next: start.offset },
+                );
             }
         }
         self.poll_due = Instant::now();
@@ -149,7 +160,8 @@ impl Member {
         let renewed = self.leases.renew().await;
         self.renewal_due = Instant::now() + self.leases.renewal_interval();
         let Some(owned) = self.log_fault(renewed) else { return };
-        // A recreated partition has another id. It is delivered as lost and gained, so that its position is checked again.
+        // A recreated partition has another id. It is delivered as lost and gained, so that its
+        // position is checked again.
         let lost: Vec<TopicPartition> = missing(&self.owned, &owned);
         let gained: Vec<TopicPartition> = missing(&owned, &self.owned);
         self.owned = owned;
@@ -166,21 +178,27 @@ impl Member {
         self.remove_expired().await;
     }
 
-    /// At each renewal, removes expired records of one partition that is due. It stays due while records were removed.
+    /// At each renewal, removes expired records of one partition that is due. It stays due while
+    /// records were removed.
     async fn remove_expired(&mut self) {
         let now = Instant::now();
-        let due = |partition: &&TopicPartition| self.expiry_due.get(partition).is_none_or(|due| *due <= now);
+        let due = |partition: &&TopicPartition| {
+            self.expiry_due.get(partition).is_none_or(|due| *due <= now)
+        };
         let Some(partition) = self.owned.keys().find(due).copied() else { return };
         let removed = self.log.remove_expired(partition).await;
         match self.log_fault(removed) {
-            Some(removed) if removed > 0 => info!(%partition, removed, "expired records removed from the log"),
+            Some(removed) if removed > 0 => {
+                info!(%partition, removed, "expired records removed from the log")
+            }
             _ => {
                 self.expiry_due.insert(partition, now + EXPIRY_INTERVAL);
             }
         }
     }
 
-    /// Reads one batch of the next partition in turn that has records. While there are records, it reads the next batch at once.
+    /// Reads one batch of the next partition in turn that has records. While there are records, it
+    /// reads the next batch at once.
     async fn poll(&mut self) {
         let polled = self.log.run(async |conn| self.next_batch(conn).await).await;
         self.poll_due = Instant::now();
@@ -203,24 +221,39 @@ impl Member {
 
     async fn next_batch(&self, conn: &mut PgConnection) -> Result<Option<BackendEvent>, LogError> {
         let ids: Vec<i32> = self.running.values().map(|run| run.partition_id).collect();
-        let ends: Vec<Partition> = sqlx::query_as("select id, start_offset, next_offset from log_partition where id = any($1)")
-            .bind(ids)
-            .fetch_all(&mut *conn)
-            .await?;
+        let ends: Vec<Partition> = sqlx::query_as(
+            "select id, start_offset, next_offset from log_partition where id = any($1)",
+        )
+        .bind(ids)
+        .fetch_all(&mut *conn)
+        .await?;
         for (partition, run) in self.round_robin() {
-            let Some(found) = ends.iter().find(|found| found.id == run.partition_id) else { continue };
+            let Some(found) = ends.iter().find(|found| found.id == run.partition_id) else {
+                continue;
+            };
             let (start, end) = (found.start_offset, found.next_offset);
             if !(start..=end).contains(&run.next) {
                 let error = LogError::OutOfRange { partition, offset: run.next, start, end };
                 return Ok(Some(BackendEvent::Fault { run: run.number, partition, error }));
             }
             let records = match run.next < end {
-                true => tables::records(conn, run.partition_id, run.next, end, self.log.settings.batch_records.max(1)).await?,
+                true => {
+                    tables::records(
+                        conn,
+                        run.partition_id,
+                        run.next,
+                        end,
+                        self.log.settings.batch_records.max(1),
+                    )
+                    .await?
+                }
                 false => Vec::new(),
             };
             if run.next < end && records.first().is_none_or(|first| first.offset != run.next) {
-                // Offsets have no gaps. A record that retention has just removed is out of range at the next check.
-                let Partition { start_offset: start, .. } = tables::partition(conn, partition).await?;
+                // Offsets have no gaps. A record that retention has just removed is out of range at
+                // the next check.
+                let Partition { start_offset: start, .. } =
+                    tables::partition(conn, partition).await?;
                 if start <= run.next {
                     let error = LogError::Missing { partition, offset: run.next };
                     return Ok(Some(BackendEvent::Fault { run: run.number, partition, error }));
@@ -229,7 +262,10 @@ impl Member {
             }
             if let Some(last) = records.last() {
                 let next_offset = last.offset + 1;
-                return Ok(Some(BackendEvent::Batch { run: run.number, batch: Batch { partition, records, next_offset } }));
+                return Ok(Some(BackendEvent::Batch {
+                    run: run.number,
+                    batch: Batch { partition, records, next_offset },
+                }));
             }
         }
         Ok(None)

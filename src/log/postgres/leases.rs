@@ -1,4 +1,5 @@
-//! Assignment of partitions in the PostgreSQL log. Each member of a group and each partition being read has a row in the table `lease`.
+//! Assignment of partitions in the PostgreSQL log. Each member of a group and each partition being
+//! read has a row in the table `lease`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::event::{Topic, TopicPartition};
 use crate::log::LogError;
 use crate::pool;
 
-/// The leases of one group member. The ledger's epochs, not these leases, decide whose writes are valid.
+/// The leases of one group member. The ledger's epochs, not these leases, decide whose writes are
+/// valid.
 pub(super) struct Leases {
     log: PostgresLog,
     group: String,
@@ -29,8 +31,8 @@ impl Leases {
         (self.log.settings.lease / 5).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    /// Renews this member's leases, releases those beyond its share, and takes free ones up to it. Returns the partitions that it has, with
-    /// their ids in the database.
+    /// Renews this member's leases, releases those beyond its share, and takes free ones up to it.
+    /// Returns the partitions that it has, with their ids in the database.
     pub async fn renew(&self) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
         // A renewal that takes longer than the lease is too late.
         pool::run(&self.log.pool, self.log.settings.lease, async |conn| {
@@ -54,8 +56,12 @@ impl Leases {
         Ok(())
     }
 
-    /// All members have equal shares, so that the last one may get less. Partitions of one number stay together.
-    async fn renew_partitions(&self, conn: &mut PgConnection) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
+    /// All members have equal shares, so that the last one may get less. Partitions of one number
+    /// stay together.
+    async fn renew_partitions(
+        &self,
+        conn: &mut PgConnection,
+    ) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
         let held: Vec<(String, i32, i32)> = sqlx::query_as(
             "with log as (
                  select id, topic, partition, format('log:partition:%s:%s/%s', $1, topic, partition) as lease_name from log_partition
@@ -84,8 +90,9 @@ impl Leases {
         .bind(self.member.to_string())
         .fetch_all(conn)
         .await?;
-        let place =
-            |(topic, partition, id): (String, i32, i32)| Some((TopicPartition { topic: topic.parse::<Topic>().ok()?, partition }, id));
+        let place = |(topic, partition, id): (String, i32, i32)| {
+            Some((TopicPartition { topic: topic.parse::<Topic>().ok()?, partition }, id))
+        };
         Ok(held.into_iter().filter_map(place).collect())
     }
 

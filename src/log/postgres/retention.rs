@@ -1,4 +1,5 @@
-//! Retention of the PostgreSQL log: it removes records older than the topic's retention that the ledger has recorded.
+//! Retention of the PostgreSQL log: it removes records older than the topic's retention that the
+//! ledger has recorded.
 
 use super::tables::{self, PostgresLog};
 use crate::event::TopicPartition;
@@ -8,12 +9,14 @@ use crate::log::LogError;
 const AT_ONCE: i64 = 10_000;
 
 impl PostgresLog {
-    /// Removes the partition's oldest records, at most 10,000, and returns their number. They are older than the retention, by the
-    /// database's clock, and below the ledger's position, which is in the same database.
+    /// Removes the partition's oldest records, at most 10,000, and returns their number. They are
+    /// older than the retention, by the database's clock, and below the ledger's position, which is
+    /// in the same database.
     pub async fn remove_expired(&self, partition: TopicPartition) -> Result<i64, LogError> {
         self.run(async |conn| {
             let id = tables::partition(conn, partition).await?.id;
-            // Times never decrease within a partition, so that expired records are one range from its start.
+            // Times never decrease within a partition, so that expired records are one range from
+            // its start.
             let removed = sqlx::query_scalar(
                 "with bound as (
                      select max(record_offset) + 1 as until

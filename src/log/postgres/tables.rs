@@ -58,11 +58,17 @@ impl PostgresLog {
     }
 
     /// Runs `call` on a connection of its own, within the deadline: see [`pool::run`].
-    pub(super) async fn run<T>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, LogError>) -> Result<T, LogError> {
+    pub(super) async fn run<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, LogError>,
+    ) -> Result<T, LogError> {
         pool::run(&self.pool, self.settings.deadline, call).await
     }
 
-    pub(in crate::log) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+    pub(in crate::log) async fn create_topics(
+        &self,
+        partitions: i32,
+    ) -> Result<Vec<String>, LogError> {
         self.run(async |conn| {
             let mut drift = Vec::new();
             for topic in Topic::ALL {
@@ -75,20 +81,33 @@ impl PostgresLog {
 
     pub(in crate::log) async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
         self.run(async |conn| {
-            let partitions: Vec<i32> = sqlx::query_scalar("select partition from log_partition where topic = $1 order by partition")
-                .bind(topic.name())
-                .fetch_all(&mut *conn)
-                .await?;
+            let partitions: Vec<i32> = sqlx::query_scalar(
+                "select partition from log_partition where topic = $1 order by partition",
+            )
+            .bind(topic.name())
+            .fetch_all(&mut *conn)
+            .await?;
             if partitions.is_empty() { Err(LogError::NoTopic(topic)) } else { Ok(partitions) }
         })
         .await
     }
 
-    pub(in crate::log) async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
-        self.run(async |conn| self::partition(conn, partition).await.map(|found| (found.start_offset, found.next_offset))).await
+    pub(in crate::log) async fn watermarks(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<(i64, i64), LogError> {
+        self.run(async |conn| {
+            self::partition(conn, partition)
+                .await
+                .map(|found| (found.start_offset, found.next_offset))
+        })
+        .await
     }
 
-    pub(in crate::log) async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
+    pub(in crate::log) async fn whole_from(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<i64, LogError> {
         self.run(async |conn| {
             let Partition { id, next_offset: end, .. } = self::partition(conn, partition).await?;
             let last_run: Option<(i64, i64)> = sqlx::query_as(
@@ -106,7 +125,11 @@ impl PostgresLog {
     }
 
     /// Searches by halving the range, because times never decrease within a partition.
-    pub(in crate::log) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
+    pub(in crate::log) async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        time: DateTime<Utc>,
+    ) -> Result<i64, LogError> {
         self.run(async |conn| {
             let Partition { id, start_offset: mut low, next_offset: mut high } = self::partition(conn, partition).await?;
             while low < high {
@@ -125,9 +148,15 @@ impl PostgresLog {
         .await
     }
 
-    pub(in crate::log) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+    pub(in crate::log) async fn read(
+        &self,
+        partition: TopicPartition,
+        from: i64,
+        limit: usize,
+    ) -> Result<Vec<Record>, LogError> {
         self.run(async |conn| {
-            let Partition { id, start_offset: start, next_offset: end } = self::partition(conn, partition).await?;
+            let Partition { id, start_offset: start, next_offset: end } =
+                self::partition(conn, partition).await?;
             if !(start..=end).contains(&from) {
                 return Err(LogError::OutOfRange { partition, offset: from, start, end });
             }
@@ -137,16 +166,22 @@ impl PostgresLog {
     }
 }
 
-async fn create_topic(conn: &mut PgConnection, topic: Topic, partitions: i32) -> Result<Vec<String>, LogError> {
+async fn create_topic(
+    conn: &mut PgConnection,
+    topic: Topic,
+    partitions: i32,
+) -> Result<Vec<String>, LogError> {
     let name = topic.name();
     let wanted_days = i32::try_from(RETENTION_DAYS).unwrap_or(i32::MAX);
     let mut tx = conn.begin().await?;
-    let created = sqlx::query("insert into log_topic (name, retention_days) values ($1, $2) on conflict do nothing")
-        .bind(name)
-        .bind(wanted_days)
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
+    let created = sqlx::query(
+        "insert into log_topic (name, retention_days) values ($1, $2) on conflict do nothing",
+    )
+    .bind(name)
+    .bind(wanted_days)
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
     if created == 1 {
         sqlx::query("insert into log_partition (topic, partition) select $1, number from generate_series(0, $2 - 1) as number")
             .bind(name)
@@ -170,7 +205,10 @@ async fn create_topic(conn: &mut PgConnection, topic: Topic, partitions: i32) ->
     Ok(drift)
 }
 
-pub(super) async fn partition(conn: &mut PgConnection, partition: TopicPartition) -> Result<Partition, LogError> {
+pub(super) async fn partition(
+    conn: &mut PgConnection,
+    partition: TopicPartition,
+) -> Result<Partition, LogError> {
     sqlx::query_as("select id, start_offset, next_offset from log_partition where topic = $1 and partition = $2")
         .bind(partition.topic.name())
         .bind(partition.partition)
@@ -180,7 +218,13 @@ pub(super) async fn partition(conn: &mut PgConnection, partition: TopicPartition
 }
 
 /// Records from `from` on and before `end`.
-pub(super) async fn records(conn: &mut PgConnection, id: i32, from: i64, end: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+pub(super) async fn records(
+    conn: &mut PgConnection,
+    id: i32,
+    from: i64,
+    end: i64,
+    limit: usize,
+) -> Result<Vec<Record>, LogError> {
     let records = sqlx::query_as(
         "select record_offset, appended_at, key, headers, payload from log_record
          where partition_id = $1 and record_offset >= $2 and record_offset < $3 order by record_offset limit $4",
@@ -196,7 +240,8 @@ pub(super) async fn records(conn: &mut PgConnection, id: i32, from: i64, end: i6
 
 impl sqlx::FromRow<'_, PgRow> for Record {
     fn from_row(row: &PgRow) -> Result<Record, sqlx::Error> {
-        let headers = Message::headers_from_json(row.try_get("headers")?).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let headers = Message::headers_from_json(row.try_get("headers")?)
+            .map_err(|error| sqlx::Error::Decode(error.into()))?;
         Ok(Record {
             offset: row.try_get("record_offset")?,
             timestamp: row.try_get("appended_at")?,
@@ -209,6 +254,10 @@ impl sqlx::FromRow<'_, PgRow> for Record {
 impl From<sqlx::Error> for LogError {
     fn from(error: sqlx::Error) -> LogError {
         let text = cause::text(&error);
-        if Remedy::of(&error).is_retry() { LogError::Unreachable(text) } else { LogError::Refused(text) }
+        if Remedy::of(&error).is_retry() {
+            LogError::Unreachable(text)
+        } else {
+            LogError::Refused(text)
+        }
     }
 }

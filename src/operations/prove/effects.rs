@@ -24,23 +24,39 @@ struct Known {
 
 impl Desk {
     /// The series that the event changed, and the families that it did not change.
-    pub(super) async fn metrics_of(&self, event: &Event) -> Result<(Vec<SeriesProof>, Vec<NoSeries>), OperationError> {
-        let source = self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?;
+    pub(super) async fn metrics_of(
+        &self,
+        event: &Event,
+    ) -> Result<(Vec<SeriesProof>, Vec<NoSeries>), OperationError> {
+        let source =
+            self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?;
         let Some(source) = source else { return Ok((Vec::new(), Vec::new())) };
         let mut event = event.clone();
         if let Payload::Build(build) = &mut event.payload {
-            let kept = self.ledger.run(async |conn| known::first_start(conn, source.id, build.workspace_id).await).await?;
+            let kept = self
+                .ledger
+                .run(async |conn| known::first_start(conn, source.id, build.workspace_id).await)
+                .await?;
             build.first_successful_start &= kept == Some(build.build_id);
         }
         let effects = effects_of(&event, source.introduced_at);
-        let left_out = effects.left_out.iter().map(|one| NoSeries { family: one.family.to_owned(), why: one.why.to_string() });
+        let left_out = effects
+            .left_out
+            .iter()
+            .map(|one| NoSeries { family: one.family.to_owned(), why: one.why.to_string() });
         Ok((effects.added.iter().map(series).collect(), left_out.collect()))
     }
 
-    /// The usage periods of all licenses that coderd has or had, under the rules in force. A fold of this license and this event alone
-    /// gives each period, at an instant when the license is valid.
-    pub(super) async fn license_windows(&self, source_id: i16, event: &Event) -> Result<Vec<LicenseWindow>, OperationError> {
-        if !matches!(&event.payload, Payload::Usage(usage) if matches!(usage.quantity, UsageQuantity::ManagedAgents(_))) {
+    /// The usage periods of all licenses that coderd has or had, under the rules in force. A fold
+    /// of this license and this event alone gives each period, at an instant when the license is
+    /// valid.
+    pub(super) async fn license_windows(
+        &self,
+        source_id: i16,
+        event: &Event,
+    ) -> Result<Vec<LicenseWindow>, OperationError> {
+        if !matches!(&event.payload, Payload::Usage(usage) if matches!(usage.quantity, UsageQuantity::ManagedAgents(_)))
+        {
             return Ok(Vec::new());
         }
         let (rules, known) = (self.license_rules().await?, self.known_licenses(source_id).await?);
@@ -56,7 +72,8 @@ impl Desk {
                     end: period.end,
                     counts: agents > 0,
                     agents,
-                    in_force: license.gone_at.is_none() && in_force.is_some_and(|(winning, _)| winning == period),
+                    in_force: license.gone_at.is_none()
+                        && in_force.is_some_and(|(winning, _)| winning == period),
                     gone_at: license.gone_at,
                 });
             }
@@ -75,11 +92,18 @@ impl Desk {
     }
 }
 
-/// The usage period in force at `at`, and how much of its usage is this event. The licenses stage computes both.
-fn period(rules: RuleSet, event: &Event, licenses: &[&Known], at: DateTime<Utc>) -> Result<Option<(UsagePeriod, i64)>, OperationError> {
+/// The usage period in force at `at`, and how much of its usage is this event. The licenses stage
+/// computes both.
+fn period(
+    rules: RuleSet,
+    event: &Event,
+    licenses: &[&Known],
+    at: DateTime<Utc>,
+) -> Result<Option<(UsagePeriod, i64)>, OperationError> {
     let deployment = event.deployment;
     let mut state = LicensesState::default();
-    let mut facts = vec![Fact::Introduced { deployment, introduced_at: at }, Fact::Event(event.clone())];
+    let mut facts =
+        vec![Fact::Introduced { deployment, introduced_at: at }, Fact::Event(event.clone())];
     facts.extend(licenses.iter().map(|license| Fact::License {
         deployment,
         license_id: license.license_id,
@@ -96,7 +120,8 @@ fn period(rules: RuleSet, event: &Event, licenses: &[&Known], at: DateTime<Utc>)
 }
 
 fn series(effect: &Effect) -> SeriesProof {
-    let label = |(name, value): (&str, &str)| Label { name: name.to_owned(), value: value.to_owned() };
+    let label =
+        |(name, value): (&str, &str)| Label { name: name.to_owned(), value: value.to_owned() };
     SeriesProof {
         family: effect.family().to_owned(),
         labels: effect.labels().into_iter().map(label).collect(),

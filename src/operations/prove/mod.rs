@@ -5,7 +5,8 @@ mod proof;
 mod sides;
 
 pub use proof::{
-    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, SeriesProof, SourceProof, SourceState,
+    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof,
+    SeriesProof, SourceProof, SourceState,
 };
 
 use std::collections::BTreeSet;
@@ -24,7 +25,8 @@ use crate::ledger::{KeptEvent, RefusalLife, Sequence, event_history, kept, snaps
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct ProveRequest {
-    /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event.
+    /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage
+    /// event.
     // an empty id would be another path of the API
     #[arg(value_name = "EVENT ID", value_parser = possible_id)]
     pub event_id: String,
@@ -58,17 +60,25 @@ impl EventId {
             );
         }
         if id.len() > MAX_ID_BYTES {
-            return invalid(format!("has {} bytes, and no event's id has more than {MAX_ID_BYTES}", id.len()));
+            return invalid(format!(
+                "has {} bytes, and no event's id has more than {MAX_ID_BYTES}",
+                id.len()
+            ));
         }
         if id.contains('\0') {
             return invalid("holds a NUL character, as no event's id does".to_owned());
         }
-        let prefixes = [("workspace_build_completed:", Topic::WorkspaceBuilds), ("prebuild_claimed:", Topic::PrebuildClaims)];
+        let prefixes = [
+            ("workspace_build_completed:", Topic::WorkspaceBuilds),
+            ("prebuild_claimed:", Topic::PrebuildClaims),
+        ];
         for (prefix, topic) in prefixes {
             if let Some(rest) = id.strip_prefix(prefix) {
                 return match rest.parse::<Uuid>() {
                     Ok(build) => Ok(EventId { topic, key: build.to_string() }),
-                    Err(_) => invalid(format!("{rest:?} after {prefix} is no build id: coderd's UUID of the workspace build is needed")),
+                    Err(_) => invalid(format!(
+                        "{rest:?} after {prefix} is no build id: coderd's UUID of the workspace build is needed"
+                    )),
                 };
             }
         }
@@ -96,33 +106,70 @@ impl Operation for ProveRequest {
     async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Proof, OperationError> {
         let id = EventId::parse(&self.event_id)?;
         let head = desk.ledger.run(snapshots::head).await?;
-        let mut kept = desk.ledger.run(async |conn| kept::events_by_key(conn, id.topic, std::slice::from_ref(&id.key)).await).await?;
+        let mut kept = desk
+            .ledger
+            .run(async |conn| {
+                kept::events_by_key(conn, id.topic, std::slice::from_ref(&id.key)).await
+            })
+            .await?;
         kept.retain(|row| self.source.is_none_or(|source| deployment_of(row) == Some(source)));
-        let refusals = desk.ledger.run(async |conn| event_history::refusals(conn, &id.whole(), self.source).await).await?;
+        let refusals = desk
+            .ledger
+            .run(async |conn| event_history::refusals(conn, &id.whole(), self.source).await)
+            .await?;
         let deployment = one_deployment(&kept, &refusals)?.or(self.source);
         let kept = kept.pop();
         let accepted = kept.as_ref().map(|row| accepted_event(&id, row)).transpose()?;
         let source = desk.source_side(&id, deployment, accepted).await;
-        if kept.is_none() && refusals.is_empty() && source.state != SourceState::NotAccepted && source.state != SourceState::Unreadable {
+        if kept.is_none()
+            && refusals.is_empty()
+            && source.state != SourceState::NotAccepted
+            && source.state != SourceState::Unreadable
+        {
             return Err(not_found(&id, &head, &source));
         }
         let accepted = match (&kept, accepted) {
-            (Some(row), Some(event)) => Some(desk.accepted_proof(row, event, head.incarnation).await?),
+            (Some(row), Some(event)) => {
+                Some(desk.accepted_proof(row, event, head.incarnation).await?)
+            }
             _ => None,
         };
-        Ok(Proof { event_id: id.whole(), deployment_id: deployment, as_of_sequence: head, source, accepted, refusals })
+        Ok(Proof {
+            event_id: id.whole(),
+            deployment_id: deployment,
+            as_of_sequence: head,
+            source,
+            accepted,
+            refusals,
+        })
     }
 }
 
 impl Desk {
-    async fn accepted_proof(&self, row: &KeptEvent, event: &Event, incarnation: Uuid) -> Result<AcceptedProof, OperationError> {
+    async fn accepted_proof(
+        &self,
+        row: &KeptEvent,
+        event: &Event,
+        incarnation: Uuid,
+    ) -> Result<AcceptedProof, OperationError> {
         let ledger = &self.ledger;
         let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
         let usage = matches!(event.payload, Payload::Usage(_));
-        let publication =
-            if usage { ledger.run(async |conn| event_history::publication(conn, row.source_id, &row.key).await).await? } else { None };
+        let publication = if usage {
+            ledger
+                .run(async |conn| event_history::publication(conn, row.source_id, &row.key).await)
+                .await?
+        } else {
+            None
+        };
         let exports = match sequence.filter(|_| usage) {
-            Some(sequence) => ledger.run(async |conn| event_history::exports(conn, row.source_id, event.time(), sequence).await).await?,
+            Some(sequence) => {
+                ledger
+                    .run(async |conn| {
+                        event_history::exports(conn, row.source_id, event.time(), sequence).await
+                    })
+                    .await?
+            }
             None => Vec::new(),
         };
         let (metrics, not_in_metrics) = self.metrics_of(event).await?;
@@ -152,13 +199,20 @@ fn deployment_of(row: &KeptEvent) -> Option<Uuid> {
 }
 
 fn accepted_event<'a>(id: &EventId, row: &'a KeptEvent) -> Result<&'a Event, OperationError> {
-    let unreadable =
-        |why: &String| anyhow::anyhow!("the ledger's row of {} says no event any more ({why}): run `tallyline audit --deep`", id.whole());
+    let unreadable = |why: &String| {
+        anyhow::anyhow!(
+            "the ledger's row of {} says no event any more ({why}): run `tallyline audit --deep`",
+            id.whole()
+        )
+    };
     Ok(row.event.as_ref().map_err(unreadable)?)
 }
 
 /// The only deployment with an event or a refusal of this id.
-fn one_deployment(kept: &[KeptEvent], refusals: &[RefusalLife]) -> Result<Option<Uuid>, OperationError> {
+fn one_deployment(
+    kept: &[KeptEvent],
+    refusals: &[RefusalLife],
+) -> Result<Option<Uuid>, OperationError> {
     let mut deployments: BTreeSet<Uuid> = kept.iter().filter_map(deployment_of).collect();
     deployments.extend(refusals.iter().filter_map(|refusal| refusal.deployment_id));
     if deployments.len() > 1 {
@@ -191,7 +245,11 @@ mod tests {
         for (text, topic, key) in [
             (format!("workspace_build_completed:{build}"), Topic::WorkspaceBuilds, build),
             (format!("prebuild_claimed:{}", build.to_uppercase()), Topic::PrebuildClaims, build),
-            ("hb_ai_seats_v1:2025-08-01".to_owned(), Topic::AgentUsage, "hb_ai_seats_v1:2025-08-01"),
+            (
+                "hb_ai_seats_v1:2025-08-01".to_owned(),
+                Topic::AgentUsage,
+                "hb_ai_seats_v1:2025-08-01",
+            ),
             (build.to_owned(), Topic::AgentUsage, build),
         ] {
             assert_eq!(EventId::parse(&text).unwrap(), EventId { topic, key: key.to_owned() });

@@ -20,7 +20,8 @@ pub struct Proof {
     pub source: SourceProof,
     /// The accepted event; absent if no event with this id was accepted.
     pub accepted: Option<AcceptedProof>,
-    /// Records with this id that were refused or held. Duplicates of the accepted event are not listed; each batch only counts them.
+    /// Records with this id that were refused or held. Duplicates of the accepted event are not
+    /// listed; each batch only counts them.
     pub refusals: Vec<RefusalLife>,
 }
 
@@ -59,7 +60,8 @@ pub struct AcceptedProof {
     /// The accepted event: a CloudEvent in structured form.
     #[schema(value_type = Object)]
     pub event: serde_json::Value,
-    /// SHA-256 of the fields that coderd never rewrites, computed when the event was accepted; in hexadecimal.
+    /// SHA-256 of the fields that coderd never rewrites, computed when the event was accepted; in
+    /// hexadecimal.
     pub digest: String,
     /// Whether the ledger's row still has this digest.
     pub digest_holds: bool,

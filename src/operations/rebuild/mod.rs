@@ -31,7 +31,8 @@ pub struct RebuildExecution {
     /// Hash that the plan of the same request has.
     #[arg(long = "plan")]
     pub hash: String,
-    /// Execute even if shown series would decrease. A metrics server treats a decrease as a restart.
+    /// Execute even if shown series would decrease. A metrics server treats a decrease as a
+    /// restart.
     #[arg(long)]
     #[serde(default)]
     pub may_fall: bool,
@@ -40,7 +41,8 @@ pub struct RebuildExecution {
 /// Effect of a rebuild.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RebuildPlan {
-    /// SHA-256 of the changes, in hexadecimal. Absent if nothing can be executed: a license is installed in coderd, by its administrators.
+    /// SHA-256 of the changes, in hexadecimal. Absent if nothing can be executed: a license is
+    /// installed in coderd, by its administrators.
     pub hash: Option<String>,
     /// Ledger sequence of both the shown and the rebuilt state.
     pub sequence: Sequence,
@@ -48,7 +50,8 @@ pub struct RebuildPlan {
     pub differs: bool,
     /// Number of shown series that would decrease.
     pub falling: u32,
-    /// Differences under the current rules and licenses. If there are any, the shown state is wrong.
+    /// Differences under the current rules and licenses. If there are any, the shown state is
+    /// wrong.
     pub differences: Vec<StateDifference>,
     /// Result under other rules or licenses.
     pub rehearsal: Option<Rehearsal>,
@@ -96,11 +99,16 @@ impl ApiRequest for RebuildRequest {
 }
 
 impl Operation for RebuildRequest {
-    async fn run(&self, Run { desk, progress, .. }: Run<'_>) -> Result<RebuildPlan, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, progress, .. }: Run<'_>,
+    ) -> Result<RebuildPlan, OperationError> {
         match (self.stage, self.rehearses()?) {
             (_, true) => desk.rehearse(self).await,
             (RebuildStage::Metrics, false) => compared(&desk.both(progress).await?, metrics_found),
-            (RebuildStage::Licenses, false) => compared(&desk.both(progress).await?, licenses_found),
+            (RebuildStage::Licenses, false) => {
+                compared(&desk.both(progress).await?, licenses_found)
+            }
         }
     }
 }
@@ -109,7 +117,8 @@ impl ApiRequest for RebuildExecution {
     type Answer = Rebuilt;
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/api/v1/rebuilds/execute";
-    const ANSWER: &'static str = "The change. 409: the effect is not the planned one, or series would decrease.";
+    const ANSWER: &'static str =
+        "The change. 409: the effect is not the planned one, or series would decrease.";
     const IS_LONG: bool = true;
 }
 
@@ -124,8 +133,13 @@ impl Operation for RebuildExecution {
             }
             Some(hash) if *hash != self.hash => return Err(OperationError::plan_changed()),
             Some(_) if plan.falling > 0 && !self.may_fall => {
-                let message = format!("{} shown series would fall, which a metrics server takes for a restart", plan.falling);
-                return Err(OperationError::Forbidden(message + ": allow it (--may-fall), or leave them"));
+                let message = format!(
+                    "{} shown series would fall, which a metrics server takes for a restart",
+                    plan.falling
+                );
+                return Err(OperationError::Forbidden(
+                    message + ": allow it (--may-fall), or leave them",
+                ));
             }
             Some(_) => {}
         }
@@ -138,32 +152,62 @@ impl Operation for RebuildExecution {
 }
 
 impl Desk {
-    async fn choose_rules(&self, rules: &str, request: &RebuildExecution, actor: &Actor) -> Result<String, OperationError> {
+    async fn choose_rules(
+        &self,
+        rules: &str,
+        request: &RebuildExecution,
+        actor: &Actor,
+    ) -> Result<String, OperationError> {
         let detail = serde_json::json!({ "plan": request.hash, "from": self.license_rules().await?.to_string(), "to": rules });
         let act = actor.act(ActKind::Rebuild, Subject::Named(LICENSE_RULES), detail);
-        self.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, rules, &act, self.ledger.clock.now()).await).await?;
-        Ok(format!("license rules {rules} are chosen, over the pipeline's: serving processes follow within seconds"))
+        self.ledger
+            .run(async |conn| {
+                choices::set(conn, LICENSE_RULES, rules, &act, self.ledger.clock.now()).await
+            })
+            .await?;
+        Ok(format!(
+            "license rules {rules} are chosen, over the pipeline's: serving processes follow within seconds"
+        ))
     }
 
-    async fn fold_anew(&self, request: &RebuildExecution, actor: &Actor) -> Result<String, OperationError> {
+    async fn fold_anew(
+        &self,
+        request: &RebuildExecution,
+        actor: &Actor,
+    ) -> Result<String, OperationError> {
         let stage = request.rebuild.stage.as_str();
         let detail = serde_json::json!({ "plan": request.hash, "may_fall": request.may_fall });
         let act = actor.act(ActKind::Rebuild, Subject::Named(stage), detail);
-        self.ledger.run(async |conn| snapshots::rebuild(conn, stage, &act, self.ledger.clock.now()).await).await?;
-        Ok(format!("{stage} are folded anew from zero: every process shows the new state from this act's ledger sequence on"))
+        self.ledger
+            .run(async |conn| snapshots::rebuild(conn, stage, &act, self.ledger.clock.now()).await)
+            .await?;
+        Ok(format!(
+            "{stage} are folded anew from zero: every process shows the new state from this act's ledger sequence on"
+        ))
     }
 
     /// The shown state and the state folded from zero, at the same sequence.
-    async fn both<S: Stage>(&self, progress: Progress<'_>) -> Result<(Folded<S>, Folded<S>), OperationError> {
+    async fn both<S: Stage>(
+        &self,
+        progress: Progress<'_>,
+    ) -> Result<(Folded<S>, Folded<S>), OperationError> {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
         let told = |done: i64, total: i64| {
-            progress(Step { doing: "folding batches", done: done.unsigned_abs(), total: total.unsigned_abs() });
+            progress(Step {
+                doing: "folding batches",
+                done: done.unsigned_abs(),
+                total: total.unsigned_abs(),
+            });
         };
-        let rebuilt = projection::fold_to_with_progress::<S>(&self.ledger, shown.sequence.number, told).await?;
+        let rebuilt =
+            projection::fold_to_with_progress::<S>(&self.ledger, shown.sequence.number, told)
+                .await?;
         if shown.sequence == rebuilt.sequence {
             Ok((shown, rebuilt))
         } else {
-            Err(OperationError::Forbidden("the ledger became another one meanwhile: plan again".to_owned()))
+            Err(OperationError::Forbidden(
+                "the ledger became another one meanwhile: plan again".to_owned(),
+            ))
         }
     }
 }
@@ -175,18 +219,32 @@ struct Found {
     falls: bool,
 }
 
-fn compared<S>((shown, rebuilt): &(Folded<S>, Folded<S>), find: impl Fn(&S, &S) -> Vec<Found>) -> Result<RebuildPlan, OperationError>
+fn compared<S>(
+    (shown, rebuilt): &(Folded<S>, Folded<S>),
+    find: impl Fn(&S, &S) -> Vec<Found>,
+) -> Result<RebuildPlan, OperationError>
 where
     S: Stage + PartialEq,
 {
-    let found = if shown.state == rebuilt.state { Vec::new() } else { find(&shown.state, &rebuilt.state) };
-    let essence: Vec<_> =
-        found.iter().map(|found| (found.difference.deployment, &found.difference.what, &found.difference.labels, found.delta)).collect();
+    let found =
+        if shown.state == rebuilt.state { Vec::new() } else { find(&shown.state, &rebuilt.state) };
+    let essence: Vec<_> = found
+        .iter()
+        .map(|found| {
+            (
+                found.difference.deployment,
+                &found.difference.what,
+                &found.difference.labels,
+                found.delta,
+            )
+        })
+        .collect();
     Ok(RebuildPlan {
         hash: Some(plan_hash(&(S::NAME, essence))?),
         sequence: shown.sequence,
         differs: shown.state != rebuilt.state,
-        falling: u32::try_from(found.iter().filter(|found| found.falls).count()).unwrap_or(u32::MAX),
+        falling: u32::try_from(found.iter().filter(|found| found.falls).count())
+            .unwrap_or(u32::MAX),
         differences: found.into_iter().map(|found| found.difference).collect(),
         rehearsal: None,
     })
@@ -195,15 +253,21 @@ where
 fn metrics_found(shown: &MetricsState, rebuilt: &MetricsState) -> Vec<Found> {
     let (shown, rebuilt) = (series(shown), series(rebuilt));
     let keys: BTreeSet<&SeriesKey> = shown.keys().chain(rebuilt.keys()).collect();
-    let differing = keys.into_iter().map(|key| (key, shown.get(key).copied(), rebuilt.get(key).copied()));
+    let differing =
+        keys.into_iter().map(|key| (key, shown.get(key).copied(), rebuilt.get(key).copied()));
     differing
         .filter(|(_, shown, rebuilt)| shown != rebuilt)
         .map(|(key, shown, rebuilt)| {
-            let told =
-                |series: Series| SeriesValue { count: series.count(), sum_seconds: series.sum_micros().map(|micros| micros as f64 / 1e6) };
-            let count = |series: Option<Series>| series.map_or(0, |series| i128::from(series.count()));
-            let sum = |series: Option<Series>| series.and_then(|series| series.sum_micros()).unwrap_or(0);
-            let labels: Vec<String> = key.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+            let told = |series: Series| SeriesValue {
+                count: series.count(),
+                sum_seconds: series.sum_micros().map(|micros| micros as f64 / 1e6),
+            };
+            let count =
+                |series: Option<Series>| series.map_or(0, |series| i128::from(series.count()));
+            let sum =
+                |series: Option<Series>| series.and_then(|series| series.sum_micros()).unwrap_or(0);
+            let labels: Vec<String> =
+                key.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
             Found {
                 difference: StateDifference {
                     deployment: key.deployment,
@@ -213,22 +277,32 @@ fn metrics_found(shown: &MetricsState, rebuilt: &MetricsState) -> Vec<Found> {
                     rebuilt: rebuilt.map(told),
                 },
                 delta: (count(rebuilt) - count(shown), sum(rebuilt) - sum(shown)),
-                falls: shown.is_some_and(|shown| rebuilt.is_none_or(|rebuilt| shown.falls_to(rebuilt))),
+                falls: shown
+                    .is_some_and(|shown| rebuilt.is_none_or(|rebuilt| shown.falls_to(rebuilt))),
             }
         })
         .collect()
 }
 
 fn licenses_found(shown: &LicensesState, rebuilt: &LicensesState) -> Vec<Found> {
-    let deployments: BTreeSet<Uuid> = shown.deployments().chain(rebuilt.deployments()).map(|(deployment, _)| deployment).collect();
+    let deployments: BTreeSet<Uuid> = shown
+        .deployments()
+        .chain(rebuilt.deployments())
+        .map(|(deployment, _)| deployment)
+        .collect();
     let mut found = Vec::new();
     for deployment in deployments {
-        let (shown, rebuilt) = (shown.deployment(deployment).map(windows), rebuilt.deployment(deployment).map(windows));
+        let (shown, rebuilt) = (
+            shown.deployment(deployment).map(windows),
+            rebuilt.deployment(deployment).map(windows),
+        );
         let (shown, rebuilt) = (shown.unwrap_or_default(), rebuilt.unwrap_or_default());
         let keys: BTreeSet<_> = shown.keys().chain(rebuilt.keys()).collect();
         for key in keys.into_iter().filter(|key| shown.get(*key) != rebuilt.get(*key)) {
             let told = |count: &u128| SeriesValue { count: saturating(*count), sum_seconds: None };
-            let signed = |count: Option<&u128>| count.map_or(0, |count| i128::try_from(*count).unwrap_or(i128::MAX));
+            let signed = |count: Option<&u128>| {
+                count.map_or(0, |count| i128::try_from(*count).unwrap_or(i128::MAX))
+            };
             let (shown, rebuilt) = (shown.get(key), rebuilt.get(key));
             let difference = StateDifference {
                 deployment,
@@ -237,7 +311,11 @@ fn licenses_found(shown: &LicensesState, rebuilt: &LicensesState) -> Vec<Found> 
                 shown: shown.map(told),
                 rebuilt: rebuilt.map(told),
             };
-            found.push(Found { difference, delta: (signed(rebuilt) - signed(shown), 0), falls: false });
+            found.push(Found {
+                difference,
+                delta: (signed(rebuilt) - signed(shown), 0),
+                falls: false,
+            });
         }
     }
     found
@@ -247,11 +325,13 @@ fn licenses_found(shown: &LicensesState, rebuilt: &LicensesState) -> Vec<Found> 
 fn windows(licenses: &DeploymentLicenses) -> BTreeMap<(String, String), u128> {
     let agents = &licenses.agents;
     let all = agents.count(DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
-    let mut windows = BTreeMap::from([(("managed agents".to_owned(), "of all time".to_owned()), all)]);
+    let mut windows =
+        BTreeMap::from([(("managed agents".to_owned(), "of all time".to_owned()), all)]);
     for license in &licenses.licenses {
         let window = license.claims.as_ref().map(|claims| (claims.not_before, claims.expires_at));
         let count = window.map_or(0, |(start, end)| agents.count(start, end));
-        let shown = window.map_or("refused".to_owned(), |(start, end)| format!("{start:?} to {end:?}"));
+        let shown =
+            window.map_or("refused".to_owned(), |(start, end)| format!("{start:?} to {end:?}"));
         windows.insert((format!("license {}", license.license_id), shown), count);
     }
     windows

@@ -1,4 +1,5 @@
-//! Rehearsals: license windows and warnings under other rules, with a candidate license, or without an installed license.
+//! Rehearsals: license windows and warnings under other rules, with a candidate license, or without
+//! an installed license.
 
 use std::fmt;
 
@@ -8,7 +9,9 @@ use uuid::Uuid;
 
 use super::{RebuildPlan, RebuildRequest};
 use crate::event::Fact;
-use crate::license::{Entitlement, Entitlements, LicenseClaims, RuleSet, Validity, VerifiedLicense};
+use crate::license::{
+    Entitlement, Entitlements, LicenseClaims, RuleSet, Validity, VerifiedLicense,
+};
 use crate::operations::effect::saturating;
 use crate::operations::plan_hash::plan_hash;
 use crate::operations::{Desk, OperationError};
@@ -50,10 +53,11 @@ pub struct RehearsedWindow {
     pub license_id: i32,
     /// Whether the license is a candidate: given in the request and not in coderd.
     pub candidate: bool,
-    /// State at the instant: `valid`, `in_grace`, `not_yet_valid`, `expired`, `term_too_long`, or `refused` if the token's verification
-    /// failed.
+    /// State at the instant: `valid`, `in_grace`, `not_yet_valid`, `expired`, `term_too_long`, or
+    /// `refused` if the token's verification failed.
     pub validity: String,
-    /// What it grants now, at the nearest instant when it is valid; absent if coderd does not have it now.
+    /// What it grants now, at the nearest instant when it is valid; absent if coderd does not have
+    /// it now.
     pub now: Option<Granted>,
     /// What it would grant; absent if coderd would not have it.
     pub then: Option<Granted>,
@@ -85,15 +89,21 @@ pub struct Granted {
 }
 
 impl Desk {
-    /// Makes the rehearsal. Its hash covers limits, entitlements and warnings, but not the counts, because live events raise them.
-    pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
+    /// Makes the rehearsal. Its hash covers limits, entitlements and warnings, but not the counts,
+    /// because live events raise them.
+    pub(super) async fn rehearse(
+        &self,
+        request: &RebuildRequest,
+    ) -> Result<RebuildPlan, OperationError> {
         let rules_now = self.license_rules().await?;
         let rules_then = match &request.rules {
             Some(name) => name.parse().map_err(|error| invalid("rules", error))?,
             None => rules_now,
         };
         let candidate = match &request.license {
-            Some(token) => Some(self.keys.verify(token.0.trim()).map_err(|error| invalid("license", error))?),
+            Some(token) => {
+                Some(self.keys.verify(token.0.trim()).map_err(|error| invalid("license", error))?)
+            }
             None => None,
         };
         let at = request.at.unwrap_or_else(|| self.ledger.clock.now());
@@ -116,10 +126,20 @@ impl Desk {
             return Err(OperationError::NotFound(format!("the ledger has no deployment {source}")));
         }
         let executable = candidate.is_none() && request.without.is_empty();
-        let rehearsal = Rehearsal { at, rules_now: rules_now.to_string(), rules_then: rules_then.to_string(), notes, deployments };
-        let differs = |one: &RehearsedDeployment| one.now != one.then || one.windows.iter().any(|window| window.now != window.then);
+        let rehearsal = Rehearsal {
+            at,
+            rules_now: rules_now.to_string(),
+            rules_then: rules_then.to_string(),
+            notes,
+            deployments,
+        };
+        let differs = |one: &RehearsedDeployment| {
+            one.now != one.then || one.windows.iter().any(|window| window.now != window.then)
+        };
         Ok(RebuildPlan {
-            hash: executable.then(|| plan_hash(&(request.source, request.at, essence(&rehearsal)))).transpose()?,
+            hash: executable
+                .then(|| plan_hash(&(request.source, request.at, essence(&rehearsal))))
+                .transpose()?,
             sequence: folded.sequence,
             differs: rehearsal.deployments.iter().any(differs),
             falling: 0,
@@ -129,14 +149,25 @@ impl Desk {
     }
 
     /// The deployment of the request, else the pipeline's, else the only one in the ledger.
-    fn one_deployment(&self, state: &LicensesState, request: &RebuildRequest) -> Result<Uuid, OperationError> {
+    fn one_deployment(
+        &self,
+        state: &LicensesState,
+        request: &RebuildRequest,
+    ) -> Result<Uuid, OperationError> {
         let there: Vec<Uuid> = state.deployments().map(|(deployment, _)| deployment).collect();
         match (request.source.or(self.deployment), there.as_slice()) {
             (Some(asked), there) if there.contains(&asked) => Ok(asked),
-            (Some(asked), _) => Err(OperationError::NotFound(format!("the ledger has no deployment {asked}"))),
+            (Some(asked), _) => {
+                Err(OperationError::NotFound(format!("the ledger has no deployment {asked}")))
+            }
             (None, [only]) => Ok(*only),
-            (None, []) => Err(OperationError::NotFound("the ledger has no deployment yet".to_owned())),
-            (None, several) => Err(invalid("source", format!("there are several deployments, name one of {several:?}"))),
+            (None, []) => {
+                Err(OperationError::NotFound("the ledger has no deployment yet".to_owned()))
+            }
+            (None, several) => Err(invalid(
+                "source",
+                format!("there are several deployments, name one of {several:?}"),
+            )),
         }
     }
 }
@@ -146,21 +177,50 @@ fn invalid(field: &'static str, problem: impl fmt::Display) -> OperationError {
 }
 
 /// Adds and removes licenses as the fold does for licenses that appear in coderd or disappear.
-fn change(then: &mut LicensesState, deployment: Uuid, candidate: Option<&VerifiedLicense>, without: &[i32]) -> Result<(), OperationError> {
-    let there = then.deployment(deployment).map(|licenses| licenses.licenses.to_vec()).unwrap_or_default();
+fn change(
+    then: &mut LicensesState,
+    deployment: Uuid,
+    candidate: Option<&VerifiedLicense>,
+    without: &[i32],
+) -> Result<(), OperationError> {
+    let there =
+        then.deployment(deployment).map(|licenses| licenses.licenses.to_vec()).unwrap_or_default();
     let mut facts = Vec::new();
     for license_id in without {
         let known = there.iter().find(|license| license.license_id == *license_id);
-        let known = known.ok_or_else(|| invalid("without", format!("deployment {deployment} has no license with id {license_id}")))?;
-        facts.push(Fact::License { deployment, license_id: *license_id, jwt_sha256: hash(known)?, present: false, claims: None });
+        let known = known.ok_or_else(|| {
+            invalid(
+                "without",
+                format!("deployment {deployment} has no license with id {license_id}"),
+            )
+        })?;
+        facts.push(Fact::License {
+            deployment,
+            license_id: *license_id,
+            jwt_sha256: hash(known)?,
+            present: false,
+            claims: None,
+        });
     }
     if let Some(VerifiedLicense { claims, jwt_sha256, .. }) = candidate {
-        if let Some(known) = there.iter().find(|license| license.jwt_sha256 == hex::encode(jwt_sha256)) {
-            return Err(invalid("license", format!("it is in coderd already, with id {}", known.license_id)));
+        if let Some(known) =
+            there.iter().find(|license| license.jwt_sha256 == hex::encode(jwt_sha256))
+        {
+            return Err(invalid(
+                "license",
+                format!("it is in coderd already, with id {}", known.license_id),
+            ));
         }
-        let license_id = there.iter().map(|license| license.license_id).max().unwrap_or(0).saturating_add(1);
+        let license_id =
+            there.iter().map(|license| license.license_id).max().unwrap_or(0).saturating_add(1);
         let claims = Some(serde_json::to_value(claims).map_err(anyhow::Error::from)?);
-        facts.push(Fact::License { deployment, license_id, jwt_sha256: *jwt_sha256, present: true, claims });
+        facts.push(Fact::License {
+            deployment,
+            license_id,
+            jwt_sha256: *jwt_sha256,
+            present: true,
+            claims,
+        });
     }
     for fact in &facts {
         then.apply(fact).map_err(anyhow::Error::from)?;
@@ -177,27 +237,41 @@ fn hash(license: &KnownLicense) -> Result<[u8; 32], OperationError> {
 /// A message if coderd would refuse to upload the license because it names other deployments.
 fn foreign(license: &VerifiedLicense, deployment: Uuid) -> Option<String> {
     let named = || license.claims.deployment_ids.join(", ");
-    (!license.claims.is_for(deployment)).then(|| format!("the license names other deployments ({}): coderd will refuse it", named()))
+    (!license.claims.is_for(deployment)).then(|| {
+        format!("the license names other deployments ({}): coderd will refuse it", named())
+    })
 }
 
 type Under<'a> = (&'a DeploymentLicenses, RuleSet);
 
-fn rehearsed(deployment: Uuid, now: Under<'_>, then: Under<'_>, at: DateTime<Utc>) -> RehearsedDeployment {
-    let whole = |(licenses, rules): Under<'_>| granted(licenses.entitlements(rules, at), &licenses.agents, None);
+fn rehearsed(
+    deployment: Uuid,
+    now: Under<'_>,
+    then: Under<'_>,
+    at: DateTime<Utc>,
+) -> RehearsedDeployment {
+    let whole = |(licenses, rules): Under<'_>| {
+        granted(licenses.entitlements(rules, at), &licenses.agents, None)
+    };
     let mut windows = Vec::new();
     let gone = now.0.licenses.iter().filter(|license| !then.0.licenses.contains(license));
     for license in gone.chain(&then.0.licenses) {
         let alone = |(licenses, rules): Under<'_>| {
             let judged_at = license.claims.as_ref().map_or(at, |claims| counting(claims, at));
             licenses.licenses.contains(license).then(|| {
-                let answer = licenses.entitlements_by(std::slice::from_ref(license), rules, judged_at);
+                let answer =
+                    licenses.entitlements_by(std::slice::from_ref(license), rules, judged_at);
                 granted(answer, &licenses.agents, license.claims.as_ref())
             })
         };
         windows.push(RehearsedWindow {
             license_id: license.license_id,
             candidate: !now.0.licenses.contains(license),
-            validity: license.claims.as_ref().map_or("refused", |claims| validity(claims.validity(at))).to_owned(),
+            validity: license
+                .claims
+                .as_ref()
+                .map_or("refused", |claims| validity(claims.validity(at)))
+                .to_owned(),
             now: alone(now),
             then: alone(then),
         });
@@ -256,7 +330,14 @@ fn essence(rehearsal: &Rehearsal) -> impl Serialize + use<> {
         let windows: Vec<_> = one
             .windows
             .iter()
-            .map(|window| (window.license_id, window.validity.clone(), window.now.as_ref().map(bare), window.then.as_ref().map(bare)))
+            .map(|window| {
+                (
+                    window.license_id,
+                    window.validity.clone(),
+                    window.now.as_ref().map(bare),
+                    window.then.as_ref().map(bare),
+                )
+            })
             .collect();
         (one.deployment, bare(&one.now), bare(&one.then), windows)
     });

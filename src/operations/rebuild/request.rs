@@ -11,7 +11,9 @@ use crate::operations::{OperationError, given_file, instant, optional_instant};
 use crate::stages::{LicensesState, MetricsState, Stage as _};
 
 /// The stage to fold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum RebuildStage {
     /// The domain series of /metrics
@@ -50,7 +52,8 @@ pub struct RebuildRequest {
     #[arg(long, value_name = "LICENSE_ID")]
     #[serde(default)]
     pub without: Vec<i32>,
-    /// Deployment of the licenses. Default: the pipeline's deployment, or all deployments if only the rules differ.
+    /// Deployment of the licenses. Default: the pipeline's deployment, or all deployments if only
+    /// the rules differ.
     #[arg(long, value_name = "DEPLOYMENT_ID")]
     #[serde(default)]
     pub source: Option<Uuid>,
@@ -78,23 +81,29 @@ fn license_in(path: &str) -> Result<LicenseToken, String> {
 }
 
 impl RebuildRequest {
-    /// Whether this is a rehearsal. Only a rehearsal may name a deployment and an instant: a plain rebuild folds all deployments, as of
-    /// now.
+    /// Whether this is a rehearsal. Only a rehearsal may name a deployment and an instant: a plain
+    /// rebuild folds all deployments, as of now.
     ///
     /// # Errors
     /// [`OperationError::Invalid`] for a field that would be ignored.
     pub(super) fn rehearses(&self) -> Result<bool, OperationError> {
         let rehearses = self.rules.is_some() || self.license.is_some() || !self.without.is_empty();
-        let invalid = |field, message: &str| Err(OperationError::Invalid { field, message: message.to_owned() });
+        let invalid = |field, message: &str| {
+            Err(OperationError::Invalid { field, message: message.to_owned() })
+        };
         match (self.stage, rehearses) {
-            (RebuildStage::Metrics, true) => invalid("stage", "metrics have no rules and no licenses to rehearse: `rebuild plan licenses`"),
+            (RebuildStage::Metrics, true) => invalid(
+                "stage",
+                "metrics have no rules and no licenses to rehearse: `rebuild plan licenses`",
+            ),
             (_, false) if self.source.is_some() => invalid(
                 "source",
                 "--source is only for a rehearsal, with --rules, --license or --without: without one every deployment is folded",
             ),
-            (_, false) if self.at.is_some() => {
-                invalid("at", "--at is only for a rehearsal, with --rules, --license or --without: without one all is folded as it is now")
-            }
+            (_, false) if self.at.is_some() => invalid(
+                "at",
+                "--at is only for a rehearsal, with --rules, --license or --without: without one all is folded as it is now",
+            ),
             (_, rehearses) => Ok(rehearses),
         }
     }

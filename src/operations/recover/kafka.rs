@@ -1,7 +1,8 @@
 //! Recovers from topics that were lost, created again, or emptied before Tallyline read them.
 //!
-//! Their partitions begin another generation at the start of the log. Unread records of Tallyline's collectors are collected from coderd
-//! again. The rejects of unread resubmissions are reopened. Unread records of other producers are lost.
+//! Their partitions begin another generation at the start of the log. Unread records of Tallyline's
+//! collectors are collected from coderd again. The rejects of unread resubmissions are reopened.
+//! Unread records of other producers are lost.
 
 use std::ops::Range;
 
@@ -41,10 +42,12 @@ pub struct PartitionToBegin {
     pub log_start: Option<i64>,
     /// Offset after the last record; absent if the log does not have the partition.
     pub log_end: Option<i64>,
-    /// Offsets that are known to have existed and were never read. Records of Tallyline's collectors are collected again; the rest is lost.
-    /// Records that others appended after the last collector pass are not known.
+    /// Offsets that are known to have existed and were never read. Records of Tallyline's
+    /// collectors are collected again; the rest is lost. Records that others appended after the
+    /// last collector pass are not known.
     pub unread: i64,
-    /// Resubmitted records that were never read. Their rejects are reopened: they can be resubmitted or admitted again.
+    /// Resubmitted records that were never read. Their rejects are reopened: they can be
+    /// resubmitted or admitted again.
     pub reopened: i64,
 }
 
@@ -58,14 +61,27 @@ impl KafkaEffect {
         let partitions: Vec<Value> = self
             .partitions
             .iter()
-            .map(|one| json!([one.topic, one.partition, one.generation, one.position, one.problem, one.reopened]))
+            .map(|one| {
+                json!([
+                    one.topic,
+                    one.partition,
+                    one.generation,
+                    one.position,
+                    one.problem,
+                    one.reopened
+                ])
+            })
             .collect();
         json!({ "create": self.topics_to_create, "partitions": self.partitions_to_create, "begin": partitions })
     }
 }
 
 pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> {
-    let mut effect = KafkaEffect { topics_to_create: Vec::new(), partitions_to_create: desk.partitions, partitions: Vec::new() };
+    let mut effect = KafkaEffect {
+        topics_to_create: Vec::new(),
+        partitions_to_create: desk.partitions,
+        partitions: Vec::new(),
+    };
     for topic in Topic::ALL {
         match desk.log.partitions(topic).await {
             Ok(_) => {}
@@ -81,12 +97,17 @@ pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> 
 }
 
 /// The problem of a position, in one word.
-async fn problem(log: &Log, position: &PartitionLease) -> Result<Option<&'static str>, OperationError> {
+async fn problem(
+    log: &Log,
+    position: &PartitionLease,
+) -> Result<Option<&'static str>, OperationError> {
     match check_position(log, position).await {
         Ok(()) => Ok(misses_records(log, position).await?.then_some("missing_records")),
         Err(PositionProblem::Fault(PositionFault::BeforeStart { .. })) => Ok(Some("before_start")),
         Err(PositionProblem::Fault(PositionFault::BeyondEnd { .. })) => Ok(Some("beyond_end")),
-        Err(PositionProblem::Fault(PositionFault::AnotherRecord { .. })) => Ok(Some("another_record")),
+        Err(PositionProblem::Fault(PositionFault::AnotherRecord { .. })) => {
+            Ok(Some("another_record"))
+        }
         Err(PositionProblem::Log(LogError::NoTopic(_))) => Ok(Some("gone")),
         Err(PositionProblem::Log(error)) => Err(error.into()),
     }
@@ -97,14 +118,25 @@ async fn misses_records(log: &Log, position: &PartitionLease) -> Result<bool, Lo
     let Log::Postgres(_) = log else { return Ok(false) };
     let (_, end) = log.watermarks(position.partition).await?;
     let next = log.read(position.partition, position.next_offset, 1).await?;
-    Ok(position.next_offset < end && next.first().is_none_or(|record| record.offset != position.next_offset))
+    Ok(position.next_offset < end
+        && next.first().is_none_or(|record| record.offset != position.next_offset))
 }
 
-async fn begin(desk: &Desk, position: &PartitionLease, problem: &str) -> Result<PartitionToBegin, OperationError> {
-    let ends = if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
-    let noted = desk.ledger.run(async |conn| generations::recorded_end(conn, position.partition).await).await?;
+async fn begin(
+    desk: &Desk,
+    position: &PartitionLease,
+    problem: &str,
+) -> Result<PartitionToBegin, OperationError> {
+    let ends =
+        if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
+    let noted = desk
+        .ledger
+        .run(async |conn| generations::recorded_end(conn, position.partition).await)
+        .await?;
     let lost = lost(position.next_offset, problem, ends.map(|(start, _)| start));
-    let reopened = desk.ledger.run(async |conn| rejects::passed_to(conn, position.partition, position.generation, lost).await);
+    let reopened = desk.ledger.run(async |conn| {
+        rejects::passed_to(conn, position.partition, position.generation, lost).await
+    });
     let known_end = match (problem, ends) {
         ("before_start", Some((start, _))) => Some(start),
         _ => noted,
@@ -122,13 +154,19 @@ async fn begin(desk: &Desk, position: &PartitionLease, problem: &str) -> Result<
     })
 }
 
-/// The offsets that cannot be read any more. Records after the start that retention left still exist.
+/// The offsets that cannot be read any more. Records after the start that retention left still
+/// exist.
 fn lost(position: i64, problem: &str, log_start: Option<i64>) -> Range<i64> {
     let until = log_start.filter(|_| problem == "before_start");
     position..until.unwrap_or(i64::MAX)
 }
 
-pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
+pub(super) async fn execute(
+    desk: &Desk,
+    effect: &KafkaEffect,
+    act: &NewAct<'_>,
+    hash: &str,
+) -> Result<bool, OperationError> {
     if !effect.topics_to_create.is_empty() {
         for drift in desk.log.create_topics(effect.partitions_to_create).await? {
             tracing::warn!("{drift}");
@@ -136,7 +174,11 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
     }
     let mut begun = Vec::with_capacity(effect.partitions.len());
     for one in &effect.partitions {
-        let topic = one.topic.parse::<Topic>().ok().ok_or_else(|| anyhow::anyhow!("no topic {}", one.topic))?;
+        let topic = one
+            .topic
+            .parse::<Topic>()
+            .ok()
+            .ok_or_else(|| anyhow::anyhow!("no topic {}", one.topic))?;
         let partition = TopicPartition { topic, partition: one.partition };
         let start = match desk.log.whole_from(partition).await {
             Ok(start) => Some(start),
@@ -145,7 +187,18 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
             Err(error) => return Err(error.into()),
         };
         let lost = lost(one.position, &one.problem, one.log_start);
-        begun.push(NewGeneration { partition, generation: one.generation, lost, reopened: one.reopened, start });
+        begun.push(NewGeneration {
+            partition,
+            generation: one.generation,
+            lost,
+            reopened: one.reopened,
+            start,
+        });
     }
-    Ok(desk.ledger.run(async |conn| generations::begin(conn, &begun, act, hash, desk.ledger.clock.now()).await).await?)
+    Ok(desk
+        .ledger
+        .run(async |conn| {
+            generations::begin(conn, &begun, act, hash, desk.ledger.clock.now()).await
+        })
+        .await?)
 }

@@ -1,4 +1,5 @@
-//! Recovers a ledger that was restored from a backup. It becomes another incarnation, and catches up before it shows or sends anything.
+//! Recovers a ledger that was restored from a backup. It becomes another incarnation, and catches
+//! up before it shows or sends anything.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,8 @@ use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
 use crate::ledger::{
-    ActFilter, NewAct, Recovering, RestoreEvidence, Sequence, acts, collector_lease, generations, identity, landmarks, leases, losses,
-    publications, recoveries, restored, snapshots, sources,
+    ActFilter, NewAct, Recovering, RestoreEvidence, Sequence, acts, collector_lease, generations,
+    identity, landmarks, leases, losses, publications, recoveries, restored, snapshots, sources,
 };
 use crate::log::Log;
 use crate::publisher::sendable_after;
@@ -27,19 +28,22 @@ pub struct LedgerEffect {
     pub sequence: Sequence,
     /// When the newest batch was recorded.
     pub newest_batch_at: Option<DateTime<Utc>>,
-    /// Time of the last recorded act. Later acts of operators are missing: pauses, choices of license rules, acts on rejects, replays,
-    /// rebuilds, recoveries and exports.
+    /// Time of the last recorded act. Later acts of operators are missing: pauses, choices of
+    /// license rules, acts on rejects, replays, rebuilds, recoveries and exports.
     pub last_act_at: Option<DateTime<Utc>>,
-    /// Log time of the newest record that was read before the loss, from the committed offsets of the Kafka group. The lost time extends at
-    /// least to this instant. Absent if the offsets do not show it.
+    /// Log time of the newest record that was read before the loss, from the committed offsets of
+    /// the Kafka group. The lost time extends at least to this instant. Absent if the offsets do
+    /// not show it.
     pub had_read_until: Option<DateTime<Utc>>,
     /// The open recovery, if there is one. In that case a plan can only abandon sources.
     pub open: Option<Recovering>,
     /// Offsets of the log that the restored ledger has not read. They will be read.
     pub records_to_read: i64,
-    /// Whether the log is in the same database and was restored too. If so, records that other producers appended after the backup are
-    /// lost, and their number is unknown. Records of Tallyline's collectors are collected again, with coderd's current names. After a
-    /// rename of a template, organization or preset, one series may be lower than before and another one higher.
+    /// Whether the log is in the same database and was restored too. If so, records that other
+    /// producers appended after the backup are lost, and their number is unknown. Records of
+    /// Tallyline's collectors are collected again, with coderd's current names. After a rename of a
+    /// template, organization or preset, one series may be lower than before and another one
+    /// higher.
     pub log_restored_too: bool,
     /// Deployments whose databases must be read again completely before the recovery ends.
     pub sources_to_read: Vec<Uuid>,
@@ -47,21 +51,25 @@ pub struct LedgerEffect {
     pub not_waited_for: Vec<SourceNotWaitedFor>,
     /// Pending publications. Each one may have been sent after the backup.
     pub pending: i64,
-    /// Of these, recent enough to send. Mode `sole` may send them a second time: the vendor remembers their ids and bills them once.
+    /// Of these, recent enough to send. Mode `sole` may send them a second time: the vendor
+    /// remembers their ids and bills them once.
     pub pending_to_send: i64,
     /// Of these, too old to send. They become `unknown`, because they may have been sent.
     pub pending_too_old: i64,
-    /// Of these, marked as published in coderd: not ours to send. Absent if coderd's database is not configured or does not answer.
+    /// Of these, marked as published in coderd: not ours to send. Absent if coderd's database is
+    /// not configured or does not answer.
     pub pending_published_by_coderd: Option<i64>,
 }
 
-/// A collected source that a recovery does not wait for. Its events after the backup may never return. Its series and counts may stay
-/// lower, and the vendor may have amounts that this ledger does not have. If the source is read again, its remaining events are added.
+/// A collected source that a recovery does not wait for. Its events after the backup may never
+/// return. Its series and counts may stay lower, and the vendor may have amounts that this ledger
+/// does not have. If the source is read again, its remaining events are added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SourceNotWaitedFor {
     /// Id of the deployment.
     pub deployment_id: Uuid,
-    /// Whether this plan abandons it. If not, it was not read for 35 days while others were, or it was abandoned earlier.
+    /// Whether this plan abandons it. If not, it was not read for 35 days while others were, or it
+    /// was abandoned earlier.
     pub by_this_plan: bool,
     /// When it was last read, according to this ledger.
     pub last_read_at: Option<DateTime<Utc>>,
@@ -74,7 +82,11 @@ pub struct SourceNotWaitedFor {
 impl LedgerEffect {
     /// The deployments that this plan abandons.
     fn given_up(&self) -> Vec<Uuid> {
-        self.not_waited_for.iter().filter(|source| source.by_this_plan).map(|source| source.deployment_id).collect()
+        self.not_waited_for
+            .iter()
+            .filter(|source| source.by_this_plan)
+            .map(|source| source.deployment_id)
+            .collect()
     }
 
     pub(super) fn nothing(&self) -> Option<String> {
@@ -84,8 +96,12 @@ impl LedgerEffect {
 
     pub(super) fn changes(&self) -> Value {
         match &self.open {
-            Some(open) => json!({ "recovery": open.id, "incarnation": self.sequence.incarnation, "without": self.given_up() }),
-            None => json!({ "incarnation": self.sequence.incarnation, "sources": self.sources_to_read, "without": self.given_up() }),
+            Some(open) => {
+                json!({ "recovery": open.id, "incarnation": self.sequence.incarnation, "without": self.given_up() })
+            }
+            None => {
+                json!({ "incarnation": self.sequence.incarnation, "sources": self.sources_to_read, "without": self.given_up() })
+            }
         }
     }
 }
@@ -94,12 +110,22 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
     let ledger = &desk.ledger;
     let (head, open) = (ledger.run(snapshots::head).await?, ledger.run(recoveries::open).await?);
     let (sources_to_read, not_waited_for) = sources(desk, open.as_ref(), without).await?;
-    let (pending, pending_to_send) =
-        ledger.run(async |conn| recoveries::pending_later_than(conn, sendable_after(ledger.clock.now())).await).await?;
+    let (pending, pending_to_send) = ledger
+        .run(async |conn| {
+            recoveries::pending_later_than(conn, sendable_after(ledger.clock.now())).await
+        })
+        .await?;
     Ok(LedgerEffect {
         sequence: head,
-        newest_batch_at: ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?.map(|landmark| landmark.recorded_at),
-        last_act_at: ledger.run(async |conn| acts::list(conn, &ActFilter::default(), 1).await).await?.first().map(|act| act.acted_at),
+        newest_batch_at: ledger
+            .run(async |conn| landmarks::of_batch(conn, head.number).await)
+            .await?
+            .map(|landmark| landmark.recorded_at),
+        last_act_at: ledger
+            .run(async |conn| acts::list(conn, &ActFilter::default(), 1).await)
+            .await?
+            .first()
+            .map(|act| act.acted_at),
         had_read_until: had_read_until(desk).await,
         open,
         records_to_read: records_to_read(desk).await?,
@@ -114,7 +140,11 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
 }
 
 /// The deployments that the recovery waits for, and the other collected deployments.
-async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
+async fn sources(
+    desk: &Desk,
+    open: Option<&Recovering>,
+    without: &[Uuid],
+) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
     let (waited_for, not_read) = desk.ledger.run(restored::sources_to_recover).await?;
     let waits_for = |id: &Uuid| match open {
         Some(open) => open.sources_to_read.contains(id) || open.sources_to_compare.contains(id),
@@ -123,19 +153,33 @@ async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Re
     for id in without {
         is_not_there(desk, *id).await?;
         if !waits_for(id) {
-            return Err(OperationError::Forbidden(format!("the recovery does not wait for {id}: there is nothing to give up")));
+            return Err(OperationError::Forbidden(format!(
+                "the recovery does not wait for {id}: there is nothing to give up"
+            )));
         }
     }
     let (mut to_read, mut others) = (Vec::new(), Vec::new());
     for source in waited_for.iter().chain(&not_read) {
         let id = source.deployment_id;
-        let (by_this_plan, given_up) = (without.contains(&id), open.is_some_and(|open| open.without.contains(&id)));
+        let (by_this_plan, given_up) =
+            (without.contains(&id), open.is_some_and(|open| open.without.contains(&id)));
         if waits_for(&id) && !by_this_plan {
             to_read.push(id);
         } else if by_this_plan || given_up || open.is_none() {
-            let events = desk.ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
-            let pending = desk.ledger.run(async |conn| publications::pending(conn, source.id).await).await?.events;
-            others.push(SourceNotWaitedFor { deployment_id: id, by_this_plan, last_read_at: source.last_read_at, events, pending });
+            let events =
+                desk.ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
+            let pending = desk
+                .ledger
+                .run(async |conn| publications::pending(conn, source.id).await)
+                .await?
+                .events;
+            others.push(SourceNotWaitedFor {
+                deployment_id: id,
+                by_this_plan,
+                last_read_at: source.last_read_at,
+                events,
+                pending,
+            });
         }
     }
     Ok((to_read, others))
@@ -146,14 +190,20 @@ async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
     if desk.ledger.run(async |conn| sources::get(conn, id).await).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
     }
-    if let Some(holder) = desk.ledger.run(async |conn| leases::holder(conn, &collector_lease(id)).await).await? {
-        return Err(OperationError::Forbidden(format!("{id} is there: the collector {holder} reads it; stop that first if it cannot")));
+    if let Some(holder) =
+        desk.ledger.run(async |conn| leases::holder(conn, &collector_lease(id)).await).await?
+    {
+        return Err(OperationError::Forbidden(format!(
+            "{id} is there: the collector {holder} reads it; stop that first if it cannot"
+        )));
     }
     match &desk.coderd {
-        Some(database) if is_of(desk, database, id).await.unwrap_or(false) => Err(OperationError::Forbidden(format!(
-            "{id} is there: its database answers at {}, and a collector can read it",
-            database.address()
-        ))),
+        Some(database) if is_of(desk, database, id).await.unwrap_or(false) => {
+            Err(OperationError::Forbidden(format!(
+                "{id} is there: its database answers at {}, and a collector can read it",
+                database.address()
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -163,7 +213,10 @@ async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
         Ok(Some(RestoreEvidence::Position { read_until, .. })) => read_until,
         Ok(_) => None,
         Err(error) => {
-            tracing::warn!(error = cause::text(error.as_ref()), "how far the log had been read is not known");
+            tracing::warn!(
+                error = cause::text(error.as_ref()),
+                "how far the log had been read is not known"
+            );
             None
         }
     }
@@ -182,7 +235,8 @@ async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
 async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError> {
     let Some(database) = &desk.coderd else { return Ok(None) };
     let mut published = 0;
-    for source in desk.ledger.run(sources::list).await?.into_iter().filter(|source| !source.retired) {
+    for source in desk.ledger.run(sources::list).await?.into_iter().filter(|source| !source.retired)
+    {
         if !is_of(desk, database, source.deployment_id).await.unwrap_or(false) {
             continue;
         }
@@ -198,39 +252,72 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
     Ok(Some(published))
 }
 
-/// Whether the database belongs to the source's coderd. If a fact is unknown and no other contradicts, the configured id decides.
-pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> Result<bool, OperationError> {
+/// Whether the database belongs to the source's coderd. If a fact is unknown and no other
+/// contradicts, the configured id decides.
+pub(super) async fn is_of(
+    desk: &Desk,
+    database: &Database,
+    source_id: Uuid,
+) -> Result<bool, OperationError> {
     let mut reader = database.connect().await?;
     let facts = reader.identity_facts().await;
     reader.close().await;
     let facts = facts?;
-    let refusal = desk.ledger.run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await).await?;
+    let refusal = desk
+        .ledger
+        .run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await)
+        .await?;
     Ok(refusal.is_none() && (facts.problem.is_none() || desk.deployment == Some(source_id)))
 }
 
 /// The source's pending events that coderd has marked as published, read in pages.
-pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source_id: i16) -> Result<Vec<String>, OperationError> {
+pub(super) async fn marked_as_published(
+    desk: &Desk,
+    database: &Database,
+    source_id: i16,
+) -> Result<Vec<String>, OperationError> {
     let mut reader = database.connect().await?;
     let (mut after, mut published) = (None, Vec::new());
     loop {
-        let page =
-            desk.ledger.run(async |conn| publications::old(conn, source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE).await).await?;
+        let page = desk
+            .ledger
+            .run(async |conn| {
+                publications::old(conn, source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE)
+                    .await
+            })
+            .await?;
         let Some(last) = page.last().cloned() else { break };
         let ids: Vec<String> = page.into_iter().map(|(_, id)| id).collect();
         let rows = reader.usage(&ids).await?;
-        published.extend(rows.into_iter().filter(|row| row.published_at.is_some()).map(|row| row.id));
+        published
+            .extend(rows.into_iter().filter(|row| row.published_at.is_some()).map(|row| row.id));
         after = Some(last);
     }
     reader.close().await;
     Ok(published)
 }
 
-pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
+pub(super) async fn execute(
+    desk: &Desk,
+    effect: &LedgerEffect,
+    act: &NewAct<'_>,
+    hash: &str,
+) -> Result<bool, OperationError> {
     let without = effect.given_up();
     Ok(match &effect.open {
         Some(open) => {
             desk.ledger
-                .run(async |conn| recoveries::abandon_sources(conn, open.id, &without, act, hash, desk.ledger.clock.now()).await)
+                .run(async |conn| {
+                    recoveries::abandon_sources(
+                        conn,
+                        open.id,
+                        &without,
+                        act,
+                        hash,
+                        desk.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await?
         }
         None => {
@@ -238,8 +325,17 @@ pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>
                 Ok(Some(RestoreEvidence::Position { marked, .. })) => marked,
                 Ok(_) | Err(_) => Vec::new(),
             };
-            let restored = RestoreEvidence::Reported { incarnation: effect.sequence.incarnation, without, marked };
-            desk.ledger.run(async |conn| restored::record(conn, &restored, act, Some(hash), desk.ledger.clock.now()).await).await?
+            let restored = RestoreEvidence::Reported {
+                incarnation: effect.sequence.incarnation,
+                without,
+                marked,
+            };
+            desk.ledger
+                .run(async |conn| {
+                    restored::record(conn, &restored, act, Some(hash), desk.ledger.clock.now())
+                        .await
+                })
+                .await?
         }
     })
 }

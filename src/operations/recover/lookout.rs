@@ -1,5 +1,5 @@
-//! Monitors, in every process, whether the ledger was restored from a backup. Opens the recovery, and closes it when the ledger has caught
-//! up.
+//! Monitors, in every process, whether the ledger was restored from a backup. Opens the recovery,
+//! and closes it when the ledger has caught up.
 //!
 //! Each step happens once, in whichever process comes first.
 
@@ -13,7 +13,8 @@ use super::super::{Desk, OperationError};
 use super::ledger::{is_of, marked_as_published};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{
-    Landmark, LedgerIdentity, Recovering, RestoreEvidence, Settlement, landmarks, publications, recoveries, restored, sources,
+    Landmark, LedgerIdentity, Recovering, RestoreEvidence, Settlement, landmarks, publications,
+    recoveries, restored, sources,
 };
 use crate::log::LogError;
 
@@ -24,8 +25,9 @@ const SETTLED_AT_ONCE: usize = 500;
 /// Consecutive failed checks before a warning.
 const TOLD_AFTER: u32 = 10;
 
-/// The restore monitor of one process. It remembers the newest batch that it saw: a ledger without this batch was restored. After a start
-/// it remembers none; consumers and publishers compare the committed offsets of the consumer group.
+/// The restore monitor of one process. It remembers the newest batch that it saw: a ledger without
+/// this batch was restored. After a start it remembers none; consumers and publishers compare the
+/// committed offsets of the consumer group.
 pub struct Lookout {
     desk: Desk,
     /// Identifies this process when it settles publications.
@@ -73,7 +75,12 @@ impl Lookout {
         let ledger = &self.desk.ledger;
         if let Some(recovering) = ledger.run(recoveries::open).await? {
             if remembered.told.replace(recovering.id) != Some(recovering.id) {
-                warn!(by = recovering.actor, reason = recovering.reason, "{recovering}; {}", recovering.lost_acts());
+                warn!(
+                    by = recovering.actor,
+                    reason = recovering.reason,
+                    "{recovering}; {}",
+                    recovering.lost_acts()
+                );
             }
             self.tend(&recovering).await?;
         }
@@ -83,26 +90,44 @@ impl Lookout {
     /// Checks that the ledger contains the remembered batch, then remembers a newer one.
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
-        let (head, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
+        let (head, acquaintance) = ledger
+            .run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await)
+            .await?;
         if let (LedgerIdentity::Restored, Some(landmark)) = (acquaintance, *known) {
-            ledger.run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(landmark), ledger.clock.now()).await).await?;
+            ledger
+                .run(async |conn| {
+                    restored::record_detected(
+                        conn,
+                        &RestoreEvidence::Batch(landmark),
+                        ledger.clock.now(),
+                    )
+                    .await
+                })
+                .await?;
             return Ok(());
         }
         let further = ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?;
         // check again: a restore in between would have removed the remembered batch
-        let (_, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
+        let (_, acquaintance) = ledger
+            .run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await)
+            .await?;
         if acquaintance != LedgerIdentity::Restored {
             *known = further.or(*known);
         }
         Ok(())
     }
 
-    /// Does the part of the open recovery that this process can do. Closes the recovery when nothing is left.
+    /// Does the part of the open recovery that this process can do. Closes the recovery when
+    /// nothing is left.
     async fn tend(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
         if !recovering.log_ends_known {
             let ends = self.ends().await?;
-            ledger.run(async |conn| recoveries::set_targets(conn, recovering.id, &ends, ledger.clock.now()).await).await?;
+            ledger
+                .run(async |conn| {
+                    recoveries::set_targets(conn, recovering.id, &ends, ledger.clock.now()).await
+                })
+                .await?;
             return Ok(());
         }
         if recovering.records_to_read > 0 || !recovering.sources_to_read.is_empty() {
@@ -111,8 +136,14 @@ impl Lookout {
         if !recovering.sources_to_compare.is_empty() {
             self.compare(recovering).await?;
         }
-        if ledger.run(async |conn| recoveries::close(conn, recovering.id, ledger.clock.now()).await).await? {
-            info!("the restored ledger has caught up: series are shown and usage is published again; {}", recovering.lost_acts());
+        if ledger
+            .run(async |conn| recoveries::close(conn, recovering.id, ledger.clock.now()).await)
+            .await?
+        {
+            info!(
+                "the restored ledger has caught up: series are shown and usage is published again; {}",
+                recovering.lost_acts()
+            );
         }
         Ok(())
     }
@@ -129,7 +160,8 @@ impl Lookout {
         Ok(ends)
     }
 
-    /// Settles publications that coderd has marked as published: they are not ours to send, even if we sent them in the lost time.
+    /// Settles publications that coderd has marked as published: they are not ours to send, even if
+    /// we sent them in the lost time.
     async fn compare(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let Some(database) = &self.desk.coderd else { return Ok(()) };
         let ledger = &self.desk.ledger;
@@ -137,20 +169,38 @@ impl Lookout {
         sources.retain(|source| recovering.sources_to_compare.contains(&source.deployment_id));
         for source in sources {
             let is_of = match self.desk.deployment {
-                Some(configured) => configured == source.deployment_id && is_of(&self.desk, database, configured).await?,
+                Some(configured) => {
+                    configured == source.deployment_id
+                        && is_of(&self.desk, database, configured).await?
+                }
                 None => is_of(&self.desk, database, source.deployment_id).await.unwrap_or(false),
             };
             if !is_of {
                 continue;
             }
             let mut not_ours = 0;
-            for ids in marked_as_published(&self.desk, database, source.id).await?.chunks(SETTLED_AT_ONCE) {
+            for ids in
+                marked_as_published(&self.desk, database, source.id).await?.chunks(SETTLED_AT_ONCE)
+            {
                 let settled = ledger.run(async |conn| {
-                    publications::settle(conn, source.id, &self.holder, ids, Settlement::NotOurs, ledger.clock.now()).await
+                    publications::settle(
+                        conn,
+                        source.id,
+                        &self.holder,
+                        ids,
+                        Settlement::NotOurs,
+                        ledger.clock.now(),
+                    )
+                    .await
                 });
                 not_ours += settled.await?.not_ours;
             }
-            ledger.run(async |conn| recoveries::record_compared(conn, recovering.id, source.id, ledger.clock.now()).await).await?;
+            ledger
+                .run(async |conn| {
+                    recoveries::record_compared(conn, recovering.id, source.id, ledger.clock.now())
+                        .await
+                })
+                .await?;
             info!(source = %source.deployment_id, not_ours, "pending publications compared with coderd's publish marks");
         }
         Ok(())

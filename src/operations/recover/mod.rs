@@ -1,6 +1,7 @@
 //! Recoveries: plan what can be restored after a loss, with the risks, and execute the plan.
 //!
-//! A plan is saved under a hash of its changes. It is executed only if it would still make exactly these changes.
+//! A plan is saved under a hash of its changes. It is executed only if it would still make exactly
+//! these changes.
 
 mod coderd;
 mod kafka;
@@ -45,15 +46,16 @@ impl Lost {
     }
 }
 
-/// Show what can be restored after a loss, the risks, and the hash that identifies the plan when it is executed.
+/// Show what can be restored after a loss, the risks, and the hash that identifies the plan when it
+/// is executed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverRequest {
     /// The part that was lost.
     #[arg(long)]
     pub lost: Lost,
-    /// Deployments to abandon: they no longer exist, and the recovery of a restored ledger does not wait for them. Also for an open
-    /// recovery.
+    /// Deployments to abandon: they no longer exist, and the recovery of a restored ledger does not
+    /// wait for them. Also for an open recovery.
     #[arg(long, value_name = "DEPLOYMENT")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Uuid>,
@@ -71,7 +73,8 @@ pub struct RecoverExecution {
 /// Effect of a recovery in numbers, and the hash that identifies the plan when it is executed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecoverPlan {
-    /// SHA-256 of the changes, in hexadecimal. Null if there is nothing to execute: nothing is lost, or a recovery is already open.
+    /// SHA-256 of the changes, in hexadecimal. Null if there is nothing to execute: nothing is
+    /// lost, or a recovery is already open.
     pub hash: Option<String>,
     /// Findings, planned changes and risks.
     pub effect: RecoverEffect,
@@ -119,11 +122,20 @@ impl ApiRequest for RecoverRequest {
 }
 
 impl Operation for RecoverRequest {
-    async fn run(&self, Run { desk, progress, stop, .. }: Run<'_>) -> Result<RecoverPlan, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, progress, stop, .. }: Run<'_>,
+    ) -> Result<RecoverPlan, OperationError> {
         let (plan, _) = desk.foresee_recovery(self, progress, stop).await?;
         let Some(hash) = &plan.hash else { return Ok(plan) };
-        let (asked, effect, now) = (serde_json::to_value(self)?, serde_json::to_value(&plan.effect)?, desk.ledger.clock.now());
-        desk.ledger.run(async |conn| plans::save(conn, hash, "recover", &asked, &effect, now).await).await?;
+        let (asked, effect, now) = (
+            serde_json::to_value(self)?,
+            serde_json::to_value(&plan.effect)?,
+            desk.ledger.clock.now(),
+        );
+        desk.ledger
+            .run(async |conn| plans::save(conn, hash, "recover", &asked, &effect, now).await)
+            .await?;
         Ok(plan)
     }
 }
@@ -132,22 +144,30 @@ impl ApiRequest for RecoverExecution {
     type Answer = RecoverPlan;
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/api/v1/recoveries/execute";
-    const ANSWER: &'static str =
-        "The executed plan. 404: the hash is not known. 409: nothing is lost, the plan was executed, or the effect is not the planned one.";
+    const ANSWER: &'static str = "The executed plan. 404: the hash is not known. 409: nothing is lost, the plan was executed, or the effect is not the planned one.";
     const IS_LONG: bool = true;
 }
 
 impl Operation for RecoverExecution {
-    async fn run(&self, Run { desk, actor, progress, stop }: Run<'_>) -> Result<RecoverPlan, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, actor, progress, stop }: Run<'_>,
+    ) -> Result<RecoverPlan, OperationError> {
         let hash = &self.hash;
         let unknown = || {
             OperationError::NotFound(format!(
                 "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
             ))
         };
-        let kept = desk.ledger.run(async |conn| plans::load(conn, hash, "recover").await).await?.ok_or_else(unknown)?;
+        let kept = desk
+            .ledger
+            .run(async |conn| plans::load(conn, hash, "recover").await)
+            .await?
+            .ok_or_else(unknown)?;
         if kept.act_id.is_some() {
-            return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));
+            return Err(OperationError::Forbidden(
+                "this plan was executed before: plan again".to_owned(),
+            ));
         }
         let request: RecoverRequest = serde_json::from_value(kept.request)?;
         let (plan, lost_ids) = desk.foresee_recovery(&request, progress, stop).await?;
@@ -166,7 +186,9 @@ impl Operation for RecoverExecution {
         let done = match &plan.effect {
             RecoverEffect::Kafka(effect) => kafka::execute(desk, effect, &act, hash).await?,
             RecoverEffect::Ledger(effect) => ledger::execute(desk, effect, &act, hash).await?,
-            RecoverEffect::Coderd(effect) => coderd::execute(desk, effect, &lost_ids, &act, hash).await?,
+            RecoverEffect::Coderd(effect) => {
+                coderd::execute(desk, effect, &lost_ids, &act, hash).await?
+            }
         };
         if done { Ok(plan) } else { Err(OperationError::plan_changed()) }
     }
@@ -186,7 +208,10 @@ impl Desk {
         }
         let (effect, lost_ids) = match request.lost {
             Lost::Kafka => (RecoverEffect::Kafka(kafka::foresee(self).await?), Vec::new()),
-            Lost::Ledger => (RecoverEffect::Ledger(Box::new(ledger::foresee(self, &request.without).await?)), Vec::new()),
+            Lost::Ledger => (
+                RecoverEffect::Ledger(Box::new(ledger::foresee(self, &request.without).await?)),
+                Vec::new(),
+            ),
             Lost::Coderd => {
                 let (effect, lost_ids) = coderd::foresee(self, progress, stop).await?;
                 (RecoverEffect::Coderd(effect), lost_ids)

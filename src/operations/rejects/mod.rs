@@ -5,7 +5,9 @@ mod resubmit;
 mod shown;
 
 pub use edit::edited;
-pub use resubmit::{AdmitRejects, Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord};
+pub use resubmit::{
+    AdmitRejects, Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord,
+};
 pub use shown::{Bytes, Header, Reject, ShownReject};
 
 use std::collections::BTreeSet;
@@ -19,7 +21,10 @@ use utoipa::ToSchema;
 
 use super::{ApiRequest, Desk, Operation, OperationError, Run};
 use crate::event::RejectCause;
-use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject, reject_counts, rejects};
+use crate::ledger::{
+    ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject,
+    reject_counts, rejects,
+};
 use crate::words::UnknownWord;
 
 /// Maximum rejects per page.
@@ -35,7 +40,8 @@ const LISTED_BYTES: i32 = 1_024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(default)]
 pub struct WhichRejects {
-    /// Only rejects in this state: `open`, `resubmitted`, `admitted`, `discarded` or `all`. Default: `open`.
+    /// Only rejects in this state: `open`, `resubmitted`, `admitted`, `discarded` or `all`.
+    /// Default: `open`.
     #[arg(long, default_value = "open", hide_default_value = true)]
     pub state: String,
     /// Only rejects with this verdict: `rejected`, `conflict` or `held`.
@@ -142,10 +148,18 @@ impl Operation for ListRejects {
     async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<RejectPage, OperationError> {
         let filter = filter(&self.which)?;
         if !(1..=MOST_LISTED).contains(&self.limit) {
-            return Err(OperationError::Invalid { field: "limit", message: format!("must lie between 1 and {MOST_LISTED}") });
+            return Err(OperationError::Invalid {
+                field: "limit",
+                message: format!("must lie between 1 and {MOST_LISTED}"),
+            });
         }
         let one_more = i64::try_from(self.limit).unwrap_or(i64::MAX) + 1;
-        let mut rows = desk.ledger.run(async |conn| rejects::list(conn, &filter, self.after, one_more, LISTED_BYTES).await).await?;
+        let mut rows = desk
+            .ledger
+            .run(async |conn| {
+                rejects::list(conn, &filter, self.after, one_more, LISTED_BYTES).await
+            })
+            .await?;
         let more = rows.len() > self.limit;
         rows.truncate(self.limit);
         let next_after = rows.last().map(|row| row.id).filter(|_| more);
@@ -162,7 +176,10 @@ impl ApiRequest for CountRejects {
 impl Operation for CountRejects {
     async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<RejectCounts, OperationError> {
         let filter = filter(&self.which)?;
-        let groups = desk.ledger.run(async |conn| reject_counts::groups(conn, &filter, self.by).await).await?;
+        let groups = desk
+            .ledger
+            .run(async |conn| reject_counts::groups(conn, &filter, self.by).await)
+            .await?;
         Ok(RejectCounts { by: self.by, groups })
     }
 }
@@ -189,15 +206,25 @@ impl ApiRequest for DiscardRejects {
 }
 
 impl Operation for DiscardRejects {
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<DiscardedRejects, OperationError> {
+    async fn run(
+        &self,
+        Run { desk, actor, .. }: Run<'_>,
+    ) -> Result<DiscardedRejects, OperationError> {
         let rows = desk.these_rejects(&self.ids).await?;
         desk.all_open(&rows).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        let act = |id: &i64| actor.act(ActKind::Discard, Subject::Reject(*id), serde_json::json!({}));
+        let act =
+            |id: &i64| actor.act(ActKind::Discard, Subject::Reject(*id), serde_json::json!({}));
         let acts: Vec<NewAct<'_>> = ids.iter().map(act).collect();
-        match desk.ledger.run(async |conn| rejects::discard(conn, &ids, &acts, desk.ledger.clock.now()).await).await? {
+        match desk
+            .ledger
+            .run(async |conn| rejects::discard(conn, &ids, &acts, desk.ledger.clock.now()).await)
+            .await?
+        {
             Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
-            None => Err(OperationError::Forbidden("another act ended one of them meanwhile; nothing was done".to_owned())),
+            None => Err(OperationError::Forbidden(
+                "another act ended one of them meanwhile; nothing was done".to_owned(),
+            )),
         }
     }
 }
@@ -207,36 +234,56 @@ impl Desk {
     async fn these_rejects(&self, ids: &[i64]) -> Result<Vec<RejectRow>, OperationError> {
         let ids: Vec<i64> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         if ids.is_empty() || ids.len() > MOST_CHANGED {
-            return Err(OperationError::Invalid { field: "ids", message: format!("give from 1 to {MOST_CHANGED} numbers of rejects") });
+            return Err(OperationError::Invalid {
+                field: "ids",
+                message: format!("give from 1 to {MOST_CHANGED} numbers of rejects"),
+            });
         }
         let rows = self.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?;
         match ids.iter().find(|id| !rows.iter().any(|row| row.id == **id)) {
             None => Ok(rows),
-            Some(id) => Err(OperationError::NotFound(format!("there is no reject {id}: `tallyline rejects list` shows their numbers"))),
+            Some(id) => Err(OperationError::NotFound(format!(
+                "there is no reject {id}: `tallyline rejects list` shows their numbers"
+            ))),
         }
     }
 
     /// Refuses rejects that are not open; the error names the act that ended them.
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
-        let Some(ended) = rows.iter().find(|row| row.state != RejectState::Open) else { return Ok(()) };
+        let Some(ended) = rows.iter().find(|row| row.state != RejectState::Open) else {
+            return Ok(());
+        };
         let acts = self.ledger.run(async |conn| rejects::acts(conn, &[ended.id]).await).await?;
-        let by = acts
-            .iter()
-            .find(|act| act.ended_it)
-            .map(|act| format!(" by {} at {}", act.actor, act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true)));
+        let by = acts.iter().find(|act| act.ended_it).map(|act| {
+            format!(
+                " by {} at {}",
+                act.actor,
+                act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true)
+            )
+        });
         let (id, state) = (ended.id, ended.state);
-        Err(OperationError::Forbidden(format!("reject {id} is no longer open: it was {state}{}; nothing was done", by.unwrap_or_default())))
+        Err(OperationError::Forbidden(format!(
+            "reject {id} is no longer open: it was {state}{}; nothing was done",
+            by.unwrap_or_default()
+        )))
     }
 }
 
 fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {
-    let known = |error: UnknownWord| OperationError::Invalid { field: "state", message: format!("{error}, all") };
+    let known = |error: UnknownWord| OperationError::Invalid {
+        field: "state",
+        message: format!("{error}, all"),
+    };
     let state = if which.state == "all" { None } else { Some(which.state.parse().map_err(known)?) };
-    let (verdict, cause) = (word("verdict", which.verdict.as_deref())?, word("cause", which.cause.as_deref())?);
+    let (verdict, cause) =
+        (word("verdict", which.verdict.as_deref())?, word("cause", which.cause.as_deref())?);
     Ok(RejectFilter { state, verdict, cause, event_type: which.event_type.clone() })
 }
 
-fn word<T: FromStr<Err = UnknownWord>>(field: &'static str, text: Option<&str>) -> Result<Option<T>, OperationError> {
+fn word<T: FromStr<Err = UnknownWord>>(
+    field: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, OperationError> {
     let wrong = |error: UnknownWord| OperationError::Invalid { field, message: error.to_string() };
     text.map(|text| text.parse().map_err(wrong)).transpose()
 }

@@ -6,11 +6,13 @@
 //! 2. Append the records, and wait until the log acknowledges them.
 //! 3. End the rejects.
 //!
-//! After a crash in between, the rejects are still open and nothing is lost. The audit trail then contains an act that ended nothing. At
-//! worst, the next resubmission appends the same event again, and the ledger counts a duplicate. With another edit it is a conflict, and
-//! the first event remains.
+//! After a crash in between, the rejects are still open and nothing is lost. The audit trail then
+//! contains an act that ended nothing. At worst, the next resubmission appends the same event
+//! again, and the ledger counts a duplicate. With another edit it is a conflict, and the first
+//! event remains.
 //!
-//! The reject keeps the place of its record in the log. If the log loses the record unread, `recover --lost kafka` reopens the reject.
+//! The reject keeps the place of its record in the log. If the log loses the record unread,
+//! `recover --lost kafka` reopens the reject.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,8 +25,8 @@ use super::{WHOLE, WhichRejects, edit};
 use crate::consumer;
 use crate::event::{Digest, MAX_PAYLOAD_BYTES, Message, Signer, Topic, TopicPartition, UsageType};
 use crate::ledger::{
-    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow, RejectState, Subject, cutover,
-    generations, reject_counts, rejects, sources,
+    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow,
+    RejectState, Subject, cutover, generations, reject_counts, rejects, sources,
 };
 use crate::log::Record;
 use crate::operations::operation::counting;
@@ -43,12 +45,12 @@ pub struct Resubmit {
     /// Numbers of the rejects: at most 200, all open unless forced.
     #[arg(required = true, value_name = "ID")]
     pub ids: Vec<i64>,
-    /// Only for a single reject: its new body, or a whole CloudEvent in JSON, which also replaces the headers. Readable ids, sources and
-    /// types must not change.
+    /// Only for a single reject: its new body, or a whole CloudEvent in JSON, which also replaces
+    /// the headers. Readable ids, sources and types must not change.
     #[arg(long, value_name = "FILE", value_parser = edit_in)]
     pub edit: Option<String>,
-    /// Also resubmit records that would be rejected again, but never conflicts. Also resubmit ended rejects while no event with their id
-    /// is accepted.
+    /// Also resubmit records that would be rejected again, but never conflicts. Also resubmit ended
+    /// rejects while no event with their id is accepted.
     #[arg(long)]
     pub force: bool,
     /// Only predict the outcome.
@@ -109,7 +111,8 @@ pub struct ResubmittedRecord {
     pub place: Option<Place>,
     /// Id of the act in the audit trail.
     pub act_id: Option<i64>,
-    /// Whether this act ended the reject. False if another act ended it meanwhile; the record is in the log nevertheless.
+    /// Whether this act ended the reject. False if another act ended it meanwhile; the record is in
+    /// the log nevertheless.
     pub ended: bool,
 }
 
@@ -128,7 +131,8 @@ pub struct Place {
 pub struct Admitted {
     /// Held records that were resubmitted, or whose event was already accepted.
     pub records: u64,
-    /// Of these, records that are not expected to become accepted events. They are now separate rejects with their own reason.
+    /// Of these, records that are not expected to become accepted events. They are now separate
+    /// rejects with their own reason.
     pub refused: u64,
     /// Held records whose type is still not known. They remain held.
     pub left: u64,
@@ -156,22 +160,32 @@ type News = HashMap<(Uuid, String), Digest>;
 
 /// The record as it was in the log.
 pub(super) fn as_found(row: &RejectRow) -> Message {
-    Message { key: row.key.clone(), headers: row.headers.clone(), payload: row.payload.clone(), oversized: row.oversized }
+    Message {
+        key: row.key.clone(),
+        headers: row.headers.clone(),
+        payload: row.payload.clone(),
+        oversized: row.oversized,
+    }
 }
 
 impl ApiRequest for Resubmit {
     type Answer = Resubmitted;
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/api/v1/rejects/resubmit";
-    const ANSWER: &'static str = "The outcome of each reject. 409: one of them is not open, or would be refused again.";
+    const ANSWER: &'static str =
+        "The outcome of each reject. 409: one of them is not open, or would be refused again.";
 }
 
 impl Operation for Resubmit {
-    /// On an error of the log or the ledger, the acknowledged rejects have ended, and a retry is safe.
+    /// On an error of the log or the ledger, the acknowledged rejects have ended, and a retry is
+    /// safe.
     async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Resubmitted, OperationError> {
         let rows = desk.these_rejects(&self.ids).await?;
         if self.edit.is_some() && rows.len() != 1 {
-            return Err(OperationError::Invalid { field: "edit", message: "an edit is for one reject".to_owned() });
+            return Err(OperationError::Invalid {
+                field: "edit",
+                message: "an edit is for one reject".to_owned(),
+            });
         }
         if !self.force {
             desk.all_open(&rows).await?;
@@ -187,12 +201,17 @@ impl Operation for Resubmit {
             prepared.push(Prepared { row, edit: self.edit.clone(), foresight });
         }
         if self.dry_run {
-            return Ok(Resubmitted { dry_run: true, records: prepared.iter().map(|one| record(one, None, None, false)).collect() });
+            return Ok(Resubmitted {
+                dry_run: true,
+                records: prepared.iter().map(|one| record(one, None, None, false)).collect(),
+            });
         }
         for one in &prepared {
             allowed(one, self.force)?;
         }
-        let records = desk.pass_through(ActKind::Resubmit, RejectState::Resubmitted, &prepared, actor).await?;
+        let records = desk
+            .pass_through(ActKind::Resubmit, RejectState::Resubmitted, &prepared, actor)
+            .await?;
         Ok(Resubmitted { dry_run: false, records })
     }
 }
@@ -206,27 +225,35 @@ impl ApiRequest for AdmitRejects {
 }
 
 impl Operation for AdmitRejects {
-    /// Also admits records whose deployment is now registered. Their predicted outcome does not matter, because the reason to hold them
-    /// has ended.
-    async fn run(&self, Run { desk, actor, progress, stop }: Run<'_>) -> Result<Admitted, OperationError> {
+    /// Also admits records whose deployment is now registered. Their predicted outcome does not
+    /// matter, because the reason to hold them has ended.
+    async fn run(
+        &self,
+        Run { desk, actor, progress, stop }: Run<'_>,
+    ) -> Result<Admitted, OperationError> {
         let progress = counting("admitting records", desk.held_of_known_types().await?, progress);
         let (mut admitted, mut after) = (Admitted::default(), 0);
         loop {
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
             }
-            let ids = desk.ledger.run(async |conn| rejects::admissible(conn, after, ADMITTED_AT_A_TIME).await).await?;
+            let ids = desk
+                .ledger
+                .run(async |conn| rejects::admissible(conn, after, ADMITTED_AT_A_TIME).await)
+                .await?;
             let Some(last) = ids.last() else { return Ok(admitted) };
             after = *last;
             let mut news = News::new();
             let mut prepared = Vec::with_capacity(ids.len());
-            for row in desk.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await? {
+            for row in desk.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?
+            {
                 let foresight = desk.foreseen(&as_found(&row), &mut news).await?;
                 match foresight.what {
                     Foreseen::Held => admitted.left += 1,
                     Foreseen::Accepted | Foreseen::Duplicate => admitted.records += 1,
                     Foreseen::Conflict | Foreseen::Rejected => {
-                        (admitted.records, admitted.refused) = (admitted.records + 1, admitted.refused + 1)
+                        (admitted.records, admitted.refused) =
+                            (admitted.records + 1, admitted.refused + 1)
                     }
                 }
                 if foresight.what != Foreseen::Held {
@@ -242,42 +269,89 @@ impl Operation for AdmitRejects {
 impl Desk {
     /// The number of held records whose type this version knows.
     async fn held_of_known_types(&self) -> Result<u64, OperationError> {
-        let held = super::filter(&WhichRejects { verdict: Some(Disposition::Held.to_string()), ..WhichRejects::default() })?;
-        let groups = self.ledger.run(async |conn| reject_counts::groups(conn, &held, RejectProperty::Type).await).await?;
-        let known = groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
+        let held = super::filter(&WhichRejects {
+            verdict: Some(Disposition::Held.to_string()),
+            ..WhichRejects::default()
+        })?;
+        let groups = self
+            .ledger
+            .run(async |conn| reject_counts::groups(conn, &held, RejectProperty::Type).await)
+            .await?;
+        let known = groups.iter().filter(|group| {
+            group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok())
+        });
         Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
     }
 
-    /// Predicts the outcome of a message that is read now. `news` contains the events that this call predicted to be new.
-    pub(super) async fn foreseen(&self, message: &Message, news: &mut News) -> Result<Foresight, OperationError> {
-        let record = Record { offset: 0, timestamp: self.ledger.clock.now(), message: message.clone() };
+    /// Predicts the outcome of a message that is read now. `news` contains the events that this
+    /// call predicted to be new.
+    pub(super) async fn foreseen(
+        &self,
+        message: &Message,
+        news: &mut News,
+    ) -> Result<Foresight, OperationError> {
+        let record =
+            Record { offset: 0, timestamp: self.ledger.clock.now(), message: message.clone() };
         let mut message = message.clone();
         let event = match consumer::read(record).event {
             Ok(event) => event,
             Err(refusal) => {
-                let what = if refusal.verdict == Disposition::Held { Foreseen::Held } else { Foreseen::Rejected };
+                let what = if refusal.verdict == Disposition::Held {
+                    Foreseen::Held
+                } else {
+                    Foreseen::Rejected
+                };
                 let event_id = crate::event::Traces::of(&message).id;
-                return Ok(Foresight { what, reason: Some(refusal.detail), event_id, event: None, message });
+                return Ok(Foresight {
+                    what,
+                    reason: Some(refusal.detail),
+                    event_id,
+                    event: None,
+                    message,
+                });
             }
         };
-        if self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?.is_none() {
+        if self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?.is_none()
+        {
             let reason = Some(Refusal::unregistered(event.deployment).detail);
-            return Ok(Foresight { what: Foreseen::Held, reason, event_id: Some(event.id()), event: None, message });
+            return Ok(Foresight {
+                what: Foreseen::Held,
+                reason,
+                event_id: Some(event.id()),
+                event: None,
+                message,
+            });
         }
         // one key is one partition, regardless of the producer
         message.key = Some(event.key().into_bytes());
         let (id, digest) = (event.id(), event.digest());
-        let accepted = self.ledger.run(async |conn| rejects::accepted(conn, event.deployment, &id).await).await?.map(|(_, digest)| digest);
+        let accepted = self
+            .ledger
+            .run(async |conn| rejects::accepted(conn, event.deployment, &id).await)
+            .await?
+            .map(|(_, digest)| digest);
         let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
         let (what, reason) = match known {
             None => {
                 news.insert((event.deployment, id.clone()), digest);
                 (Foreseen::Accepted, None)
             }
-            Some(known) if known == digest => (Foreseen::Duplicate, Some(format!("{id} is accepted already, with the same content"))),
-            Some(_) => (Foreseen::Conflict, Some(format!("{id} is accepted with other content; the accepted event remains"))),
+            Some(known) if known == digest => (
+                Foreseen::Duplicate,
+                Some(format!("{id} is accepted already, with the same content")),
+            ),
+            Some(_) => (
+                Foreseen::Conflict,
+                Some(format!("{id} is accepted with other content; the accepted event remains")),
+            ),
         };
-        Ok(Foresight { what, reason, event_id: Some(id), event: Some((event.deployment, event.topic())), message })
+        Ok(Foresight {
+            what,
+            reason,
+            event_id: Some(id),
+            event: Some((event.deployment, event.topic())),
+            message,
+        })
     }
 
     /// Records acts, appends records, ends rejects: see the top of this file.
@@ -288,43 +362,90 @@ impl Desk {
         prepared: &[Prepared],
         actor: &Actor,
     ) -> Result<Vec<ResubmittedRecord>, OperationError> {
-        if self.ledger.run(async |conn| cutover::needs_signing_key(conn, self.log.signatures()).await).await? {
+        if self
+            .ledger
+            .run(async |conn| cutover::needs_signing_key(conn, self.log.signatures()).await)
+            .await?
+        {
             return Err(OperationError::Forbidden(NO_SIGNING_KEY.to_owned()));
         }
         let lives = self.ledger.run(generations::all).await?;
-        let acts: Vec<NewAct<'_>> = prepared.iter().map(|one| actor.act(kind, Subject::Reject(one.row.id), detail(one))).collect();
-        let act_ids = self.ledger.run(async |conn| rejects::begin_acts(conn, &acts, self.ledger.clock.now()).await).await?;
+        let acts: Vec<NewAct<'_>> = prepared
+            .iter()
+            .map(|one| actor.act(kind, Subject::Reject(one.row.id), detail(one)))
+            .collect();
+        let act_ids = self
+            .ledger
+            .run(async |conn| rejects::begin_acts(conn, &acts, self.ledger.clock.now()).await)
+            .await?;
         let (places, fault) = self.append(prepared).await;
         let done: Vec<PassedReject> = prepared
             .iter()
             .zip(&act_ids)
             .enumerate()
-            .map(|(index, (one, act_id))| (one, PassedReject { id: one.row.id, act_id: *act_id, place: places.get(&index).copied() }))
-            .filter(|(one, passed)| one.foresight.what == Foreseen::Duplicate || passed.place.is_some())
+            .map(|(index, (one, act_id))| {
+                (
+                    one,
+                    PassedReject {
+                        id: one.row.id,
+                        act_id: *act_id,
+                        place: places.get(&index).copied(),
+                    },
+                )
+            })
+            .filter(|(one, passed)| {
+                one.foresight.what == Foreseen::Duplicate || passed.place.is_some()
+            })
             .map(|(_, passed)| passed)
             .collect();
-        let ended = self.ledger.run(async |conn| rejects::end(conn, &done, &prepared_states(prepared), state, lives).await).await?;
+        let ended = self
+            .ledger
+            .run(async |conn| {
+                rejects::end(conn, &done, &prepared_states(prepared), state, lives).await
+            })
+            .await?;
         if let Some(fault) = fault {
             return Err(fault);
         }
         let records = prepared.iter().zip(act_ids).enumerate();
         Ok(records
-            .map(|(index, (one, act_id))| record(one, places.get(&index).copied(), Some(act_id), ended.contains(&one.row.id)))
+            .map(|(index, (one, act_id))| {
+                record(one, places.get(&index).copied(), Some(act_id), ended.contains(&one.row.id))
+            })
             .collect())
     }
 
-    /// Appends all records except duplicates. Returns the place of each acknowledged record by index, and the first fault.
-    async fn append(&self, prepared: &[Prepared]) -> (BTreeMap<usize, (TopicPartition, i64)>, Option<OperationError>) {
+    /// Appends all records except duplicates. Returns the place of each acknowledged record by
+    /// index, and the first fault.
+    async fn append(
+        &self,
+        prepared: &[Prepared],
+    ) -> (BTreeMap<usize, (TopicPartition, i64)>, Option<OperationError>) {
         let mut by_topic: BTreeMap<Topic, Vec<usize>> = BTreeMap::new();
         let (mut places, mut fault) = (BTreeMap::new(), None);
-        for (index, one) in prepared.iter().enumerate().filter(|(_, one)| one.foresight.what != Foreseen::Duplicate) {
-            match one.foresight.event.map(|(_, topic)| topic).or_else(|| one.row.topic.parse::<Topic>().ok()) {
+        for (index, one) in
+            prepared.iter().enumerate().filter(|(_, one)| one.foresight.what != Foreseen::Duplicate)
+        {
+            match one
+                .foresight
+                .event
+                .map(|(_, topic)| topic)
+                .or_else(|| one.row.topic.parse::<Topic>().ok())
+            {
                 Some(topic) => by_topic.entry(topic).or_default().push(index),
-                None => fault = fault.or_else(|| Some(OperationError::NotFound(format!("there is no topic {} any more", one.row.topic)))),
+                None => {
+                    fault = fault.or_else(|| {
+                        Some(OperationError::NotFound(format!(
+                            "there is no topic {} any more",
+                            one.row.topic
+                        )))
+                    })
+                }
             }
         }
         for (topic, indices) in by_topic {
-            let messages = indices.iter().map(|index| prepared[*index].foresight.message.clone()).collect();
+            let messages =
+                indices.iter().map(|index| prepared[*index].foresight.message.clone()).collect();
             let placed = match self.log.append_signed(Signer::Operator, topic, messages).await {
                 Ok(placed) => placed.into_iter().map(Some).collect(),
                 Err(error) => {
@@ -342,9 +463,13 @@ impl Desk {
     }
 }
 
-/// The states that the rejects had before this call: a reject ends only if its state has not changed.
+/// The states that the rejects had before this call: a reject ends only if its state has not
+/// changed.
 fn prepared_states(prepared: &[Prepared]) -> Vec<RejectState> {
-    RejectState::ALL.into_iter().filter(|state| prepared.iter().any(|one| one.row.state == *state)).collect()
+    RejectState::ALL
+        .into_iter()
+        .filter(|state| prepared.iter().any(|one| one.row.state == *state))
+        .collect()
 }
 
 fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
@@ -352,16 +477,30 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
     let reason = one.foresight.reason.as_deref().unwrap_or_default();
     let refused = match one.foresight.what {
         _ if one.foresight.message.unreadable_batch().is_some() => {
-            format!("reject {id} is the placeholder of records that cannot be read ({reason}): discard it")
+            format!(
+                "reject {id} is the placeholder of records that cannot be read ({reason}): discard it"
+            )
         }
         _ if one.foresight.message.oversized.is_some() => {
-            format!("reject {id} is kept only in part ({reason}): give the whole record with --edit, or discard it")
+            format!(
+                "reject {id} is kept only in part ({reason}): give the whole record with --edit, or discard it"
+            )
         }
-        Foreseen::Conflict => format!("reject {id} would be a conflict again: {reason}; `tallyline rejects discard` gives it up"),
-        Foreseen::Duplicate if one.row.state != RejectState::Open => format!("reject {id} was {}: {reason}", one.row.state),
-        Foreseen::Rejected if !force => format!("reject {id} would be rejected again: {reason}; mend it with --edit"),
-        Foreseen::Held if !force => format!("reject {id} would be held again: {reason}; what is missing admits it once it is there"),
-        Foreseen::Accepted | Foreseen::Duplicate | Foreseen::Rejected | Foreseen::Held => return Ok(()),
+        Foreseen::Conflict => format!(
+            "reject {id} would be a conflict again: {reason}; `tallyline rejects discard` gives it up"
+        ),
+        Foreseen::Duplicate if one.row.state != RejectState::Open => {
+            format!("reject {id} was {}: {reason}", one.row.state)
+        }
+        Foreseen::Rejected if !force => {
+            format!("reject {id} would be rejected again: {reason}; mend it with --edit")
+        }
+        Foreseen::Held if !force => format!(
+            "reject {id} would be held again: {reason}; what is missing admits it once it is there"
+        ),
+        Foreseen::Accepted | Foreseen::Duplicate | Foreseen::Rejected | Foreseen::Held => {
+            return Ok(());
+        }
     };
     Err(OperationError::Forbidden(format!("{refused}; nothing was done")))
 }
@@ -369,7 +508,8 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
 fn detail(one: &Prepared) -> serde_json::Value {
     let mut detail = serde_json::json!({ "foreseen": one.foresight.what });
     if let (Some(id), Some((deployment, _))) = (&one.foresight.event_id, one.foresight.event) {
-        (detail["event_id"], detail["deployment_id"]) = (id.clone().into(), deployment.to_string().into());
+        (detail["event_id"], detail["deployment_id"]) =
+            (id.clone().into(), deployment.to_string().into());
     }
     if let Some(edit) = &one.edit {
         detail["edit"] = edit.clone().into();
@@ -380,8 +520,25 @@ fn detail(one: &Prepared) -> serde_json::Value {
     detail
 }
 
-fn record(one: &Prepared, place: Option<(TopicPartition, i64)>, act_id: Option<i64>, ended: bool) -> ResubmittedRecord {
+fn record(
+    one: &Prepared,
+    place: Option<(TopicPartition, i64)>,
+    act_id: Option<i64>,
+    ended: bool,
+) -> ResubmittedRecord {
     let Foresight { what, reason, event_id, .. } = &one.foresight;
-    let place = place.map(|(at, offset)| Place { topic: at.topic.name().to_owned(), partition: at.partition, offset });
-    ResubmittedRecord { id: one.row.id, event_id: event_id.clone(), foreseen: *what, reason: reason.clone(), place, act_id, ended }
+    let place = place.map(|(at, offset)| Place {
+        topic: at.topic.name().to_owned(),
+        partition: at.partition,
+        offset,
+    });
+    ResubmittedRecord {
+        id: one.row.id,
+        event_id: event_id.clone(),
+        foreseen: *what,
+        reason: reason.clone(),
+        place,
+        act_id,
+        ended,
+    }
 }

@@ -73,7 +73,8 @@ pub struct Bytes {
     pub length: usize,
     /// The bytes, or the first of them, in base64.
     pub base64: String,
-    /// The same bytes as text, if they are UTF-8 without control characters other than line feeds and tabs.
+    /// The same bytes as text, if they are UTF-8 without control characters other than line feeds
+    /// and tabs.
     pub text: Option<String>,
     /// Whether there are more bytes than shown here.
     pub cut: bool,
@@ -84,25 +85,34 @@ pub struct Bytes {
 pub struct ShownReject {
     #[serde(flatten)]
     pub reject: Reject,
-    /// Ledger sequence at which an event with its id was accepted, earlier or later; absent if none was accepted.
+    /// Ledger sequence at which an event with its id was accepted, earlier or later; absent if none
+    /// was accepted.
     pub accepted_sequence: Option<Sequence>,
     /// Predicted outcome of a resubmission without changes.
     pub if_resubmitted: Foreseen,
-    /// Reason, if that is not `accepted`. For a record without a valid signature, what to check first.
+    /// Reason, if that is not `accepted`. For a record without a valid signature, what to check
+    /// first.
     pub if_resubmitted_reason: Option<String>,
     /// Other rejects with the same event id, including those of refused resubmissions.
     pub same_event: Vec<SameEvent>,
 }
 
-const MAY_BE_FORGED: &str = "it may be forged, and a resubmission signs it: check first that coderd has this event";
+const MAY_BE_FORGED: &str =
+    "it may be forged, and a resubmission signs it: check first that coderd has this event";
 
 impl Desk {
     pub(super) async fn shown(&self, row: RejectRow) -> Result<ShownReject, OperationError> {
         let (mut accepted_sequence, mut same_event) = (None, Vec::new());
         if let (Some(deployment), Some(event_id)) = (row.deployment_id, &row.event_id) {
-            let accepted = self.ledger.run(async |conn| rejects::accepted(conn, deployment, event_id).await).await?;
+            let accepted = self
+                .ledger
+                .run(async |conn| rejects::accepted(conn, deployment, event_id).await)
+                .await?;
             accepted_sequence = accepted.map(|(sequence, _)| sequence);
-            same_event = self.ledger.run(async |conn| rejects::of_event(conn, deployment, event_id, row.id).await).await?;
+            same_event = self
+                .ledger
+                .run(async |conn| rejects::of_event(conn, deployment, event_id, row.id).await)
+                .await?;
         }
         let foreseen = self.foreseen(&as_found(&row), &mut Default::default()).await?;
         let may_be_forged = row.cause.may_be_forged().then(|| MAY_BE_FORGED.to_owned());
@@ -116,7 +126,10 @@ impl Desk {
         })
     }
 
-    pub(super) async fn with_acts(&self, rows: Vec<RejectRow>) -> Result<Vec<Reject>, OperationError> {
+    pub(super) async fn with_acts(
+        &self,
+        rows: Vec<RejectRow>,
+    ) -> Result<Vec<Reject>, OperationError> {
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let acts = self.ledger.run(async |conn| rejects::acts(conn, &ids).await).await?;
         Ok(rows.into_iter().map(|row| reject(row, &acts)).collect())
@@ -146,7 +159,11 @@ fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
         units: row.units,
         unit: row.units.map(|_| unit.to_owned()),
         key: row.key.map(whole),
-        headers: row.headers.into_iter().map(|(name, value)| Header { name, value: value.map(whole) }).collect(),
+        headers: row
+            .headers
+            .into_iter()
+            .map(|(name, value)| Header { name, value: value.map(whole) })
+            .collect(),
         payload: row.payload.map(|payload| {
             let length = row.payload_bytes.and_then(|length| usize::try_from(length).ok());
             Bytes::of(&payload, length.unwrap_or(payload.len()))
@@ -161,11 +178,22 @@ impl Bytes {
         let text = match std::str::from_utf8(first) {
             Ok(text) => Some(text),
             // the cut can split only the last character
-            Err(error) if cut && error.error_len().is_none() => std::str::from_utf8(&first[..error.valid_up_to()]).ok(),
+            Err(error) if cut && error.error_len().is_none() => {
+                std::str::from_utf8(&first[..error.valid_up_to()]).ok()
+            }
             Err(_) => None,
         };
-        let plain = |text: &&str| !text.chars().any(|character| character.is_control() && !matches!(character, '\n' | '\t'));
-        Bytes { length, base64: BASE64.encode(first), text: text.filter(plain).map(str::to_owned), cut }
+        let plain = |text: &&str| {
+            !text
+                .chars()
+                .any(|character| character.is_control() && !matches!(character, '\n' | '\t'))
+        };
+        Bytes {
+            length,
+            base64: BASE64.encode(first),
+            text: text.filter(plain).map(str::to_owned),
+            cut,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Bad input: one test for each row of docs/reference/bad-input.md. A consumer records the messages in a real ledger, between two
-//! good ones. `journey::bad_input` sends some of them through both logs and a real process.
+//! Bad input: one test for each row of docs/reference/bad-input.md. A consumer records the messages
+//! in a real ledger, between two good ones. `journey::bad_input` sends some of them through both
+//! logs and a real process.
 
 mod records;
 pub mod table;
@@ -28,8 +29,9 @@ struct Recorded {
     outcomes: Vec<Outcome>,
 }
 
-/// Reads and records the messages as a consumer does. Both good builds must be there, and every refused record must be unchanged. The books
-/// must balance: a bad record costs nothing else of its batch.
+/// Reads and records the messages as a consumer does. Both good builds must be there, and every
+/// refused record must be unchanged. The books must balance: a bad record costs nothing else of its
+/// batch.
 async fn recorded(messages: &[Message]) -> Recorded {
     recorded_as(messages, consumer::read).await
 }
@@ -38,12 +40,30 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
     let (database, ledger) = registered_ledger().await;
     let (first, last) = (build(DEPLOYMENT, 9_000), build(DEPLOYMENT, 9_001));
     let all: Vec<Message> = [&[first.to_message()], messages, &[last.to_message()]].concat();
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let arrivals: Vec<_> =
-        (0..).zip(&all).map(|(offset, message)| read(Record { offset, timestamp: noon(), message: message.clone() })).collect();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
+    let arrivals: Vec<_> = (0..)
+        .zip(&all)
+        .map(|(offset, message)| {
+            read(Record { offset, timestamp: noon(), message: message.clone() })
+        })
+        .collect();
     let counts = ledger
-        .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, i64::try_from(all.len()).unwrap(), ledger.clock.now()).await)
+        .run(async |conn| {
+            record::batch(
+                conn,
+                &Chain::Live(claim),
+                &arrivals,
+                i64::try_from(all.len()).unwrap(),
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
 
@@ -52,7 +72,11 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
         outcomes.push(outcome(&ledger, offset, message).await);
     }
     assert_eq!(counts, counted(&outcomes));
-    assert_eq!((&outcomes[0], &outcomes[all.len() - 1]), (&Outcome::Accepted, &Outcome::Accepted), "the good records around it");
+    assert_eq!(
+        (&outcomes[0], &outcomes[all.len() - 1]),
+        (&Outcome::Accepted, &Outcome::Accepted),
+        "the good records around it"
+    );
     let facts = events(&ledger).await;
     assert!(facts.contains(&first) && facts.contains(&last));
     assert_eq!(ledger.run(books::add_up).await.unwrap().differences, []);
@@ -63,8 +87,11 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
 
 /// The expected counts of a batch with these dispositions.
 fn counted(outcomes: &[Outcome]) -> Counts {
-    let of = |holds: &dyn Fn(&Outcome) -> bool| i32::try_from(outcomes.iter().filter(|one| holds(one)).count()).unwrap();
-    let refused = |verdict: &str| of(&|one| matches!(one, Outcome::Refused(one, _, _) if one == verdict));
+    let of = |holds: &dyn Fn(&Outcome) -> bool| {
+        i32::try_from(outcomes.iter().filter(|one| holds(one)).count()).unwrap()
+    };
+    let refused =
+        |verdict: &str| of(&|one| matches!(one, Outcome::Refused(one, _, _) if one == verdict));
     Counts {
         records: of(&|_| true),
         accepted: of(&|one| *one == Outcome::Accepted),
@@ -97,10 +124,18 @@ async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
         None => Outcome::Accepted,
         Some((verdict, cause, detail, key, payload, headers)) => {
             assert_eq!(accepted, 0, "the record at {offset} is in two places");
-            assert_eq!((key, payload), (message.key.clone(), message.payload.clone()), "the record is unchanged");
+            assert_eq!(
+                (key, payload),
+                (message.key.clone(), message.payload.clone()),
+                "the record is unchanged"
+            );
             let headers: Vec<(String, Option<String>)> = serde_json::from_slice(&headers).unwrap();
             let names: Vec<&String> = message.headers.iter().map(|(name, _)| name).collect();
-            assert_eq!(headers.iter().map(|(name, _)| name).collect::<Vec<_>>(), names, "the headers are unchanged");
+            assert_eq!(
+                headers.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+                names,
+                "the headers are unchanged"
+            );
             Outcome::Refused(verdict, cause, detail)
         }
     }
@@ -109,15 +144,20 @@ async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
 async fn events(ledger: &Ledger) -> Vec<Event> {
     let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap();
     let facts = entries.into_iter().flat_map(|entry| entry.facts);
-    facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect()
+    facts
+        .filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None })
+        .collect()
 }
 
-/// Checks that each message is refused with this verdict and cause, and that the row's detail contains these words.
+/// Checks that each message is refused with this verdict and cause, and that the row's detail
+/// contains these words.
 async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
     let messages: Vec<Message> = rows.iter().map(|(message, _)| message.clone()).collect();
     let recording = recorded(&messages).await;
     for ((_, words), outcome) in rows.iter().zip(&recording.outcomes) {
-        let Outcome::Refused(found_verdict, found_cause, detail) = outcome else { panic!("accepted, though {words:?}") };
+        let Outcome::Refused(found_verdict, found_cause, detail) = outcome else {
+            panic!("accepted, though {words:?}")
+        };
         assert_eq!((found_verdict.as_str(), found_cause.as_str()), (verdict, cause), "{detail}");
         assert!(detail.contains(words), "{words:?} is not in {detail:?}");
     }
@@ -126,6 +166,10 @@ async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
 /// Checks that every message is accepted.
 async fn all_accepted(messages: &[Message]) -> Recorded {
     let recording = recorded(messages).await;
-    assert!(recording.outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{:?}", recording.outcomes);
+    assert!(
+        recording.outcomes.iter().all(|outcome| *outcome == Outcome::Accepted),
+        "{:?}",
+        recording.outcomes
+    );
     recording
 }

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tallyline::consumer;
-use tallyline::event::{Event, KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Payload, Topic, UsageQuantity};
+use tallyline::event::{
+    Event, KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Payload, Topic, UsageQuantity,
+};
 use uuid::Uuid;
 
 use super::{Outcome, all_accepted, all_refused, events, recorded, recorded_as};
@@ -49,11 +51,27 @@ async fn a_tombstone_is_rejected() {
 async fn a_record_without_a_needed_ce_header_is_rejected() {
     let build = build(DEPLOYMENT, 1);
     let mut rows: Vec<_> = ["specversion", "id", "source", "type"]
-        .map(|name| (with_header(&build, &format!("ce_{name}"), None), format!("attribute {name} is missing")))
+        .map(|name| {
+            (
+                with_header(&build, &format!("ce_{name}"), None),
+                format!("attribute {name} is missing"),
+            )
+        })
         .into();
-    rows.push((with_header(&usage(DEPLOYMENT, 1), "ce_time", None), "attribute time is missing".to_owned()));
-    rows.push((Message { headers: vec![], ..build.to_message() }, "attribute specversion is missing".to_owned()));
-    all_refused(rows.iter().map(|(message, words)| (message.clone(), words.as_str())).collect(), "rejected", "attribute").await;
+    rows.push((
+        with_header(&usage(DEPLOYMENT, 1), "ce_time", None),
+        "attribute time is missing".to_owned(),
+    ));
+    rows.push((
+        Message { headers: vec![], ..build.to_message() },
+        "attribute specversion is missing".to_owned(),
+    ));
+    all_refused(
+        rows.iter().map(|(message, words)| (message.clone(), words.as_str())).collect(),
+        "rejected",
+        "attribute",
+    )
+    .await;
     // the data of a build contains its times
     all_accepted(&[with_header(&build, "ce_time", None)]).await;
 }
@@ -78,13 +96,19 @@ async fn a_repeated_ce_header_is_rejected() {
 #[tokio::test]
 async fn structured_mode_is_accepted() {
     let sent = [build(DEPLOYMENT, 1), claim(DEPLOYMENT, 2), usage(DEPLOYMENT, 3)];
-    let recording = all_accepted(&sent.clone().map(|event| structured(event.to_structured()))).await;
+    let recording =
+        all_accepted(&sent.clone().map(|event| structured(event.to_structured()))).await;
     let facts = events(&recording.ledger).await;
     assert!(sent.iter().all(|event| facts.contains(event)), "the same events as in binary mode");
     let mut twice = build(DEPLOYMENT, 4).to_structured().to_string();
     twice.insert_str(1, "\"id\":\"another\",");
     all_refused(vec![(structured(twice), "\"id\" occurs twice")], "rejected", "json").await;
-    all_refused(vec![(structured("{}"), "attribute specversion is missing")], "rejected", "attribute").await;
+    all_refused(
+        vec![(structured("{}"), "attribute specversion is missing")],
+        "rejected",
+        "attribute",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -103,8 +127,10 @@ async fn an_oversized_record_is_rejected_and_its_hash_and_beginning_are_kept() {
 
 #[tokio::test]
 async fn deep_nesting_is_rejected() {
-    let nested = |open: &str| with_body(&build(DEPLOYMENT, 1), open.repeat(MAX_PAYLOAD_BYTES / open.len()));
-    let closed = with_body(&build(DEPLOYMENT, 1), format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)));
+    let nested =
+        |open: &str| with_body(&build(DEPLOYMENT, 1), open.repeat(MAX_PAYLOAD_BYTES / open.len()));
+    let closed =
+        with_body(&build(DEPLOYMENT, 1), format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)));
     let rows = vec![
         (nested("["), "recursion limit exceeded"),
         (nested("{\"a\":"), "recursion limit exceeded"),
@@ -129,11 +155,17 @@ async fn a_repeated_json_key_is_rejected() {
 #[tokio::test]
 async fn a_record_key_of_any_bytes_is_accepted() {
     let keys: [Option<&[u8]>; 4] = [None, Some(b""), Some(&[0xff, 0xfe, 0]), Some(&[0; 1000])];
-    let keyed = |(n, key): (u32, &Option<&[u8]>)| Message { key: key.map(<[u8]>::to_vec), ..build(DEPLOYMENT, n).to_message() };
+    let keyed = |(n, key): (u32, &Option<&[u8]>)| Message {
+        key: key.map(<[u8]>::to_vec),
+        ..build(DEPLOYMENT, n).to_message()
+    };
     let messages: Vec<Message> = (0..).zip(&keys).map(keyed).collect();
     all_accepted(&messages).await;
     // the key of a refused record is kept unchanged
-    let tombstones = messages.into_iter().map(|message| (Message { payload: None, ..message }, "no body")).collect();
+    let tombstones = messages
+        .into_iter()
+        .map(|message| (Message { payload: None, ..message }, "no body"))
+        .collect();
     all_refused(tombstones, "rejected", "tombstone").await;
 }
 
@@ -144,13 +176,22 @@ async fn text_with_nul_is_rejected() {
         (with_field(&build, "owner_name", "user\0"), "field owner_name contains a NUL character"),
         (with_field(&build, "reason", "\0"), "field reason contains a NUL character"),
         (with_header(&usage, "ce_id", Some(b"us\0age")), "field id contains a NUL character"),
-        (with_header(&usage, "ce_failuremessage", Some(b"\0")), "field failuremessage contains a NUL character"),
+        (
+            with_header(&usage, "ce_failuremessage", Some(b"\0")),
+            "field failuremessage contains a NUL character",
+        ),
         (structured(with_nul_id(&usage)), "field id contains a NUL character"),
     ];
     all_refused(rows, "rejected", "field").await;
     // in names and in quoted text, too
-    all_refused(vec![(with_field(&build, "na\0me", 1), "na\\0me")], "rejected", "unknown_field").await;
-    all_refused(vec![(with_header(&build, "ce_type", Some(b"a\0b")), "a\\0b")], "rejected", "foreign_event_type").await;
+    all_refused(vec![(with_field(&build, "na\0me", 1), "na\\0me")], "rejected", "unknown_field")
+        .await;
+    all_refused(
+        vec![(with_header(&build, "ce_type", Some(b"a\0b")), "a\\0b")],
+        "rejected",
+        "foreign_event_type",
+    )
+    .await;
     let mut named = usage.to_message();
     named.headers.push(("x\0y".to_owned(), Some(b"\0".to_vec())));
     all_accepted(&[named]).await;
@@ -165,8 +206,9 @@ fn with_nul_id(event: &Event) -> Value {
 #[tokio::test]
 async fn text_that_is_not_utf_8_is_rejected() {
     let event = usage(DEPLOYMENT, 1);
-    let rows = ["specversion", "id", "source", "type", "time", "failuremessage"]
-        .map(|name| (with_header(&event, &format!("ce_{name}"), Some(&[b'a', 0xff])), "is not UTF-8"));
+    let rows = ["specversion", "id", "source", "type", "time", "failuremessage"].map(|name| {
+        (with_header(&event, &format!("ce_{name}"), Some(&[b'a', 0xff])), "is not UTF-8")
+    });
     all_refused(rows.into(), "rejected", "attribute").await;
     let rows = vec![
         (with_body(&event, b"{\"count\xff\":1}"), "invalid unicode"),
@@ -197,9 +239,12 @@ async fn a_time_outside_the_years_1970_to_9999_is_rejected() {
     ];
     all_refused(rows, "rejected", "field").await;
     let mut edges = [self::build(DEPLOYMENT, 5), self::build(DEPLOYMENT, 6)];
-    for (event, time) in edges.iter_mut().zip(["1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"]) {
+    for (event, time) in
+        edges.iter_mut().zip(["1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
+    {
         let Payload::Build(build) = &mut event.payload else { unreachable!("it is a build") };
-        (build.completed_at, build.started_at) = (time.parse().unwrap(), Some("1970-01-01T00:00:00Z".parse().unwrap()));
+        (build.completed_at, build.started_at) =
+            (time.parse().unwrap(), Some("1970-01-01T00:00:00Z".parse().unwrap()));
     }
     let recording = all_accepted(&edges.clone().map(|event| event.to_message())).await;
     let facts = events(&recording.ledger).await;
@@ -218,9 +263,18 @@ async fn a_number_that_does_not_fit_is_rejected() {
         (count("1e3"), "field count must be a whole number of 64 bits"),
         (count("\"1\""), "field count must be a whole number of 64 bits"),
         (count("0"), "field count must be above 0"),
-        (with_field(&build, "build_number", 1_i64 << 31), "field build_number must be between 1 and 2147483647"),
-        (with_field(&build, "build_number", i64::MIN), "field build_number must be between 1 and 2147483647"),
-        (with_field(&build, "daily_cost", u64::MAX), "field daily_cost must be a whole number of 64 bits"),
+        (
+            with_field(&build, "build_number", 1_i64 << 31),
+            "field build_number must be between 1 and 2147483647",
+        ),
+        (
+            with_field(&build, "build_number", i64::MIN),
+            "field build_number must be between 1 and 2147483647",
+        ),
+        (
+            with_field(&build, "daily_cost", u64::MAX),
+            "field daily_cost must be a whole number of 64 bits",
+        ),
     ];
     all_refused(rows, "rejected", "field").await;
     all_refused(vec![(count("1e999"), "number out of range")], "rejected", "json").await;
@@ -242,7 +296,10 @@ async fn an_unknown_field_is_rejected() {
     all_refused(rows, "rejected", "unknown_field").await;
     // another CloudEvents attribute does not belong to the event's fields
     let mut traced = build(DEPLOYMENT, 1).to_message();
-    traced.headers.push(("ce_traceparent".to_owned(), Some(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_vec())));
+    traced.headers.push((
+        "ce_traceparent".to_owned(),
+        Some(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_vec()),
+    ));
     all_accepted(&[traced]).await;
 }
 
@@ -261,13 +318,20 @@ async fn data_after_the_event_is_rejected() {
 
 #[tokio::test]
 async fn a_usage_type_of_a_later_version_is_held() {
-    let typed = |event_type: &str, n: u32| with_header(&usage(DEPLOYMENT, n), "ce_type", Some(event_type.as_bytes()));
+    let typed = |event_type: &str, n: u32| {
+        with_header(&usage(DEPLOYMENT, n), "ce_type", Some(event_type.as_bytes()))
+    };
     let rows = vec![
         (typed("dc_gpu_hours_v1", 1), "unknown event type \"dc_gpu_hours_v1\""),
         (typed("hb_ai_seats_v2", 2), "unknown event type \"hb_ai_seats_v2\""),
     ];
     all_refused(rows, "held", "unknown_event_type").await;
-    all_refused(vec![(typed("gpu_hours_v1", 3), "is not metered")], "rejected", "foreign_event_type").await;
+    all_refused(
+        vec![(typed("gpu_hours_v1", 3), "is not metered")],
+        "rejected",
+        "foreign_event_type",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -277,19 +341,40 @@ async fn an_id_with_another_content_is_a_conflict() {
     let Payload::Usage(event) = &mut other.payload else { unreachable!("it is usage") };
     event.quantity = UsageQuantity::ManagedAgents(77);
     let recording = recorded(&[first.to_message(), other.to_message(), first.to_message()]).await;
-    assert!(matches!(&recording.outcomes[1], Outcome::Refused(verdict, _, detail) if verdict == "conflict" && detail.contains("usage-1")));
-    assert_eq!((&recording.outcomes[0], &recording.outcomes[2]), (&Outcome::Accepted, &Outcome::Duplicate));
-    assert_eq!(events(&recording.ledger).await.into_iter().filter(|event| *event == first).count(), 1, "the first remains");
+    assert!(
+        matches!(&recording.outcomes[1], Outcome::Refused(verdict, _, detail) if verdict == "conflict" && detail.contains("usage-1"))
+    );
+    assert_eq!(
+        (&recording.outcomes[0], &recording.outcomes[2]),
+        (&Outcome::Accepted, &Outcome::Duplicate)
+    );
+    assert_eq!(
+        events(&recording.ledger).await.into_iter().filter(|event| *event == first).count(),
+        1,
+        "the first remains"
+    );
 }
 
 #[tokio::test]
 async fn text_that_is_too_long_is_rejected() {
     let (build, usage) = (build(DEPLOYMENT, 1), usage(DEPLOYMENT, 1));
     let rows = vec![
-        (with_field(&build, "template_name", noise(4097)), "field template_name is longer than 4096 bytes"),
-        (with_header(&usage, "ce_failuremessage", Some(noise(4097).as_bytes())), "field failuremessage is longer than 4096 bytes"),
-        (with_header(&usage, "ce_id", Some(noise(1025).as_bytes())), "field id is longer than 1024 bytes"),
-        (with_header(&usage, "ce_id", Some(noise(4096).as_bytes())), "field id is longer than 1024 bytes"),
+        (
+            with_field(&build, "template_name", noise(4097)),
+            "field template_name is longer than 4096 bytes",
+        ),
+        (
+            with_header(&usage, "ce_failuremessage", Some(noise(4097).as_bytes())),
+            "field failuremessage is longer than 4096 bytes",
+        ),
+        (
+            with_header(&usage, "ce_id", Some(noise(1025).as_bytes())),
+            "field id is longer than 1024 bytes",
+        ),
+        (
+            with_header(&usage, "ce_id", Some(noise(4096).as_bytes())),
+            "field id is longer than 1024 bytes",
+        ),
     ];
     all_refused(rows, "rejected", "field").await;
     // the longest accepted values fit the ledger's indexes, even if they cannot be compressed
@@ -311,10 +396,15 @@ fn noise(bytes: usize) -> String {
 async fn an_event_in_another_types_topic_is_rejected() {
     let strays = [claim(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)];
     let messages = strays.map(|event| event.to_message());
-    let recording = recorded_as(&messages, |record| consumer::read_from(Topic::WorkspaceBuilds, record)).await;
-    let detail =
-        |event_type: &str, own: &str| format!("event type \"{event_type}\" belongs in {own}, not in tallyline.workspace-builds.v1");
-    let refused = |detail| Outcome::Refused("rejected".to_owned(), "foreign_topic".to_owned(), detail);
+    let recording =
+        recorded_as(&messages, |record| consumer::read_from(Topic::WorkspaceBuilds, record)).await;
+    let detail = |event_type: &str, own: &str| {
+        format!(
+            "event type \"{event_type}\" belongs in {own}, not in tallyline.workspace-builds.v1"
+        )
+    };
+    let refused =
+        |detail| Outcome::Refused("rejected".to_owned(), "foreign_topic".to_owned(), detail);
     let expected = [
         refused(detail("prebuild_claimed_v1", "tallyline.prebuild-claims.v1")),
         refused(detail("dc_managed_agents_v1", "tallyline.agent-usage.v1")),

@@ -5,9 +5,15 @@ use std::path::{Path, PathBuf};
 /// The rows of docs/reference/bad-input.md: input, result, and the name of the test.
 fn rows() -> Vec<[String; 3]> {
     let text = std::fs::read_to_string(root().join("docs/reference/bad-input.md")).unwrap();
-    let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let cells = |line: &str| {
+        line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
+    };
     let lines = text.lines().filter(|line| line.starts_with("| ")).skip(2);
-    lines.map(|line| cells(line).try_into().unwrap_or_else(|cells| panic!("not three cells: {cells:?}"))).collect()
+    lines
+        .map(|line| {
+            cells(line).try_into().unwrap_or_else(|cells| panic!("not three cells: {cells:?}"))
+        })
+        .collect()
 }
 
 fn root() -> &'static Path {
@@ -62,7 +68,10 @@ fn every_row_names_a_test_of_its_own_that_exists() {
         assert!(!input.is_empty() && !becomes.is_empty(), "a row without a text");
     }
     // the other direction: the table names every test here
-    let here = include_str!("records.rs").lines().filter_map(|line| line.strip_prefix("async fn ")?.split_once('(')).map(|(name, _)| name);
+    let here = include_str!("records.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("async fn ")?.split_once('('))
+        .map(|(name, _)| name);
     let left_out: Vec<&str> = here.filter(|name| !named.contains(name)).collect();
     assert_eq!(left_out, Vec::<&str>::new(), "not in the table");
 }

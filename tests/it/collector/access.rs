@@ -18,13 +18,19 @@ async fn schemas_with_and_without_ai_task_flags_are_read() {
         let (coderd, store) = (Coderd::new(version).await, store().await);
         let id = coderd.creation().await;
         if flag.is_some() {
-            sqlx::query("update workspace_builds set has_ai_task = true").execute(&coderd.database.pool).await.unwrap();
+            sqlx::query("update workspace_builds set has_ai_task = true")
+                .execute(&coderd.database.pool)
+                .await
+                .unwrap();
         }
         store.collector(settings(), &coderd).await.pass().await.unwrap();
         assert_eq!(store.builds().await[&id].has_ai_task, flag);
         let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
         let catalog = reader.catalog().await.unwrap();
-        assert_eq!((catalog.has_ai_task, catalog.usage_events, catalog.has_runtime()), (flag.is_some(), true, true));
+        assert_eq!(
+            (catalog.has_ai_task, catalog.usage_events, catalog.has_runtime()),
+            (flag.is_some(), true, true)
+        );
     }
 }
 
@@ -34,11 +40,17 @@ async fn an_upgrade_of_coderd_while_collecting_is_noticed() {
     let mut collector = store.collector(settings(), &coderd).await;
     coderd.creation().await;
     collector.pass().await.unwrap();
-    sqlx::query("alter table workspace_builds drop column has_ai_task").execute(&coderd.database.pool).await.unwrap();
+    sqlx::query("alter table workspace_builds drop column has_ai_task")
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
     let id = coderd.creation().await;
     collector.pass().await.unwrap();
     assert_eq!(store.builds().await[&id].has_ai_task, None);
-    sqlx::query("alter table workspace_builds rename column reason to why").execute(&coderd.database.pool).await.unwrap();
+    sqlx::query("alter table workspace_builds rename column reason to why")
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
     let error = collector.pass().await.unwrap_err();
     assert!(error.to_string().contains("workspace_builds.reason"), "{error}");
 }
@@ -46,7 +58,10 @@ async fn an_upgrade_of_coderd_while_collecting_is_noticed() {
 /// Creates a role for one test. Returns it with its URL.
 pub(super) async fn role(coderd: &Coderd) -> (String, String) {
     let role = format!("reader_{}", Uuid::new_v4().simple());
-    sqlx::query(sqlx::AssertSqlSafe(format!("create role {role} login"))).execute(&coderd.database.pool).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("create role {role} login")))
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
     let url = coderd.database.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
     assert_ne!(url, coderd.database.url);
     (role, url)
@@ -54,11 +69,17 @@ pub(super) async fn role(coderd: &Coderd) -> (String, String) {
 
 /// Runs `grants.sql` for this role, as an administrator does.
 pub(super) async fn grant(coderd: &Coderd, role: &str) {
-    sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(role))).execute(&coderd.database.pool).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(role)))
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
 }
 
 pub(super) async fn run(coderd: &Coderd, statements: &str) {
-    sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&coderd.database.pool).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned()))
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -68,10 +89,22 @@ async fn the_grants_suffice_and_give_no_more() {
         coderd.creation().await;
         coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
         let (role, url) = role(&coderd).await;
-        let error =
-            store.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap().pass().await;
-        let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = error else { panic!("{error:?}") };
-        assert!(grants.iter().any(|grant| *grant == format!("grant select (id, username) on users to {role};")), "{grants:?}");
+        let error = store
+            .open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url)
+            .await
+            .unwrap()
+            .unwrap()
+            .pass()
+            .await;
+        let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = error else {
+            panic!("{error:?}")
+        };
+        assert!(
+            grants
+                .iter()
+                .any(|grant| *grant == format!("grant select (id, username) on users to {role};")),
+            "{grants:?}"
+        );
         grant(&coderd, &role).await;
         let mut collector = store.open(settings(), &url).await.unwrap().unwrap();
         assert_eq!(collector.source().deployment_id, coderd.deployment);
@@ -89,9 +122,14 @@ async fn the_grants_suffice_and_give_no_more() {
         ] {
             assert!(sqlx::query(forbidden).execute(&as_role).await.is_err(), "{forbidden}");
         }
-        let stats: bool = sqlx::query_scalar("select pg_has_role('pg_read_all_stats', 'usage')").fetch_one(&as_role).await.unwrap();
+        let stats: bool = sqlx::query_scalar("select pg_has_role('pg_read_all_stats', 'usage')")
+            .fetch_one(&as_role)
+            .await
+            .unwrap();
         assert!(!stats);
-        assert!(source_of(&url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
+        assert!(
+            source_of(&url).connect().await.unwrap().missing_rights().await.unwrap().is_empty()
+        );
     }
 }
 
@@ -146,20 +184,30 @@ async fn the_owner_of_coderds_tables_needs_no_grants() {
         let mut collector = store.open(required.clone(), &url).await.unwrap().unwrap();
         assert_eq!(collector.source().deployment_id, coderd.deployment);
         let report = collector.pass().await.unwrap();
-        assert_eq!((produced(&report), report.complete_until), ((1, 1, 0), None), "a claim; other sessions are not seen");
+        assert_eq!(
+            (produced(&report), report.complete_until),
+            ((1, 1, 0), None),
+            "a claim; other sessions are not seen"
+        );
         let rights = source_of(&url).connect().await.unwrap().missing_rights().await.unwrap();
-        assert_eq!(rights, [format!("psql --set reader={owner} --file src/coderd/grants.sql CODERD_DATABASE_URL")]);
+        assert_eq!(
+            rights,
+            [format!("psql --set reader={owner} --file src/coderd/grants.sql CODERD_DATABASE_URL")]
+        );
         collector.close().await;
         run(&coderd, &format!("grant pg_read_all_stats to {owner}")).await;
         for url in [&url, &coderd.database.url] {
             let mut collector = store.open(required.clone(), url).await.unwrap().unwrap();
             assert!(collector.pass().await.unwrap().complete_until.is_some());
             collector.close().await;
-            assert!(source_of(url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
+            assert!(
+                source_of(url).connect().await.unwrap().missing_rights().await.unwrap().is_empty()
+            );
         }
         // an open transaction is also seen without the function
         let mut open = coderd.database.pool.begin().await.unwrap();
-        let opened_at: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *open).await.unwrap();
+        let opened_at: chrono::DateTime<chrono::Utc> =
+            sqlx::query_scalar("select now()").fetch_one(&mut *open).await.unwrap();
         let mut reader = source_of(&url).connect().await.unwrap();
         let catalog = reader.catalog().await.unwrap();
         assert!(reader.horizon(&catalog).await.unwrap().complete_before().unwrap() <= opened_at);
@@ -176,7 +224,11 @@ async fn only_the_stage_of_workspace_builds_is_read_of_job_inputs() {
     grant(&coderd, &role).await;
     let as_role = sqlx::PgPool::connect(&url).await.unwrap();
     let stages = async || -> Vec<(Uuid, Option<String>)> {
-        sqlx::query_as("select build_id, stage from tallyline.prebuild_stages($1)").bind(vec![build]).fetch_all(&as_role).await.unwrap()
+        sqlx::query_as("select build_id, stage from tallyline.prebuild_stages($1)")
+            .bind(vec![build])
+            .fetch_all(&as_role)
+            .await
+            .unwrap()
     };
     assert_eq!(stages().await, [(build, Some("2".to_owned()))]);
     run(&coderd, "update provisioner_jobs set type = 'template_version_import'").await;
@@ -188,13 +240,35 @@ async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
     let read: &[(&str, &[&str])] = &[
         (
             "provisioner_jobs",
-            &["created_at", "started_at", "completed_at", "organization_id", "type", "input", "worker_id", "job_status", "id"],
+            &[
+                "created_at",
+                "started_at",
+                "completed_at",
+                "organization_id",
+                "type",
+                "input",
+                "worker_id",
+                "job_status",
+                "id",
+            ],
         ),
         (
             "workspace_builds",
-            &["workspace_id", "template_version_id", "build_number", "transition", "initiator_id", "reason", "job_id", "id"],
+            &[
+                "workspace_id",
+                "template_version_id",
+                "build_number",
+                "transition",
+                "initiator_id",
+                "reason",
+                "job_id",
+                "id",
+            ],
         ),
-        ("workspace_builds", &["daily_cost", "template_version_preset_id", "has_external_agent", "has_ai_task"]),
+        (
+            "workspace_builds",
+            &["daily_cost", "template_version_preset_id", "has_external_agent", "has_ai_task"],
+        ),
         ("workspaces", &["owner_id", "organization_id", "template_id", "name", "id"]),
         ("organizations", &["name", "is_default", "id"]),
         ("templates", &["name", "id"]),
@@ -202,11 +276,24 @@ async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
         ("template_version_presets", &["name", "id"]),
         ("users", &["username", "id"]),
         ("licenses", &["uploaded_at", "jwt", "exp", "uuid", "id"]),
-        ("usage_events", &["event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message", "id"]),
+        (
+            "usage_events",
+            &[
+                "event_type",
+                "event_data",
+                "created_at",
+                "publish_started_at",
+                "published_at",
+                "failure_message",
+                "id",
+            ],
+        ),
         ("site_configs", &["value", "key"]),
     ];
-    // Only the grants are under test, not the columns' own keys and indexes. The outcome must be the same without grants.
-    let (bare, granted) = (Coderd::new(SchemaVersion::TasksEra).await, Coderd::new(SchemaVersion::TasksEra).await);
+    // Only the grants are under test, not the columns' own keys and indexes. The outcome must be
+    // the same without grants.
+    let (bare, granted) =
+        (Coderd::new(SchemaVersion::TasksEra).await, Coderd::new(SchemaVersion::TasksEra).await);
     run(&bare, "drop schema tallyline cascade").await;
     let (role, _) = role(&granted).await;
     grant(&granted, &role).await;
@@ -222,7 +309,9 @@ async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
                 format!("alter table {table} drop column {column} cascade"),
             ] {
                 let refused = async |coderd: &Coderd| {
-                    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.clone())).execute(&coderd.database.pool).await;
+                    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.clone()))
+                        .execute(&coderd.database.pool)
+                        .await;
                     done.err().map(|error| error.to_string())
                 };
                 assert_eq!(refused(&granted).await, refused(&bare).await, "{statement}");
@@ -244,14 +333,28 @@ async fn a_missing_function_is_named_with_the_command_that_creates_it() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
-    run(&coderd, &format!("revoke execute on function tallyline.prebuild_stages(uuid[]) from {role}")).await;
+    run(
+        &coderd,
+        &format!("revoke execute on function tallyline.prebuild_stages(uuid[]) from {role}"),
+    )
+    .await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
     let mut collector = store.open(settings, &url).await.unwrap().unwrap();
     let error = collector.pass().await.unwrap_err().to_string();
-    assert!(error.ends_with(&format!("grant execute on function tallyline.prebuild_stages(uuid[]) to {role};")), "{error}");
+    assert!(
+        error.ends_with(&format!(
+            "grant execute on function tallyline.prebuild_stages(uuid[]) to {role};"
+        )),
+        "{error}"
+    );
     run(&coderd, "drop schema tallyline cascade").await;
     let error = collector.pass().await.unwrap_err().to_string();
-    assert!(error.ends_with(&format!("psql --set reader={role} --file src/coderd/grants.sql CODERD_DATABASE_URL")), "{error}");
+    assert!(
+        error.ends_with(&format!(
+            "psql --set reader={role} --file src/coderd/grants.sql CODERD_DATABASE_URL"
+        )),
+        "{error}"
+    );
     run(&coderd, &format!("revoke select (is_default) on organizations from {role}")).await;
     let rights = source_of(&url).connect().await.unwrap().missing_rights().await.unwrap();
     let expected = [
@@ -274,7 +377,10 @@ async fn a_forbidden_schema_or_database_is_named_with_its_grant() {
     let default_organization = format!("grant select (is_default) on organizations to {role};");
     let warning = collector.warning().unwrap();
     assert!(warning.ends_with(&format!("{schema} {default_organization}")), "{warning}");
-    let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = collector.pass().await else { panic!("a pass without rights") };
+    let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = collector.pass().await
+    else {
+        panic!("a pass without rights")
+    };
     assert_eq!(grants, std::slice::from_ref(&schema));
     let rights = source_of(&url).connect().await.unwrap().missing_rights().await.unwrap();
     assert_eq!(rights, [schema, default_organization]);
@@ -283,7 +389,9 @@ async fn a_forbidden_schema_or_database_is_named_with_its_grant() {
 
     let name = &coderd.database.name;
     run(&coderd, &format!("revoke connect on database {name} from public")).await;
-    let Err(CoderdError::NotGranted { grants }) = source_of(&url).connect().await else { panic!("connected") };
+    let Err(CoderdError::NotGranted { grants }) = source_of(&url).connect().await else {
+        panic!("connected")
+    };
     assert_eq!(grants, [format!("grant connect on database {name} to {role};")]);
 }
 
@@ -292,20 +400,32 @@ async fn without_the_right_to_see_other_sessions_completeness_is_not_reported() 
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
-    run(&coderd, &format!("revoke execute on function tallyline.oldest_transaction() from {role}")).await;
+    run(&coderd, &format!("revoke execute on function tallyline.oldest_transaction() from {role}"))
+        .await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
     let mut collector = store.open(settings.clone(), &url).await.unwrap().unwrap();
     coderd.creation().await;
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.complete_until), ((1, 0, 0), None));
     // The overlap still finds a commit that comes late.
-    let build = Build { completed_at: coderd.now().await - TimeDelta::minutes(50), ..coderd.first_start(coderd.workspace().await).await };
+    let build = Build {
+        completed_at: coderd.now().await - TimeDelta::minutes(50),
+        ..coderd.first_start(coderd.workspace().await).await
+    };
     coderd.build(&build).await;
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 0));
     store.consume().await;
     let source = collector.source().id;
-    assert_eq!(store.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
+    assert_eq!(
+        store
+            .ledger
+            .run(async |conn| passes::completeness(conn, source).await)
+            .await
+            .unwrap()
+            .complete_until,
+        None
+    );
     let from = Settings { from: Some(coderd.now().await - TimeDelta::days(1)), ..settings };
     let another = super::store().await;
     assert!(matches!(another.open(from, &url).await, Err(CollectError::FromUncertain)));

@@ -26,15 +26,16 @@ impl Reads {
             sqlx::query_scalar::<_, i64>(readers).fetch_one(pool).await.unwrap() == 0
         })
         .await;
-        // A session adds its counts late. Those of the set-up end before, and one of the pool is asked to.
+        // A session adds its counts late. Those of the set-up end before, and one of the pool is
+        // asked to.
         let mut session = pool.acquire().await.unwrap();
         let others = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity
              where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'";
         sqlx::query(others).execute(&mut *session).await.unwrap();
         sqlx::query("select pg_stat_force_next_flush()").execute(&mut *session).await.unwrap();
-        let query =
-            "select seq_scan, idx_tup_read from pg_stat_user_tables join pg_stat_user_indexes using (relid) where indexrelname = $1";
-        let (whole_table, entries) = sqlx::query_as(query).bind(index).fetch_one(&mut *session).await.unwrap();
+        let query = "select seq_scan, idx_tup_read from pg_stat_user_tables join pg_stat_user_indexes using (relid) where indexrelname = $1";
+        let (whole_table, entries) =
+            sqlx::query_as(query).bind(index).fetch_one(&mut *session).await.unwrap();
         Reads { whole_table, entries }
     }
 
@@ -60,7 +61,8 @@ async fn the_incremental_probe_reads_only_the_index() {
     .execute(&coderd.database.pool)
     .await
     .unwrap();
-    let (pool, index) = (&coderd.database.pool, "provisioner_jobs_worker_id_organization_id_completed_at_idx");
+    let (pool, index) =
+        (&coderd.database.pool, "provisioner_jobs_worker_id_organization_id_completed_at_idx");
     let since = coderd.now().await - TimeDelta::minutes(100);
     let after = (Time::from(since), Uuid::nil());
     let before = Reads::of(pool, index).await;
@@ -68,15 +70,23 @@ async fn the_incremental_probe_reads_only_the_index() {
     let keys = reader.recent_build_keys(after, 1000).await.unwrap();
     reader.close().await;
     let read = before.entries_since(pool, index).await;
-    assert!((99..1000).contains(&read), "{read} of 30000 entries for the last 100 minutes of three weeks");
+    assert!(
+        (99..1000).contains(&read),
+        "{read} of 30000 entries for the last 100 minutes of three weeks"
+    );
     let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
-    let expected: i64 = sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
-        .bind(since)
-        .fetch_one(&coderd.database.pool)
-        .await
-        .unwrap();
+    let expected: i64 =
+        sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
+            .bind(since)
+            .fetch_one(&coderd.database.pool)
+            .await
+            .unwrap();
     assert!(expected >= 99, "{expected}");
-    assert_eq!(i64::try_from(keys.len()).unwrap(), expected, "every lane is found, the one without a worker too");
+    assert_eq!(
+        i64::try_from(keys.len()).unwrap(),
+        expected,
+        "every lane is found, the one without a worker too"
+    );
     // Pages contain every key exactly once.
     let (mut paged, mut at) = (Vec::new(), after);
     loop {
@@ -91,7 +101,8 @@ async fn the_incremental_probe_reads_only_the_index() {
 #[tokio::test]
 async fn a_page_of_recent_usage_costs_the_same_wherever_it_begins() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
-    // Three rows share each instant; every hundredth has just been reserved, every other hundredth published.
+    // Three rows share each instant; every hundredth has just been reserved, every other hundredth
+    // published.
     sqlx::raw_sql(
         "alter table usage_events disable trigger all;
          insert into usage_events (id, event_type, event_data, created_at, publish_started_at, published_at)
@@ -116,7 +127,11 @@ async fn a_page_of_recent_usage_costs_the_same_wherever_it_begins() {
         }
     }
     assert_eq!(keys.len(), 30000, "pages leave none out");
-    assert!(keys.windows(2).all(|pair| (pair[0].created_at, &pair[0].id) < (pair[1].created_at, &pair[1].id)), "and meet none twice");
+    assert!(
+        keys.windows(2)
+            .all(|pair| (pair[0].created_at, &pair[0].id) < (pair[1].created_at, &pair[1].id)),
+        "and meet none twice"
+    );
     reader.close().await;
     let (pool, index) = (&coderd.database.pool, "idx_usage_events_select_for_publishing");
     for after in [None, Some(&keys[15_000]), Some(&keys[28_000])] {
@@ -125,6 +140,9 @@ async fn a_page_of_recent_usage_costs_the_same_wherever_it_begins() {
         reader.recent_usage_keys(dated_since, since, after, 100).await.unwrap();
         reader.close().await;
         let read = before.entries_since(pool, index).await;
-        assert!((100..1000).contains(&read), "{read} entries read for a page of 100, with 600 marked rows");
+        assert!(
+            (100..1000).contains(&read),
+            "{read} entries read for a page of 100, with 600 marked rows"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Rows that come later than their date. They are found within minutes, before the daily sweep, also after a restart of the collector.
+//! Rows that come later than their date. They are found within minutes, before the daily sweep,
+//! also after a restart of the collector.
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use prometheus::Registry;
@@ -25,7 +26,8 @@ struct Site {
 }
 
 impl Site {
-    /// The clock is an hour behind, so that the test can move it without passing the database's clock.
+    /// The clock is an hour behind, so that the test can move it without passing the database's
+    /// clock.
     async fn new() -> (Site, Collector) {
         let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
         let begun = coderd.now().await - TimeDelta::hours(1);
@@ -40,7 +42,17 @@ impl Site {
     async fn open(&self) -> Collector {
         let (log, ledger) = (self.store.log.clone(), self.store.ledger.clone());
         let source = source_of(&self.coderd.database.url);
-        Collector::open(self.settings.clone(), source, PublicKeys::new(), log, ledger, self.clock.clone()).await.unwrap().unwrap()
+        Collector::open(
+            self.settings.clone(),
+            source,
+            PublicKeys::new(),
+            log,
+            ledger,
+            self.clock.clone(),
+        )
+        .await
+        .unwrap()
+        .unwrap()
     }
 
     fn at(&self, after: TimeDelta) -> DateTime<Utc> {
@@ -52,7 +64,12 @@ impl Site {
     }
 
     async fn build_completed(&self, completed_at: DateTime<Utc>) -> Uuid {
-        self.coderd.build(&Build { completed_at, ..self.coderd.first_start(self.coderd.workspace().await).await }).await
+        self.coderd
+            .build(&Build {
+                completed_at,
+                ..self.coderd.first_start(self.coderd.workspace().await).await
+            })
+            .await
     }
 
     /// The same collector, or another one that takes over from it.
@@ -75,7 +92,11 @@ async fn a_build_90_s_late_or_of_a_clock_3_minutes_slow_is_found_within_two_minu
         collector = site.go_on(collector, restarted).await;
         site.later(TimeDelta::seconds(320));
         let report = collector.pass().await.unwrap();
-        assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 1), "{late} s, restarted: {restarted}");
+        assert_eq!(
+            (produced(&report), report.full_sweep, report.late),
+            ((1, 0, 0), false, 1),
+            "{late} s, restarted: {restarted}"
+        );
         assert!(site.store.builds().await.contains_key(&id));
         site.later(TimeDelta::seconds(400));
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "once");
@@ -87,12 +108,23 @@ async fn usage_dated_9_days_back_is_found_within_minutes() {
     for restarted in [false, true] {
         let (site, mut collector) = Site::new().await;
         for (id, days) in [("nine", 9), ("thirty", 30)] {
-            site.coderd.usage(id, "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(days)).await;
+            site.coderd
+                .usage(
+                    id,
+                    "dc_managed_agents_v1",
+                    json!({"count": 1}),
+                    site.begun - TimeDelta::days(days),
+                )
+                .await;
         }
         collector = site.go_on(collector, restarted).await;
         site.later(TimeDelta::minutes(5));
         let report = collector.pass().await.unwrap();
-        assert_eq!((produced(&report), report.full_sweep, report.late), ((0, 0, 2), false, 2), "restarted: {restarted}");
+        assert_eq!(
+            (produced(&report), report.full_sweep, report.late),
+            ((0, 0, 2), false, 2),
+            "restarted: {restarted}"
+        );
         assert_eq!(site.store.usage_ids().await, ["nine", "thirty"]);
         // The ledger has not read it, then it has: the collector knows it in both cases.
         for minutes in [10, 15] {
@@ -147,10 +179,22 @@ async fn a_consumer_that_is_always_a_pass_behind_does_not_postpone_the_counts_of
     for minutes in 1..=5 {
         let ends = site.store.ends().await;
         site.coderd
-            .usage(&format!("now-{minutes}"), "dc_managed_agents_v1", json!({"count": 1}), site.at(TimeDelta::minutes(minutes)))
+            .usage(
+                &format!("now-{minutes}"),
+                "dc_managed_agents_v1",
+                json!({"count": 1}),
+                site.at(TimeDelta::minutes(minutes)),
+            )
             .await;
         if minutes == 2 {
-            site.coderd.usage("nine", "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(9)).await;
+            site.coderd
+                .usage(
+                    "nine",
+                    "dc_managed_agents_v1",
+                    json!({"count": 1}),
+                    site.begun - TimeDelta::days(9),
+                )
+                .await;
         }
         site.later(TimeDelta::minutes(minutes));
         late += collector.pass().await.unwrap().late;
@@ -182,13 +226,18 @@ async fn counts_of_days_read_the_rows_of_these_days_by_the_index() {
     let counted: i64 = reader.usage_days(from, until).await.unwrap().values().sum();
     reader.close().await;
     let read = before.entries_since(&coderd.database.pool, index).await;
-    assert!((counted..86_400 / 10).contains(&read), "{read} of 86400 entries for a twentieth of the rows");
-    let expected: i64 = sqlx::query_scalar("select count(*) from usage_events where created_at >= $1 and created_at < $2")
-        .bind(from)
-        .bind(until)
-        .fetch_one(&coderd.database.pool)
-        .await
-        .unwrap();
+    assert!(
+        (counted..86_400 / 10).contains(&read),
+        "{read} of 86400 entries for a twentieth of the rows"
+    );
+    let expected: i64 = sqlx::query_scalar(
+        "select count(*) from usage_events where created_at >= $1 and created_at < $2",
+    )
+    .bind(from)
+    .bind(until)
+    .fetch_one(&coderd.database.pool)
+    .await
+    .unwrap();
     assert_eq!(counted, expected);
 }
 
@@ -197,18 +246,36 @@ async fn rows_that_the_audit_misses_are_fetched_by_id() {
     let (site, mut collector) = Site::new().await;
     let source = collector.source().id;
     let build = site.build_completed(site.begun - TimeDelta::hours(5)).await;
-    site.coderd.usage("old", "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(40)).await;
+    site.coderd
+        .usage("old", "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(40))
+        .await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "neither is near");
-    let ids = [format!("workspace_build_completed:{build}"), "old".to_owned(), "not there".to_owned()];
-    assert_eq!(site.store.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &ids).await).await.unwrap(), 3);
+    let ids =
+        [format!("workspace_build_completed:{build}"), "old".to_owned(), "not there".to_owned()];
     assert_eq!(
-        site.store.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &ids).await).await.unwrap(),
+        site.store
+            .ledger
+            .run(async |conn| collector_requests::add_fetch(conn, source, &ids).await)
+            .await
+            .unwrap(),
+        3
+    );
+    assert_eq!(
+        site.store
+            .ledger
+            .run(async |conn| collector_requests::add_fetch(conn, source, &ids).await)
+            .await
+            .unwrap(),
         0,
         "asked for already"
     );
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 1));
     assert_eq!(
-        site.store.ledger.run(async |conn| collector_requests::fetches(conn, source, 10).await).await.unwrap(),
+        site.store
+            .ledger
+            .run(async |conn| collector_requests::fetches(conn, source, 10).await)
+            .await
+            .unwrap(),
         Vec::<String>::new(),
         "answered"
     );
@@ -217,7 +284,11 @@ async fn rows_that_the_audit_misses_are_fetched_by_id() {
     collector.pass().await.unwrap();
     sqlx::query("delete from workspace_build").execute(&site.store.ledger.pool).await.unwrap();
     collector.pass().await.unwrap();
-    site.store.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &ids).await).await.unwrap();
+    site.store
+        .ledger
+        .run(async |conn| collector_requests::add_fetch(conn, source, &ids).await)
+        .await
+        .unwrap();
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
@@ -229,12 +300,20 @@ async fn a_requested_sweep_reads_everything_in_the_next_pass() {
     ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.full_sweep), ((1, 0, 0), true));
-    let done = ledger.run(async |conn| collector_requests::sweep(conn, source).await).await.unwrap().unwrap();
+    let done = ledger
+        .run(async |conn| collector_requests::sweep(conn, source).await)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((done.pass_id, done.rows_read), (Some(report.pass_id), 1));
     assert!(!collector.pass().await.unwrap().full_sweep, "once");
     // A sweep whose collector died starts again; a request in between is another sweep.
     ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
-    ledger.run(async |conn| collector_requests::begin_sweep(conn, source).await).await.unwrap().unwrap();
+    ledger
+        .run(async |conn| collector_requests::begin_sweep(conn, source).await)
+        .await
+        .unwrap()
+        .unwrap();
     collector = site.go_on(collector, true).await;
     assert!(collector.pass().await.unwrap().full_sweep);
 }
@@ -248,20 +327,35 @@ async fn late_rows_are_counted_with_their_age() {
     site.later(TimeDelta::minutes(10));
     collector.pass().await.unwrap();
     site.build_completed(site.at(TimeDelta::minutes(6))).await;
-    site.coderd.usage("nine", "dc_managed_agents_v1", json!({"count": 1}), site.at(TimeDelta::minutes(10)) - TimeDelta::days(9)).await;
+    site.coderd
+        .usage(
+            "nine",
+            "dc_managed_agents_v1",
+            json!({"count": 1}),
+            site.at(TimeDelta::minutes(10)) - TimeDelta::days(9),
+        )
+        .await;
     let hour = DateTime::from_timestamp(site.begun.timestamp() / 3600 * 3600 - 86_400, 0).unwrap();
     site.coderd.usage("hour", "hb_agent_runtime_v1", json!({"runtime_ms": 5}), hour).await;
     site.later(TimeDelta::minutes(16));
     assert_eq!(collector.pass().await.unwrap().late, 2);
     let families = registry.gather();
-    let family = families.iter().find(|family| family.name() == "tallyline_collector_late_seconds").unwrap();
+    let family =
+        families.iter().find(|family| family.name() == "tallyline_collector_late_seconds").unwrap();
     let samples: Vec<(String, u64, f64)> = family
         .get_metric()
         .iter()
         .map(|metric| {
             let histogram = metric.get_histogram();
-            (metric.get_label()[0].value().to_owned(), histogram.get_sample_count(), histogram.get_sample_sum())
+            (
+                metric.get_label()[0].value().to_owned(),
+                histogram.get_sample_count(),
+                histogram.get_sample_sum(),
+            )
         })
         .collect();
-    assert_eq!(samples, [("build".to_owned(), 1, 600.0), ("usage".to_owned(), 1, 9.0 * 86_400.0 + 360.0)]);
+    assert_eq!(
+        samples,
+        [("build".to_owned(), 1, 600.0), ("usage".to_owned(), 1, 9.0 * 86_400.0 + 360.0)]
+    );
 }

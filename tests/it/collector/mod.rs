@@ -17,8 +17,14 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Collector, PassReport, Settings};
-use tallyline::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
-use tallyline::ledger::{ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, positions, record, rejects};
+use tallyline::event::{
+    Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted,
+    parse,
+};
+use tallyline::ledger::{
+    ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, positions, record,
+    rejects,
+};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
 use tallyline::{coderd, consumer};
@@ -42,7 +48,8 @@ async fn store() -> Store {
     Store { ledger, log, _database: database }
 }
 
-/// All clocks of a test are the machine's, so no margin is needed. Its collectors take over from each other.
+/// All clocks of a test are the machine's, so no margin is needed. Its collectors take over from
+/// each other.
 fn settings() -> Settings {
     Settings { margin: TimeDelta::zero(), ..Settings::new("test") }
 }
@@ -54,7 +61,15 @@ fn source_of(url: &str) -> coderd::Database {
 impl Store {
     async fn open(&self, settings: Settings, url: &str) -> Result<Option<Collector>, CollectError> {
         let keys = PublicKeys::new();
-        Collector::open(settings, source_of(url), keys, self.log.clone(), self.ledger.clone(), Clock::system()).await
+        Collector::open(
+            settings,
+            source_of(url),
+            keys,
+            self.log.clone(),
+            self.ledger.clone(),
+            Clock::system(),
+        )
+        .await
     }
 
     async fn collector(&self, settings: Settings, coderd: &Coderd) -> Collector {
@@ -72,7 +87,11 @@ impl Store {
     }
 
     async fn events(&self, topic: Topic) -> Vec<Event> {
-        self.records(topic).await.into_iter().map(|(_, record)| parse(&record.message).unwrap()).collect()
+        self.records(topic)
+            .await
+            .into_iter()
+            .map(|(_, record)| parse(&record.message).unwrap())
+            .collect()
     }
 
     /// Builds in the log, by id. Fails if one is there twice.
@@ -95,7 +114,12 @@ impl Store {
 
     /// Usage ids in the log, including those of events that do not parse.
     async fn usage_ids(&self) -> Vec<String> {
-        let mut ids: Vec<String> = self.records(Topic::AgentUsage).await.iter().map(|(_, record)| header(record, "ce_id")).collect();
+        let mut ids: Vec<String> = self
+            .records(Topic::AgentUsage)
+            .await
+            .iter()
+            .map(|(_, record)| header(record, "ce_id"))
+            .collect();
         ids.sort();
         ids
     }
@@ -114,13 +138,28 @@ impl Store {
     async fn consume_as(&self, topic: Topic, read: impl Fn(Record) -> Arrival) {
         for partition in self.log.partitions(topic).await.unwrap() {
             let partition = TopicPartition { topic, partition };
-            let claim = self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.unwrap();
+            let claim = self
+                .ledger
+                .run(async |conn| {
+                    positions::lease(conn, partition, 0, self.ledger.clock.now()).await
+                })
+                .await
+                .unwrap();
             let records = self.log.read(partition, claim.next_offset, 1_000_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(&read).collect();
             self.ledger
-                .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+                .run(async |conn| {
+                    record::batch(
+                        conn,
+                        &Chain::Live(claim),
+                        &arrivals,
+                        next_offset,
+                        self.ledger.clock.now(),
+                    )
+                    .await
+                })
                 .await
                 .unwrap();
         }
@@ -141,7 +180,13 @@ impl Store {
     /// Reads the log to these ends, as a slow consumer does.
     async fn consume_to(&self, ends: &BTreeMap<TopicPartition, i64>) {
         for (partition, end) in ends {
-            let claim = self.ledger.run(async |conn| positions::lease(conn, *partition, 0, self.ledger.clock.now()).await).await.unwrap();
+            let claim = self
+                .ledger
+                .run(async |conn| {
+                    positions::lease(conn, *partition, 0, self.ledger.clock.now()).await
+                })
+                .await
+                .unwrap();
             let records = self.log.read(*partition, claim.next_offset, 1_000_000).await.unwrap();
             let arrivals: Vec<_> = records
                 .into_iter()
@@ -150,28 +195,64 @@ impl Store {
                 .collect();
             if !arrivals.is_empty() {
                 self.ledger
-                    .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, *end, self.ledger.clock.now()).await)
+                    .run(async |conn| {
+                        record::batch(
+                            conn,
+                            &Chain::Live(claim),
+                            &arrivals,
+                            *end,
+                            self.ledger.clock.now(),
+                        )
+                        .await
+                    })
                     .await
                     .unwrap();
             }
         }
     }
 
-    /// Refuses the unread prebuild claims, as if PostgreSQL did not accept them, and sets the state of these rejects.
+    /// Refuses the unread prebuild claims, as if PostgreSQL did not accept them, and sets the state
+    /// of these rejects.
     async fn refuse_claims(&self, state: &str) {
-        let refusal = || Refusal { verdict: Disposition::Rejected, cause: RejectCause::Ledger, detail: "refused".to_owned() };
-        self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
+        let refusal = || Refusal {
+            verdict: Disposition::Rejected,
+            cause: RejectCause::Ledger,
+            detail: "refused".to_owned(),
+        };
+        self.consume_as(Topic::PrebuildClaims, |record| Arrival {
+            event: Err(refusal()),
+            ..consumer::read(record)
+        })
+        .await;
         if state != "open" {
-            let act = NewAct { actor: "a", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
-            let act_id = self.ledger.run(async |conn| rejects::begin_acts(conn, &[act], self.ledger.clock.now()).await).await.unwrap()[0];
-            let ended = sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'").bind(state).bind(act_id);
+            let act = NewAct {
+                actor: "a",
+                act: ActKind::Discard,
+                subject: Subject::Reject(1),
+                reason: "a test",
+                detail: json!({}),
+            };
+            let act_id = self
+                .ledger
+                .run(async |conn| rejects::begin_acts(conn, &[act], self.ledger.clock.now()).await)
+                .await
+                .unwrap()[0];
+            let ended =
+                sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'")
+                    .bind(state)
+                    .bind(act_id);
             ended.execute(&self.ledger.pool).await.unwrap();
         }
     }
 }
 
 fn header(record: &Record, name: &str) -> String {
-    let value = record.message.headers.iter().find(|(header, _)| header == name).and_then(|(_, value)| value.clone());
+    let value = record
+        .message
+        .headers
+        .iter()
+        .find(|(header, _)| header == name)
+        .and_then(|(_, value)| value.clone());
     String::from_utf8(value.unwrap()).unwrap()
 }
 

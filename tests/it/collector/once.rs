@@ -20,7 +20,13 @@ async fn nothing_is_appended_twice_after_a_restart() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     for _ in 0..5 {
         let workspace = coderd.workspace().await;
-        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(workspace).await }).await;
+        coderd
+            .build(&Build {
+                initiator: PREBUILDS_USER,
+                stage: 1,
+                ..coderd.first_start(workspace).await
+            })
+            .await;
         coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(workspace).await }).await;
     }
     coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
@@ -30,9 +36,11 @@ async fn nothing_is_appended_twice_after_a_restart() {
     assert_eq!(produced(&first.pass().await.unwrap()), (0, 0, 0), "nothing is in the ledger yet");
     // As after kill -9 between the log's acknowledgement and the pass's record.
     drop(first);
-    for statement in
-        ["delete from collector_pass", "delete from collector_progress", "insert into collector_progress (source_id) select id from source"]
-    {
+    for statement in [
+        "delete from collector_pass",
+        "delete from collector_progress",
+        "insert into collector_progress (source_id) select id from source",
+    ] {
         sqlx::query(statement).execute(&store.ledger.pool).await.unwrap();
     }
     let mut second = store.collector(sweeping.clone(), &coderd).await;
@@ -44,7 +52,10 @@ async fn nothing_is_appended_twice_after_a_restart() {
     assert_eq!(produced(&third.pass().await.unwrap()), (0, 0, 0), "known from the ledger");
     coderd.creation().await;
     assert_eq!(produced(&third.pass().await.unwrap()), (1, 0, 0));
-    assert_eq!((store.builds().await.len(), store.claims().await.len(), store.usage_ids().await.len()), (11, 5, 1));
+    assert_eq!(
+        (store.builds().await.len(), store.claims().await.len(), store.usage_ids().await.len()),
+        (11, 5, 1)
+    );
 }
 
 #[tokio::test]
@@ -57,7 +68,10 @@ async fn records_lost_in_a_log_failover_during_a_pass_are_appended_again() {
     let mut lock = coderd.database.pool.begin().await.unwrap();
     sqlx::query("lock table licenses in access exclusive mode").execute(&mut *lock).await.unwrap();
     let pass = tokio::spawn(async move { collector.pass().await });
-    eventually(Duration::from_secs(30), "the row is appended", || async { store.records(Topic::WorkspaceBuilds).await.len() == 1 }).await;
+    eventually(Duration::from_secs(30), "the row is appended", || async {
+        store.records(Topic::WorkspaceBuilds).await.len() == 1
+    })
+    .await;
     recreate_topic(&store, Topic::WorkspaceBuilds).await;
     lock.rollback().await.unwrap();
     let answer = pass.await.unwrap();
@@ -72,7 +86,13 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_appended_again_
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let claimed = async || {
         let workspace = coderd.workspace().await;
-        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(workspace).await }).await;
+        coderd
+            .build(&Build {
+                initiator: PREBUILDS_USER,
+                stage: 1,
+                ..coderd.first_start(workspace).await
+            })
+            .await;
         coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(workspace).await }).await
     };
     let sweeping = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
@@ -94,9 +114,15 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_appended_again_
     // one build is in the ledger, the other in the log, and both claims are lost
     recreate_topic(&store, Topic::PrebuildClaims).await;
     let mut collector = store.collector(sweeping.clone(), &coderd).await;
-    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 2, 0), "the build that waits goes again with its claim");
+    assert_eq!(
+        produced(&collector.pass().await.unwrap()),
+        (1, 2, 0),
+        "the build that waits goes again with its claim"
+    );
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
-    let claims = || async { store.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>() };
+    let claims = || async {
+        store.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>()
+    };
     assert_eq!(claims().await, BTreeSet::from([read, waiting]));
     store.consume().await;
     drop(collector);
@@ -137,8 +163,14 @@ async fn a_usage_type_that_is_not_known_yet_is_held_once() {
     let mut sweeping = store.collector(sweep, &coderd).await;
     assert_eq!(sweeping.pass().await.unwrap().usage, 0, "held and rejected records are known");
     let verdicts: Vec<(String, String)> =
-        sqlx::query_as("select event_id, verdict from reject order by event_id").fetch_all(&store.ledger.pool).await.unwrap();
-    assert_eq!(verdicts, [("gpu".to_owned(), "held".to_owned()), ("none".to_owned(), "rejected".to_owned())]);
+        sqlx::query_as("select event_id, verdict from reject order by event_id")
+            .fetch_all(&store.ledger.pool)
+            .await
+            .unwrap();
+    assert_eq!(
+        verdicts,
+        [("gpu".to_owned(), "held".to_owned()), ("none".to_owned(), "rejected".to_owned())]
+    );
 }
 
 #[tokio::test]
@@ -160,7 +192,8 @@ async fn a_connection_that_is_cut_costs_one_pass() {
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
-/// A known failure of other pipelines: an id is seen but not stored. Each topic refuses once; the others store their records.
+/// A known failure of other pipelines: an id is seen but not stored. Each topic refuses once; the
+/// others store their records.
 #[tokio::test]
 async fn records_that_the_log_did_not_store_are_appended_by_the_next_pass() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
@@ -183,10 +216,22 @@ async fn records_that_the_log_did_not_store_are_appended_by_the_next_pass() {
     .unwrap();
     for topic in Topic::ALL {
         let claimed = coderd.workspace().await;
-        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(claimed).await }).await;
+        coderd
+            .build(&Build {
+                initiator: PREBUILDS_USER,
+                stage: 1,
+                ..coderd.first_start(claimed).await
+            })
+            .await;
         coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(claimed).await }).await;
-        coderd.usage(topic.name(), "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
-        sqlx::query("insert into refusing values ($1)").bind(topic.name()).execute(&store.ledger.pool).await.unwrap();
+        coderd
+            .usage(topic.name(), "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await)
+            .await;
+        sqlx::query("insert into refusing values ($1)")
+            .bind(topic.name())
+            .execute(&store.ledger.pool)
+            .await
+            .unwrap();
         let stored = store.records(topic).await.len();
         assert!(matches!(collector.pass().await, Err(CollectError::Append(_))), "{topic:?}");
         assert_eq!(store.records(topic).await.len(), stored);
@@ -198,6 +243,10 @@ async fn records_that_the_log_did_not_store_are_appended_by_the_next_pass() {
     }
     store.consume().await;
     let stored = "select (select count(*) from workspace_build), (select count(*) from prebuild_claim), (select count(*) from usage_event)";
-    let stored: (i64, i64, i64) = sqlx::query_as(stored).fetch_one(&store.ledger.pool).await.unwrap();
-    assert_eq!((stored, store.ledger.run(books::add_up).await.unwrap().differences), ((6, 3, 3), vec![]));
+    let stored: (i64, i64, i64) =
+        sqlx::query_as(stored).fetch_one(&store.ledger.pool).await.unwrap();
+    assert_eq!(
+        (stored, store.ledger.run(books::add_up).await.unwrap().differences),
+        ((6, 3, 3), vec![])
+    );
 }

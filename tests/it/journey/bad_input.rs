@@ -1,4 +1,5 @@
-//! Invalid records go through a real consumer: each becomes a row with its reason, and the partition moves on.
+//! Invalid records go through a real consumer: each becomes a row with its reason, and the
+//! partition moves on.
 
 use tallyline::event::{Event, Message, Payload, Topic, UsageQuantity};
 
@@ -37,7 +38,8 @@ fn keyed(message: Message) -> Message {
 fn changed(event: &Event, event_type: Option<&str>, body: Option<&[u8]>) -> Message {
     let mut message = event.to_message();
     if let Some(event_type) = event_type {
-        let header = message.headers.iter_mut().find(|(name, _)| name == "ce_type").expect("a type");
+        let header =
+            message.headers.iter_mut().find(|(name, _)| name == "ce_type").expect("a type");
         header.1 = Some(event_type.as_bytes().to_vec());
     }
     message.payload = body.map(<[u8]>::to_vec);
@@ -66,7 +68,10 @@ fn usage_records() -> Vec<Message> {
 fn build_records() -> Vec<Message> {
     let event = build(DEPLOYMENT, 1);
     let (mut renamed, mut longer) = (event.clone(), event.clone());
-    let (Payload::Build(name), Payload::Build(time)) = (&mut renamed.payload, &mut longer.payload) else { unreachable!("it is a build") };
+    let (Payload::Build(name), Payload::Build(time)) = (&mut renamed.payload, &mut longer.payload)
+    else {
+        unreachable!("it is a build")
+    };
     name.template_name = "another name is the same event".to_owned();
     time.completed_at += chrono::TimeDelta::microseconds(1);
     vec![
@@ -84,9 +89,15 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
     let site = Site::new(backend, "roles = ['consume']\n").await;
     register(&site.ledger, &[DEPLOYMENT]).await;
     let mut consumer = site.start("consume", &[]);
-    for (topic, records) in [(Topic::AgentUsage, usage_records()), (Topic::WorkspaceBuilds, build_records())] {
-        let places = site.log.append(topic, records.into_iter().map(keyed).collect()).await.unwrap();
-        assert!(places.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 < pair[1].1), "one partition, in order: {places:?}");
+    for (topic, records) in
+        [(Topic::AgentUsage, usage_records()), (Topic::WorkspaceBuilds, build_records())]
+    {
+        let places =
+            site.log.append(topic, records.into_iter().map(keyed).collect()).await.unwrap();
+        assert!(
+            places.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 < pair[1].1),
+            "one partition, in order: {places:?}"
+        );
     }
     eventually(SOON, "the log is read to its ends", || site.has_read_all()).await;
 
@@ -95,8 +106,10 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
             .fetch_all(&site.database.pool)
             .await
             .unwrap();
-    let summary: Vec<(&str, i64, &str, &str)> =
-        rows.iter().map(|row| (row.topic.as_str(), row.log_offset, row.verdict.as_str(), row.cause.as_str())).collect();
+    let summary: Vec<(&str, i64, &str, &str)> = rows
+        .iter()
+        .map(|row| (row.topic.as_str(), row.log_offset, row.verdict.as_str(), row.cause.as_str()))
+        .collect();
     let (builds, usages) = (Topic::WorkspaceBuilds.name(), Topic::AgentUsage.name());
     let expected = [
         (builds, 1, "rejected", "json"),
@@ -122,14 +135,25 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
     .await
     .unwrap();
     let name = |n: u32| uuid::Uuid::from_u128(0xb000_0000 + u128::from(n)).to_string();
-    let expected = [(name(1), "template-1"), (name(4), "template-0"), ("usage-0".to_owned(), "1"), ("usage-6".to_owned(), "1")];
+    let expected = [
+        (name(1), "template-1"),
+        (name(4), "template-0"),
+        ("usage-0".to_owned(), "1"),
+        ("usage-6".to_owned(), "1"),
+    ];
     assert_eq!(accepted, expected.map(|(id, value)| (id, value.to_owned())));
 
     let audit = site.command(&["audit", "--deep", "--output", "json"]).await;
     assert!(audit.status.success(), "{audit:?}");
     let report: serde_json::Value = serde_json::from_str(&audit.stdout).unwrap();
-    let numbers = &report["joints"].as_array().unwrap().iter().find(|joint| joint["name"] == "log and ledger").unwrap()["numbers"];
-    let counts = ["records", "accepted", "duplicates", "conflicts", "rejects", "held"].map(|name| numbers[name].as_i64().unwrap());
+    let numbers = &report["joints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|joint| joint["name"] == "log and ledger")
+        .unwrap()["numbers"];
+    let counts = ["records", "accepted", "duplicates", "conflicts", "rejects", "held"]
+        .map(|name| numbers[name].as_i64().unwrap());
     assert_eq!(counts, [16, 4, 2, 2, 7, 1], "{report}");
     let status = site.command(&["status"]).await;
     for word in ["rejected", "held", "conflict", "tombstone", "unknown_event_type"] {

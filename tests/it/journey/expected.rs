@@ -1,4 +1,5 @@
-//! The expected content of `/metrics`, computed from plain lists of numbers by code that Tallyline does not use.
+//! The expected content of `/metrics`, computed from plain lists of numbers by code that Tallyline
+//! does not use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,10 +48,15 @@ impl Numbers {
     /// From the simulator's own bookkeeping.
     pub fn of_truth(truth: &Truth, introduced: DateTime<Utc>) -> Numbers {
         let mut negative_durations = BTreeMap::new();
-        let creations = truth.creation_seconds.iter().map(|series| (&series.labels, &series.observations));
-        let claims = truth.claim_seconds.iter().map(|series| (&series.labels, &series.observations));
+        let creations =
+            truth.creation_seconds.iter().map(|series| (&series.labels, &series.observations));
+        let claims =
+            truth.claim_seconds.iter().map(|series| (&series.labels, &series.observations));
         for (labels, observations) in creations.chain(claims) {
-            let skewed = observations.iter().filter(|one| one.skewed && one.completed_at >= introduced).count() as u64;
+            let skewed = observations
+                .iter()
+                .filter(|one| one.skewed && one.completed_at >= introduced)
+                .count() as u64;
             if skewed > 0 {
                 *negative_durations.entry(labels.organization_name.clone()).or_default() += skewed;
             }
@@ -76,40 +82,68 @@ impl Numbers {
     pub fn series(&self) -> BTreeMap<Key, Value> {
         let mut series = BTreeMap::new();
         for (labels, count) in &self.creations {
-            series.insert(key("coderd_workspace_creation_total", labels, None), Value::Counter(*count as f64));
+            series.insert(
+                key("coderd_workspace_creation_total", labels, None),
+                Value::Counter(*count as f64),
+            );
         }
         for ((labels, kind), micros) in &self.creation_micros {
             let key = key("coderd_workspace_creation_duration_seconds", labels, Some(kind.label()));
             series.insert(key, histogram(micros, CREATION_BOUNDS));
         }
         for (labels, micros) in &self.claim_micros {
-            series.insert(key("coderd_prebuilt_workspace_claim_duration_seconds", labels, None), histogram(micros, CLAIM_BOUNDS));
+            series.insert(
+                key("coderd_prebuilt_workspace_claim_duration_seconds", labels, None),
+                histogram(micros, CLAIM_BOUNDS),
+            );
         }
         for (organization, count) in &self.negative_durations {
             let labels = vec![("organization_name".to_owned(), organization.clone())];
-            series.insert(("tallyline_negative_durations_total".to_owned(), labels), Value::Counter(*count as f64));
+            series.insert(
+                ("tallyline_negative_durations_total".to_owned(), labels),
+                Value::Counter(*count as f64),
+            );
         }
         series
     }
 }
 
 /// The instants of all additions to each series: one of them is when it began.
-pub fn instants(truth: &Truth, introduced: DateTime<Utc>) -> BTreeMap<Key, BTreeSet<DateTime<Utc>>> {
+pub fn instants(
+    truth: &Truth,
+    introduced: DateTime<Utc>,
+) -> BTreeMap<Key, BTreeSet<DateTime<Utc>>> {
     let mut instants: BTreeMap<Key, BTreeSet<DateTime<Utc>>> = BTreeMap::new();
     for build in truth.builds.iter().filter(|build| build.counted_as_creation) {
-        instants.entry(key("coderd_workspace_creation_total", &build.labels, None)).or_default().insert(build.completed_at);
+        instants
+            .entry(key("coderd_workspace_creation_total", &build.labels, None))
+            .or_default()
+            .insert(build.completed_at);
     }
     let creations = truth.creation_seconds.iter().map(|series| {
-        (key("coderd_workspace_creation_duration_seconds", &series.labels, Some(series.kind.label())), &series.labels, &series.observations)
+        (
+            key(
+                "coderd_workspace_creation_duration_seconds",
+                &series.labels,
+                Some(series.kind.label()),
+            ),
+            &series.labels,
+            &series.observations,
+        )
     });
     let claims = truth.claim_seconds.iter().map(|series| {
-        (key("coderd_prebuilt_workspace_claim_duration_seconds", &series.labels, None), &series.labels, &series.observations)
+        (
+            key("coderd_prebuilt_workspace_claim_duration_seconds", &series.labels, None),
+            &series.labels,
+            &series.observations,
+        )
     });
     for (key, labels, observations) in creations.chain(claims) {
         for observation in observations.iter().filter(|one| one.completed_at >= introduced) {
             instants.entry(key.clone()).or_default().insert(observation.completed_at);
             if observation.skewed {
-                let labels = vec![("organization_name".to_owned(), labels.organization_name.clone())];
+                let labels =
+                    vec![("organization_name".to_owned(), labels.organization_name.clone())];
                 let key = ("tallyline_negative_durations_total".to_owned(), labels);
                 instants.entry(key).or_default().insert(observation.completed_at);
             }
@@ -121,15 +155,21 @@ pub fn instants(truth: &Truth, introduced: DateTime<Utc>) -> BTreeMap<Key, BTree
 /// The lines of a series on the text page, without native buckets.
 pub fn samples((family, labels): &Key, value: &Value) -> Vec<(String, f64)> {
     let line = |suffix: &str, bound: Option<String>| {
-        let mut pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let mut pairs: Vec<String> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         pairs.extend(bound.map(|bound| format!("le=\"{bound}\"")));
         format!("{family}{suffix}{{{}}}", pairs.join(","))
     };
     match value {
         Value::Counter(count) => vec![(line("", None), *count)],
         Value::Histogram { count, sum_seconds, classic, .. } => {
-            let mut lines = vec![(line("_count", None), *count as f64), (line("_sum", None), *sum_seconds)];
-            lines.extend(classic.iter().map(|(bound, within)| (line("_bucket", Some(bound.to_string())), *within as f64)));
+            let mut lines =
+                vec![(line("_count", None), *count as f64), (line("_sum", None), *sum_seconds)];
+            lines.extend(
+                classic.iter().map(|(bound, within)| {
+                    (line("_bucket", Some(bound.to_string())), *within as f64)
+                }),
+            );
             lines.push((line("_bucket", Some("+Inf".to_owned())), *count as f64));
             lines
         }
@@ -153,7 +193,8 @@ fn key(family: &str, labels: &Labels, kind: Option<&str>) -> Key {
 
 fn histogram(micros: &[u64], bounds: &[u32]) -> Value {
     let classic = bounds.iter().map(|bound| {
-        let within = micros.iter().filter(|micros| **micros <= u64::from(*bound) * 1_000_000).count();
+        let within =
+            micros.iter().filter(|micros| **micros <= u64::from(*bound) * 1_000_000).count();
         (f64::from(*bound), within as u64)
     });
     let mut native: BTreeMap<i32, u64> = BTreeMap::new();
@@ -181,14 +222,18 @@ fn histogram(micros: &[u64], bounds: &[u32]) -> Value {
 
 /// The bucket of schema 3 by definition: the lowest index whose upper bound is at least the value.
 fn index(seconds: f64) -> i32 {
-    (-200..200).find(|index| upper_bound(*index) >= seconds).expect("a duration of microseconds to years")
+    (-200..200)
+        .find(|index| upper_bound(*index) >= seconds)
+        .expect("a duration of microseconds to years")
 }
 
-/// 2^(index/8), by the bounds that Prometheus' own client and server share: fractions in [0.5, 1), every 32nd of schema 8.
+/// 2^(index/8), by the bounds that Prometheus' own client and server share: fractions in [0.5, 1),
+/// every 32nd of schema 8.
 fn upper_bound(index: i32) -> f64 {
     static FRACTIONS: std::sync::LazyLock<Vec<f64>> = std::sync::LazyLock::new(|| {
         let vectors: serde_json::Value =
-            serde_json::from_str(include_str!("../../data/native_histogram_vectors.json")).expect("the reference's vectors");
+            serde_json::from_str(include_str!("../../data/native_histogram_vectors.json"))
+                .expect("the reference's vectors");
         let bounds = vectors["bounds_schema_8"].as_array().expect("a list");
         bounds.iter().step_by(32).map(|bound| bound.as_f64().expect("a number")).collect()
     });
@@ -200,10 +245,15 @@ fn upper_bound(index: i32) -> f64 {
 fn powers_of_two_are_upper_bounds_and_the_reference_s_own_indices_are_found() {
     assert_eq!([0.5, 1.0, 2.0, 4.0, 64.0].map(index), [-8, 0, 8, 16, 48]);
     assert_eq!([0.5, 1.0, 2.0, 4.0, 64.0].map(|value| index(value + 1e-6)), [-7, 1, 9, 17, 49]);
-    let vectors: serde_json::Value = serde_json::from_str(include_str!("../../data/native_histogram_vectors.json")).unwrap();
+    let vectors: serde_json::Value =
+        serde_json::from_str(include_str!("../../data/native_histogram_vectors.json")).unwrap();
     let mut compared = 0;
     for vector in vectors["bucket_index"].as_array().unwrap() {
-        let (Some(value), Some(3), Some(expected)) = (vector[0].as_f64(), vector[1].as_i64(), vector[2].as_i64()) else { continue };
+        let (Some(value), Some(3), Some(expected)) =
+            (vector[0].as_f64(), vector[1].as_i64(), vector[2].as_i64())
+        else {
+            continue;
+        };
         if (1e-6..1e6).contains(&value) {
             assert_eq!(i64::from(index(value)), expected, "{value}");
             compared += 1;

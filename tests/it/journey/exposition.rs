@@ -1,4 +1,5 @@
-//! Reads `/metrics` in protobuf with an independent runtime. Field numbers are those of `io.prometheus.client`.
+//! Reads `/metrics` in protobuf with an independent runtime. Field numbers are those of
+//! `io.prometheus.client`.
 
 use std::collections::BTreeMap;
 
@@ -100,18 +101,35 @@ pub struct ShownSeries {
 /// The domain series of the protobuf page.
 pub async fn scrape(metrics: &str) -> BTreeMap<Key, ShownSeries> {
     let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
-    let answer = reqwest::Client::new().get(metrics).header(ACCEPT, protobuf).send().await.expect("an answer");
-    assert!(answer.headers()["content-type"].to_str().expect("text").starts_with("application/vnd.google.protobuf"), "{answer:?}");
+    let answer = reqwest::Client::new()
+        .get(metrics)
+        .header(ACCEPT, protobuf)
+        .send()
+        .await
+        .expect("an answer");
+    assert!(
+        answer.headers()["content-type"]
+            .to_str()
+            .expect("text")
+            .starts_with("application/vnd.google.protobuf"),
+        "{answer:?}"
+    );
     let body = answer.bytes().await.expect("a body");
     let mut body = &body[..];
     let mut page = BTreeMap::new();
     while !body.is_empty() {
         let family = Family::decode_length_delimited(&mut body).expect("a family");
-        if !family.name.starts_with("coderd_") && family.name != "tallyline_negative_durations_total" {
+        if !family.name.starts_with("coderd_")
+            && family.name != "tallyline_negative_durations_total"
+        {
             continue;
         }
         for metric in family.metric {
-            let labels = metric.label.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
+            let labels = metric
+                .label
+                .iter()
+                .map(|label| (label.name.clone(), label.value.clone()))
+                .collect();
             let key = (family.name.clone(), labels);
             assert!(page.insert(key.clone(), read(metric)).is_none(), "{key:?} is there twice");
         }
@@ -121,15 +139,22 @@ pub async fn scrape(metrics: &str) -> BTreeMap<Key, ShownSeries> {
 
 fn read(metric: Metric) -> ShownSeries {
     match (metric.counter, metric.histogram) {
-        (Some(counter), None) => ShownSeries { value: Value::Counter(counter.value), created: counter.created.map(|at| at.at()) },
-        (None, Some(histogram)) => ShownSeries { created: histogram.created.as_ref().map(Timestamp::at), value: histogram.value() },
+        (Some(counter), None) => ShownSeries {
+            value: Value::Counter(counter.value),
+            created: counter.created.map(|at| at.at()),
+        },
+        (None, Some(histogram)) => ShownSeries {
+            created: histogram.created.as_ref().map(Timestamp::at),
+            value: histogram.value(),
+        },
         other => panic!("neither a counter nor a histogram: {other:?}"),
     }
 }
 
 impl Timestamp {
     fn at(&self) -> DateTime<Utc> {
-        DateTime::from_timestamp(self.seconds, self.nanos.try_into().expect("not negative")).expect("in range")
+        DateTime::from_timestamp(self.seconds, self.nanos.try_into().expect("not negative"))
+            .expect("in range")
     }
 }
 
@@ -139,7 +164,11 @@ impl Histogram {
         Value::Histogram {
             count: self.sample_count,
             sum_seconds: self.sample_sum,
-            classic: self.bucket.iter().map(|bucket| (bucket.upper_bound, bucket.cumulative_count)).collect(),
+            classic: self
+                .bucket
+                .iter()
+                .map(|bucket| (bucket.upper_bound, bucket.cumulative_count))
+                .collect(),
             schema: self.schema.expect("a native histogram"),
             zero_threshold: self.zero_threshold,
             zero_count: self.zero_count,

@@ -1,7 +1,8 @@
-//! The whole path: a simulated coderd and vendor, real processes with one role each, a real log and a real ledger.
+//! The whole path: a simulated coderd and vendor, real processes with one role each, a real log and
+//! a real ledger.
 //!
-//! Each role is killed and restarted, and everything is replayed at the end. Every final number must equal the simulator's and those of
-//! coderd's own predicates.
+//! Each role is killed and restarted, and everything is replayed at the end. Every final number
+//! must equal the simulator's and those of coderd's own predicates.
 
 mod bad_input;
 mod books;

@@ -9,12 +9,20 @@ use tokio_util::sync::CancellationToken;
 use crate::support::Database;
 
 /// It accepts only the license under which coderd would publish, and remembers ids for 34 days.
-pub async fn vendor(simulation: &Simulation, switches: Switches, stop: &CancellationToken) -> Tallyman {
+pub async fn vendor(
+    simulation: &Simulation,
+    switches: Switches,
+    stop: &CancellationToken,
+) -> Tallyman {
     let now = Clock::system().now();
     let truth = simulation.truth();
     let good = truth.licenses.iter().filter(|license| {
         let claims = &license.claims;
-        license.verifiable && claims.publish_usage_data && claims.account_type == "salesforce" && claims.nbf <= now && now < claims.exp
+        license.verifiable
+            && claims.publish_usage_data
+            && claims.account_type == "salesforce"
+            && claims.nbf <= now
+            && now < claims.exp
     });
     let config = tallyman::Config {
         license_keys: good.map(|license| license.jwt.clone()).collect(),
@@ -27,15 +35,27 @@ pub async fn vendor(simulation: &Simulation, switches: Switches, stop: &Cancella
     Tallyman::start(config, Clock::system(), stop.clone()).await.expect("a vendor")
 }
 
-/// The exact end of the first creation from then on: this one is observed, the one before it is not.
+/// The exact end of the first creation from then on: this one is observed, the one before it is
+/// not.
 pub fn introduction(simulation: &Simulation, from: DateTime<Utc>) -> DateTime<Utc> {
     let truth = simulation.truth();
-    let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
+    let ends = truth
+        .creation_seconds
+        .iter()
+        .flat_map(|series| &series.observations)
+        .map(|observed| observed.completed_at);
     ends.filter(|end| *end >= from).min().expect("a creation")
 }
 
-/// Lines of a pipeline that collects this coderd and publishes to this vendor. `pace` contains the lines for the intervals.
-pub fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>, pace: &str) -> String {
+/// Lines of a pipeline that collects this coderd and publishes to this vendor. `pace` contains the
+/// lines for the intervals.
+pub fn pipeline(
+    coderd: &Database,
+    simulation: &Simulation,
+    tallyman: &Tallyman,
+    introduced_at: DateTime<Utc>,
+    pace: &str,
+) -> String {
     let key = simulation.license_key();
     format!(
         "source.coderd_url = '{}'

@@ -1,4 +1,5 @@
-//! One deployment of Tallyline as its operator has it: a pipeline file, a ledger, a log, and processes.
+//! One deployment of Tallyline as its operator has it: a pipeline file, a ledger, a log, and
+//! processes.
 
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
@@ -33,21 +34,36 @@ impl Site {
         Site::on(support::database().await, kafka, more).await
     }
 
-    /// Writes the pipeline file, with these lines of TOML before the required ones, and migrates. Without a broker the log is in the
-    /// database.
+    /// Writes the pipeline file, with these lines of TOML before the required ones, and migrates.
+    /// Without a broker the log is in the database.
     pub async fn on(database: Database, kafka: Option<Kafka>, more: &str) -> Site {
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
+        let ledger = Ledger::open(
+            &LedgerSettings { url: database.url.clone(), connections: 4 },
+            Clock::system(),
+        )
+        .expect("a ledger");
         let prefix = kafka.as_ref().map(|kafka| kafka.prefix.clone());
         let (log, lines) = match kafka {
-            None => (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new()),
+            None => {
+                (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new())
+            }
             Some(kafka) => {
-                let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
-                let lines = format!("log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\n", kafka.brokers, kafka.prefix);
+                let settings = KafkaSettings {
+                    topic_prefix: kafka.prefix.clone(),
+                    ..KafkaSettings::new(&kafka.brokers)
+                };
+                let lines = format!(
+                    "log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\n",
+                    kafka.brokers, kafka.prefix
+                );
                 (Log::kafka(settings).expect("a log"), lines)
             }
         };
         let folder = TempDir::new().expect("a folder");
-        let text = format!("{more}ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}", database.url);
+        let text = format!(
+            "{more}ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}",
+            database.url
+        );
         std::fs::write(folder.path().join("pipeline.toml"), text).expect("write the pipeline");
         let site = Site { database, ledger, log, prefix, folder };
         let migrated = site.command(&["migrate"]).await;
@@ -89,8 +105,7 @@ impl Site {
 
     /// The number of events in the ledger.
     pub async fn accepted(&self) -> i64 {
-        let query =
-            "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
+        let query = "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
         sqlx::query_scalar(query).fetch_one(&self.database.pool).await.expect("count events")
     }
 
@@ -119,9 +134,17 @@ impl Serve {
     /// With more arguments.
     pub fn start_with(site: &Site, more: &[&str]) -> Serve {
         let (api, metrics) = (ports::free_port(), ports::free_port());
-        let settings = [format!("serve.api_listen=127.0.0.1:{api}"), format!("serve.metrics_listen=127.0.0.1:{metrics}")];
+        let settings = [
+            format!("serve.api_listen=127.0.0.1:{api}"),
+            format!("serve.metrics_listen=127.0.0.1:{metrics}"),
+        ];
         let process = Self::process(site, &settings, more);
-        Serve { process, api: format!("http://127.0.0.1:{api}"), metrics: format!("http://127.0.0.1:{metrics}/metrics"), settings }
+        Serve {
+            process,
+            api: format!("http://127.0.0.1:{api}"),
+            metrics: format!("http://127.0.0.1:{metrics}/metrics"),
+            settings,
+        }
     }
 
     fn process(site: &Site, [api, metrics]: &[String; 2], more: &[&str]) -> Process {
@@ -146,7 +169,9 @@ impl Serve {
 
     /// Whether it answers and both stages have folded everything up to that sequence.
     pub async fn has_folded(&self, sequence: i64) -> bool {
-        let Ok(answer) = reqwest::get(format!("{}/api/v1/status", self.api)).await else { return false };
+        let Ok(answer) = reqwest::get(format!("{}/api/v1/status", self.api)).await else {
+            return false;
+        };
         let Ok(status) = answer.json::<serde_json::Value>().await else { return false };
         let folded = &status["folded_sequences"];
         [&folded["metrics"], &folded["licenses"]].iter().all(|stage| {
@@ -164,7 +189,9 @@ impl Serve {
 /// The domain series' lines of a text page, with comments. None: no answer.
 pub async fn page(metrics: &str) -> Option<String> {
     // the process waits for the domain series for half of this
-    let request = reqwest::Client::new().get(format!("{metrics}?format=text")).header("x-prometheus-scrape-timeout-seconds", "4");
+    let request = reqwest::Client::new()
+        .get(format!("{metrics}?format=text"))
+        .header("x-prometheus-scrape-timeout-seconds", "4");
     let answer = request.timeout(std::time::Duration::from_secs(10)).send().await.ok()?;
     let text = answer.error_for_status().ok()?.text().await.ok()?;
     let domain = |line: &&str| {

@@ -23,7 +23,8 @@ const BUILDS: usize = 5000;
 const LONGEST_HOLD: TimeDelta = TimeDelta::minutes(10);
 
 /// Lines of the pipeline file.
-pub const PACE: &str = "collect.poll_seconds = 1\ncollect.margin_seconds = 5\npublish.request_timeout_seconds = 4\n";
+pub const PACE: &str =
+    "collect.poll_seconds = 1\ncollect.margin_seconds = 5\npublish.request_timeout_seconds = 4\n";
 
 pub struct Journey {
     pub site: Site,
@@ -41,22 +42,31 @@ pub struct Journey {
 }
 
 impl Journey {
-    /// Writes the first part of the history without Tallyline, then starts all processes. The collector lives at the end of that part.
+    /// Writes the first part of the history without Tallyline, then starts all processes. The
+    /// collector lives at the end of that part.
     pub async fn begin(backend: Backend, schema: SchemaVersion, seed: u64) -> Journey {
         let phase = Instant::now();
         let coderd = support::database().await;
         let end = Clock::system().now() - TimeDelta::minutes(4);
         let start = end - TimeDelta::days(DAYS);
         let part = |part: f64| instant(start, end, part);
-        let config = Config { coderd_publishes_until: Some(part(0.2)), ..Config::history(seed, schema, start, end, BUILDS) };
+        let config = Config {
+            coderd_publishes_until: Some(part(0.2)),
+            ..Config::history(seed, schema, start, end, BUILDS)
+        };
         let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
         simulation.advance_to(part(FIRST_PART)).await.unwrap();
         assert!(simulation.completed_builds() > 2000 && simulation.usage_rows() > 400);
 
         let introduced_at = introduction(&simulation, part(0.43));
         let tallyman = vendor(&simulation, Switches::default(), &CancellationToken::new()).await;
-        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE)).await;
-        let collect = site.start("collect", &["--clock-offset", &seconds_from_now(part(FIRST_PART) - LONGEST_HOLD)]);
+        let site =
+            Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE))
+                .await;
+        let collect = site.start(
+            "collect",
+            &["--clock-offset", &seconds_from_now(part(FIRST_PART) - LONGEST_HOLD)],
+        );
         let consume = [site.start("consume", &[]), site.start("consume", &[])];
         let publish = site.start("publish", &[]);
         let serve = [Serve::start(&site), Serve::start(&site)];
@@ -81,11 +91,15 @@ impl Journey {
     /// Kills a consumer during the first pass. Waits for the first page with domain series.
     pub async fn backfill(&mut self) {
         self.watch = Some(Watch::start(self.serve.each_ref().map(|serve| serve.metrics.clone())));
-        eventually(SOON, "the first events are in the ledger", || async { self.site.accepted().await > 0 }).await;
+        eventually(SOON, "the first events are in the ledger", || async {
+            self.site.accepted().await > 0
+        })
+        .await;
         let there = self.site.accepted().await;
         kill_and_start_again(&mut self.consume[0], || self.site.start("consume", &[]));
         eprintln!("consumer 0 killed at {there} events");
-        eventually(SOON, "the domain series are shown", || async { !self.holders().is_empty() }).await;
+        eventually(SOON, "the domain series are shown", || async { !self.holders().is_empty() })
+            .await;
         if self.holders() == [1] {
             // the first to take the lease becomes number 0
             self.serve.swap(0, 1);
@@ -93,14 +107,17 @@ impl Journey {
         self.done("backfilled and shown");
     }
 
-    /// While the history goes on, kills the process that shows the series and the other consumer. Freezes the publisher with a request in
-    /// flight, then kills it.
+    /// While the history goes on, kills the process that shows the series and the other consumer.
+    /// Freezes the publisher with a request in flight, then kills it.
     pub async fn handed_over(&mut self) {
         let before = self.site.accepted().await;
         self.tallyman.set_switches(Switches { latency_ms: 1500, ..Switches::default() }).unwrap();
         let middle = f64::midpoint(FIRST_PART, SECOND_PART);
         self.history(FIRST_PART, middle, 4).await;
-        eventually(SOON, "the next events come in", || async { self.site.accepted().await > before }).await;
+        eventually(SOON, "the next events come in", || async {
+            self.site.accepted().await > before
+        })
+        .await;
         let there = self.site.accepted().await;
         self.serve[0].process.kill();
         kill_and_start_again(&mut self.consume[1], || self.site.start("consume", &[]));
@@ -115,17 +132,22 @@ impl Journey {
         self.done("handed over, all in, things renamed");
     }
 
-    /// Continues the history to its end. Kills the collector in its pass, and freezes a consumer until others have its partitions. The
-    /// series move back.
+    /// Continues the history to its end. Kills the collector in its pass, and freezes a consumer
+    /// until others have its partitions. The series move back.
     pub async fn handed_back(&mut self) {
         let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
         let (before, pass) = (self.site.appended().await, self.newest_pass().await);
         self.history(SECOND_PART, 1.0, 4).await;
-        eventually(SOON, "the next records are appended", || async { self.site.appended().await > before }).await;
+        eventually(SOON, "the next records are appended", || async {
+            self.site.appended().await > before
+        })
+        .await;
         self.consume[0].pause();
         let offset = seconds_from_now(self.at(FIRST_PART) - LONGEST_HOLD);
-        kill_and_start_again(&mut self.collect, || self.site.start("collect", &["--clock-offset", &offset]));
+        kill_and_start_again(&mut self.collect, || {
+            self.site.start("collect", &["--clock-offset", &offset])
+        });
         self.serve[1].process.kill();
         eprintln!(
             "the second server killed, and the collector {}",
@@ -136,22 +158,26 @@ impl Journey {
         self.consume[0].resume();
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
-        // the collector lives in the past, so its completeness was true; after the first pass it read only possibly new rows
+        // the collector lives in the past, so its completeness was true; after the first pass it
+        // read only possibly new rows
         let progress = "select late, swept_pass_id from collector_progress";
-        let (late, last_sweep): (i64, i64) = sqlx::query_as(progress).fetch_one(&self.site.database.pool).await.unwrap();
+        let (late, last_sweep): (i64, i64) =
+            sqlx::query_as(progress).fetch_one(&self.site.database.pool).await.unwrap();
         assert_eq!((late, last_sweep), (0, 1));
         self.done("handed back, all of the history is in");
     }
 
-    /// Ends the collector in order and starts another one in the present; coderd goes on for some seconds, too.
+    /// Ends the collector in order and starts another one in the present; coderd goes on for some
+    /// seconds, too.
     pub async fn live(&mut self) {
         end_in_order(&mut self.collect).await;
         self.collect = self.site.start("collect", &[]);
         let before = self.simulation.completed_builds();
         let (clock, stop) = (Clock::system(), CancellationToken::new());
-        let completed =
-            "select count(*) from workspace_builds build join provisioner_jobs job on job.id = build.job_id where completed_at is not null";
-        let completed = || async { sqlx::query_scalar::<_, i64>(completed).fetch_one(&self.coderd.pool).await.unwrap() };
+        let completed = "select count(*) from workspace_builds build join provisioner_jobs job on job.id = build.job_id where completed_at is not null";
+        let completed = || async {
+            sqlx::query_scalar::<_, i64>(completed).fetch_one(&self.coderd.pool).await.unwrap()
+        };
         let first = completed().await;
         let beside = async {
             let audited = self.site.command(&["audit"]).await;
@@ -159,23 +185,30 @@ impl Journey {
             stop.cancel();
             audited
         };
-        let (lived, audited) = tokio::join!(live(&mut self.simulation, 60.0, &clock, &stop, |_| {}), beside);
+        let (lived, audited) =
+            tokio::join!(live(&mut self.simulation, 60.0, &clock, &stop, |_| {}), beside);
         lived.unwrap();
-        assert!(audited.status.success(), "the books balance beside live traffic, too: {audited:?}");
+        assert!(
+            audited.status.success(),
+            "the books balance beside live traffic, too: {audited:?}"
+        );
         eprintln!("{} builds in real time", self.simulation.completed_builds() - before);
-        // A busy machine writes builds later than the margin. The overlap finds them within a minute, a sweep at once.
+        // A busy machine writes builds later than the margin. The overlap finds them within a
+        // minute, a sweep at once.
         let swept = self.site.command(&["collect", "sweep"]).await;
         assert!(swept.status.success(), "{swept:?}");
         self.all_of_coderd_is_in().await;
         self.done("lived in the present");
     }
 
-    /// Waits until nothing is in flight: the log is read to its ends, every publication is settled, everything is folded.
+    /// Waits until nothing is in flight: the log is read to its ends, every publication is settled,
+    /// everything is folded.
     pub async fn settled(&mut self) {
         eventually(SOON, "the log is read to its ends", || self.site.has_read_all()).await;
         let pending = "select count(*) from publication where state = 'pending'";
         eventually(SOON, "every publication is settled", || async {
-            sqlx::query_scalar::<_, i64>(pending).fetch_one(&self.site.database.pool).await.unwrap() == 0
+            sqlx::query_scalar::<_, i64>(pending).fetch_one(&self.site.database.pool).await.unwrap()
+                == 0
         })
         .await;
         self.all_is_folded().await;
@@ -185,29 +218,48 @@ impl Journey {
     /// Waits until the shown state contains everything that the ledger has at this call.
     pub async fn all_is_folded(&self) {
         let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "the folds are at the ledger's end", || self.serve[0].has_folded(sequence)).await;
+        eventually(SOON, "the folds are at the ledger's end", || {
+            self.serve[0].has_folded(sequence)
+        })
+        .await;
     }
 
     /// Ends all processes in order. Checks that the scraper has seen no fault.
     pub async fn ended(&mut self) {
-        let Observations { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
+        let Observations { series, holders, pages, changed, faults } =
+            self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{}: {:?}", faults.len(), &faults[..faults.len().min(5)]);
         assert_eq!(holders.len(), 3, "shown by one, the other, and the first again: {holders:?}");
-        assert!(holders[0] == holders[2] && !series.is_empty() && changed > 3, "{holders:?}, {changed} of {pages} pages were new");
+        assert!(
+            holders[0] == holders[2] && !series.is_empty() && changed > 3,
+            "{holders:?}, {changed} of {pages} pages were new"
+        );
         eprintln!("{pages} pages, {changed} of them new, {} series", series.len());
         let [first, second] = &mut self.consume;
-        for process in [&mut self.collect, first, second, &mut self.publish, &mut self.serve[0].process] {
+        for process in
+            [&mut self.collect, first, second, &mut self.publish, &mut self.serve[0].process]
+        {
             end_in_order(process).await;
         }
         self.done("ended");
     }
 
     pub async fn source_id(&self) -> i16 {
-        self.site.ledger.run(async |conn| sources::get(conn, self.simulation.deployment().id).await).await.unwrap().expect("introduced").id
+        self.site
+            .ledger
+            .run(async |conn| sources::get(conn, self.simulation.deployment().id).await)
+            .await
+            .unwrap()
+            .expect("introduced")
+            .id
     }
 
     pub async fn newest_pass(&self) -> i64 {
-        self.site.ledger.run(async |conn| books::newest_pass(conn, self.source_id().await).await).await.unwrap()
+        self.site
+            .ledger
+            .run(async |conn| books::newest_pass(conn, self.source_id().await).await)
+            .await
+            .unwrap()
     }
 
     /// Waits until the ledger has a pass that began after this call, and all before it.
@@ -215,7 +267,11 @@ impl Journey {
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         let what = "all that coderd committed is in the ledger";
         eventually(SOON, what, || async {
-            self.site.ledger.run(async |conn| books::later_pass_is_in(conn, source_id, newest).await).await.unwrap()
+            self.site
+                .ledger
+                .run(async |conn| books::later_pass_is_in(conn, source_id, newest).await)
+                .await
+                .unwrap()
         })
         .await;
     }
@@ -228,9 +284,11 @@ impl Journey {
         }
     }
 
-    /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer is never read.
+    /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer
+    /// is never read.
     async fn kill_publisher_during_a_request(&mut self) {
-        let last_request = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
+        let last_request =
+            |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
         eventually(SOON, "a request is in flight", || async {
             let books = self.tallyman.books();
             books.requests > last_request(&books)
@@ -238,7 +296,10 @@ impl Journey {
         .await;
         self.publish.pause();
         let in_flight = self.tallyman.books().requests;
-        eventually(SOON, "the vendor has taken it", || async { last_request(&self.tallyman.books()) == in_flight }).await;
+        eventually(SOON, "the vendor has taken it", || async {
+            last_request(&self.tallyman.books()) == in_flight
+        })
+        .await;
         kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));
         self.kills_of_publishers += 1;
         self.tallyman.set_switches(Switches::default()).unwrap();
@@ -249,7 +310,8 @@ impl Journey {
     }
 
     async fn await_holder(&self, index: usize, what: &str) {
-        eventually(SOON, what, || async { !self.serve[index].domain_lines().await.is_empty() }).await;
+        eventually(SOON, what, || async { !self.serve[index].domain_lines().await.is_empty() })
+            .await;
     }
 
     pub fn at(&self, part: f64) -> DateTime<Utc> {
@@ -264,7 +326,8 @@ impl Journey {
     }
 }
 
-/// The parts of the history at which it pauses. The second is at a point where a template may be deleted.
+/// The parts of the history at which it pauses. The second is at a point where a template may be
+/// deleted.
 pub const FIRST_PART: f64 = 0.55;
 pub const SECOND_PART: f64 = 0.75;
 
@@ -286,6 +349,10 @@ async fn end_in_order(process: &mut Process) {
     assert!(!process.stderr().contains("stopped"), "{}", process.stderr());
     assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
     let output = process.stderr();
-    assert!(!output.contains(" ERROR ") && output.lines().last().is_some_and(|last| last.ends_with("stopped")), "{output}");
+    assert!(
+        !output.contains(" ERROR ")
+            && output.lines().last().is_some_and(|last| last.ends_with("stopped")),
+        "{output}"
+    );
     output.lines().filter(|line| line.contains(" WARN ")).for_each(|line| eprintln!("{line}"));
 }

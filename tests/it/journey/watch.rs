@@ -1,4 +1,5 @@
-//! A scraper beside the journey: no series ever falls or disappears, whichever process shows the domain series.
+//! A scraper beside the journey: no series ever falls or disappears, whichever process shows the
+//! domain series.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -32,7 +33,9 @@ impl Observations {
         for (name, before) in &self.series {
             match series.get(name) {
                 None => self.faults.push(format!("{name} has disappeared, it was {before}")),
-                Some(now) if now < before => self.faults.push(format!("{name} fell from {before} to {now}")),
+                Some(now) if now < before => {
+                    self.faults.push(format!("{name} fell from {before} to {now}"))
+                }
                 Some(_) => {}
             }
         }
@@ -55,7 +58,8 @@ pub struct Watch {
 impl Watch {
     /// Scrapes both addresses in turn, five times a second, one request at a time.
     pub fn start(metrics: [String; 2]) -> Watch {
-        let (observations, stop) = (Arc::new(Mutex::new(Observations::default())), CancellationToken::new());
+        let (observations, stop) =
+            (Arc::new(Mutex::new(Observations::default())), CancellationToken::new());
         let (recorder, signal) = (Arc::clone(&observations), stop.clone());
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(Duration::from_millis(200));
@@ -98,7 +102,13 @@ fn a_fall_and_a_series_that_is_gone_are_faults() {
     let mut observations = Observations::default();
     observations.add(0, series("a{x=\"1 2\"} 5\nb 1\n"));
     observations.add(1, series("a{x=\"1 2\"} 5\nb 2\nc 1\n"));
-    assert_eq!((observations.faults.len(), observations.holders.clone(), observations.changed), (0, vec![0, 1], 2));
+    assert_eq!(
+        (observations.faults.len(), observations.holders.clone(), observations.changed),
+        (0, vec![0, 1], 2)
+    );
     observations.add(1, series("a{x=\"1 2\"} 4\nc 1\n"));
-    assert_eq!(observations.faults, ["a{x=\"1 2\"} fell from 5 to 4", "b has disappeared, it was 2"]);
+    assert_eq!(
+        observations.faults,
+        ["a{x=\"1 2\"} fell from 5 to 4", "b has disappeared, it was 2"]
+    );
 }

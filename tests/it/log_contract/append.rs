@@ -22,10 +22,23 @@ async fn appended_records_are_read_back_unchanged(site: Site) {
     let header = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
     let messages = vec![
         message("plain", "body"),
-        Message { key: Some(vec![0, 255, 0, 128]), payload: Some(vec![0, 1, 2, 255]), ..Message::default() },
-        Message { headers: vec![header("only", None)], payload: Some(b"no key".to_vec()), ..Message::default() },
+        Message {
+            key: Some(vec![0, 255, 0, 128]),
+            payload: Some(vec![0, 1, 2, 255]),
+            ..Message::default()
+        },
+        Message {
+            headers: vec![header("only", None)],
+            payload: Some(b"no key".to_vec()),
+            ..Message::default()
+        },
         Message { key: Some(b"tombstone".to_vec()), ..Message::default() },
-        Message { key: Some(b"empty body".to_vec()), headers: vec![header("", Some(b""))], payload: Some(vec![]), oversized: None },
+        Message {
+            key: Some(b"empty body".to_vec()),
+            headers: vec![header("", Some(b""))],
+            payload: Some(vec![]),
+            oversized: None,
+        },
         Message {
             key: Some(b"headers".to_vec()),
             headers: vec![
@@ -53,8 +66,11 @@ async fn one_key_is_one_partition_in_the_order_of_its_appends(site: Site) {
     let keys: Vec<String> = (0..40).map(|number| format!("key-{number}")).collect();
     let mut partitions: BTreeMap<String, i32> = BTreeMap::new();
     for append in 0..2 {
-        let messages: Vec<Message> =
-            (0..3).flat_map(|turn| keys.iter().map(move |key| message(key, &format!("{key} {append} {turn}")))).collect();
+        let messages: Vec<Message> = (0..3)
+            .flat_map(|turn| {
+                keys.iter().map(move |key| message(key, &format!("{key} {append} {turn}")))
+            })
+            .collect();
         let placed = site.log.append(BUILDS, messages.clone()).await.unwrap();
         for (sent, (partition, _)) in messages.iter().zip(placed) {
             let key = String::from_utf8(sent.key.clone().unwrap()).unwrap();
@@ -69,7 +85,9 @@ async fn one_key_is_one_partition_in_the_order_of_its_appends(site: Site) {
                 .filter(|record| record.message.key.as_deref() == Some(key.as_bytes()))
                 .map(|record| body(&record.message))
                 .collect();
-            let expected: Vec<String> = (0..2).flat_map(|append| (0..3).map(move |turn| format!("{key} {append} {turn}"))).collect();
+            let expected: Vec<String> = (0..2)
+                .flat_map(|append| (0..3).map(move |turn| format!("{key} {append} {turn}")))
+                .collect();
             assert_eq!(actual, expected);
         }
     }
@@ -84,7 +102,11 @@ async fn a_reader_at_the_end_misses_no_overlapping_append(site: Site) {
             tokio::spawn(async move {
                 let mut placed = Vec::new();
                 for turn in 0..APPENDS {
-                    let messages = (0..3).map(|number| message("one key", &format!("{appender} {:03}", turn * 3 + number))).collect();
+                    let messages = (0..3)
+                        .map(|number| {
+                            message("one key", &format!("{appender} {:03}", turn * 3 + number))
+                        })
+                        .collect();
                     placed.extend(log.append(BUILDS, messages).await.unwrap());
                 }
                 placed
@@ -92,13 +114,17 @@ async fn a_reader_at_the_end_misses_no_overlapping_append(site: Site) {
         })
         .collect();
     // Reads during the appends: a gap that the reader passed must never be filled later.
-    let partition = builds(site.log.append(BUILDS, vec![message("one key", "first")]).await.unwrap()[0].0);
+    let partition =
+        builds(site.log.append(BUILDS, vec![message("one key", "first")]).await.unwrap()[0].0);
     let mut read = Vec::new();
     let mut next = 0;
     eventually(Duration::from_secs(60), "every record is read", || {
         let log = site.log.clone();
         let from = next;
-        let records = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(log.read(partition, from, 10))).unwrap();
+        let records = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(log.read(partition, from, 10))
+        })
+        .unwrap();
         if let Some(last) = records.last() {
             next = last.offset + 1;
         }
@@ -111,8 +137,14 @@ async fn a_reader_at_the_end_misses_no_overlapping_append(site: Site) {
     assert_eq!(offsets, (0..i64::try_from(offsets.len()).unwrap()).collect::<Vec<_>>());
     for (appender, placed) in appenders.into_iter().enumerate() {
         let placed = placed.await.unwrap();
-        let own: Vec<_> = read.iter().filter(|record| body(&record.message).starts_with(&format!("{appender} "))).collect();
-        assert_eq!(own.iter().map(|record| (partition.partition, record.offset)).collect::<Vec<_>>(), placed);
+        let own: Vec<_> = read
+            .iter()
+            .filter(|record| body(&record.message).starts_with(&format!("{appender} ")))
+            .collect();
+        assert_eq!(
+            own.iter().map(|record| (partition.partition, record.offset)).collect::<Vec<_>>(),
+            placed
+        );
         let bodies: Vec<String> = own.iter().map(|record| body(&record.message)).collect();
         assert!(bodies.is_sorted() && bodies.len() == APPENDS * 3, "{bodies:?}");
     }
@@ -143,7 +175,10 @@ async fn an_append_waits_for_an_open_one_and_follows_it() {
         })
         .await;
         // The topic's other partitions are not blocked.
-        let elsewhere = (0..).map(|number| format!("other-{number}")).find(|key| partition_of(key) != partition_of("key")).unwrap();
+        let elsewhere = (0..)
+            .map(|number| format!("other-{number}"))
+            .find(|key| partition_of(key) != partition_of("key"))
+            .unwrap();
         site.log.append(BUILDS, vec![message(&elsewhere, "passes by")]).await.unwrap();
         assert!(!other.is_finished());
         let partition = first[0].0;
@@ -155,17 +190,28 @@ async fn an_append_waits_for_an_open_one_and_follows_it() {
             open.rollback().await.unwrap();
         }
         let second = other.await.unwrap();
-        let actual: Vec<(i64, String)> =
-            site.read_all(partition).await.iter().map(|record| (record.offset, body(&record.message))).collect();
-        let expected: &[(i64, &str)] = if commits { &[(0, "held open"), (1, "waits")] } else { &[(0, "waits")] };
-        assert_eq!(actual, expected.iter().map(|(offset, body)| (*offset, (*body).to_owned())).collect::<Vec<_>>());
+        let actual: Vec<(i64, String)> = site
+            .read_all(partition)
+            .await
+            .iter()
+            .map(|record| (record.offset, body(&record.message)))
+            .collect();
+        let expected: &[(i64, &str)] =
+            if commits { &[(0, "held open"), (1, "waits")] } else { &[(0, "waits")] };
+        assert_eq!(
+            actual,
+            expected.iter().map(|(offset, body)| (*offset, (*body).to_owned())).collect::<Vec<_>>()
+        );
         assert_eq!(second, [(partition, expected.last().unwrap().0)]);
     }
 }
 
-/// The rule by which the PostgreSQL log chooses a partition: FNV-1a, folded. It must not change for a log in use.
+/// The rule by which the PostgreSQL log chooses a partition: FNV-1a, folded. It must not change for
+/// a log in use.
 fn partition_of(key: &str) -> u64 {
-    let hash = key.bytes().fold(14_695_981_039_346_656_037_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(1_099_511_628_211));
+    let hash = key.bytes().fold(14_695_981_039_346_656_037_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(1_099_511_628_211)
+    });
     (hash ^ (hash >> 32)) % u64::try_from(PARTITIONS).unwrap()
 }
 
@@ -186,17 +232,21 @@ async fn a_short_retention_is_reported() {
     use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
     let site = Site::bare(Kind::Kafka).await;
     let kafka = site.kafka.as_ref().unwrap();
-    let admin: AdminClient<_> = rdkafka::ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
+    let admin: AdminClient<_> =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
     let name = kafka.name(BUILDS.name());
-    let topic =
-        NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(1)).set("retention.ms", "86400000").set("retention.bytes", "1000000");
+    let topic = NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(1))
+        .set("retention.ms", "86400000")
+        .set("retention.bytes", "1000000");
     admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
     let drift = site.log.create_topics(PARTITIONS).await.unwrap();
     assert_eq!(
         drift,
         [
             format!("{name}: retention.ms is 86400000, expected at least 3024000000 (35 days)"),
-            format!("{name}: retention.bytes is 1000000, which can remove records before 35 days; expected -1"),
+            format!(
+                "{name}: retention.bytes is 1000000, which can remove records before 35 days; expected -1"
+            ),
         ]
     );
     // The two missing topics now exist, with the right settings.
@@ -208,7 +258,10 @@ async fn a_short_retention_is_reported() {
         .execute(&site.database.as_ref().unwrap().pool)
         .await
         .unwrap();
-    assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), [format!("{BUILDS}: retention is 7 days, expected at least 35")]);
+    assert_eq!(
+        site.log.create_topics(PARTITIONS).await.unwrap(),
+        [format!("{BUILDS}: retention is 7 days, expected at least 35")]
+    );
 }
 
 async fn a_missing_topic_is_named(site: Site) {
@@ -245,7 +298,12 @@ async fn an_unresponsive_log_is_reported_in_time() {
 
 #[test]
 fn a_wrong_property_is_reported_at_once() {
-    for (name, value) in [("no.such.property", "1"), ("session.timeout.ms", "soon"), ("acks", "1"), ("enable.auto.commit", "true")] {
+    for (name, value) in [
+        ("no.such.property", "1"),
+        ("session.timeout.ms", "soon"),
+        ("acks", "1"),
+        ("enable.auto.commit", "true"),
+    ] {
         let mut settings = KafkaSettings::new("127.0.0.1:1");
         settings.properties.insert(name.to_owned(), value.to_owned());
         let error = Log::kafka(settings).unwrap_err();

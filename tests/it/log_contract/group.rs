@@ -32,7 +32,8 @@ on_every_group!(
 const LONG: Duration = Duration::from_secs(120);
 const GROUP: &str = "group";
 
-/// Replaces the ledger: holder and position of each partition. It accepts a batch only if both match.
+/// Replaces the ledger: holder and position of each partition. It accepts a batch only if both
+/// match.
 #[derive(Default)]
 struct Books(Mutex<BTreeMap<TopicPartition, Place>>);
 
@@ -84,7 +85,8 @@ impl Books {
     }
 
     fn bodies(&self) -> Vec<String> {
-        let mut all: Vec<String> = self.0.lock().unwrap().values().flat_map(|place| place.bodies.clone()).collect();
+        let mut all: Vec<String> =
+            self.0.lock().unwrap().values().flat_map(|place| place.bodies.clone()).collect();
         all.sort_unstable();
         all
     }
@@ -94,7 +96,10 @@ impl Books {
     }
 
     async fn eventually_recorded(&self, bodies: &[String]) {
-        eventually(LONG, "every record is recorded", || async { self.bodies().len() >= bodies.len() }).await;
+        eventually(LONG, "every record is recorded", || async {
+            self.bodies().len() >= bodies.len()
+        })
+        .await;
         assert_eq!(self.bodies(), bodies, "each once");
     }
 }
@@ -116,7 +121,12 @@ impl Worker {
         Worker { leave, task }
     }
 
-    async fn work(mut consumer: Consumer, books: Arc<Books>, holder: usize, leave: CancellationToken) {
+    async fn work(
+        mut consumer: Consumer,
+        books: Arc<Books>,
+        holder: usize,
+        leave: CancellationToken,
+    ) {
         while let Some(delivery) = leave.run_until_cancelled(consumer.next()).await {
             match delivery.unwrap() {
                 Delivery::Assigned(partitions) => {
@@ -148,7 +158,8 @@ const ALL_PARTITIONS: usize = 3 * PARTITIONS as usize;
 async fn append(log: &Log, name: &str, count: usize) -> Vec<String> {
     let mut bodies = Vec::new();
     for topic in Topic::ALL {
-        let own: Vec<String> = (0..count).map(|number| format!("{topic} {name} {number:05}")).collect();
+        let own: Vec<String> =
+            (0..count).map(|number| format!("{topic} {name} {number:05}")).collect();
         log.append(topic, own.iter().map(|body| message(body, body)).collect()).await.unwrap();
         bodies.extend(own);
     }
@@ -197,13 +208,27 @@ async fn consumers_share_the_partitions_and_each_record_is_recorded_once(site: S
     });
     let share = ALL_PARTITIONS / 2;
     let second = Worker::begin(&site.log, &books, 2).await;
-    books.eventually_held("two share", |held| *held == BTreeMap::from([(1, share), (2, share)])).await;
+    books
+        .eventually_held("two share", |held| *held == BTreeMap::from([(1, share), (2, share)]))
+        .await;
     let third = Worker::begin(&site.log, &books, 3).await;
-    books.eventually_held("three share", |held| held.len() == 3 && held.values().sum::<usize>() == ALL_PARTITIONS).await;
+    books
+        .eventually_held("three share", |held| {
+            held.len() == 3 && held.values().sum::<usize>() == ALL_PARTITIONS
+        })
+        .await;
     first.leave().await;
-    books.eventually_held("two share again", |held| *held == BTreeMap::from([(2, share), (3, share)])).await;
+    books
+        .eventually_held("two share again", |held| {
+            *held == BTreeMap::from([(2, share), (3, share)])
+        })
+        .await;
     second.leave().await;
-    books.eventually_held("one holds all again", |held| *held == BTreeMap::from([(3, ALL_PARTITIONS)])).await;
+    books
+        .eventually_held("one holds all again", |held| {
+            *held == BTreeMap::from([(3, ALL_PARTITIONS)])
+        })
+        .await;
     stop.cancel();
     books.eventually_recorded(&appender.await.unwrap()).await;
     third.leave().await;
@@ -214,9 +239,19 @@ const ADDRESS: &str = "LOG_CONTRACT_ADDRESS";
 async fn the_partitions_of_a_killed_consumer_move(site: Site) {
     let before = append(&site.log, "before", 100).await;
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--ignored", "--exact", "log_contract::group::the_process_that_is_killed", "--nocapture"]).env(ADDRESS, site.address());
+    command
+        .args([
+            "--ignored",
+            "--exact",
+            "log_contract::group::the_process_that_is_killed",
+            "--nocapture",
+        ])
+        .env(ADDRESS, site.address());
     let mut process = Process::spawn(command);
-    eventually(LONG, "the process has read all", || async { process.stdout().contains("read 300\n") }).await;
+    eventually(LONG, "the process has read all", || async {
+        process.stdout().contains("read 300\n")
+    })
+    .await;
 
     let books = Arc::new(Books::default());
     let worker = Worker::begin(&site.log, &books, 1).await;
@@ -232,7 +267,8 @@ async fn the_partitions_of_a_killed_consumer_move(site: Site) {
 #[tokio::test]
 #[ignore = "not a test: what the_partitions_of_a_killed_consumer_move starts and kills"]
 async fn the_process_that_is_killed() {
-    let address = std::env::var(ADDRESS).expect("the log's address, from the test that starts this");
+    let address =
+        std::env::var(ADDRESS).expect("the log's address, from the test that starts this");
     let books = Arc::new(Books::default());
     let _worker = Worker::begin(&Site::log_of(&address), &books, 0).await;
     eventually(LONG, "something was read", || async { books.bodies().len() == 300 }).await;
@@ -240,13 +276,17 @@ async fn the_process_that_is_killed() {
     tokio::time::sleep(Duration::from_secs(600)).await;
 }
 
-/// Receives deliveries until all partitions are assigned. Starts those of the builds topic at `from`.
+/// Receives deliveries until all partitions are assigned. Starts those of the builds topic at
+/// `from`.
 async fn assigned(consumer: &mut Consumer, from: impl Fn(TopicPartition) -> Option<i64>) {
     let mut got = BTreeSet::new();
     while got.len() < ALL_PARTITIONS {
         if let Delivery::Assigned(partitions) = next(consumer).await {
             got.extend(partitions.iter().copied());
-            let start = partitions.iter().filter_map(|partition| Some((*partition, from(*partition)?))).collect();
+            let start = partitions
+                .iter()
+                .filter_map(|partition| Some((*partition, from(*partition)?)))
+                .collect();
             consumer.start(start);
         }
     }
@@ -270,7 +310,10 @@ async fn ten_in_each(site: &Site) {
         if ends.iter().all(|end| *end >= 10) {
             return;
         }
-        site.log.append(BUILDS, vec![message(&format!("{number}"), &format!("{number}"))]).await.unwrap();
+        site.log
+            .append(BUILDS, vec![message(&format!("{number}"), &format!("{number}"))])
+            .await
+            .unwrap();
     }
 }
 
@@ -296,22 +339,33 @@ async fn partitions_left_out_are_not_read_until_they_are_started(site: Site) {
     assert_eq!(offsets, [ends[0] - 2, ends[0] - 1]);
     consumer.start(vec![(builds(1), ends[1] - 1)]);
     let batch = next_batch(&mut consumer).await;
-    assert_eq!((batch.partition, batch.records[0].offset, batch.next_offset), (builds(1), ends[1] - 1, ends[1]));
+    assert_eq!(
+        (batch.partition, batch.records[0].offset, batch.next_offset),
+        (builds(1), ends[1] - 1, ends[1])
+    );
     consumer.leave().await;
 }
 
-async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer(site: Site) {
+async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer(
+    site: Site,
+) {
     ten_in_each(&site).await;
     let before = ends(&site).await;
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
-    assigned(&mut consumer, |partition| Some(if partition.topic == BUILDS { before[partition.partition as usize] } else { 0 })).await;
+    assigned(&mut consumer, |partition| {
+        Some(if partition.topic == BUILDS { before[partition.partition as usize] } else { 0 })
+    })
+    .await;
     consumer.hold(vec![builds(0)]);
     // ten more in each: those of the unstarted partition do not come
     for number in 0.. {
         if ends(&site).await.iter().zip(&before).all(|(end, before)| end - before >= 10) {
             break;
         }
-        site.log.append(BUILDS, vec![message(&format!("{number}"), &format!("more {number}"))]).await.unwrap();
+        site.log
+            .append(BUILDS, vec![message(&format!("{number}"), &format!("more {number}"))])
+            .await
+            .unwrap();
     }
     let after = ends(&site).await;
     let mut reached = before.clone();
@@ -356,7 +410,10 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     let beyond = ends[1] + 1000;
     assigned(&mut consumer, |partition| {
-        [(builds(0), 0), (builds(1), beyond)].into_iter().find(|(one, _)| *one == partition).map(|(_, offset)| offset)
+        [(builds(0), 0), (builds(1), beyond)]
+            .into_iter()
+            .find(|(one, _)| *one == partition)
+            .map(|(_, offset)| offset)
     })
     .await;
     let (mut fault, mut read) = (None, 0);
@@ -370,7 +427,8 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
             other => panic!("neither a batch nor a fault but {other:?}"),
         }
     }
-    let error = LogError::OutOfRange { partition: builds(1), offset: beyond, start: 0, end: ends[1] };
+    let error =
+        LogError::OutOfRange { partition: builds(1), offset: beyond, start: 0, end: ends[1] };
     assert_eq!(fault, Some((builds(1), error)));
     // It can start at an offset that the log has, and the other still goes on.
     consumer.start(vec![(builds(1), ends[1] - 1)]);
@@ -378,7 +436,11 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
     assert_eq!((batch.partition, batch.next_offset), (builds(1), ends[1]));
     let mut reached = false;
     for number in 0..100 {
-        let placed = site.log.append(BUILDS, vec![message(&format!("more-{number}"), "more")]).await.unwrap();
+        let placed = site
+            .log
+            .append(BUILDS, vec![message(&format!("more-{number}"), "more")])
+            .await
+            .unwrap();
         if placed[0].0 == 0 {
             reached = true;
             break;
@@ -392,7 +454,8 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
 async fn a_consumer_that_takes_no_batch_for_long_keeps_its_partitions(site: Site) {
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
-    // Far more batches than the buffer takes, for longer than a member's silence (6 s) or lease (2 s) may last.
+    // Far more batches than the buffer takes, for longer than a member's silence (6 s) or lease (2
+    // s) may last.
     let begun = Instant::now();
     let mut all = Vec::new();
     while begun.elapsed() < Duration::from_secs(8) {
@@ -418,7 +481,12 @@ async fn partitions_that_moved_while_no_batch_was_taken_are_read_when_they_retur
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
     for topic in Topic::ALL {
-        books.claim(1, &(0..PARTITIONS).map(|partition| TopicPartition { topic, partition }).collect::<Vec<_>>());
+        books.claim(
+            1,
+            &(0..PARTITIONS)
+                .map(|partition| TopicPartition { topic, partition })
+                .collect::<Vec<_>>(),
+        );
     }
     // More batches than the buffer takes, for longer than the wait before partitions are paused.
     let (begun, mut all) = (Instant::now(), Vec::new());
@@ -430,7 +498,9 @@ async fn partitions_that_moved_while_no_batch_was_taken_are_read_when_they_retur
     books.eventually_held("two share", |held| held.get(&2) == Some(&(ALL_PARTITIONS / 2))).await;
     other.leave().await;
     let worker = Worker::go_on(consumer, &books, 1);
-    books.eventually_held("one holds all again", |held| held.get(&1) == Some(&ALL_PARTITIONS)).await;
+    books
+        .eventually_held("one holds all again", |held| held.get(&1) == Some(&ALL_PARTITIONS))
+        .await;
     all.extend(append(&site.log, "after", 100).await);
     all.sort_unstable();
     books.eventually_recorded(&all).await;

@@ -21,7 +21,8 @@ on_both_logs!(
 async fn twenty(site: &Site) -> i32 {
     let mut partition = 0;
     for number in 0..20 {
-        partition = site.log.append(BUILDS, vec![message("key", &format!("{number}"))]).await.unwrap()[0].0;
+        partition =
+            site.log.append(BUILDS, vec![message("key", &format!("{number}"))]).await.unwrap()[0].0;
     }
     partition
 }
@@ -31,9 +32,17 @@ async fn reading_begins_at_an_offset_and_ends_where_the_log_did(site: Site) {
     assert_eq!(site.log.watermarks(builds(partition)).await.unwrap(), (0, 20));
     let read = |from, limit| {
         let log = site.log.clone();
-        async move { log.read(builds(partition), from, limit).await.unwrap().iter().map(|record| body(&record.message)).collect::<Vec<_>>() }
+        async move {
+            log.read(builds(partition), from, limit)
+                .await
+                .unwrap()
+                .iter()
+                .map(|record| body(&record.message))
+                .collect::<Vec<_>>()
+        }
     };
-    let texts = |range: std::ops::Range<i32>| range.map(|number| number.to_string()).collect::<Vec<_>>();
+    let texts =
+        |range: std::ops::Range<i32>| range.map(|number| number.to_string()).collect::<Vec<_>>();
     assert_eq!(read(0, 100).await, texts(0..20));
     assert_eq!(read(5, 3).await, texts(5..8));
     assert_eq!(read(8, 3).await, texts(8..11));
@@ -53,13 +62,24 @@ async fn reading_begins_at_a_time(site: Site) {
     let partition = twenty(&site).await;
     let records = site.read_all(partition).await;
     let mut times: Vec<DateTime<_>> = records.iter().map(|record| record.timestamp).collect();
-    assert!(times.first() < times.last(), "twenty appends take longer than a millisecond: {times:?}");
+    assert!(
+        times.first() < times.last(),
+        "twenty appends take longer than a millisecond: {times:?}"
+    );
     let (before, after) = (times[0] - TimeDelta::days(40), times[19] + TimeDelta::milliseconds(1));
-    times.extend([before, after, DateTime::UNIX_EPOCH - TimeDelta::days(9), times[19] + TimeDelta::days(36_500)]);
+    times.extend([
+        before,
+        after,
+        DateTime::UNIX_EPOCH - TimeDelta::days(9),
+        times[19] + TimeDelta::days(36_500),
+    ]);
     times.extend(records.iter().map(|record| record.timestamp + TimeDelta::microseconds(1)));
     times.extend(records.iter().map(|record| record.timestamp - TimeDelta::microseconds(1)));
     for time in times {
-        let expected = records.iter().find(|record| record.timestamp >= time).map_or(20, |record| record.offset);
+        let expected = records
+            .iter()
+            .find(|record| record.timestamp >= time)
+            .map_or(20, |record| record.offset);
         assert_eq!(site.log.offset_at(builds(partition), time).await.unwrap(), expected, "{time}");
     }
     let other = (0..PARTITIONS).find(|other| *other != partition).unwrap();
@@ -76,7 +96,9 @@ async fn an_offset_outside_the_log_is_refused(site: Site) {
 }
 
 async fn several_readers_do_not_disturb_each_other(site: Site) {
-    let messages = (0..500).map(|number| message(&format!("key-{}", number % 50), &format!("{number}"))).collect();
+    let messages = (0..500)
+        .map(|number| message(&format!("key-{}", number % 50), &format!("{number}")))
+        .collect();
     site.log.append(BUILDS, messages).await.unwrap();
     let readers: Vec<_> = (0..8)
         .map(|_| {
@@ -91,7 +113,8 @@ async fn several_readers_do_not_disturb_each_other(site: Site) {
     }
 }
 
-/// Kafka only: a transaction of another producer leaves markers in the log, and an aborted one leaves invisible offsets.
+/// Kafka only: a transaction of another producer leaves markers in the log, and an aborted one
+/// leaves invisible offsets.
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_offsets_are_skipped() {
     use rdkafka::producer::Producer as _;
@@ -107,8 +130,15 @@ async fn missing_offsets_are_skipped() {
     let name = kafka.name(BUILDS.name());
     for (text, commits) in [("0", true), ("aborted", false), ("3", true), ("aborted", false)] {
         producer.begin_transaction().unwrap();
-        producer.send(FutureRecord::to(&name).partition(0).key("key").payload(text), deadline).await.unwrap();
-        if commits { producer.commit_transaction(deadline).unwrap() } else { producer.abort_transaction(deadline).unwrap() }
+        producer
+            .send(FutureRecord::to(&name).partition(0).key("key").payload(text), deadline)
+            .await
+            .unwrap();
+        if commits {
+            producer.commit_transaction(deadline).unwrap()
+        } else {
+            producer.abort_transaction(deadline).unwrap()
+        }
     }
     // The broker writes the markers shortly after its answer.
     let ends_at = |end| {
@@ -120,18 +150,27 @@ async fn missing_offsets_are_skipped() {
     };
     eventually(deadline, "the last marker is written", ends_at(8)).await;
     let read = site.log.read(builds(0), 0, 100).await.unwrap();
-    assert_eq!(read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(), [(0, "0".into()), (4, "3".into())]);
+    assert_eq!(
+        read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(),
+        [(0, "0".into()), (4, "3".into())]
+    );
     for from in [5, 6, 7, 8] {
         assert_eq!(site.log.read(builds(0), from, 1).await.unwrap(), vec![]);
     }
     // A kept reader is before the gap when more is appended after it.
     assert_eq!(site.log.read(builds(0), 4, 1).await.unwrap()[0].offset, 4);
     producer.begin_transaction().unwrap();
-    producer.send(FutureRecord::to(&name).partition(0).key("key").payload("8"), deadline).await.unwrap();
+    producer
+        .send(FutureRecord::to(&name).partition(0).key("key").payload("8"), deadline)
+        .await
+        .unwrap();
     producer.commit_transaction(deadline).unwrap();
     eventually(deadline, "its marker is written", ends_at(10)).await;
     let read = site.log.read(builds(0), 5, 100).await.unwrap();
-    assert_eq!(read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(), [(8, "8".into())]);
+    assert_eq!(
+        read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(),
+        [(8, "8".into())]
+    );
 }
 
 /// PostgreSQL only: on Kafka the broker removes expired records.

@@ -63,9 +63,13 @@ impl Site {
     pub fn log_of(address: &str) -> Log {
         let words: Vec<&str> = address.split(' ').collect();
         match words[..] {
-            ["Postgres", url] => Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), postgres_settings()),
+            ["Postgres", url] => {
+                Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), postgres_settings())
+            }
             [kind, brokers, prefix] => {
-                let kind = [Kind::Kafka, Kind::KafkaEager, Kind::KafkaNewProtocol].into_iter().find(|one| format!("{one:?}") == kind);
+                let kind = [Kind::Kafka, Kind::KafkaEager, Kind::KafkaNewProtocol]
+                    .into_iter()
+                    .find(|one| format!("{one:?}") == kind);
                 Log::kafka(kafka_settings(kind.unwrap(), brokers, prefix)).unwrap()
             }
             _ => panic!("no address of a log: {address}"),
@@ -113,5 +117,9 @@ fn kafka_settings(kind: Kind, brokers: &str, prefix: &str) -> KafkaSettings {
 }
 
 fn postgres_settings() -> PostgresLogSettings {
-    PostgresLogSettings { lease: Duration::from_secs(2), poll: Duration::from_millis(20), ..PostgresLogSettings::default() }
+    PostgresLogSettings {
+        lease: Duration::from_secs(2),
+        poll: Duration::from_millis(20),
+        ..PostgresLogSettings::default()
+    }
 }

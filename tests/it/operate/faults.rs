@@ -18,7 +18,8 @@ const BUILDS: u32 = EVENTS - USAGE;
 async fn append_events(log: &Log) {
     for part in 0..20 {
         append_builds(log, part * BUILDS / 20..(part + 1) * BUILDS / 20).await;
-        let usage = messages((part * USAGE / 20..(part + 1) * USAGE / 20).map(|n| usage(DEPLOYMENT, n)));
+        let usage =
+            messages((part * USAGE / 20..(part + 1) * USAGE / 20).map(|n| usage(DEPLOYMENT, n)));
         log.append(Topic::AgentUsage, usage).await.unwrap();
     }
 }
@@ -26,9 +27,19 @@ async fn append_events(log: &Log) {
 /// Checks that everything is in the ledger once, and that the books of log and ledger balance.
 async fn all_is_recorded_once(site: &Site) {
     site.builds(i64::from(BUILDS)).await;
-    eventually(SOON, "usage is in the ledger", || async { site.count("select count(*) from usage_event").await >= i64::from(USAGE) }).await;
+    eventually(SOON, "usage is in the ledger", || async {
+        site.count("select count(*) from usage_event").await >= i64::from(USAGE)
+    })
+    .await;
     let numbers = site.balanced().await;
-    for (name, expected) in [("accepted", EVENTS), ("records", EVENTS), ("duplicates", 0), ("conflicts", 0), ("rejects", 0), ("held", 0)] {
+    for (name, expected) in [
+        ("accepted", EVENTS),
+        ("records", EVENTS),
+        ("duplicates", 0),
+        ("conflicts", 0),
+        ("rejects", 0),
+        ("held", 0),
+    ] {
         assert_eq!(numbers[name], expected, "{name}: {numbers}");
     }
     let counted = |query| site.count(query);
@@ -42,9 +53,11 @@ async fn cut_repeatedly(proxy: &Proxy, times: u32, bytes: u64) {
     for _ in 0..times {
         proxy.cut_after(bytes);
         let what = "so much was sent that the connections were cut";
-        if tokio::time::timeout(Duration::from_secs(20), async { eventually(SOON, what, || async { proxy.has_cut() }).await })
-            .await
-            .is_err()
+        if tokio::time::timeout(Duration::from_secs(20), async {
+            eventually(SOON, what, || async { proxy.has_cut() }).await
+        })
+        .await
+        .is_err()
         {
             proxy.cut();
         }
@@ -64,7 +77,11 @@ async fn postgres_connections_cut_under_load_lose_and_double_nothing() {
         cut_repeatedly(&proxy, 8, 20_000).await;
         all_is_recorded_once(&site).await;
         running.ready().await;
-        assert!(!running.process.stderr().contains("partition stopped"), "{}", running.process.stderr());
+        assert!(
+            !running.process.stderr().contains("partition stopped"),
+            "{}",
+            running.process.stderr()
+        );
         running.ends_in_order().await;
     }
 }
@@ -85,7 +102,11 @@ async fn kafka_cut_and_frozen_under_load_loses_and_doubles_nothing() {
     proxy.thaw();
     all_is_recorded_once(&site).await;
     running.ready().await;
-    assert!(!running.process.stderr().contains("partition stopped"), "{}", running.process.stderr());
+    assert!(
+        !running.process.stderr().contains("partition stopped"),
+        "{}",
+        running.process.stderr()
+    );
     running.ends_in_order().await;
 }
 

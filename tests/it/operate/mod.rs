@@ -1,4 +1,5 @@
-//! `tallyline run` as an operator sees it: real processes, and dependencies that are missing, disappear, freeze or return changed.
+//! `tallyline run` as an operator sees it: real processes, and dependencies that are missing,
+//! disappear, freeze or return changed.
 
 mod faults;
 mod over_api;
@@ -45,7 +46,8 @@ enum Kind {
     Postgres,
 }
 
-/// A pipeline file and its servers. Settings are lines of TOML with dotted keys; the last one of a key applies.
+/// A pipeline file and its servers. Settings are lines of TOML with dotted keys; the last one of a
+/// key applies.
 struct Site {
     ledger: Database,
     kafka: Option<Kafka>,
@@ -57,7 +59,8 @@ impl Site {
     /// A ledger that is not migrated yet.
     async fn bare(kind: Kind) -> Site {
         let ledger = database().await;
-        let mut site = Site { settings: Vec::new(), kafka: None, folder: TempDir::new().unwrap(), ledger };
+        let mut site =
+            Site { settings: Vec::new(), kafka: None, folder: TempDir::new().unwrap(), ledger };
         site.set("roles", "['consume', 'serve']");
         site.set("ledger.url", &format!("'{}'", site.ledger.url.clone()));
         site.set("ledger.connections", "6");
@@ -107,7 +110,8 @@ impl Site {
     /// Writes the file with the current settings. A process never reads half of it.
     fn file(&self) -> String {
         let path = self.folder.path().join("pipeline.toml");
-        let text: String = self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let text: String =
+            self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
         let part = self.folder.path().join(format!("{}.part", uuid::Uuid::new_v4()));
         std::fs::write(&part, text).unwrap();
         std::fs::rename(part, &path).unwrap();
@@ -123,7 +127,8 @@ impl Site {
     /// Starts `tallyline run`.
     fn start(&self, words: &str) -> Running {
         let (file, words) = (self.file(), words.split_whitespace().collect::<Vec<_>>());
-        let arguments = [&["run", "--pipeline", &file, "--log-format", "json"], &words[..]].concat();
+        let arguments =
+            [&["run", "--pipeline", &file, "--log-format", "json"], &words[..]].concat();
         Running { process: tallyline(&arguments, &[]) }
     }
 
@@ -131,7 +136,10 @@ impl Site {
     fn log(&self) -> Log {
         match &self.kafka {
             Some(kafka) => {
-                let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
+                let settings = KafkaSettings {
+                    topic_prefix: kafka.prefix.clone(),
+                    ..KafkaSettings::new(&kafka.brokers)
+                };
                 Log::kafka(settings).unwrap()
             }
             None => Log::postgres(self.ledger.pool.clone(), PostgresLogSettings::default()),
@@ -159,9 +167,14 @@ impl Site {
     /// The audit's joint of log and ledger, which must balance.
     async fn balanced(&self) -> Value {
         let audited = self.command("audit --output json --patience 1").await;
-        let report: Value = serde_json::from_str(&audited.stdout).unwrap_or_else(|error| panic!("{error}: {audited:?}"));
+        let report: Value = serde_json::from_str(&audited.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {audited:?}"));
         let joints = report["joints"].as_array().unwrap();
-        let joint = joints.iter().find(|joint| joint["name"] == "log and ledger").expect("the joint").clone();
+        let joint = joints
+            .iter()
+            .find(|joint| joint["name"] == "log and ledger")
+            .expect("the joint")
+            .clone();
         assert_eq!(joint["differences"], serde_json::json!([]), "{report}");
         joint["numbers"].clone()
     }
@@ -169,12 +182,16 @@ impl Site {
     /// Gives the site a coderd with a short history, and returns it.
     async fn with_coderd(&mut self) -> Coderd {
         let (database, now) = (database().await, Clock::system().now());
-        let config = Config::history(7, SchemaVersion::TasksEra, now - chrono::TimeDelta::days(5), now, 120);
+        let config =
+            Config::history(7, SchemaVersion::TasksEra, now - chrono::TimeDelta::days(5), now, 120);
         let mut simulation = Simulation::start(config, &database.url).await.unwrap();
         simulation.advance_to(now).await.unwrap();
         simulation.commit_held().await.unwrap();
         let key = simulation.license_key();
-        self.set(&format!("license.public_keys.{}", key.kid), &format!("'''\n{}'''", key.public_key_pem));
+        self.set(
+            &format!("license.public_keys.{}", key.kid),
+            &format!("'''\n{}'''", key.public_key_pem),
+        );
         self.set("source.coderd_url", &format!("'{}'", database.url));
         self.set("collect.poll_seconds", "0.2");
         self.set("collect.margin_seconds", "1");
@@ -189,7 +206,11 @@ struct Coderd {
 }
 
 /// Repeats `probe` until it returns a value.
-async fn eventually_some<T>(deadline: Duration, what: &str, probe: impl AsyncFn() -> Option<T>) -> T {
+async fn eventually_some<T>(
+    deadline: Duration,
+    what: &str,
+    probe: impl AsyncFn() -> Option<T>,
+) -> T {
     let searched = async {
         loop {
             if let Some(value) = probe().await {
@@ -198,7 +219,9 @@ async fn eventually_some<T>(deadline: Duration, what: &str, probe: impl AsyncFn(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(deadline, searched).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
+    tokio::time::timeout(deadline, searched)
+        .await
+        .unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }
 
 fn messages(events: impl Iterator<Item = Event>) -> Vec<Message> {
@@ -225,7 +248,9 @@ impl Running {
     async fn says(&self, words: &[&str]) -> String {
         eventually_some(SOON, &format!("it says {words:?}"), async || {
             let text = self.process.stderr();
-            text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+            text.lines()
+                .find(|line| words.iter().all(|word| line.contains(word)))
+                .map(str::to_owned)
         })
         .await
     }
@@ -233,14 +258,19 @@ impl Running {
     /// The address of its API.
     async fn api(&self) -> String {
         self.says(&["\"message\":\"listening\"", "\"api\":"]).await;
-        let line = self.lines().into_iter().find(|line| line["message"] == "listening" && line["api"].is_string()).expect("listening");
+        let line = self
+            .lines()
+            .into_iter()
+            .find(|line| line["message"] == "listening" && line["api"].is_string())
+            .expect("listening");
         format!("http://{}", line["api"].as_str().unwrap())
     }
 
     /// The answer of the API to this path.
     async fn get(&self, path: &str) -> (StatusCode, Value) {
         let url = format!("{}{path}", self.api().await);
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
         let answer = client.get(&url).send().await.unwrap_or_else(|error| panic!("{url}: {error}"));
         (answer.status(), answer.json().await.unwrap())
     }
@@ -248,26 +278,46 @@ impl Running {
     /// The text page of `/metrics`.
     async fn metrics(&self) -> String {
         self.api().await;
-        let line = self.lines().into_iter().find(|line| line["message"] == "listening" && line["metrics"].is_string()).expect("listening");
+        let line = self
+            .lines()
+            .into_iter()
+            .find(|line| line["message"] == "listening" && line["metrics"].is_string())
+            .expect("listening");
         let url = format!("http://{}/metrics?format=text", line["metrics"].as_str().unwrap());
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
-        client.get(&url).send().await.unwrap_or_else(|error| panic!("{url}: {error}")).text().await.unwrap()
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
+        client
+            .get(&url)
+            .send()
+            .await
+            .unwrap_or_else(|error| panic!("{url}: {error}"))
+            .text()
+            .await
+            .unwrap()
     }
 
     /// Waits until it is ready.
     async fn ready(&self) {
-        eventually(SOON, "the process is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
-    }
-
-    /// Waits until this check fails with a reason that contains all these words, in a living process. Returns the reason.
-    async fn not_ready(&self, check: &str, words: &[&str]) -> String {
-        let why = eventually_some(SOON, &format!("{check} is not ready because {words:?}"), async || {
-            let (status, body) = self.get("/readyz").await;
-            let check = &body["checks"][check];
-            let why = check["why"].as_str().filter(|why| words.iter().all(|word| why.contains(word)))?;
-            (status == StatusCode::SERVICE_UNAVAILABLE && check["ok"] == false).then(|| why.to_owned())
+        eventually(SOON, "the process is ready", || async {
+            self.get("/readyz").await.0 == StatusCode::OK
         })
         .await;
+    }
+
+    /// Waits until this check fails with a reason that contains all these words, in a living
+    /// process. Returns the reason.
+    async fn not_ready(&self, check: &str, words: &[&str]) -> String {
+        let why =
+            eventually_some(SOON, &format!("{check} is not ready because {words:?}"), async || {
+                let (status, body) = self.get("/readyz").await;
+                let check = &body["checks"][check];
+                let why = check["why"]
+                    .as_str()
+                    .filter(|why| words.iter().all(|word| why.contains(word)))?;
+                (status == StatusCode::SERVICE_UNAVAILABLE && check["ok"] == false)
+                    .then(|| why.to_owned())
+            })
+            .await;
         assert_eq!(self.get("/healthz").await.0, StatusCode::OK);
         why
     }

@@ -26,13 +26,17 @@ impl Site {
 
 /// Checks that neither process moves the paused partitions.
 async fn nothing_moves(site: &Site) {
-    let moved = "select coalesce(sum(next_offset), 0)::bigint from position where topic like '%builds%'";
+    let moved =
+        "select coalesce(sum(next_offset), 0)::bigint from position where topic like '%builds%'";
     let before = site.count(moved).await;
     append_builds(&site.log(), BUILDS..2 * BUILDS).await;
     let usage = messages((0..USAGE).map(|n| usage(DEPLOYMENT, n)));
     site.log().append(Topic::AgentUsage, usage).await.unwrap();
     // the other topics go on
-    eventually(SOON, "usage is in the ledger", || async { site.count("select count(*) from usage_event").await == i64::from(USAGE) }).await;
+    eventually(SOON, "usage is in the ledger", || async {
+        site.count("select count(*) from usage_event").await == i64::from(USAGE)
+    })
+    .await;
     assert_eq!(site.count(moved).await, before);
 }
 
@@ -44,18 +48,28 @@ async fn a_paused_topic_is_not_read_across_restarts_and_resumes_without_loss() {
         append_builds(&site.log(), 0..BUILDS).await;
         site.builds(i64::from(BUILDS)).await;
         eventually(SOON, "both have partitions", || async {
-            [&one, &other].iter().all(|process| process.process.stderr().contains("partitions assigned"))
+            [&one, &other]
+                .iter()
+                .all(|process| process.process.stderr().contains("partitions assigned"))
         })
         .await;
         site.done("pause consume --topic tallyline.workspace-builds.v1 --as user-001 --reason maintenance").await;
         for process in [&one, &other] {
-            process.says(&["consume of tallyline.workspace-builds.v1 is paused by user-001", "maintenance"]).await;
+            process
+                .says(&[
+                    "consume of tallyline.workspace-builds.v1 is paused by user-001",
+                    "maintenance",
+                ])
+                .await;
         }
         eventually(SOON, "records that were read are held", || async {
-            [&one, &other].iter().any(|process| process.process.stderr().contains("partitions held"))
+            [&one, &other]
+                .iter()
+                .any(|process| process.process.stderr().contains("partitions held"))
         })
         .await;
-        // one dies, and the other gets its partitions; a new process comes and gets some: the pause applies to all
+        // one dies, and the other gets its partitions; a new process comes and gets some: the pause
+        // applies to all
         one.process.kill();
         let mut third = site.start("--role consume");
         third.says(&["partitions assigned"]).await;
@@ -64,7 +78,9 @@ async fn a_paused_topic_is_not_read_across_restarts_and_resumes_without_loss() {
         site.done("resume consume --topic tallyline.workspace-builds.v1 --as user-002").await;
         site.builds(i64::from(2 * BUILDS)).await;
         let numbers = site.balanced().await;
-        for (name, expected) in [("accepted", 2 * BUILDS + USAGE), ("duplicates", 0), ("conflicts", 0), ("rejects", 0)] {
+        for (name, expected) in
+            [("accepted", 2 * BUILDS + USAGE), ("duplicates", 0), ("conflicts", 0), ("rejects", 0)]
+        {
             assert_eq!(numbers[name], expected, "{name}: {numbers}");
         }
         let acts = "select count(*) from operator_act where subject = 'consume' and (act, actor) in (('pause', 'user-001'), ('resume', 'user-002'))";
@@ -81,17 +97,24 @@ async fn a_forbidden_change_is_refused_with_actor_and_reason() {
     assert!(message.contains("publish is not paused"), "{message}");
     let message = site.refused("pause publish", 2).await;
     assert!(message.contains("reason"), "{message}");
-    let message = site.refused("pause publish --topic tallyline.agent-usage.v1 --reason x", 2).await;
+    let message =
+        site.refused("pause publish --topic tallyline.agent-usage.v1 --reason x", 2).await;
     assert!(message.contains("only consume goes by topics"), "{message}");
     let message = site.refused("pause consume --topic builds --reason x", 2).await;
     assert!(message.contains("tallyline.agent-usage.v1"), "{message}");
 
-    site.done("pause consume --topic tallyline.agent-usage.v1 --as user-001 --reason inspection").await;
+    site.done("pause consume --topic tallyline.agent-usage.v1 --as user-001 --reason inspection")
+        .await;
     let message = site.refused("resume consume", 4).await;
-    assert!(message.contains("consume is not paused") && message.contains("tallyline.agent-usage.v1 is paused by user-001"), "{message}");
+    assert!(
+        message.contains("consume is not paused")
+            && message.contains("tallyline.agent-usage.v1 is paused by user-001"),
+        "{message}"
+    );
     // all may be paused beside one; then that one is paused twice
     site.done("pause consume --as user-002 --reason upgrade").await;
-    let message = site.refused("pause consume --topic tallyline.prebuild-claims.v1 --reason x", 4).await;
+    let message =
+        site.refused("pause consume --topic tallyline.prebuild-claims.v1 --reason x", 4).await;
     assert!(message.contains("paused by user-002") && message.contains("upgrade"), "{message}");
     let paused = site.status().await["pauses"].clone();
     assert_eq!(paused.as_array().map(Vec::len), Some(2), "{paused}");
@@ -107,8 +130,10 @@ async fn paused_collecting_publishing_and_exporting_are_shown_everywhere() {
     site.set("roles", "['collect', 'consume', 'publish', 'serve']");
     let mut running = site.start("");
     running.ready().await;
-    eventually(SOON, "passes are recorded", || async { site.count("select coalesce(max(pass_id), 0) from collector_progress").await > 1 })
-        .await;
+    eventually(SOON, "passes are recorded", || async {
+        site.count("select coalesce(max(pass_id), 0) from collector_progress").await > 1
+    })
+    .await;
     for operation in ["collect", "publish", "export"] {
         site.done(&format!("pause {operation} --as user-001 --reason maintenance")).await;
     }
@@ -117,35 +142,62 @@ async fn paused_collecting_publishing_and_exporting_are_shown_everywhere() {
     })
     .await;
     eventually(SOON, "the publisher says so", || async {
-        let why = running.get("/readyz").await.1["checks"]["publisher"]["why"].as_str().unwrap_or_default().to_owned();
+        let why = running.get("/readyz").await.1["checks"]["publisher"]["why"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         why.contains("publish is paused by user-001")
     })
     .await;
-    let (passes, requests) =
-        ("select pass_id from collector_progress", "select count(*) from publication where leased_until > clock_timestamp()");
+    let (passes, requests) = (
+        "select pass_id from collector_progress",
+        "select count(*) from publication where leased_until > clock_timestamp()",
+    );
     let before = site.count(passes).await;
 
     let message = site.refused("export usage --from 2020-01-01 --to 2030-01-01 -o -", 4).await;
-    assert!(message.contains("export is paused by user-001") && message.contains("maintenance"), "{message}");
+    assert!(
+        message.contains("export is paused by user-001") && message.contains("maintenance"),
+        "{message}"
+    );
     let (code, readiness) = running.get("/readyz").await;
     assert_eq!(code, 200, "{readiness}");
-    assert!(readiness["checks"]["pauses"]["why"].as_str().unwrap().contains("collect is paused by user-001"), "{readiness}");
+    assert!(
+        readiness["checks"]["pauses"]["why"]
+            .as_str()
+            .unwrap()
+            .contains("collect is paused by user-001"),
+        "{readiness}"
+    );
     let metrics = running.metrics().await;
     for operation in ["collect", "publish", "export"] {
-        assert!(metrics.contains(&format!("tallyline_paused{{operation=\"{operation}\",topic=\"\"}} 1\n")), "{metrics}");
+        assert!(
+            metrics
+                .contains(&format!("tallyline_paused{{operation=\"{operation}\",topic=\"\"}} 1\n")),
+            "{metrics}"
+        );
     }
-    assert!(metrics.contains("tallyline_paused{operation=\"consume\",topic=\"\"} 0\n"), "{metrics}");
+    assert!(
+        metrics.contains("tallyline_paused{operation=\"consume\",topic=\"\"} 0\n"),
+        "{metrics}"
+    );
     let status = site.status().await;
     assert_eq!(status["pauses"].as_array().map(Vec::len), Some(3), "{status}");
     let state = running.state(&site).await;
-    assert!(state["collect"]["standing"].as_str().unwrap().contains("collect is paused"), "{state}");
+    assert!(
+        state["collect"]["standing"].as_str().unwrap().contains("collect is paused"),
+        "{state}"
+    );
     assert_eq!((site.count(passes).await, site.count(requests).await), (before, 0));
 
     for operation in ["collect", "publish", "export"] {
         site.done(&format!("resume {operation}")).await;
     }
     eventually(SOON, "passes go on", || async { site.count(passes).await > before + 1 }).await;
-    eventually(SOON, "the publisher works", || async { running.get("/readyz").await.1["checks"]["publisher"]["why"] == "working" }).await;
+    eventually(SOON, "the publisher works", || async {
+        running.get("/readyz").await.1["checks"]["publisher"]["why"] == "working"
+    })
+    .await;
     site.done("export usage --from 2020-01-01 --to 2021-01-01 -o -").await;
     running.ends_in_order().await;
 }

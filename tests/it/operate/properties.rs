@@ -26,7 +26,11 @@ async fn wrong_kafka_properties_are_named_with_the_fix_and_without_their_values(
     for (name, _, words) in lines.iter().filter(|(.., words)| !words.is_empty()) {
         for ended in [&checked, &run] {
             let text = format!("{}{}", ended.stdout, ended.stderr);
-            assert!(text.lines().any(|line| line.contains(&format!("kafka.properties.{name}")) && line.contains(words)), "{name}: {text}");
+            assert!(
+                text.lines().any(|line| line.contains(&format!("kafka.properties.{name}"))
+                    && line.contains(words)),
+                "{name}: {text}"
+            );
             assert!(!text.contains("hunter2"), "{text}");
         }
     }
@@ -35,9 +39,11 @@ async fn wrong_kafka_properties_are_named_with_the_fix_and_without_their_values(
 /// librdkafka refuses some only when it creates a client.
 #[tokio::test]
 async fn properties_that_librdkafka_refuses_later_are_reported_without_values() {
-    for (name, value) in
-        [("ssl.key.pem", "hunter2"), ("ssl.ca.location", "/nowhere/hunter2"), ("partition.assignment.strategy", "range,hunter2")]
-    {
+    for (name, value) in [
+        ("ssl.key.pem", "hunter2"),
+        ("ssl.ca.location", "/nowhere/hunter2"),
+        ("partition.assignment.strategy", "range,hunter2"),
+    ] {
         let mut site = Site::bare(Kind::Kafka).await;
         site.set("kafka.properties.'security.protocol'", "'ssl'");
         // through a file, so that the value is known only when it is used

@@ -55,7 +55,8 @@ pub async fn kafka() -> (MutexGuard<'static, ()>, Proxy) {
 }
 
 impl Proxy {
-    /// A proxy to the server of a database, and the database's URL through it. The URL contains a password, which must stay hidden.
+    /// A proxy to the server of a database, and the database's URL through it. The URL contains a
+    /// password, which must stay hidden.
     pub fn to_database(url: &str) -> (Proxy, String) {
         let (head, rest) = url.split_once("@").expect("a user");
         let (server, name) = rest.split_once('/').expect("a database");
@@ -86,7 +87,8 @@ impl Proxy {
     /// Starts to listen.
     pub async fn open(&mut self) {
         let listener = TcpListener::bind(self.address).await.expect("the proxy's port");
-        let (server, state, stop) = (self.server.clone(), Arc::clone(&self.state), CancellationToken::new());
+        let (server, state, stop) =
+            (self.server.clone(), Arc::clone(&self.state), CancellationToken::new());
         self.listening = Some(stop.clone());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             loop {
@@ -109,7 +111,8 @@ impl Proxy {
         self.state.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Ends all connections after this number of further bytes from the server: in the middle of a message.
+    /// Ends all connections after this number of further bytes from the server: in the middle of a
+    /// message.
     pub fn cut_after(&self, bytes: u64) {
         self.state.cut_itself.store(false, Ordering::SeqCst);
         self.state.cut_at.store(self.state.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
@@ -125,7 +128,8 @@ impl Proxy {
         self.state.frozen.send_replace(true);
     }
 
-    /// Freezes after PostgreSQL has sent ReadyForQuery with status T this many times. The client does not receive the last one.
+    /// Freezes after PostgreSQL has sent ReadyForQuery with status T this many times. The client
+    /// does not receive the last one.
     pub fn freeze_in_transaction(&self, times: u64) {
         self.state.freeze_after.store(times, Ordering::SeqCst);
     }
@@ -139,7 +143,8 @@ impl Proxy {
         self.state.frozen.send_replace(false);
     }
 
-    /// Like a server's host that is replaced at its address: open connections become silent, new ones work.
+    /// Like a server's host that is replaced at its address: open connections become silent, new
+    /// ones work.
     pub fn lose(&self) {
         self.state.losses.send_modify(|losses| *losses += 1);
     }
@@ -188,14 +193,26 @@ async fn carry(client: TcpStream, server: String, state: Arc<State>) {
     state.connections.fetch_sub(1, Ordering::SeqCst);
 }
 
-async fn pass(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), state: &State, of_server: bool) {
+async fn pass(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    state: &State,
+    of_server: bool,
+) {
     let mut frozen = state.frozen.subscribe();
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let Ok(read) = from.read(&mut buffer).await else { return };
-        let bytes = if of_server { state.bytes.fetch_add(read as u64, Ordering::SeqCst) + read as u64 } else { 0 };
+        let bytes = if of_server {
+            state.bytes.fetch_add(read as u64, Ordering::SeqCst) + read as u64
+        } else {
+            0
+        };
         if of_server && buffer[..read].ends_with(WAITS_IN_TRANSACTION) {
-            let counted = state.freeze_after.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1));
+            let counted =
+                state
+                    .freeze_after
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1));
             if counted == Ok(1) {
                 state.frozen.send_replace(true);
             }

@@ -1,4 +1,5 @@
-//! A log that was recreated unnoticed: the partition stops and reports it, the others go on, and every number stays right.
+//! A log that was recreated unnoticed: the partition stops and reports it, the others go on, and
+//! every number stays right.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -13,15 +14,18 @@ const BUILDS: &str = "tallyline.workspace-builds.v1";
 
 async fn delete_topic(site: &Site, topic: Topic) {
     let kafka = site.kafka.as_ref().unwrap();
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
-    let deleted = admin.delete_topics(&[&kafka.name(topic.name())], &AdminOptions::new()).await.unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
+    let deleted =
+        admin.delete_topics(&[&kafka.name(topic.name())], &AdminOptions::new()).await.unwrap();
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
 }
 
 /// Recreates the topic, once the broker allows it.
 async fn recreate(site: &Site) {
     eventually(SOON, "the topic is made again", || async {
-        site.log().create_topics(3).await.is_ok() && site.log().partitions(Topic::WorkspaceBuilds).await.is_ok()
+        site.log().create_topics(3).await.is_ok()
+            && site.log().partitions(Topic::WorkspaceBuilds).await.is_ok()
     })
     .await;
 }
@@ -34,18 +38,30 @@ async fn fill(site: &Site, count: u32) {
 }
 
 async fn append_usage(site: &Site, numbers: std::ops::Range<u32>) {
-    site.log().append(Topic::AgentUsage, messages(numbers.map(|n| usage(DEPLOYMENT, n)))).await.unwrap();
+    site.log()
+        .append(Topic::AgentUsage, messages(numbers.map(|n| usage(DEPLOYMENT, n))))
+        .await
+        .unwrap();
 }
 
 /// Checks that all three partitions of the builds are stopped, and that usage goes on.
-async fn stopped_while_the_others_go_on(site: &Site, running: &Running, words: &str, usage_before: u32) {
+async fn stopped_while_the_others_go_on(
+    site: &Site,
+    running: &Running,
+    words: &str,
+    usage_before: u32,
+) {
     let stopped: Vec<String> = (0..3).map(|partition| format!("{BUILDS}/{partition}: ")).collect();
-    let why = running.not_ready("partitions", &stopped.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let why = running
+        .not_ready("partitions", &stopped.iter().map(String::as_str).collect::<Vec<_>>())
+        .await;
     assert!(why.contains(words) && !why.contains("agent-usage"), "{why}");
     running.says(&["partition stopped", BUILDS, words]).await;
     append_usage(site, usage_before..usage_before + 60).await;
-    eventually(SOON, "usage goes on", || async { site.count("select count(*) from usage_event").await == i64::from(usage_before) + 60 })
-        .await;
+    eventually(SOON, "usage goes on", || async {
+        site.count("select count(*) from usage_event").await == i64::from(usage_before) + 60
+    })
+    .await;
     // no record of the new log was recorded over the old
     let others = "select count(*) from workspace_build join source on source.id = source_id where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
     assert_eq!(site.count(others).await, 0);
@@ -61,7 +77,10 @@ async fn recorded(kind: Kind) -> (Site, Running) {
     append_builds(&site.log(), 0..300).await;
     append_usage(&site, 0..60).await;
     site.builds(300).await;
-    eventually(SOON, "usage is there", || async { site.count("select count(*) from usage_event").await == 60 }).await;
+    eventually(SOON, "usage is there", || async {
+        site.count("select count(*) from usage_event").await == 60
+    })
+    .await;
     (site, running)
 }
 
@@ -75,7 +94,8 @@ async fn a_kafka_topic_recreated_with_fewer_records_stops() {
     running.ends_in_order().await;
 }
 
-/// Readers are kept, and one may still have a partition of the deleted topic. If it is assigned again, librdkafka ends the process.
+/// Readers are kept, and one may still have a partition of the deleted topic. If it is assigned
+/// again, librdkafka ends the process.
 #[tokio::test]
 async fn a_reader_of_a_kafka_topic_that_was_recreated_reads_the_new_one() {
     let site = Site::registered(Kind::Kafka).await;
@@ -104,7 +124,10 @@ async fn a_kafka_topic_recreated_between_runs_stops_and_every_command_reports_it
     recreate(&site).await;
     fill(&site, 900).await;
     let audited = site.command("audit --output json --patience 1").await;
-    assert!(audited.status.code() == Some(1) && audited.stdout.contains("another_record"), "{audited:?}");
+    assert!(
+        audited.status.code() == Some(1) && audited.stdout.contains("another_record"),
+        "{audited:?}"
+    );
     let mut running = site.start("");
     stopped_while_the_others_go_on(&site, &running, "is not the one that was recorded", 60).await;
     running.ends_in_order().await;
@@ -130,8 +153,11 @@ async fn a_postgres_log_whose_tables_were_emptied_and_recreated_stops() {
     site.migrate().await;
     fill(&site, 900).await;
     // the usage topic is new, too, and its position is beyond the new end
-    let stopped: Vec<String> =
-        (0..3).flat_map(|partition| [BUILDS, Topic::AgentUsage.name()].map(|topic| format!("{topic}/{partition}: "))).collect();
+    let stopped: Vec<String> = (0..3)
+        .flat_map(|partition| {
+            [BUILDS, Topic::AgentUsage.name()].map(|topic| format!("{topic}/{partition}: "))
+        })
+        .collect();
     running.not_ready("partitions", &stopped.iter().map(String::as_str).collect::<Vec<_>>()).await;
     assert_eq!(site.count("select count(*) from workspace_build").await, 300);
     running.ends_in_order().await;

@@ -34,7 +34,10 @@ fn packed(site: &Site, payload: &[u8], records: usize) {
     let topic = site.kafka.as_ref().unwrap().name(Topic::WorkspaceBuilds.name());
     let producer = foreign(site, records);
     for _ in 0..records {
-        producer.send(BaseRecord::<[u8], [u8]>::to(&topic).partition(0).payload(payload)).map_err(|(error, _)| error).unwrap();
+        producer
+            .send(BaseRecord::<[u8], [u8]>::to(&topic).partition(0).payload(payload))
+            .map_err(|(error, _)| error)
+            .unwrap();
     }
     producer.flush(SOON).unwrap();
     assert_eq!(producer.in_flight_count(), 0);
@@ -42,8 +45,12 @@ fn packed(site: &Site, payload: &[u8], records: usize) {
 
 /// The peak of a process's memory, in KiB.
 fn peak_memory(running: &Running) -> usize {
-    let memory = std::fs::read_to_string(format!("/proc/{}/status", running.process.pid())).unwrap();
-    memory.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap()
+    let memory =
+        std::fs::read_to_string(format!("/proc/{}/status", running.process.pid())).unwrap();
+    memory
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -65,7 +72,11 @@ async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_s
     .await;
     let sha256 = Sha256::digest(&payload).to_vec();
     assert_eq!((row.2, row.3, &row.4), (64 * 1024, i64::try_from(LARGE).unwrap(), &sha256));
-    assert!(row.1.contains(&LARGE.to_string()) && row.1.contains(&hex::encode(&sha256)), "{}", row.1);
+    assert!(
+        row.1.contains(&LARGE.to_string()) && row.1.contains(&hex::encode(&sha256)),
+        "{}",
+        row.1
+    );
     let peak = peak_memory(&running);
     assert!(peak < 900 * 1024, "{peak} KiB at most");
 
@@ -75,8 +86,12 @@ async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_s
     assert_eq!(deep.status.code(), Some(0), "{deep:?}");
     let reject = site.command(&format!("rejects show {} --output json", row.0)).await;
     let reject: serde_json::Value = serde_json::from_str(&reject.stdout).unwrap();
-    assert_eq!((&reject["payload"]["length"], &reject["payload"]["cut"]), (&LARGE.into(), &true.into()));
-    let resubmitted = site.command(&format!("rejects resubmit {} --force --reason a-test", row.0)).await;
+    assert_eq!(
+        (&reject["payload"]["length"], &reject["payload"]["cut"]),
+        (&LARGE.into(), &true.into())
+    );
+    let resubmitted =
+        site.command(&format!("rejects resubmit {} --force --reason a-test", row.0)).await;
     assert_eq!(resubmitted.status.code(), Some(4), "{resubmitted:?}");
     assert!(resubmitted.stderr.contains("kept only in part"), "{resubmitted:?}");
     let discarded = site.command(&format!("rejects discard {} --reason a-test", row.0)).await;
@@ -111,7 +126,13 @@ async fn a_batch_that_unpacks_beyond_the_limit_is_one_reject_and_stops_nothing()
         assert!(detail.contains("receive.message.max.bytes"), "{detail}");
     }
     assert_eq!(site.count("select count(*) from reject").await, 2);
-    running.says(&["batch cannot be unpacked", &at.to_string(), &format!("offsets {first} to {}", first + 1)]).await;
+    running
+        .says(&[
+            "batch cannot be unpacked",
+            &at.to_string(),
+            &format!("offsets {first} to {}", first + 1),
+        ])
+        .await;
     let peak = peak_memory(&running);
     assert!(peak < 1200 * 1024, "{peak} KiB at most");
 
@@ -119,15 +140,29 @@ async fn a_batch_that_unpacks_beyond_the_limit_is_one_reject_and_stops_nothing()
     let deep = site.command("audit --deep --output json --patience 1").await;
     assert_eq!(deep.status.code(), Some(0), "{deep:?}");
     let planned = site.command("replay plan --all-topics --from earliest --output json").await;
-    let plan: serde_json::Value = serde_json::from_str(&planned.stdout).unwrap_or_else(|error| panic!("{error}: {planned:?}"));
-    assert_eq!(plan["partitions"].as_array().unwrap().iter().map(|one| one["rejects"].as_i64().unwrap()).sum::<i64>(), 2, "{plan}");
-    let resubmitted = site.command(&format!("rejects resubmit {} --force --reason a-test", rejects[0].0)).await;
+    let plan: serde_json::Value = serde_json::from_str(&planned.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {planned:?}"));
+    assert_eq!(
+        plan["partitions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["rejects"].as_i64().unwrap())
+            .sum::<i64>(),
+        2,
+        "{plan}"
+    );
+    let resubmitted =
+        site.command(&format!("rejects resubmit {} --force --reason a-test", rejects[0].0)).await;
     assert_eq!(resubmitted.status.code(), Some(4), "{resubmitted:?}");
     assert!(resubmitted.stderr.contains("discard it"), "{resubmitted:?}");
 
     // another process goes on after a batch that was the last one
     packed(&site, &zeros, 2);
-    eventually(SOON, "the third is a reject", || async { site.count("select count(*) from reject").await == 3 }).await;
+    eventually(SOON, "the third is a reject", || async {
+        site.count("select count(*) from reject").await == 3
+    })
+    .await;
     running.ends_in_order().await;
     let mut running = site.start("");
     append_builds(&log, 150..200).await;
@@ -136,7 +171,8 @@ async fn a_batch_that_unpacks_beyond_the_limit_is_one_reject_and_stops_nothing()
     running.ends_in_order().await;
 }
 
-/// Changes a byte of the packed records of the batch at this offset of partition 0, in the broker's file.
+/// Changes a byte of the packed records of the batch at this offset of partition 0, in the broker's
+/// file.
 fn damage(site: &Site, offset: i64) {
     let properties = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES")).unwrap();
     let folder = properties.lines().find_map(|line| line.strip_prefix("log.dirs=")).unwrap();
@@ -146,7 +182,9 @@ fn damage(site: &Site, offset: i64) {
     // a batch: its first offset, the length of the rest, and after 61 bytes its records
     let mut at = 0;
     while i64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) != offset {
-        at += 12 + usize::try_from(i32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap())).unwrap();
+        at += 12
+            + usize::try_from(i32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap()))
+                .unwrap();
     }
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[!bytes[at + 61]], u64::try_from(at + 61).unwrap()).unwrap();
@@ -167,28 +205,53 @@ async fn a_damaged_batch_stops_its_partition_until_it_is_removed_and_recovered()
     append_builds(&log, 50..150).await;
 
     let mut running = site.start("");
-    running.not_ready("partitions", &[&at.to_string(), &format!("offset {first} cannot be read"), "recover plan --lost kafka"]).await;
+    running
+        .not_ready(
+            "partitions",
+            &[
+                &at.to_string(),
+                &format!("offset {first} cannot be read"),
+                "recover plan --lost kafka",
+            ],
+        )
+        .await;
     running.says(&["partition stopped", &at.to_string(), "cannot be read"]).await;
     assert!(running.metrics().await.contains("tallyline_consumer_partitions_not_read 1\n"));
     eventually_some(SOON, "status shows it, and the other partitions are read", async || {
         let status = site.status().await;
         let processes = status["processes"].as_array()?.iter();
-        let mut reasons = processes.filter_map(|one| one["standing"]["consume"]["not_read"][at.to_string()].as_str());
+        let mut reasons = processes
+            .filter_map(|one| one["standing"]["consume"]["not_read"][at.to_string()].as_str());
         let why = reasons.next()?.to_owned();
-        let others = status["partitions"].as_array()?.iter().filter(|one| one["topic"] == at.topic.name() && one["partition"] != 0);
-        (why.contains("cannot be read") && others.clone().count() == 2 && others.clone().all(|one| one["lag"] == 0)).then_some(())
+        let others = status["partitions"]
+            .as_array()?
+            .iter()
+            .filter(|one| one["topic"] == at.topic.name() && one["partition"] != 0);
+        (why.contains("cannot be read")
+            && others.clone().count() == 2
+            && others.clone().all(|one| one["lag"] == 0))
+        .then_some(())
     })
     .await;
     assert_eq!(site.count("select count(*) from reject").await, 0);
 
     let kafka = site.kafka.as_ref().unwrap();
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
     let mut before = TopicPartitionList::new();
-    before.add_partition_offset(&kafka.name(at.topic.name()), 0, Offset::Offset(first + 1)).unwrap();
+    before
+        .add_partition_offset(&kafka.name(at.topic.name()), 0, Offset::Offset(first + 1))
+        .unwrap();
     admin.delete_records(&before, &AdminOptions::new()).await.unwrap();
     let planned = site.command("recover plan --lost kafka --output json").await;
-    let plan: serde_json::Value = serde_json::from_str(&planned.stdout).unwrap_or_else(|error| panic!("{error}: {planned:?}"));
-    let executed = site.command(&format!("recover execute --plan {} --reason a-test", plan["hash"].as_str().unwrap())).await;
+    let plan: serde_json::Value = serde_json::from_str(&planned.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {planned:?}"));
+    let executed = site
+        .command(&format!(
+            "recover execute --plan {} --reason a-test",
+            plan["hash"].as_str().unwrap()
+        ))
+        .await;
     assert!(executed.status.success(), "{executed:?}");
     site.builds(150).await;
     running.ready().await;
@@ -201,10 +264,12 @@ async fn brokers_that_refuse_our_records_by_size_are_shown_with_the_setting_to_c
     let _coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
     let kafka = site.kafka.as_ref().unwrap();
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
     let topic = kafka.name(Topic::WorkspaceBuilds.name());
     let limit = async |bytes: &str| {
-        let small = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", bytes);
+        let small =
+            AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", bytes);
         let altered = admin.alter_configs(&[small], &AdminOptions::new()).await.unwrap();
         assert!(altered.iter().all(Result::is_ok), "{altered:?}");
     };
@@ -218,7 +283,8 @@ async fn brokers_that_refuse_our_records_by_size_are_shown_with_the_setting_to_c
     .await;
     assert!(state.contains(&topic), "{state}");
     let metrics = running.metrics().await;
-    let counter = "tallyline_collector_refused_by_size_total{topic=\"tallyline.workspace-builds.v1\"} ";
+    let counter =
+        "tallyline_collector_refused_by_size_total{topic=\"tallyline.workspace-builds.v1\"} ";
     let count = metrics.lines().find_map(|line| line.strip_prefix(counter)?.parse::<f64>().ok());
     assert!(count.is_some_and(|count| count >= 1.0), "{metrics}");
 

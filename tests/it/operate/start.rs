@@ -17,7 +17,9 @@ async fn an_unreachable_ledger_is_named_and_retried() {
     site.set("ledger.url", &format!("'{url}'"));
     let mut running = site.start("");
     running.not_ready("ledger", &[&proxy.address.to_string()]).await;
-    let line = running.says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "is it started", "waiting"]).await;
+    let line = running
+        .says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "is it started", "waiting"])
+        .await;
     assert!(line.contains(&site.ledger.name), "{line}");
     proxy.open().await;
     running.ready().await;
@@ -35,7 +37,14 @@ async fn an_unresponsive_ledger_is_named_and_retried() {
     proxy.open().await;
     let mut running = site.start("");
     running.not_ready("ledger", &[&proxy.address.to_string()]).await;
-    running.says(&["the ledger's PostgreSQL", &proxy.address.to_string(), "no answer within", "waiting"]).await;
+    running
+        .says(&[
+            "the ledger's PostgreSQL",
+            &proxy.address.to_string(),
+            "no answer within",
+            "waiting",
+        ])
+        .await;
     proxy.thaw();
     running.ready().await;
     running.ends_in_order().await;
@@ -60,7 +69,9 @@ async fn missing_topics_are_reported_and_retried() {
     other.set("ledger.url", &format!("'{}'", site.ledger.url));
     std::mem::swap(&mut other.ledger, &mut site.ledger);
     let mut running = other.start("");
-    running.not_ready("log", &["Kafka at", "tallyline.workspace-builds.v1", "does not exist"]).await;
+    running
+        .not_ready("log", &["Kafka at", "tallyline.workspace-builds.v1", "does not exist"])
+        .await;
     running.says(&["Kafka at", "run `tallyline migrate`", "waiting"]).await;
     other.migrate().await;
     running.ready().await;
@@ -108,15 +119,23 @@ async fn an_unreachable_tallyman_is_named_and_retried() {
     site.set("publish.mode", "'sole'");
     site.set("publish.url", &format!("'http://{}/api/v1/events/ingest'", proxy.address));
     let mut running = site.start("");
-    running.not_ready("publisher", &["Tallyman at", &proxy.address.to_string(), "check publish.url"]).await;
-    running.says(&["Tallyman at", &proxy.address.to_string(), "cannot be reached", "waiting"]).await;
+    running
+        .not_ready("publisher", &["Tallyman at", &proxy.address.to_string(), "check publish.url"])
+        .await;
+    running
+        .says(&["Tallyman at", &proxy.address.to_string(), "cannot be reached", "waiting"])
+        .await;
     // it wrote down no request that would stay unanswered
     assert_eq!(site.count("select count(*) from publication_request").await, 0);
     proxy.open().await;
     running.ready().await;
     eventually(SOON, "usage is billed", || async { !tallyman.books().billed.is_empty() }).await;
     let (status, body) = running.get("/readyz").await;
-    assert_eq!((status, &body["checks"]["publisher"]["ok"]), (StatusCode::OK, &json!(true)), "{body}");
+    assert_eq!(
+        (status, &body["checks"]["publisher"]["ok"]),
+        (StatusCode::OK, &json!(true)),
+        "{body}"
+    );
     running.ends_in_order().await;
     stop.cancel();
     tallyman.stopped().await.unwrap();

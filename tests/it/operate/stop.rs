@@ -1,4 +1,5 @@
-//! SIGTERM: unfinished batches end or are dropped, leases are released, snapshots are saved, and the exit code is 0.
+//! SIGTERM: unfinished batches end or are dropped, leases are released, snapshots are saved, and
+//! the exit code is 0.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -54,16 +55,30 @@ async fn every_combination_ends_in_order(kind: Kind) {
     };
     let ending = async {
         for combination in 1..(1 << ROLES.len()) {
-            let roles: Vec<_> = ROLES.iter().enumerate().filter(|(bit, _)| combination & (1 << bit) != 0).map(|(_, role)| role).collect();
-            let words: Vec<String> = roles.iter().map(|(name, _)| format!("--role {name}")).collect();
+            let roles: Vec<_> = ROLES
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| combination & (1 << bit) != 0)
+                .map(|(_, role)| role)
+                .collect();
+            let words: Vec<String> =
+                roles.iter().map(|(name, _)| format!("--role {name}")).collect();
             let mut running = site.start(&words.join(" "));
             join_all(roles.iter().map(|(_, words)| running.says(words))).await;
             let took = running.ends_in_order().await;
             assert!(took < GRACE, "{words:?}: {took:?}");
-            assert!(running.process.stderr().contains("\"message\":\"stopped\""), "{words:?}: {}", running.process.stderr());
-            let leases = "select name from lease where expires_at > clock_timestamp() order by name";
-            let leases: Vec<String> = sqlx::query_scalar(leases).fetch_all(&site.ledger.pool).await.unwrap();
-            let leased = site.count("select count(*) from publication where leased_until > clock_timestamp()").await;
+            assert!(
+                running.process.stderr().contains("\"message\":\"stopped\""),
+                "{words:?}: {}",
+                running.process.stderr()
+            );
+            let leases =
+                "select name from lease where expires_at > clock_timestamp() order by name";
+            let leases: Vec<String> =
+                sqlx::query_scalar(leases).fetch_all(&site.ledger.pool).await.unwrap();
+            let leased = site
+                .count("select count(*) from publication where leased_until > clock_timestamp()")
+                .await;
             assert_eq!((leases, leased), (vec![], 0), "{words:?}");
         }
         stop.cancel();
@@ -73,7 +88,10 @@ async fn every_combination_ends_in_order(kind: Kind) {
     site.builds(i64::from(appended) + 120).await;
     last.ends_in_order().await;
     let numbers = site.balanced().await;
-    assert_eq!((&numbers["conflicts"], &numbers["rejects"], &numbers["records_waiting_in_the_log"]), (&0.into(), &0.into(), &0.into()));
+    assert_eq!(
+        (&numbers["conflicts"], &numbers["rejects"], &numbers["records_waiting_in_the_log"]),
+        (&0.into(), &0.into(), &0.into())
+    );
     tallyman.stopped().await.unwrap();
 }
 
@@ -98,19 +116,27 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     second.ends_in_order().await;
 
-    let snapshots: BTreeSet<(String, i64)> = sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
-        .fetch_all(&site.ledger.pool)
-        .await
-        .unwrap()
-        .into_iter()
-        .collect();
+    let snapshots: BTreeSet<(String, i64)> =
+        sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
+            .fetch_all(&site.ledger.pool)
+            .await
+            .unwrap()
+            .into_iter()
+            .collect();
     let head = site.count("select next_sequence - 1 from ledger").await;
-    assert_eq!(snapshots.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
+    assert_eq!(
+        snapshots.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(),
+        ["licenses", "metrics"]
+    );
     // the collector's last pass may have been recorded after it
-    assert!(snapshots.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{snapshots:?} of {head}");
+    assert!(
+        snapshots.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)),
+        "{snapshots:?} of {head}"
+    );
     let mut third = site.start("--role serve");
     let line = third.says(&["fold begins", "metrics"]).await;
-    let sequence = serde_json::from_str::<serde_json::Value>(&line).unwrap()["sequence"].as_i64().unwrap();
+    let sequence =
+        serde_json::from_str::<serde_json::Value>(&line).unwrap()["sequence"].as_i64().unwrap();
     assert!(snapshots.contains(&("metrics".to_owned(), sequence)), "{line}, kept {snapshots:?}");
     third.ends_in_order().await;
 }
@@ -124,18 +150,30 @@ async fn a_stop_waits_for_the_request_in_flight() {
     site.set("publish.mode", "'sole'");
     site.set("publish.url", &format!("'{}'", tallyman.ingest_url()));
     let mut first = site.start("--role collect --role consume");
-    eventually(SOON, "usage waits", || async { site.count("select count(*) from publication where state = 'pending'").await > 0 }).await;
+    eventually(SOON, "usage waits", || async {
+        site.count("select count(*) from publication where state = 'pending'").await > 0
+    })
+    .await;
     first.ends_in_order().await;
     let slow = GRACE + Duration::from_secs(3);
     let latency_ms = slow.as_millis().try_into().unwrap();
     tallyman.set_switches(Switches { latency_ms, ..Switches::default() }).unwrap();
     let mut publishing = site.start("--role publish");
-    eventually(SOON, "a request is in flight", || async { site.count("select count(*) from publication_request").await == 1 }).await;
+    eventually(SOON, "a request is in flight", || async {
+        site.count("select count(*) from publication_request").await == 1
+    })
+    .await;
 
     let status = publishing.process.terminate(slow + LEEWAY).await;
     assert_eq!(status.code(), Some(0), "{}", publishing.process.stderr());
-    assert_eq!(site.count("select count(*) from publication_request where answered_at is not null").await, 1);
-    assert_eq!(site.count("select count(*) from publication where leased_until > clock_timestamp()").await, 0);
+    assert_eq!(
+        site.count("select count(*) from publication_request where answered_at is not null").await,
+        1
+    );
+    assert_eq!(
+        site.count("select count(*) from publication where leased_until > clock_timestamp()").await,
+        0
+    );
     let published = site.count("select count(*) from publication where state = 'published'").await;
     assert!(published > 0);
     assert_eq!(tallyman.books().requests, 1);
@@ -194,7 +232,8 @@ async fn a_process_that_waits_for_a_server_ends_at_once() {
     let (_turn, proxy) = proxy::kafka().await;
     let direct = site.ledger.url.clone();
     let (ledger, url) = Proxy::to_database(&direct);
-    for (url, waits_for) in [(url, ledger.address.to_string()), (direct, proxy.address.to_string())] {
+    for (url, waits_for) in [(url, ledger.address.to_string()), (direct, proxy.address.to_string())]
+    {
         site.set("ledger.url", &format!("'{url}'"));
         site.set("kafka.brokers", &format!("'{}'", proxy.address));
         let mut running = site.start("");
@@ -220,7 +259,8 @@ async fn a_frozen_kafka_delays_a_stop_at_most_by_the_grace_period() {
     proxy.thaw();
     let mut next = site.start("");
     site.builds(200).await;
-    eventually(SOON, "the process is ready", || async { next.get("/readyz").await.0.is_success() }).await;
+    eventually(SOON, "the process is ready", || async { next.get("/readyz").await.0.is_success() })
+        .await;
     next.ends_in_order().await;
     assert_eq!(site.balanced().await["accepted"], 200);
     eventually(SOON, "all connections end", || async { proxy.connections() == 0 }).await;

@@ -18,8 +18,13 @@ type Positions = BTreeMap<(String, i32), (i64, i64)>;
 
 async fn positions(site: &Site) -> Positions {
     let rows: Vec<(String, i32, i64, i64)> =
-        sqlx::query_as("select topic, partition, next_offset, epoch from position").fetch_all(&site.ledger.pool).await.unwrap();
-    rows.into_iter().map(|(topic, partition, next_offset, epoch)| ((topic, partition), (next_offset, epoch))).collect()
+        sqlx::query_as("select topic, partition, next_offset, epoch from position")
+            .fetch_all(&site.ledger.pool)
+            .await
+            .unwrap();
+    rows.into_iter()
+        .map(|(topic, partition, next_offset, epoch)| ((topic, partition), (next_offset, epoch)))
+        .collect()
 }
 
 /// Appends events of every type, enough for each partition. Returns the ends of the partitions.
@@ -27,7 +32,11 @@ async fn append(log: &Log, round: u32) -> BTreeMap<(String, i32), i64> {
     let numbers = || round * 100..(round + 1) * 100;
     let of = |make: fn(uuid::Uuid, u32) -> Event| messages(numbers().map(|n| make(DEPLOYMENT, n)));
     let mut ends = BTreeMap::new();
-    for (topic, sent) in [(Topic::WorkspaceBuilds, of(build)), (Topic::PrebuildClaims, of(claim)), (Topic::AgentUsage, of(usage))] {
+    for (topic, sent) in [
+        (Topic::WorkspaceBuilds, of(build)),
+        (Topic::PrebuildClaims, of(claim)),
+        (Topic::AgentUsage, of(usage)),
+    ] {
         for (partition, offset) in log.append(topic, sent).await.unwrap() {
             let end = ends.entry((topic.name().to_owned(), partition)).or_default();
             *end = offset.max(*end - 1) + 1;
@@ -40,14 +49,25 @@ async fn append(log: &Log, round: u32) -> BTreeMap<(String, i32), i64> {
 /// The partitions that a process reads, by its own report.
 async fn read_by(site: &Site, running: &Running) -> BTreeSet<(String, i32)> {
     let state = running.state(site).await;
-    let partition = |name: &String| name.rsplit_once('/').map(|(topic, partition)| (topic.to_owned(), partition.parse().unwrap())).unwrap();
+    let partition = |name: &String| {
+        name.rsplit_once('/')
+            .map(|(topic, partition)| (topic.to_owned(), partition.parse().unwrap()))
+            .unwrap()
+    };
     state["consume"]["partitions"].as_object().unwrap().keys().map(partition).collect()
 }
 
-async fn all_read(site: &Site, ends: &BTreeMap<(String, i32), i64>, but: &BTreeSet<(String, i32)>, deadline: Duration) {
+async fn all_read(
+    site: &Site,
+    ends: &BTreeMap<(String, i32), i64>,
+    but: &BTreeSet<(String, i32)>,
+    deadline: Duration,
+) {
     eventually(deadline, "the partitions are read to their ends", || async {
         let positions = positions(site).await;
-        ends.iter().filter(|(at, _)| !but.contains(*at)).all(|(at, end)| positions.get(at).is_some_and(|(next, _)| next >= end))
+        ends.iter()
+            .filter(|(at, _)| !but.contains(*at))
+            .all(|(at, end)| positions.get(at).is_some_and(|(next, _)| next >= end))
     })
     .await;
 }
@@ -60,7 +80,10 @@ async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_st
     let mut others = vec![site.start("--role consume"), site.start("--role consume")];
     all_read(&site, &append(&log, 0).await, &BTreeSet::new(), SOON).await;
     for running in [&survivor, &others[0], &others[1]] {
-        eventually_some(SOON, "each of the three reads some", async || (read_by(&site, running).await.len() == 3).then_some(())).await;
+        eventually_some(SOON, "each of the three reads some", async || {
+            (read_by(&site, running).await.len() == 3).then_some(())
+        })
+        .await;
     }
 
     let lost = read_by(&site, &others[0]).await;
@@ -70,7 +93,10 @@ async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_st
     let ends = append(&log, 1).await;
     all_read(&site, &ends, &lost, TAKEOVER).await;
     let meanwhile = positions(&site).await;
-    assert!(lost.iter().all(|at| meanwhile[at].1 == before[at].1), "the survivors read on before anything was taken over");
+    assert!(
+        lost.iter().all(|at| meanwhile[at].1 == before[at].1),
+        "the survivors read on before anything was taken over"
+    );
     all_read(&site, &ends, &BTreeSet::new(), TAKEOVER.saturating_sub(killed.elapsed())).await;
     eprintln!("taken over after {:?}", killed.elapsed());
 

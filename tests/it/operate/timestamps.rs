@@ -16,15 +16,21 @@ async fn a_record_with_a_distant_time_is_one_reject_and_stops_nothing() {
     let site = Site::registered(Kind::Kafka).await;
     let kafka = site.kafka.as_ref().unwrap();
     let topic = kafka.name(Topic::WorkspaceBuilds.name());
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
-    let producers_times = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("message.timestamp.type", "CreateTime");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
+    let producers_times = AlterConfig::new(ResourceSpecifier::Topic(&topic))
+        .set("message.timestamp.type", "CreateTime");
     let altered = admin.alter_configs(&[producers_times], &AdminOptions::new()).await.unwrap();
     assert!(altered.iter().all(Result::is_ok), "{altered:?}");
 
-    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().unwrap();
     for partition in 0..3 {
         for at in DISTANT {
-            let record = BaseRecord::<[u8], [u8]>::to(&topic).partition(partition).payload(b"forged").timestamp(at);
+            let record = BaseRecord::<[u8], [u8]>::to(&topic)
+                .partition(partition)
+                .payload(b"forged")
+                .timestamp(at);
             producer.send(record).map_err(|(error, _)| error).unwrap();
         }
     }
@@ -33,7 +39,8 @@ async fn a_record_with_a_distant_time_is_one_reject_and_stops_nothing() {
 
     let mut running = site.start("--role consume");
     site.builds(30).await;
-    let query = "select count(*) from reject where cause <> 'ledger' and record_timestamp = 'epoch'";
+    let query =
+        "select count(*) from reject where cause <> 'ledger' and record_timestamp = 'epoch'";
     assert_eq!(site.count(query).await, 6);
     running.ends_in_order().await;
 }

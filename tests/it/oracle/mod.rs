@@ -1,7 +1,9 @@
-//! The second oracle: the numbers that coderd would show, by coderd's own predicates as SQL over its tables.
+//! The second oracle: the numbers that coderd would show, by coderd's own predicates as SQL over
+//! its tables.
 //!
-//! It follows the reference, section by section, and shares no code with the simulator's bookkeeping or Tallyline's stages. It counts by
-//! ids and adds names as first seen from a map, because coderd's own are current. Deleted templates are included; coderd would drop them.
+//! It follows the reference, section by section, and shares no code with the simulator's
+//! bookkeeping or Tallyline's stages. It counts by ids and adds names as first seen from a map,
+//! because coderd's own are current. Deleted templates are included; coderd would drop them.
 
 // Some test compares each number; which are used depends on the tests.
 #![allow(dead_code)]
@@ -16,8 +18,9 @@ use uuid::Uuid;
 /// Names of each build's organization, template and preset as first seen.
 pub type Names = BTreeMap<Uuid, Labels>;
 
-/// `coderd_workspace_creation_total` (3.2): the succeeded start build with the lowest number of each workspace. It is counted if its
-/// initiator is not the prebuilds user, under the names of that build.
+/// `coderd_workspace_creation_total` (3.2): the succeeded start build with the lowest number of
+/// each workspace. It is counted if its initiator is not the prebuilds user, under the names of
+/// that build.
 pub async fn creation_totals(coderd: &PgPool, names: &Names) -> BTreeMap<Labels, u64> {
     let builds: Vec<Uuid> = sqlx::query_scalar(
         "select first.id
@@ -51,7 +54,8 @@ struct Timed {
     micros: i64,
 }
 
-/// Succeeded start builds by class (2.3: prebuild before claim before first build), with unclamped durations, in order of completion.
+/// Succeeded start builds by class (2.3: prebuild before claim before first build), with unclamped
+/// durations, in order of completion.
 async fn timed(coderd: &PgPool, introduced: DateTime<Utc>) -> Vec<Timed> {
     sqlx::query_as(
         "select id, class, micros from (
@@ -79,9 +83,13 @@ async fn timed(coderd: &PgPool, introduced: DateTime<Utc>) -> Vec<Timed> {
     .expect("timed builds")
 }
 
-/// The observations of `coderd_workspace_creation_duration_seconds` from `introduced` on, in microseconds. Negative durations are 0, as
-/// Tallyline shows them.
-pub async fn creation_micros(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<(Labels, CreationType), Vec<u64>> {
+/// The observations of `coderd_workspace_creation_duration_seconds` from `introduced` on, in
+/// microseconds. Negative durations are 0, as Tallyline shows them.
+pub async fn creation_micros(
+    coderd: &PgPool,
+    names: &Names,
+    introduced: DateTime<Utc>,
+) -> BTreeMap<(Labels, CreationType), Vec<u64>> {
     let mut series: BTreeMap<_, Vec<u64>> = BTreeMap::new();
     for build in timed(coderd, introduced).await {
         let kind = match build.class.as_str() {
@@ -89,16 +97,28 @@ pub async fn creation_micros(coderd: &PgPool, names: &Names, introduced: DateTim
             "prebuild" => CreationType::Prebuild,
             _ => continue,
         };
-        series.entry((names[&build.id].clone(), kind)).or_default().push(build.micros.try_into().unwrap_or(0));
+        series
+            .entry((names[&build.id].clone(), kind))
+            .or_default()
+            .push(build.micros.try_into().unwrap_or(0));
     }
     series
 }
 
-/// The observations of `coderd_prebuilt_workspace_claim_duration_seconds` from `introduced` on, in microseconds; negative ones are 0.
-pub async fn claim_micros(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<Labels, Vec<u64>> {
+/// The observations of `coderd_prebuilt_workspace_claim_duration_seconds` from `introduced` on, in
+/// microseconds; negative ones are 0.
+pub async fn claim_micros(
+    coderd: &PgPool,
+    names: &Names,
+    introduced: DateTime<Utc>,
+) -> BTreeMap<Labels, Vec<u64>> {
     let mut series: BTreeMap<_, Vec<u64>> = BTreeMap::new();
-    for build in timed(coderd, introduced).await.into_iter().filter(|build| build.class == "claim") {
-        series.entry(names[&build.id].clone()).or_default().push(build.micros.try_into().unwrap_or(0));
+    for build in timed(coderd, introduced).await.into_iter().filter(|build| build.class == "claim")
+    {
+        series
+            .entry(names[&build.id].clone())
+            .or_default()
+            .push(build.micros.try_into().unwrap_or(0));
     }
     series
 }
@@ -108,8 +128,13 @@ pub async fn clock_skews(coderd: &PgPool) -> usize {
     timed(coderd, DateTime::UNIX_EPOCH).await.iter().filter(|build| build.micros < 0).count()
 }
 
-/// Timed builds from `introduced` on with a negative duration in coderd, by organization. Organizations without any are left out.
-pub async fn negative_durations(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<String, u64> {
+/// Timed builds from `introduced` on with a negative duration in coderd, by organization.
+/// Organizations without any are left out.
+pub async fn negative_durations(
+    coderd: &PgPool,
+    names: &Names,
+    introduced: DateTime<Utc>,
+) -> BTreeMap<String, u64> {
     let mut negative = BTreeMap::new();
     for build in timed(coderd, introduced).await.into_iter().filter(|build| build.micros < 0) {
         *negative.entry(names[&build.id].organization_name.clone()).or_default() += 1;
@@ -117,8 +142,13 @@ pub async fn negative_durations(coderd: &PgPool, names: &Names, introduced: Date
     negative
 }
 
-/// A license's `actual` in coderd (6.6): the daily rollup between the UTC dates of the window's start and end, both whole.
-pub async fn managed_agents_in_whole_days(coderd: &PgPool, start: DateTime<Utc>, end: DateTime<Utc>) -> i64 {
+/// A license's `actual` in coderd (6.6): the daily rollup between the UTC dates of the window's
+/// start and end, both whole.
+pub async fn managed_agents_in_whole_days(
+    coderd: &PgPool,
+    start: DateTime<Utc>,
+    end: DateTime<Utc>,
+) -> i64 {
     sqlx::query_scalar(
         "select coalesce(sum((usage_data ->> 'count')::bigint), 0)::bigint
          from usage_events_daily

@@ -1,4 +1,5 @@
-//! An attacker who may produce but has no key. If keys are set, no number, series, id or bill changes.
+//! An attacker who may produce but has no key. If keys are set, no number, series, id or bill
+//! changes.
 
 use tallyline::event::{Event, Message, Payload, Signatures, Signer, Topic, Usage, UsageQuantity};
 use tempfile::TempDir;
@@ -39,7 +40,9 @@ fn relabelled(event: &Event) -> Event {
 /// Puts the signature of one record on another.
 fn with_signature_of(message: Message, signed: &Message) -> Message {
     let mut message = message;
-    message.headers.extend(signed.headers.iter().filter(|(name, _)| name == tallyline::event::SIGNATURE).cloned());
+    message.headers.extend(
+        signed.headers.iter().filter(|(name, _)| name == tallyline::event::SIGNATURE).cloned(),
+    );
     message
 }
 
@@ -52,18 +55,40 @@ async fn attack(world: &World, events: &[Event]) {
         }
         forged(event)
     });
-    let agents = Usage { id: "forged".into(), quantity: UsageQuantity::ManagedAgents(2_000_000), ..usage_of(&usage(DEPLOYMENT, 0)) };
-    let numbers = [Event { deployment: DEPLOYMENT, payload: Payload::Usage(agents) }, claim(DEPLOYMENT, 100_000)];
+    let agents = Usage {
+        id: "forged".into(),
+        quantity: UsageQuantity::ManagedAgents(2_000_000),
+        ..usage_of(&usage(DEPLOYMENT, 0))
+    };
+    let numbers = [
+        Event { deployment: DEPLOYMENT, payload: Payload::Usage(agents) },
+        claim(DEPLOYMENT, 100_000),
+    ];
     let deployments = (0..1_500).map(|n| forged(usage(Uuid::from_u128(0xf000 + n), 1)));
     world.produce(series.chain(numbers.map(forged)).chain(deployments)).await;
-    world.produce(events.iter().flat_map(|event| [event.clone(), altered(event), relabelled(event)]).map(forged)).await;
+    world
+        .produce(
+            events
+                .iter()
+                .flat_map(|event| [event.clone(), altered(event), relabelled(event)])
+                .map(forged),
+        )
+        .await;
 
     // a key of the same name, records that are in the log, and their signatures on other records
-    let own = Signatures::new([(OLD_KEY.to_owned(), vec![0; 32])].into(), Some(OLD_KEY.to_owned())).unwrap();
-    let sign = |event: Event| (event.topic(), own.signed(Signer::Collector, &world.topic_name(event.topic()), event.to_message()));
+    let own = Signatures::new([(OLD_KEY.to_owned(), vec![0; 32])].into(), Some(OLD_KEY.to_owned()))
+        .unwrap();
+    let sign = |event: Event| {
+        (
+            event.topic(),
+            own.signed(Signer::Collector, &world.topic_name(event.topic()), event.to_message()),
+        )
+    };
     world.produce(events.iter().map(|event| sign(altered(event)))).await;
     let there = world.records().await;
-    let signed = there.into_iter().filter(|(_, message)| message.headers.iter().any(|(name, _)| name == tallyline::event::SIGNATURE));
+    let signed = there.into_iter().filter(|(_, message)| {
+        message.headers.iter().any(|(name, _)| name == tallyline::event::SIGNATURE)
+    });
     let mut copies = Vec::new();
     for (topic, message) in signed.take(500) {
         // another key selects another partition, which may be read first
@@ -89,7 +114,11 @@ async fn honest(events: &[Event]) -> Vec<serde_json::Value> {
     world.consume(Signatures::default()).await;
     let books = world.books().await;
     let all = serde_json::to_string(&books).unwrap();
-    for words in ["coderd_workspace_creation_total{", "coderd_prebuilt_workspace_claim_duration_seconds_count{", "\"agents\""] {
+    for words in [
+        "coderd_workspace_creation_total{",
+        "coderd_prebuilt_workspace_claim_duration_seconds_count{",
+        "\"agents\"",
+    ] {
         assert!(all.contains(words), "the books say {words}");
     }
     books
@@ -114,8 +143,15 @@ async fn the_right_to_produce_changes_no_number_series_id_or_bill() {
     let books = honest(&all).await;
     assert_eq!(world.books().await, books);
     assert_eq!(world.causes().await, ["bad_signature", "unsigned"]);
-    assert_eq!(world.count("select count(*) from source").await, 1, "no forged deployment is a source");
-    assert_eq!(world.count("select count(*) from workspace_build where confirmed_at is not null").await, 40);
+    assert_eq!(
+        world.count("select count(*) from source").await,
+        1,
+        "no forged deployment is a source"
+    );
+    assert_eq!(
+        world.count("select count(*) from workspace_build where confirmed_at is not null").await,
+        40
+    );
 
     assert_eq!(world.replay(old_key()).await, 0, "a replay of all topics adds nothing");
     assert_eq!(world.books().await, books);

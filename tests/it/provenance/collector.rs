@@ -1,4 +1,5 @@
-//! Collectors whose records consumers would reject: without a signing key, or with a key that consumers lack.
+//! Collectors whose records consumers would reject: without a signing key, or with a key that
+//! consumers lack.
 
 use std::time::Duration;
 use tallyline::ledger::{collector_requests, passes};
@@ -31,10 +32,21 @@ fn settings(coderd: &Coderd, holder: &str) -> Settings {
     Settings { deployment_id: Some(coderd.deployment), margin, overlap, ..Settings::new(holder) }
 }
 
-async fn open(world: &World, coderd: &Coderd, signatures: Signatures) -> Result<Option<Collector>, CollectError> {
+async fn open(
+    world: &World,
+    coderd: &Coderd,
+    signatures: Signatures,
+) -> Result<Option<Collector>, CollectError> {
     let database = tallyline::coderd::Database::new(&coderd.database.url, SOON).unwrap();
-    Collector::open(settings(coderd, "test"), database, PublicKeys::new(), world.log(signatures), world.ledger.clone(), Clock::system())
-        .await
+    Collector::open(
+        settings(coderd, "test"),
+        database,
+        PublicKeys::new(),
+        world.log(signatures),
+        world.ledger.clone(),
+        Clock::system(),
+    )
+    .await
 }
 
 async fn opened(world: &World, coderd: &Coderd, signatures: Signatures) -> Collector {
@@ -42,7 +54,13 @@ async fn opened(world: &World, coderd: &Coderd, signatures: Signatures) -> Colle
 }
 
 async fn complete(world: &World, collector: &Collector) -> bool {
-    world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap().complete_until.is_some()
+    world
+        .ledger
+        .run(async |conn| passes::completeness(conn, collector.source().id).await)
+        .await
+        .unwrap()
+        .complete_until
+        .is_some()
 }
 
 /// Runs passes until the ledger has the proof and the source is complete.
@@ -52,11 +70,18 @@ async fn completes(world: &World, collector: &mut Collector, signatures: Signatu
         world.consume(signatures.clone()).await;
     }
     assert!(complete(world, collector).await);
-    assert!(world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap());
+    assert!(
+        world
+            .ledger
+            .run(async |conn| passes::is_backfilled(conn, collector.source().id).await)
+            .await
+            .unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_without_a_signing_key_appends_nothing_once_a_consumer_has_recorded_the_cutover() {
+async fn a_collector_without_a_signing_key_appends_nothing_once_a_consumer_has_recorded_the_cutover()
+ {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     let mut collector = opened(&world, &coderd, Signatures::default()).await;
     coderd.creation().await;
@@ -77,7 +102,10 @@ async fn a_collector_without_a_signing_key_appends_nothing_once_a_consumer_has_r
 
     let mut collector = opened(&world, &coderd, key()).await;
     completes(&world, &mut collector, key()).await;
-    assert_eq!((world.count("select count(*) from workspace_build").await, world.count(REJECTS).await), (2, 0));
+    assert_eq!(
+        (world.count("select count(*) from workspace_build").await, world.count(REJECTS).await),
+        (2, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,33 +139,57 @@ async fn a_requested_sweep_waits_until_consumers_have_accepted_a_signature() {
     assert!(collector.pass().await.unwrap().full_sweep);
     world.ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
     for _ in 0..2 {
-        assert!(!collector.pass().await.unwrap().full_sweep, "coderd is not read whole in each pass");
+        assert!(
+            !collector.pass().await.unwrap().full_sweep,
+            "coderd is not read whole in each pass"
+        );
     }
     world.consume(key()).await;
     let swept = collector.pass().await.unwrap();
     assert!(swept.full_sweep);
     assert_eq!(
-        world.ledger.run(async |conn| collector_requests::sweep(conn, source).await).await.unwrap().unwrap().pass_id,
+        world
+            .ledger
+            .run(async |conn| collector_requests::sweep(conn, source).await)
+            .await
+            .unwrap()
+            .unwrap()
+            .pass_id,
         Some(swept.pass_id)
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_signed_with_a_key_that_consumers_do_not_have_are_appended_once_and_nothing_is_complete() {
+async fn rows_signed_with_a_key_that_consumers_do_not_have_are_appended_once_and_nothing_is_complete()
+ {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     world.consume(key()).await;
     for _ in 0..3 {
         coderd.creation().await;
     }
     let mut collector = opened(&world, &coderd, keys(&["2027"], "2027")).await;
-    assert_eq!(collector.pass().await.unwrap().complete_until, None, "no record has proved the key");
+    assert_eq!(
+        collector.pass().await.unwrap().complete_until,
+        None,
+        "no record has proved the key"
+    );
     world.consume(key()).await;
-    assert_eq!((world.causes().await, world.count(REJECTS).await), (vec!["bad_signature".to_owned()], 3));
+    assert_eq!(
+        (world.causes().await, world.count(REJECTS).await),
+        (vec!["bad_signature".to_owned()], 3)
+    );
     for _ in 0..3 {
         let build = coderd.creation().await;
         world
             .ledger
-            .run(async |conn| collector_requests::add_fetch(conn, collector.source().id, &[format!("build-{build}")]).await)
+            .run(async |conn| {
+                collector_requests::add_fetch(
+                    conn,
+                    collector.source().id,
+                    &[format!("build-{build}")],
+                )
+                .await
+            })
             .await
             .unwrap();
         let refused = collector.pass().await.unwrap_err();
@@ -147,7 +199,11 @@ async fn rows_signed_with_a_key_that_consumers_do_not_have_are_appended_once_and
     assert_eq!(world.count(REJECTS).await, 3, "the rejects do not grow");
     assert!(
         !complete(&world, &collector).await
-            && !world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap()
+            && !world
+                .ledger
+                .run(async |conn| passes::is_backfilled(conn, collector.source().id).await)
+                .await
+                .unwrap()
     );
 
     collector.close().await;
@@ -165,13 +221,24 @@ async fn passes_since_consumers_lost_the_key_report_no_completeness_any_more() {
     coderd.creation().await;
     let mut collector = opened(&world, &coderd, both()).await;
     completes(&world, &mut collector, both()).await;
-    let before = world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap();
+    let before = world
+        .ledger
+        .run(async |conn| passes::completeness(conn, collector.source().id).await)
+        .await
+        .unwrap();
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
     world.consume(key()).await;
     let refused = collector.pass().await.unwrap_err();
     assert!(matches!(refused, CollectError::SignaturesRejected), "{refused}");
-    assert_eq!(world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap(), before);
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| passes::completeness(conn, collector.source().id).await)
+            .await
+            .unwrap(),
+        before
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,7 +264,10 @@ async fn an_oversized_row_is_one_reject_and_collection_of_its_source_continues()
         coderd.creation().await;
         completes(&world, &mut collector, key()).await;
         collector.close().await;
-        assert_eq!((world.causes().await, world.count(REJECTS).await), (vec!["oversized".to_owned()], 1));
+        assert_eq!(
+            (world.causes().await, world.count(REJECTS).await),
+            (vec!["oversized".to_owned()], 1)
+        );
         assert_eq!(world.count(ACCEPTED).await, restarts + 1);
     }
     // a discarded row is not appended again either
@@ -220,10 +290,17 @@ async fn passes_whose_rows_the_cutover_rejects_report_no_completeness_any_more()
     let mut collector = opened(&world, &coderd, key()).await;
     assert!(collector.pass().await.unwrap().complete_until.is_some());
     world.consume(key()).await;
-    assert_eq!((world.causes().await, world.count(REJECTS).await), (vec!["unsigned".to_owned()], 3));
+    assert_eq!(
+        (world.causes().await, world.count(REJECTS).await),
+        (vec!["unsigned".to_owned()], 3)
+    );
     assert!(
         !complete(&world, &collector).await
-            && !world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap()
+            && !world
+                .ledger
+                .run(async |conn| passes::is_backfilled(conn, collector.source().id).await)
+                .await
+                .unwrap()
     );
     let lost = collector.pass().await.unwrap_err();
     assert!(matches!(lost, CollectError::LeaseLost), "{lost}");
@@ -232,14 +309,19 @@ async fn passes_whose_rows_the_cutover_rejects_report_no_completeness_any_more()
     assert_eq!(collector.pass().await.unwrap().complete_until, None);
     assert!(
         !complete(&world, &collector).await
-            && !world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap()
+            && !world
+                .ledger
+                .run(async |conn| passes::is_backfilled(conn, collector.source().id).await)
+                .await
+                .unwrap()
     );
     world.consume(key()).await;
     completes(&world, &mut collector, key()).await;
     assert_eq!((world.count(ACCEPTED).await, world.count(REJECTS).await), (3, 3));
 }
 
-/// A collector with accepted records ends while one is in flight, which consumers reject. The next one signs with the key of this name.
+/// A collector with accepted records ends while one is in flight, which consumers reject. The next
+/// one signs with the key of this name.
 async fn rejected_in_flight(signing: &str) -> CollectError {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     let both = |signing: &str| keys(&["2026", "2027"], signing);
@@ -247,16 +329,31 @@ async fn rejected_in_flight(signing: &str) -> CollectError {
     coderd.creation().await;
     let mut collector = opened(&world, &coderd, both("2027")).await;
     completes(&world, &mut collector, both("2027")).await;
-    let before = world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap();
+    let before = world
+        .ledger
+        .run(async |conn| passes::completeness(conn, collector.source().id).await)
+        .await
+        .unwrap();
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
     collector.close().await;
 
     let mut collector = opened(&world, &coderd, both(signing)).await;
-    assert_eq!(collector.pass().await.unwrap().complete_until, None, "the record in flight is not proved");
+    assert_eq!(
+        collector.pass().await.unwrap().complete_until,
+        None,
+        "the record in flight is not proved"
+    );
     world.consume(key()).await;
     let refused = collector.pass().await.unwrap_err();
-    assert_eq!(world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap(), before);
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| passes::completeness(conn, collector.source().id).await)
+            .await
+            .unwrap(),
+        before
+    );
     collector.close().await;
     let mut collector = opened(&world, &coderd, both("2026")).await;
     completes(&world, &mut collector, key()).await;
@@ -279,18 +376,36 @@ async fn a_collector_whose_signatures_are_rejected_leaves_the_source_to_another(
     coderd.creation().await;
     let stop = CancellationToken::new();
     let collect = |holder: &str, signatures: Signatures| {
-        let settings = Settings { poll_interval: Duration::from_millis(100), ..settings(&coderd, holder) };
-        let (database, standing) = (tallyline::coderd::Database::new(&coderd.database.url, SOON).unwrap(), settings.status.clone());
+        let settings =
+            Settings { poll_interval: Duration::from_millis(100), ..settings(&coderd, holder) };
+        let (database, standing) = (
+            tallyline::coderd::Database::new(&coderd.database.url, SOON).unwrap(),
+            settings.status.clone(),
+        );
         let (log, ledger) = (world.log(signatures), world.ledger.clone());
-        let task = tokio::spawn(collectors::run(settings, database, PublicKeys::new(), log, ledger, Clock::system(), stop.clone()));
+        let task = tokio::spawn(collectors::run(
+            settings,
+            database,
+            PublicKeys::new(),
+            log,
+            ledger,
+            Clock::system(),
+            stop.clone(),
+        ));
         (task, standing)
     };
     let (wrong, standing) = collect("wrong", keys(&["2027"], "2027"));
     eventually(SOON, "the row is appended", || async { world.records().await.len() == 1 }).await;
     let (right, _) = collect("right", key());
     world.consume(key()).await;
-    eventually(SOON, "the rejects are noticed", || async { standing.get().contains("log.verification_keys") }).await;
-    eventually(SOON, "the row is appended by the other", || async { world.records().await.len() == 2 }).await;
+    eventually(SOON, "the rejects are noticed", || async {
+        standing.get().contains("log.verification_keys")
+    })
+    .await;
+    eventually(SOON, "the row is appended by the other", || async {
+        world.records().await.len() == 2
+    })
+    .await;
     world.consume(key()).await;
     assert_eq!((world.count(ACCEPTED).await, world.count(REJECTS).await), (1, 1));
     stop.cancel();

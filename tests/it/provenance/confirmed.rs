@@ -6,14 +6,18 @@ use tallyline::coderd;
 use tallyline::event::Topic;
 use tallyline::ledger::{Arrival, Chain, Ledger, positions, record};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::recover::{CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest};
+use tallyline::operations::recover::{
+    CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest,
+};
 use tallyline::operations::{Desk, OperationError};
 use tallyline_sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use super::world::operator;
 use crate::support::coderd::identify;
-use crate::support::ledger::{DEPLOYMENT, act, arrival, ask, build, desk, partition, registered_ledger, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, act, arrival, ask, build, desk, partition, registered_ledger, usage,
+};
 use crate::support::{self, Database};
 
 /// A confirmed and an unconfirmed event of each of these topics.
@@ -21,9 +25,20 @@ async fn ledger_with(topics: &[Topic]) -> (Database, Ledger) {
     let (database, ledger) = registered_ledger().await;
     for topic in topics.iter().copied() {
         let of = if topic == Topic::AgentUsage { usage } else { build };
-        let claim = ledger.run(async |conn| positions::lease(conn, partition(topic, 0), 0, ledger.clock.now()).await).await.unwrap();
-        let arrivals = [1, 2].map(|n: u32| Arrival { confirmed: n == 1, ..arrival(n.into(), of(DEPLOYMENT, n)) });
-        ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 3, ledger.clock.now()).await).await.unwrap();
+        let claim = ledger
+            .run(async |conn| {
+                positions::lease(conn, partition(topic, 0), 0, ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
+        let arrivals = [1, 2]
+            .map(|n: u32| Arrival { confirmed: n == 1, ..arrival(n.into(), of(DEPLOYMENT, n)) });
+        ledger
+            .run(async |conn| {
+                record::batch(conn, &Chain::Live(claim), &arrivals, 3, ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
     }
     (database, ledger)
 }
@@ -53,7 +68,10 @@ async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_
     assert_eq!((effect.unconfirmed, effect.to_list, effect.gone_builds), (2, 1, 1), "{effect:?}");
     let execution = RecoverExecution { hash: hash.unwrap() };
     act(&desk, &execution, &operator()).await.unwrap();
-    let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost order by 1").fetch_all(&ledger.pool).await.unwrap();
+    let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost order by 1")
+        .fetch_all(&ledger.pool)
+        .await
+        .unwrap();
     assert_eq!(listed, ["usage-1"]);
 }
 
@@ -63,7 +81,10 @@ async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
     let (_source, desk) = desk_without_rows(&ledger).await;
     let (hash, effect) = plan(&desk).await;
-    assert_eq!((hash, effect.gone_builds, effect.unconfirmed, &effect.lost[..]), (None, 1, 1, &[][..]));
+    assert_eq!(
+        (hash, effect.gone_builds, effect.unconfirmed, &effect.lost[..]),
+        (None, 1, 1, &[][..])
+    );
 }
 
 #[tokio::test]
@@ -75,5 +96,8 @@ async fn a_recovery_is_not_planned_from_another_coderd_that_hides_one_fact() {
     sqlx::query("delete from site_configs").execute(&source.pool).await.unwrap();
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
     let error = ask(&desk, &request).await.unwrap_err();
-    assert!(matches!(&error, OperationError::Forbidden(why) if why.contains(&other.to_string())), "{error}");
+    assert!(
+        matches!(&error, OperationError::Forbidden(why) if why.contains(&other.to_string())),
+        "{error}"
+    );
 }

@@ -43,7 +43,11 @@ async fn records_accepted_while_the_ends_were_measured_stay_valid() {
     let ends = world.ends().await;
     world.collect(&events(0..10), Signatures::default()).await;
     world.consume(Signatures::default()).await;
-    world.ledger.run(async |conn| cutover::begin(conn, &ends, world.ledger.clock.now()).await).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| cutover::begin(conn, &ends, world.ledger.clock.now()).await)
+        .await
+        .unwrap();
     assert_eq!(world.replay(key()).await, 0);
     assert_eq!(world.count("select count(*) from reject").await, 0);
 }
@@ -52,14 +56,32 @@ async fn records_accepted_while_the_ends_were_measured_stay_valid() {
 async fn a_cutover_is_of_the_life_that_the_partition_begins() {
     let world = World::new().await;
     let subject = Subject::Named("a test");
-    let act = NewAct { actor: "sre-1", act: ActKind::Recover, subject, reason: "a test", detail: serde_json::json!({}) };
-    let act = world.ledger.run(async |conn| rejects::begin_acts(conn, &[act], world.ledger.clock.now()).await).await.unwrap()[0];
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Recover,
+        subject,
+        reason: "a test",
+        detail: serde_json::json!({}),
+    };
+    let act = world
+        .ledger
+        .run(async |conn| rejects::begin_acts(conn, &[act], world.ledger.clock.now()).await)
+        .await
+        .unwrap()[0];
     let topic = Topic::AgentUsage.name();
-    let ended = sqlx::query("insert into past_position values ($1, 0, 1, 0, 5, 5, $2)").bind(topic).bind(act);
+    let ended = sqlx::query("insert into past_position values ($1, 0, 1, 0, 5, 5, $2)")
+        .bind(topic)
+        .bind(act);
     ended.execute(&world.ledger.pool).await.unwrap();
-    world.ledger.run(async |conn| cutover::begin(conn, &world.ends().await, world.ledger.clock.now()).await).await.unwrap();
-    let query = "select partition, generation from signature_cutover where topic = $1 order by partition";
-    let lives: Vec<(i32, i32)> = sqlx::query_as(query).bind(topic).fetch_all(&world.ledger.pool).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| cutover::begin(conn, &world.ends().await, world.ledger.clock.now()).await)
+        .await
+        .unwrap();
+    let query =
+        "select partition, generation from signature_cutover where topic = $1 order by partition";
+    let lives: Vec<(i32, i32)> =
+        sqlx::query_as(query).bind(topic).fetch_all(&world.ledger.pool).await.unwrap();
     assert_eq!(lives, [(0, 2), (1, 1)]);
 }
 
@@ -71,26 +93,60 @@ async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_
     world.produce([forged(&first), forged(&second)]).await;
     world.consume(key()).await;
     let ids: Vec<String> = [&first, &second].map(Event::id).to_vec();
-    assert!(world.ledger.run(async |conn| known::refused_ids(conn, DEPLOYMENT, &ids).await).await.unwrap().is_empty());
-    assert!(world.ledger.run(async |conn| known::refused_states(conn, DEPLOYMENT, &ids).await).await.unwrap().is_empty());
-    let messages: HashMap<_, _> = [&first, &second].map(|event| (event.id(), event.to_message())).into();
-    assert!(world.ledger.run(async |conn| known::refused_messages(conn, DEPLOYMENT, &messages).await).await.unwrap().is_empty());
+    assert!(
+        world
+            .ledger
+            .run(async |conn| known::refused_ids(conn, DEPLOYMENT, &ids).await)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        world
+            .ledger
+            .run(async |conn| known::refused_states(conn, DEPLOYMENT, &ids).await)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let messages: HashMap<_, _> =
+        [&first, &second].map(|event| (event.id(), event.to_message())).into();
+    assert!(
+        world
+            .ledger
+            .run(async |conn| known::refused_messages(conn, DEPLOYMENT, &messages).await)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 
     world.collect(std::slice::from_ref(&first), key()).await;
     world.consume(key()).await;
-    assert_eq!(world.count("select count(*) from usage_event where confirmed_at is not null").await, 1);
+    assert_eq!(
+        world.count("select count(*) from usage_event where confirmed_at is not null").await,
+        1
+    );
 
-    let which = WhichRejects { cause: Some(RejectCause::Unsigned.to_string()), ..WhichRejects::default() };
-    let rejects = ask(&world.desk(key()), &ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
+    let which =
+        WhichRejects { cause: Some(RejectCause::Unsigned.to_string()), ..WhichRejects::default() };
+    let rejects =
+        ask(&world.desk(key()), &ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
     let reject = rejects.iter().find(|reject| reject.event_id == Some(second.id())).unwrap();
     assert!(reject.detail.contains("tallyline-signature"), "{}", reject.detail);
     let request = Resubmit { ids: vec![reject.id], ..Resubmit::default() };
     let unable = act(&world.desk(Signatures::default()), &request, &operator()).await.unwrap_err();
-    assert!(matches!(&unable, OperationError::Forbidden(why) if why.contains("log.signing_key")), "{unable}");
+    assert!(
+        matches!(&unable, OperationError::Forbidden(why) if why.contains("log.signing_key")),
+        "{unable}"
+    );
     act(&world.desk(key()), &request, &operator()).await.unwrap();
     world.consume(key()).await;
     let accepted = "select count(*) from usage_event where id = 'usage-2' and confirmed_at is null";
-    assert_eq!(world.count(accepted).await, 1, "an operator passed it on; no collector has confirmed it");
+    assert_eq!(
+        world.count(accepted).await,
+        1,
+        "an operator passed it on; no collector has confirmed it"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,7 +168,8 @@ async fn a_process_without_keys_reads_no_log_whose_records_must_be_signed() {
     world.consume(key()).await;
     world.produce(events(0..3).iter().map(forged)).await;
     let log = world.log(Signatures::default());
-    let telemetry = tallyline::consumer::ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
+    let telemetry =
+        tallyline::consumer::ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
     let consumer = tallyline::consumer::Consumer::new(log, world.ledger.clone(), GROUP, telemetry);
     let (stop, stopped) = (tokio_util::sync::CancellationToken::new(), consumer.stopped.clone());
     let task = tokio::spawn({

@@ -1,4 +1,5 @@
-//! The origin of records: signatures, their cutover, and registered sources. All tests run on a real Kafka.
+//! The origin of records: signatures, their cutover, and registered sources. All tests run on a
+//! real Kafka.
 
 mod attack;
 mod collector;

@@ -15,7 +15,8 @@ fn key() -> Signatures {
     keys(&["2026"], "2026")
 }
 
-/// A ledger that has rejected forged records since the cutover, the process that recorded it, and an older backup.
+/// A ledger that has rejected forged records since the cutover, the process that recorded it, and
+/// an older backup.
 struct Forged {
     world: World,
     consumer: Consumer,
@@ -53,7 +54,11 @@ async fn a_cutover_recorded_between_the_restore_and_its_recovery_binds_from_the_
     let world = &forged.world;
     world.restore(&forged.backup).await;
     // another process leases a partition before the recovery is opened
-    world.ledger.run(async |conn| cutover::begin(conn, &world.ends().await, world.ledger.clock.now()).await).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| cutover::begin(conn, &world.ends().await, world.ledger.clock.now()).await)
+        .await
+        .unwrap();
     world.recover(Lost::Ledger, key()).await;
     world.consume(key()).await;
     forged.all_are_rejected().await;

@@ -20,7 +20,9 @@ use tallyline::projection::fold_to;
 use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, GROUP, act, ask, build, claim, desk, ledger, register, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, GROUP, act, ask, build, claim, desk, ledger, register, usage,
+};
 use crate::support::{Database, Kafka, eventually, kafka, setting};
 
 pub const SOON: Duration = Duration::from_secs(120);
@@ -33,7 +35,9 @@ pub struct World {
 
 /// Keys with these names, and the signing one.
 pub fn keys(names: &[&str], signing: &str) -> Signatures {
-    let keys = names.iter().map(|name| ((*name).to_owned(), format!("{name} {}", "k".repeat(32)).into_bytes()));
+    let keys = names
+        .iter()
+        .map(|name| ((*name).to_owned(), format!("{name} {}", "k".repeat(32)).into_bytes()));
     Signatures::new(keys.collect(), Some(signing.to_owned())).expect("keys")
 }
 
@@ -56,7 +60,12 @@ impl World {
     /// The log of a process with these keys.
     pub fn log(&self, signatures: Signatures) -> Log {
         let topic_prefix = self.kafka.prefix.clone();
-        Log::kafka(KafkaSettings { topic_prefix, signatures, ..KafkaSettings::new(&self.kafka.brokers) }).unwrap()
+        Log::kafka(KafkaSettings {
+            topic_prefix,
+            signatures,
+            ..KafkaSettings::new(&self.kafka.brokers)
+        })
+        .unwrap()
     }
 
     pub fn topic_name(&self, topic: Topic) -> String {
@@ -70,7 +79,9 @@ impl World {
     /// A collector appends these events; without keys it does not sign them.
     pub async fn collect(&self, events: &[Event], signatures: Signatures) {
         let log = self.log(signatures);
-        for (topic, messages) in by_topic(events.iter().map(|event| (event.topic(), event.to_message()))) {
+        for (topic, messages) in
+            by_topic(events.iter().map(|event| (event.topic(), event.to_message())))
+        {
             log.append_signed(Signer::Collector, topic, messages).await.unwrap();
         }
     }
@@ -108,13 +119,15 @@ impl World {
     }
 
     pub async fn consume_with(&self, consumer: &Consumer) {
-        let (consumer, log, stop) = (consumer.clone(), consumer.log.clone(), CancellationToken::new());
+        let (consumer, log, stop) =
+            (consumer.clone(), consumer.log.clone(), CancellationToken::new());
         let task = tokio::spawn({
             let stop = stop.clone();
             async move { consumer.run(&stop).await }
         });
         eventually(SOON, "the log is read to its ends", || async {
-            let bound = !log.signatures().verify() || self.ledger.run(cutover::signed_since).await.is_ok_and(|since| since.is_some());
+            let bound = !log.signatures().verify()
+                || self.ledger.run(cutover::signed_since).await.is_ok_and(|since| since.is_some());
             bound && self.has_read(&log).await
         })
         .await;
@@ -123,7 +136,8 @@ impl World {
     }
 
     async fn has_read(&self, log: &Log) -> bool {
-        let positions: BTreeMap<TopicPartition, i64> = self.ledger.run(positions::list).await.unwrap_or_default().into_iter().collect();
+        let positions: BTreeMap<TopicPartition, i64> =
+            self.ledger.run(positions::list).await.unwrap_or_default().into_iter().collect();
         self.ends_of(log).await.iter().all(|(partition, end)| positions.get(partition) == Some(end))
     }
 
@@ -143,7 +157,8 @@ impl World {
         ends
     }
 
-    /// All counted, shown and billed values, without their places in the log: rows, series and license counts.
+    /// All counted, shown and billed values, without their places in the log: rows, series and
+    /// license counts.
     pub async fn books(&self) -> Vec<Value> {
         let query = "select to_jsonb(b) - 'batch_id' - 'log_offset' - 'confirmed_at' from workspace_build b
              union all select to_jsonb(c) - 'batch_id' - 'log_offset' - 'confirmed_at' from prebuild_claim c
@@ -151,7 +166,8 @@ impl World {
              union all select jsonb_build_object('publication', event_id, 'state', state) from publication
              union all select to_jsonb(f) from workspace_first_start f
              order by 1";
-        let mut books: Vec<Value> = sqlx::query_scalar(query).fetch_all(&self.ledger.pool).await.unwrap();
+        let mut books: Vec<Value> =
+            sqlx::query_scalar(query).fetch_all(&self.ledger.pool).await.unwrap();
         books.extend(self.pages().await);
         books
     }
@@ -161,7 +177,11 @@ impl World {
         let metrics = fold_to::<MetricsState>(&self.ledger, i64::MAX).await.unwrap().state;
         let licenses = fold_to::<LicensesState>(&self.ledger, i64::MAX).await.unwrap().state;
         let pages = metrics.deployments().map(|(deployment, metrics)| {
-            let families: Vec<_> = metrics.families().into_iter().filter(|family| !family.get_metric().is_empty()).collect();
+            let families: Vec<_> = metrics
+                .families()
+                .into_iter()
+                .filter(|family| !family.get_metric().is_empty())
+                .collect();
             let page = TextEncoder::new().encode_to_string(&families).unwrap();
             json!({"deployment": deployment, "page": page.lines().collect::<Vec<_>>()})
         });
@@ -179,7 +199,10 @@ impl World {
 
     /// The causes of all rejects, each once.
     pub async fn causes(&self) -> Vec<String> {
-        sqlx::query_scalar("select distinct cause from reject order by 1").fetch_all(&self.ledger.pool).await.unwrap()
+        sqlx::query_scalar("select distinct cause from reject order by 1")
+            .fetch_all(&self.ledger.pool)
+            .await
+            .unwrap()
     }
 
     /// Replays all topics. Returns the number of added events.
@@ -190,7 +213,8 @@ impl World {
         let range = LogRange { topics, from: "earliest".into(), until: "latest".into() };
         let plan = ask(&desk, &range).await.unwrap();
         let request = ReplayExecution { hash: plan.hash, records_per_second: Some(1_000_000) };
-        let replayed = desk.execute_replay(&request, &operator(), &|_: Step| {}, &stop).await.unwrap();
+        let replayed =
+            desk.execute_replay(&request, &operator(), &|_: Step| {}, &stop).await.unwrap();
         replayed.accepted.try_into().unwrap()
     }
 
@@ -198,11 +222,19 @@ impl World {
     pub async fn lose_kafka(&self, signatures: Signatures) {
         let log = self.log(Signatures::default());
         let names = Topic::ALL.map(|topic| self.kafka.name(topic.name()));
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", setting("TALLYLINE_TEST_KAFKA")).create().unwrap();
-        admin.delete_topics(&names.each_ref().map(String::as_str), &AdminOptions::new()).await.unwrap();
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", setting("TALLYLINE_TEST_KAFKA"))
+            .create()
+            .unwrap();
+        admin
+            .delete_topics(&names.each_ref().map(String::as_str), &AdminOptions::new())
+            .await
+            .unwrap();
         for topic in Topic::ALL {
-            eventually(SOON, "the topic is gone", || async { log.partitions(topic).await.is_err() }).await;
+            eventually(SOON, "the topic is gone", || async {
+                log.partitions(topic).await.is_err()
+            })
+            .await;
         }
         self.recover(Lost::Kafka, signatures).await;
     }
@@ -216,7 +248,10 @@ impl World {
     /// Restores the ledger from this backup, before any process notices.
     pub async fn restore(&self, backup: &Path) {
         self.database.restore(backup).await;
-        eventually(SOON, "the ledger answers again", || async { self.ledger.run(snapshots::head).await.is_ok() }).await;
+        eventually(SOON, "the ledger answers again", || async {
+            self.ledger.run(snapshots::head).await.is_ok()
+        })
+        .await;
     }
 
     pub async fn recover(&self, lost: Lost, signatures: Signatures) {

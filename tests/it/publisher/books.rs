@@ -1,4 +1,5 @@
-//! Books that do not balance: every publisher stops, counting goes on, and publishing resumes by itself once they balance.
+//! Books that do not balance: every publisher stops, counting goes on, and publishing resumes by
+//! itself once they balance.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use tallyline::coderd::Database;
 use tallyline::consumer;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
 use tallyline::ledger::{
-    Arrival, Chain, Finding, HoldScope, SourceIdentity, findings, holds, identity, leases, positions, record, sources,
+    Arrival, Chain, Finding, HoldScope, SourceIdentity, findings, holds, identity, leases,
+    positions, record, sources,
 };
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Publisher};
@@ -45,7 +47,13 @@ impl Audited {
         let audits = CancellationToken::new();
         let registries = [Registry::new(), Registry::new()];
         for registry in &registries {
-            audit(&world, &log, world.settings.coderd.clone().map(|database| (database, DEPLOYMENT)), registry, &audits);
+            audit(
+                &world,
+                &log,
+                world.settings.coderd.clone().map(|database| (database, DEPLOYMENT)),
+                registry,
+                &audits,
+            );
         }
         let audited = Audited { world, log, registries, _audits: audits.drop_guard() };
         audited.finds(SOURCE, "the source was audited", |finding| finding.differences == 0).await;
@@ -71,35 +79,63 @@ impl Audited {
         .await;
     }
 
-    pub fn gauge(&self, process: usize, name: &str, joint: &str, source: Option<Uuid>) -> Option<f64> {
+    pub fn gauge(
+        &self,
+        process: usize,
+        name: &str,
+        joint: &str,
+        source: Option<Uuid>,
+    ) -> Option<f64> {
         gauge(&self.registries[process], name, joint, source)
     }
 
     /// Runs the command, as an operator of this ledger does.
     pub async fn command(&self, words: &[&str]) -> Ended {
-        let database: String = sqlx::query_scalar("select current_database()").fetch_one(&self.world.ledger.pool).await.unwrap();
+        let database: String = sqlx::query_scalar("select current_database()")
+            .fetch_one(&self.world.ledger.pool)
+            .await
+            .unwrap();
         let server = setting("TALLYLINE_TEST_POSTGRES");
         let (server, _) = server.rsplit_once('/').unwrap();
         let pipeline = NamedTempFile::new().unwrap();
-        std::fs::write(pipeline.path(), format!("roles = ['serve']\nledger.url = '{server}/{database}'\n")).unwrap();
-        run_tallyline(&[words, &["--pipeline", pipeline.path().to_str().unwrap()]].concat(), &[]).await
+        std::fs::write(
+            pipeline.path(),
+            format!("roles = ['serve']\nledger.url = '{server}/{database}'\n"),
+        )
+        .unwrap();
+        run_tallyline(&[words, &["--pipeline", pipeline.path().to_str().unwrap()]].concat(), &[])
+            .await
     }
 }
 
 fn gauge(registry: &Registry, name: &str, joint: &str, source: Option<Uuid>) -> Option<f64> {
-    let labels = [("joint", joint.to_owned()), ("source", source.map(|source| source.to_string()).unwrap_or_default())];
+    let labels = [
+        ("joint", joint.to_owned()),
+        ("source", source.map(|source| source.to_string()).unwrap_or_default()),
+    ];
     let families = registry.gather();
     let family = families.iter().find(|family| family.name() == name)?;
     let of = |metric: &&prometheus::proto::Metric| {
-        metric.get_label().iter().map(|label| (label.name(), label.value().to_owned())).eq(labels.clone())
+        metric
+            .get_label()
+            .iter()
+            .map(|label| (label.name(), label.value().to_owned()))
+            .eq(labels.clone())
     };
     family.get_metric().iter().find(of).map(|metric| metric.get_gauge().value())
 }
 
 /// The continuous audit of one process.
-fn audit(world: &World, log: &Log, source: Option<(Database, Uuid)>, registry: &Registry, stop: &CancellationToken) -> JoinHandle<()> {
+fn audit(
+    world: &World,
+    log: &Log,
+    source: Option<(Database, Uuid)>,
+    registry: &Registry,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
     let telemetry = AuditTelemetry::register(registry, source.is_some()).unwrap();
-    let audit = Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
+    let audit =
+        Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
     let holder = uuid::Uuid::new_v4().to_string();
     let continuous = Continuous { audit, every: Duration::from_millis(200), holder, telemetry };
     let stop = stop.clone();
@@ -109,14 +145,18 @@ fn audit(world: &World, log: &Log, source: Option<(Database, Uuid)>, registry: &
 async fn nothing_is_sent(publisher: &mut Publisher, world: &World) {
     let cycle = publisher.cycle(&world.stop).await.expect("a cycle");
     let condition = publisher.condition().get();
-    assert!(cycle.requests == 0 && matches!(&condition, Condition::Held(_)) && !condition.is_healthy(), "{cycle:?} {condition}");
+    assert!(
+        cycle.requests == 0 && matches!(&condition, Condition::Held(_)) && !condition.is_healthy(),
+        "{cycle:?} {condition}"
+    );
     for words in ["held: ", LOG, "`tallyline audit` lists the differences"] {
         assert!(condition.to_string().contains(words), "{words:?} is not in {condition}");
     }
 }
 
 #[tokio::test]
-async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_until_it_is_repaired() {
+async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_until_it_is_repaired()
+ {
     let site = Audited::new().await;
     let world = &site.world;
     let mut publishers = [world.publisher(), world.publisher()];
@@ -125,7 +165,10 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_u
 
     site.tamper("update batch set accepted = accepted + 1, records = records + 1 where topic like '%usage%'").await;
     site.add(usage("b", start_time())).await;
-    site.finds(LOG, "the imbalance is found", |finding| finding.differences > 0 && finding.differs_since.is_some()).await;
+    site.finds(LOG, "the imbalance is found", |finding| {
+        finding.differences > 0 && finding.differs_since.is_some()
+    })
+    .await;
     for publisher in &mut publishers {
         nothing_is_sent(publisher, world).await;
     }
@@ -135,19 +178,33 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_u
     for publisher in &mut publishers {
         nothing_is_sent(publisher, world).await;
     }
-    assert_eq!((site.world.delivered(), world.number_in("pending").await), (vec!["a".to_owned()], 2));
+    assert_eq!(
+        (site.world.delivered(), world.number_in("pending").await),
+        (vec!["a".to_owned()], 2)
+    );
     for process in 0..2 {
         eventually(DEADLINE, "each process shows it", || async {
-            site.gauge(process, "tallyline_audit_difference", "log_and_ledger", None).is_some_and(|differences| differences > 0.0)
+            site.gauge(process, "tallyline_audit_difference", "log_and_ledger", None)
+                .is_some_and(|differences| differences > 0.0)
         })
         .await;
-        assert_eq!(site.gauge(process, "tallyline_audit_difference", "ledger_and_vendor", None), Some(0.0));
-        let audited_at = |source| site.gauge(process, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-        assert!(audited_at(Some(DEPLOYMENT)).is_some_and(|at| at > 0.0) && audited_at(None).is_none());
+        assert_eq!(
+            site.gauge(process, "tallyline_audit_difference", "ledger_and_vendor", None),
+            Some(0.0)
+        );
+        let audited_at = |source| {
+            site.gauge(process, "tallyline_audit_timestamp_seconds", "source_and_ledger", source)
+        };
+        assert!(
+            audited_at(Some(DEPLOYMENT)).is_some_and(|at| at > 0.0) && audited_at(None).is_none()
+        );
     }
 
     site.tamper("update batch set accepted = accepted - 1, records = records - 1 where topic like '%usage%' and accepted > 1").await;
-    site.finds(LOG, "the books balance again", |finding| finding.differences == 0 && finding.differs_since.is_none()).await;
+    site.finds(LOG, "the books balance again", |finding| {
+        finding.differences == 0 && finding.differs_since.is_none()
+    })
+    .await;
     assert_eq!(publishers[1].cycle(&world.stop).await.unwrap().accepted, 2);
     assert_eq!(publishers[1].condition().get(), Condition::Working);
     assert_eq!(["a", "b", "c"].map(|id| world.times_billed(id)), [1, 1, 1]);
@@ -168,33 +225,53 @@ async fn in_mode_shadow_no_usage_is_held() {
 async fn an_unreachable_side_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
     let log = world.log().await;
-    let unreachable = Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
+    let unreachable =
+        Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     for source in [Some(unreachable), None] {
         let (audits, registry) = (CancellationToken::new(), Registry::new());
         let (reads, own) = (source.is_some(), Some(DEPLOYMENT));
         audit(&world, &log, source.map(|database| (database, DEPLOYMENT)), &registry, &audits);
-        let timestamp = |source| gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+        let timestamp = |source| {
+            gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source)
+        };
         assert_eq!(timestamp(None), reads.then_some(0.0), "its deployment is not known yet");
         let audited_at = Arc::new(std::sync::Mutex::new(Vec::new()));
         eventually(DEADLINE, "the log is audited twice", || async {
             let findings = world.ledger.run(findings::list).await.unwrap();
             assert!(findings.iter().all(|finding| finding.joint != SOURCE), "{findings:?}");
             let mut times = audited_at.lock().unwrap();
-            times.extend(findings.iter().filter(|finding| finding.joint == LOG).map(|finding| finding.audited_at));
+            times.extend(
+                findings
+                    .iter()
+                    .filter(|finding| finding.joint == LOG)
+                    .map(|finding| finding.audited_at),
+            );
             times.dedup();
             times.len() >= 2
         })
         .await;
         audits.cancel();
-        // a joint that this process should audit and never did is visible; another process shows its own joints
+        // a joint that this process should audit and never did is visible; another process shows
+        // its own joints
         assert_eq!((timestamp(None), timestamp(own)), (None, reads.then_some(0.0)));
         assert_eq!(gauge(&registry, "tallyline_audit_difference", "source_and_ledger", own), None);
-        assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
+        assert_eq!(
+            world
+                .ledger
+                .run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await)
+                .await
+                .unwrap(),
+            None
+        );
     }
 }
 
 /// When the joint was last audited.
-async fn audited_at(world: &World, joint: &str, deployment: Option<Uuid>) -> Option<chrono::DateTime<chrono::Utc>> {
+async fn audited_at(
+    world: &World,
+    joint: &str,
+    deployment: Option<Uuid>,
+) -> Option<chrono::DateTime<chrono::Utc>> {
     sqlx::query_scalar("select max(audited_at) from audit_finding where joint = $1 and deployment_id is not distinct from $2")
         .bind(joint)
         .bind(deployment)
@@ -207,10 +284,16 @@ async fn audited_at(world: &World, joint: &str, deployment: Option<Uuid>) -> Opt
 async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     let Audited { world, log, registries: _, _audits: audits } = Audited::new().await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: ORGANIZATION };
-    world.ledger.run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await).await.unwrap().unwrap();
+    world
+        .ledger
+        .run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await)
+        .await
+        .unwrap()
+        .unwrap();
     world.add_with(&log, &[usage("a", start_time())]).await;
     eventually(DEADLINE, "the event is confirmed", || async {
-        let confirmed = sqlx::query_scalar("select confirmed_at is not null from usage_event").fetch_one(&world.ledger.pool);
+        let confirmed = sqlx::query_scalar("select confirmed_at is not null from usage_event")
+            .fetch_one(&world.ledger.pool);
         confirmed.await.unwrap()
     })
     .await;
@@ -225,7 +308,9 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
 
     for reports_its_identity in [true, false] {
         let other = support::database().await;
-        create_schema(&mut other.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+        create_schema(&mut other.pool.acquire().await.unwrap(), SchemaVersion::Sep2026)
+            .await
+            .unwrap();
         if reports_its_identity {
             identify(&other.pool, OTHER, Uuid::from_u128(0xe0)).await;
         }
@@ -235,13 +320,23 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
         // each audit compares the source after the log
         for _ in 0..2 {
             let before = audited_at(&world, LOG, None).await;
-            eventually(DEADLINE, "an audit runs", || async { audited_at(&world, LOG, None).await > before }).await;
+            eventually(DEADLINE, "an audit runs", || async {
+                audited_at(&world, LOG, None).await > before
+            })
+            .await;
         }
         stop.cancel();
         task.await.unwrap();
-        assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, audit_time, "{reports_its_identity}");
+        assert_eq!(
+            audited_at(&world, SOURCE, Some(DEPLOYMENT)).await,
+            audit_time,
+            "{reports_its_identity}"
+        );
     }
-    assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
+    assert_eq!(
+        world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(),
+        None
+    );
     assert_eq!(world.state("a").await, ("pending".to_owned(), None));
     assert_eq!(world.cycle().await.accepted, 1);
 }
@@ -258,31 +353,56 @@ impl Second {
     /// Its usage is in the log and in the ledger, and its coderd has never had it.
     async fn that_differs(site: &Audited) -> Second {
         let world = &site.world;
-        world.ledger.run(async |conn| sources::register(conn, OTHER, start_time(), None, world.ledger.clock.now()).await).await.unwrap();
+        world
+            .ledger
+            .run(async |conn| {
+                sources::register(conn, OTHER, start_time(), None, world.ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
         let database = support::database().await;
-        create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+        create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026)
+            .await
+            .unwrap();
         let (registry, audits) = (Registry::new(), CancellationToken::new());
         let reader = Database::new(&database.url, Duration::from_secs(10)).unwrap();
         let audit = audit(world, &site.log, Some((reader, OTHER)), &registry, &audits);
-        let event = Event { deployment: OTHER, payload: Payload::Usage(usage("elsewhere", start_time())) };
+        let event =
+            Event { deployment: OTHER, payload: Payload::Usage(usage("elsewhere", start_time())) };
         site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-        let claim = world.ledger.run(async |conn| positions::lease(conn, partition, 0, world.ledger.clock.now()).await).await.unwrap();
+        let claim = world
+            .ledger
+            .run(async |conn| positions::lease(conn, partition, 0, world.ledger.clock.now()).await)
+            .await
+            .unwrap();
         let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
         // Unconfirmed usage would hold only itself.
-        let arrivals: Vec<_> = records.into_iter().map(|record| Arrival { confirmed: true, ..consumer::read(record) }).collect();
+        let arrivals: Vec<_> = records
+            .into_iter()
+            .map(|record| Arrival { confirmed: true, ..consumer::read(record) })
+            .collect();
         assert_eq!(
             world
                 .ledger
-                .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, world.ledger.clock.now()).await)
+                .run(async |conn| record::batch(
+                    conn,
+                    &Chain::Live(claim),
+                    &arrivals,
+                    next_offset,
+                    world.ledger.clock.now()
+                )
+                .await)
                 .await
                 .unwrap()
                 .accepted,
             1
         );
-        let second = Second { coderd: database.pool.clone(), registry, audit, stop: audits.drop_guard() };
-        let differs = |finding: &Finding| finding.deployment_id == Some(OTHER) && finding.differences == 1;
+        let second =
+            Second { coderd: database.pool.clone(), registry, audit, stop: audits.drop_guard() };
+        let differs =
+            |finding: &Finding| finding.deployment_id == Some(OTHER) && finding.differences == 1;
         site.finds(SOURCE, "the other deployment differs", differs).await;
         second
     }
@@ -290,9 +410,15 @@ impl Second {
 
 /// The first deployment is audited again, and balances.
 async fn the_first_balances_again(site: &Audited) {
-    let now: chrono::DateTime<chrono::Utc> =
-        sqlx::query_scalar("select clock_timestamp()").fetch_one(&site.world.ledger.pool).await.unwrap();
-    let balances = |finding: &Finding| finding.deployment_id == Some(DEPLOYMENT) && finding.differences == 0 && finding.audited_at > now;
+    let now: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select clock_timestamp()")
+        .fetch_one(&site.world.ledger.pool)
+        .await
+        .unwrap();
+    let balances = |finding: &Finding| {
+        finding.deployment_id == Some(DEPLOYMENT)
+            && finding.differences == 0
+            && finding.audited_at > now
+    };
     site.finds(SOURCE, "the first deployment balances", balances).await;
 }
 
@@ -306,21 +432,32 @@ async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_publi
     the_first_balances_again(&site).await;
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1);
     assert_eq!((publisher.condition().get(), world.times_billed("a")), (Condition::Working, 1));
-    let held = world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap().expect("a hold");
+    let held = world
+        .ledger
+        .run(async |conn| holds::of_deployment(conn, OTHER).await)
+        .await
+        .unwrap()
+        .expect("a hold");
     assert_eq!((held.scope, held.deployment_id), (HoldScope::Source, Some(OTHER)));
 
     let status = site.command(&["status"]).await;
-    let line = |words: &[&str]| status.stdout.lines().any(|line| words.iter().all(|words| line.contains(words)));
+    let line = |words: &[&str]| {
+        status.stdout.lines().any(|line| words.iter().all(|words| line.contains(words)))
+    };
     assert!(line(&[SOURCE, &OTHER.to_string(), "DIFFERS"]), "{status:?}");
     assert!(line(&[SOURCE, &DEPLOYMENT.to_string(), "balanced"]), "{status:?}");
-    assert!(line(&["not_in_source elsewhere: coderd had it and does not have it any more"]), "{status:?}");
+    assert!(
+        line(&["not_in_source elsewhere: coderd had it and does not have it any more"]),
+        "{status:?}"
+    );
     assert!(line(&["source", &OTHER.to_string(), "1 of 1 usage events"]), "{status:?}");
     for registry in site.registries.iter().chain([&second.registry]) {
         eventually(DEADLINE, "each process shows both", || async {
-            let timestamp = |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
-            ["tallyline_audit_difference", "tallyline_audit_holds_publishing"]
-                .iter()
-                .all(|name| (timestamp(name, DEPLOYMENT), timestamp(name, OTHER)) == (Some(0.0), Some(1.0)))
+            let timestamp =
+                |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
+            ["tallyline_audit_difference", "tallyline_audit_holds_publishing"].iter().all(|name| {
+                (timestamp(name, DEPLOYMENT), timestamp(name, OTHER)) == (Some(0.0), Some(1.0))
+            })
         })
         .await;
     }
@@ -332,8 +469,14 @@ async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_publi
     .execute(&second.coderd)
     .await
     .unwrap();
-    site.finds(SOURCE, "the other balances", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 0).await;
-    assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap(), None);
+    site.finds(SOURCE, "the other balances", |finding| {
+        finding.deployment_id == Some(OTHER) && finding.differences == 0
+    })
+    .await;
+    assert_eq!(
+        world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap(),
+        None
+    );
 }
 
 #[tokio::test]
@@ -350,19 +493,46 @@ async fn findings_of_a_retired_deployment_are_shown_until_an_operator_dismisses_
     let status = site.command(&["status"]).await;
     assert!(status.stdout.contains(&retire), "{status:?}");
 
-    let words = ["sources", "retire", &OTHER.to_string(), "--as", "sre-1", "--reason", "its coderd is gone"];
+    let words = [
+        "sources",
+        "retire",
+        &OTHER.to_string(),
+        "--as",
+        "sre-1",
+        "--reason",
+        "its coderd is gone",
+    ];
     let without = site.command(&words[..3]).await;
     assert_eq!(without.status.code(), Some(2), "{without:?}");
     let retired = site.command(&words).await;
-    assert!(retired.status.success() && retired.stdout.contains("neither sent nor expired until it is reinstated: 1"), "{retired:?}");
+    assert!(
+        retired.status.success()
+            && retired.stdout.contains("neither sent nor expired until it is reinstated: 1"),
+        "{retired:?}"
+    );
     let again = site.command(&words).await;
-    assert!(again.status.code() == Some(4) && again.stderr.contains(&format!("tallyline sources reinstate {OTHER}")), "{again:?}");
-    assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap(), None);
+    assert!(
+        again.status.code() == Some(4)
+            && again.stderr.contains(&format!("tallyline sources reinstate {OTHER}")),
+        "{again:?}"
+    );
+    assert_eq!(
+        world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap(),
+        None
+    );
     for process in 0..2 {
         eventually(DEADLINE, "no process shows it any more", || async {
             ["difference", "open", "source_gone", "holds_publishing", "timestamp_seconds"]
                 .iter()
-                .all(|name| site.gauge(process, &format!("tallyline_audit_{name}"), "source_and_ledger", Some(OTHER)).is_none())
+                .all(|name| {
+                    site.gauge(
+                        process,
+                        &format!("tallyline_audit_{name}"),
+                        "source_and_ledger",
+                        Some(OTHER),
+                    )
+                    .is_none()
+                })
         })
         .await;
     }
@@ -381,15 +551,21 @@ async fn a_retired_deployment_is_not_audited_until_it_is_reinstated() {
     let world = &site.world;
     let second = Second::that_differs(&site).await;
     let change = async |act: &str| {
-        let changed = site.command(&["sources", act, &OTHER.to_string(), "--as", "sre-1", "--reason", "a test"]).await;
+        let changed = site
+            .command(&["sources", act, &OTHER.to_string(), "--as", "sre-1", "--reason", "a test"])
+            .await;
         assert!(changed.status.success(), "{changed:?}");
     };
     change("retire").await;
     // an audit that had begun before has ended
     the_first_balances_again(&site).await;
-    let timestamp = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
-    eventually(DEADLINE, "its process shows no audit that is due", || async { (timestamp(Some(OTHER)), timestamp(None)) == (None, None) })
-        .await;
+    let timestamp = |source| {
+        gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source)
+    };
+    eventually(DEADLINE, "its process shows no audit that is due", || async {
+        (timestamp(Some(OTHER)), timestamp(None)) == (None, None)
+    })
+    .await;
     let before = audited_at(world, SOURCE, Some(OTHER)).await;
     for _ in 0..3 {
         the_first_balances_again(&site).await;
@@ -397,5 +573,8 @@ async fn a_retired_deployment_is_not_audited_until_it_is_reinstated() {
     assert_eq!(audited_at(world, SOURCE, Some(OTHER)).await, before);
     assert_eq!((timestamp(Some(OTHER)), timestamp(None)), (None, None));
     change("reinstate").await;
-    site.finds(SOURCE, "it is audited again", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 1).await;
+    site.finds(SOURCE, "it is audited again", |finding| {
+        finding.deployment_id == Some(OTHER) && finding.differences == 1
+    })
+    .await;
 }

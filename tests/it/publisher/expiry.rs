@@ -14,7 +14,12 @@ use super::world::{DEPLOYMENT, World, license_until, start_time, usage};
 async fn an_event_is_sent_up_to_the_last_microsecond_before_it_is_30_days_old() {
     let world = World::new().await;
     let line = start_time() - TimeDelta::days(30);
-    world.add(&[usage("on the line", line), usage("just young enough", line + TimeDelta::microseconds(1))]).await;
+    world
+        .add(&[
+            usage("on the line", line),
+            usage("just young enough", line + TimeDelta::microseconds(1)),
+        ])
+        .await;
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.settled), (1, Settled { expired: 1, ..Settled::default() }));
     assert_eq!(world.delivered(), ["just young enough"]);
@@ -37,7 +42,10 @@ async fn an_event_that_grows_too_old_after_an_unanswered_attempt_is_unknown() {
     world.add(&[usage("never attempted", start_time() - TimeDelta::days(1))]).await;
     world.pass(TimeDelta::days(29));
     let cycle = world.cycle().await;
-    assert_eq!((cycle.requests, cycle.settled), (0, Settled { expired: 1, unknown: 1, not_ours: 0 }));
+    assert_eq!(
+        (cycle.requests, cycle.settled),
+        (0, Settled { expired: 1, unknown: 1, not_ours: 0 })
+    );
     assert_eq!(world.states(&["attempted", "never attempted"]).await, ["unknown", "expired"]);
 }
 
@@ -51,7 +59,10 @@ async fn an_old_event_that_coderd_published_is_not_ours_and_one_that_it_is_publi
     sqlx::query("delete from usage_events where id = 'gone'").execute(&world.coderd).await.unwrap();
     let cycle = world.cycle().await;
     assert_eq!(cycle.settled, Settled { not_ours: 1, expired: 2, unknown: 0 });
-    assert_eq!(world.states(&["published", "claimed", "left", "gone"]).await, ["not_ours", "pending", "expired", "expired"]);
+    assert_eq!(
+        world.states(&["published", "claimed", "left", "gone"]).await,
+        ["not_ours", "pending", "expired", "expired"]
+    );
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.cycle().await.settled.expired, 1);
 }
@@ -59,8 +70,14 @@ async fn an_old_event_that_coderd_published_is_not_ours_and_one_that_it_is_publi
 #[tokio::test]
 async fn years_of_history_are_settled_page_by_page() {
     let world = World::new().await;
-    let usages: Vec<_> =
-        (0..1_203).map(|hour| usage(&format!("event-{hour}"), start_time() - TimeDelta::days(400) + TimeDelta::hours(hour))).collect();
+    let usages: Vec<_> = (0..1_203)
+        .map(|hour| {
+            usage(
+                &format!("event-{hour}"),
+                start_time() - TimeDelta::days(400) + TimeDelta::hours(hour),
+            )
+        })
+        .collect();
     world.add(&usages).await;
     sqlx::query("update usage_events set published_at = created_at where created_at < $1")
         .bind(usages[700].created_at)
@@ -68,21 +85,32 @@ async fn years_of_history_are_settled_page_by_page() {
         .await
         .unwrap();
     let cycle = world.cycle().await;
-    assert_eq!((cycle.requests, cycle.settled), (0, Settled { not_ours: 700, expired: 503, unknown: 0 }));
+    assert_eq!(
+        (cycle.requests, cycle.settled),
+        (0, Settled { not_ours: 700, expired: 503, unknown: 0 })
+    );
     assert_eq!(world.number_in("pending").await, 0);
 }
 
-/// A world at the present time, like coderd's database, and a vendor that cannot accept the first request.
+/// A world at the present time, like coderd's database, and a vendor that cannot accept the first
+/// request.
 async fn living_now(sole: bool) -> (World, Tallyman) {
     let mut world = World::new().await;
     let now = Clock::system().now();
     world.clock.set(now);
     let license = license_until(now + TimeDelta::days(100), now - TimeDelta::days(1), true);
     world.add_license(&license).await;
-    let config = Config { license_keys: vec![license], deployment_ids: vec![DEPLOYMENT], ..Config::default() };
+    let config = Config {
+        license_keys: vec![license],
+        deployment_ids: vec![DEPLOYMENT],
+        ..Config::default()
+    };
     let vendor = Tallyman::start(config, Clock::manual(now), world.stop.clone()).await.unwrap();
     vendor
-        .set_switches(Switches { errors: ServerErrors { status: 503, next: 1, ..ServerErrors::default() }, ..Switches::default() })
+        .set_switches(Switches {
+            errors: ServerErrors { status: 503, next: 1, ..ServerErrors::default() },
+            ..Switches::default()
+        })
         .unwrap();
     world.settings.tallyman = ClientSettings::new(vendor.ingest_url());
     world.settings.sole = sole;
@@ -94,10 +122,19 @@ async fn a_fast_clock_expires_nothing() {
     for sole in [true, false] {
         let (world, vendor) = living_now(sole).await;
         let now = world.clock.now();
-        world.add(&[usage("young", now - TimeDelta::days(20)), usage("old", now - TimeDelta::days(31))]).await;
+        world
+            .add(&[
+                usage("young", now - TimeDelta::days(20)),
+                usage("old", now - TimeDelta::days(31)),
+            ])
+            .await;
         world.clock.set(now + TimeDelta::days(11));
         let cycle = world.cycle().await;
-        assert_eq!(cycle.settled, Settled { expired: 1, ..Settled::default() }, "sole: {sole}, {cycle:?}");
+        assert_eq!(
+            cycle.settled,
+            Settled { expired: 1, ..Settled::default() },
+            "sole: {sole}, {cycle:?}"
+        );
         assert_eq!(world.states(&["young", "old"]).await, ["pending", "expired"], "sole: {sole}");
 
         world.clock.set(now);
@@ -125,6 +162,7 @@ async fn a_fast_clock_checks_each_event_once_a_cycle() {
     let (world, _vendor) = living_now(false).await;
     let more_than_a_page = world.add_many(501).await.len();
     world.pass(TimeDelta::hours(1));
-    let cycle = tokio::time::timeout(Duration::from_secs(30), world.cycle()).await.expect("it ends");
+    let cycle =
+        tokio::time::timeout(Duration::from_secs(30), world.cycle()).await.expect("it ends");
     assert_eq!(cycle.waiting, more_than_a_page);
 }

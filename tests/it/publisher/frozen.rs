@@ -1,5 +1,5 @@
-//! A second publisher beside a frozen one, as real processes. The first is frozen with a request in flight until after its lease. The
-//! second takes over and sends, and the first wakes.
+//! A second publisher beside a frozen one, as real processes. The first is frozen with a request in
+//! flight until after its lease. The second takes over and sends, and the first wakes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ enum Held {
     Answer,
 }
 
-/// The way to the vendor. On each connection it blocks `held` from the first request with events on.
+/// The way to the vendor. On each connection it blocks `held` from the first request with events
+/// on.
 struct Way {
     url: String,
     seen: watch::Sender<bool>,
@@ -38,14 +39,16 @@ struct Way {
 async fn way(vendor: SocketAddr, held: Held) -> Arc<Way> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api/v1/events/ingest", listener.local_addr().unwrap());
-    let way = Arc::new(Way { url, seen: watch::Sender::new(false), open: watch::Sender::new(false) });
+    let way =
+        Arc::new(Way { url, seen: watch::Sender::new(false), open: watch::Sender::new(false) });
     let through = Arc::clone(&way);
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             let way = Arc::clone(&through);
             tokio::spawn(async move {
                 let (mut from_client, mut to_client) = client.into_split();
-                let (mut from_vendor, mut to_vendor) = TcpStream::connect(vendor).await.unwrap().into_split();
+                let (mut from_vendor, mut to_vendor) =
+                    TcpStream::connect(vendor).await.unwrap().into_split();
                 let (requests, answers) = (way.clone(), way.clone());
                 tokio::spawn(async move {
                     let mut buffer = vec![0; 64 * 1024];
@@ -78,7 +81,8 @@ async fn way(vendor: SocketAddr, held: Held) -> Arc<Way> {
 
 /// Whether all leases are over, by the database's clock.
 async fn leases_are_over(world: &World) -> bool {
-    let query = "select not exists (select from publication where leased_until > clock_timestamp())";
+    let query =
+        "select not exists (select from publication where leased_until > clock_timestamp())";
     sqlx::query_scalar(query).fetch_one(&world.ledger.pool).await.unwrap()
 }
 
@@ -116,19 +120,33 @@ impl Publishers<'_> {
                 .await
                 .unwrap()
                 .expect("a publication");
-            let carried: Vec<_> = life.attempts.iter().filter(|attempt| attempt.sequence == life.settled_sequence).collect();
+            let carried: Vec<_> = life
+                .attempts
+                .iter()
+                .filter(|attempt| attempt.sequence == life.settled_sequence)
+                .collect();
             assert!(life.state == PublicationState::Published && carried.len() == 1, "{life:?}");
-            assert_eq!((carried[0].request_id, carried[0].verdict), (by, Some(AttemptVerdict::Accepted)), "{life:?}");
+            assert_eq!(
+                (carried[0].request_id, carried[0].verdict),
+                (by, Some(AttemptVerdict::Accepted)),
+                "{life:?}"
+            );
             assert_eq!(self.world.times_billed(id), 1);
         }
     }
 
-    /// Waits until the second publisher has taken over, sent its events and recorded the answer. Returns both requests.
+    /// Waits until the second publisher has taken over, sent its events and recorded the answer.
+    /// Returns both requests.
     async fn second_takes_over(&self, ids: &[&str]) -> (Process, [Uuid; 2]) {
-        let [(frozen, None)] = self.requests().await[..] else { panic!("one request without an answer") };
+        let [(frozen, None)] = self.requests().await[..] else {
+            panic!("one request without an answer")
+        };
         assert!(!leases_are_over(self.world).await);
         let second = self.world.process(&self.world.vendor.ingest_url());
-        eventually(SOON, "the second has taken over", || async { self.world.number_in("published").await == 3 }).await;
+        eventually(SOON, "the second has taken over", || async {
+            self.world.number_in("published").await == 3
+        })
+        .await;
         let requests = self.requests().await;
         let [(_, None), (taken_over, Some(_))] = requests[..] else { panic!("{requests:?}") };
         self.each_is_published_once(ids, taken_over).await;
@@ -140,7 +158,10 @@ impl Publishers<'_> {
         self.balances().await;
         assert!(second.terminate(SOON).await.success(), "{}", second.stderr());
         self.world.add_with(&self.log, &[usage("d", start_time())]).await;
-        eventually(SOON, "the first publishes again", || async { self.world.number_in("published").await == 4 }).await;
+        eventually(SOON, "the first publishes again", || async {
+            self.world.number_in("published").await == 4
+        })
+        .await;
         let requests = self.requests().await;
         assert_eq!(requests.len(), 3);
         self.each_is_published_once(&["d"], requests[2].0).await;
@@ -150,13 +171,19 @@ impl Publishers<'_> {
 
     async fn balances(&self) {
         let source = self.world.settings.coderd.clone().map(|database| (database, DEPLOYMENT));
-        let audit = Audit { ledger: self.world.ledger.clone(), log: self.log.clone(), source, patience: Duration::ZERO };
+        let audit = Audit {
+            ledger: self.world.ledger.clone(),
+            log: self.log.clone(),
+            source,
+            patience: Duration::ZERO,
+        };
         let report = audit.run().await.unwrap();
         assert!(report.balanced, "{report:?}");
     }
 }
 
-/// Freezes the first publisher with a request in flight. It wakes after the second has sent and recorded the same events.
+/// Freezes the first publisher with a request in flight. It wakes after the second has sent and
+/// recorded the same events.
 async fn a_frozen_publisher(held: Held) {
     let world = World::new().await;
     let log = world.log().await;
@@ -166,7 +193,8 @@ async fn a_frozen_publisher(held: Held) {
     let way = way(world.vendor.addr, held).await;
     let first = world.process(&way.url);
     eventually(SOON, "a request is in flight", || async {
-        *way.seen.borrow() && (held == Held::Request || world.vendor.books().deliveries.len() == ids.len())
+        *way.seen.borrow()
+            && (held == Held::Request || world.vendor.books().deliveries.len() == ids.len())
     })
     .await;
     first.pause();
@@ -174,15 +202,23 @@ async fn a_frozen_publisher(held: Held) {
     let before = written(&world, frozen).await;
 
     way.open.send_replace(true);
-    eventually(SOON, "both requests are with the vendor", || async { world.vendor.books().deliveries.len() == 2 * ids.len() }).await;
+    eventually(SOON, "both requests are with the vendor", || async {
+        world.vendor.books().deliveries.len() == 2 * ids.len()
+    })
+    .await;
     first.resume();
-    eventually(SOON, "the first has recorded the outcome of its request", || async { publishers.requests().await[0].1.is_some() }).await;
+    eventually(SOON, "the first has recorded the outcome of its request", || async {
+        publishers.requests().await[0].1.is_some()
+    })
+    .await;
     assert_eq!(written(&world, frozen).await, before, "it has written only that");
-    let verdicts: Vec<String> = sqlx::query_scalar("select distinct verdict from publication_attempt where request_id = $1")
-        .bind(frozen)
-        .fetch_all(&world.ledger.pool)
-        .await
-        .unwrap();
+    let verdicts: Vec<String> = sqlx::query_scalar(
+        "select distinct verdict from publication_attempt where request_id = $1",
+    )
+    .bind(frozen)
+    .fetch_all(&world.ledger.pool)
+    .await
+    .unwrap();
     assert!(["accepted", "failed"].iter().any(|verdict| verdicts == [*verdict]), "{verdicts:?}");
     publishers.each_is_published_once(&ids, taken_over).await;
     publishers.first_goes_on(first, second).await;
@@ -207,7 +243,10 @@ async fn a_publisher_frozen_while_it_records_its_answer_stops_no_second_one_and_
     let publishers = Publishers { world: &world, log };
     let way = way(world.vendor.addr, Held::Answer).await;
     let first = world.process(&way.url);
-    eventually(SOON, "the vendor has its request", || async { world.vendor.books().deliveries.len() == ids.len() }).await;
+    eventually(SOON, "the vendor has its request", || async {
+        world.vendor.books().deliveries.len() == ids.len()
+    })
+    .await;
     let mut lock = world.ledger.pool.begin().await.unwrap();
     sqlx::query("select from publication for update").execute(&mut *lock).await.unwrap();
     way.open.send_replace(true);
@@ -226,6 +265,9 @@ async fn a_publisher_frozen_while_it_records_its_answer_stops_no_second_one_and_
         first.stderr().contains(&format!("the answer to request {frozen} is not recorded"))
     })
     .await;
-    assert_eq!((publishers.requests().await[0], written(&world, frozen).await), ((frozen, None), before));
+    assert_eq!(
+        (publishers.requests().await[0], written(&world, frozen).await),
+        ((frozen, None), before)
+    );
     publishers.first_goes_on(first, second).await;
 }

@@ -1,4 +1,5 @@
-//! How much usage a difference holds: one event, a source, or everything. A build that differs holds none.
+//! How much usage a difference holds: one event, a source, or everything. A build that differs
+//! holds none.
 
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
@@ -18,27 +19,46 @@ async fn add_many(site: &Audited, more: usize) {
 }
 
 async fn change_in_coderd(site: &Audited, ids: &[&str], count: i32) {
-    sqlx::query("update usage_events set event_data = jsonb_build_object('count', $2) where id = any($1)")
-        .bind(ids)
-        .bind(count)
-        .execute(&site.world.coderd)
-        .await
-        .unwrap();
+    sqlx::query(
+        "update usage_events set event_data = jsonb_build_object('count', $2) where id = any($1)",
+    )
+    .bind(ids)
+    .bind(count)
+    .execute(&site.world.coderd)
+    .await
+    .unwrap();
 }
 
 /// Adds a forged record: the log and the ledger have it, and coderd does not.
 async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
-    let topic = if matches!(payload, Payload::Usage(_)) { Topic::AgentUsage } else { Topic::WorkspaceBuilds };
+    let topic = if matches!(payload, Payload::Usage(_)) {
+        Topic::AgentUsage
+    } else {
+        Topic::WorkspaceBuilds
+    };
     let partition = TopicPartition { topic, partition: 0 };
-    site.log.append(topic, vec![Event { deployment: DEPLOYMENT, payload }.to_message()]).await.unwrap();
+    site.log
+        .append(topic, vec![Event { deployment: DEPLOYMENT, payload }.to_message()])
+        .await
+        .unwrap();
     let ledger = &site.world.ledger;
-    let claim = ledger.run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await)
+        .await
+        .unwrap();
     let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
     let next_offset = records.last().expect("the record").offset + 1;
     let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
     assert_eq!(
         ledger
-            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await)
+            .run(async |conn| record::batch(
+                conn,
+                &Chain::Live(claim),
+                &arrivals,
+                next_offset,
+                ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
             .accepted,
@@ -48,7 +68,9 @@ async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
 
 async fn differs(site: &Audited, differences: i64) {
     site.finds(SOURCE, "this many differ", |finding| {
-        finding.deployment_id == Some(DEPLOYMENT) && finding.differences == differences && finding.recent_usage > 0
+        finding.deployment_id == Some(DEPLOYMENT)
+            && finding.differences == differences
+            && finding.recent_usage > 0
     })
     .await;
 }
@@ -61,9 +83,14 @@ async fn a_usage_event_that_differs_holds_itself_and_the_others_are_published() 
     change_in_coderd(&site, &["e-0"], 2).await;
     differs(&site, 1).await;
     // by the audit alone: no publisher has checked it yet
-    assert_eq!((world.state("e-0").await.0.as_str(), world.held_for("e-0").await), ("pending", Some(HeldFor::CoderdDiffers)));
+    assert_eq!(
+        (world.state("e-0").await.0.as_str(), world.held_for("e-0").await),
+        ("pending", Some(HeldFor::CoderdDiffers))
+    );
     let status = site.command(&["status"]).await;
-    let line = |words: &[&str]| status.stdout.lines().any(|line| words.iter().all(|words| line.contains(words)));
+    let line = |words: &[&str]| {
+        status.stdout.lines().any(|line| words.iter().all(|words| line.contains(words)))
+    };
     assert!(line(&["event", "e-0", "2025-08-01T12:00:00.000Z", "coderd's row"]), "{status:?}");
     assert!(!line(&["USAGE HELD", "source"]), "{status:?}");
 
@@ -72,7 +99,10 @@ async fn a_usage_event_that_differs_holds_itself_and_the_others_are_published() 
     assert_eq!(world.times_billed("e-0"), 0);
     let status_holds = status::read(&world.ledger, &site.log, DEADLINE).await.unwrap().holds;
     assert_eq!(status_holds.len(), 1, "{status_holds:?}");
-    assert_eq!((status_holds[0].event_id.as_deref(), status_holds[0].since), (Some("e-0"), Some(start_time())));
+    assert_eq!(
+        (status_holds[0].event_id.as_deref(), status_holds[0].since),
+        (Some("e-0"), Some(start_time()))
+    );
     assert!(status_holds[0].ends.contains("coderd's row"), "{status_holds:?}");
 
     change_in_coderd(&site, &["e-0"], 1).await;
@@ -91,19 +121,35 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
     let mut publisher = world.publisher();
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
     let condition = publisher.condition().get();
-    assert!(matches!(&condition, Condition::Held(_)) && condition.to_string().contains("2 of 100 usage events"), "{condition}");
+    assert!(
+        matches!(&condition, Condition::Held(_))
+            && condition.to_string().contains("2 of 100 usage events"),
+        "{condition}"
+    );
     let status = site.command(&["status"]).await;
-    let is_hold = |line: &str| ["source", &DEPLOYMENT.to_string(), "2 of 100", "at most 1 %"].iter().all(|words| line.contains(words));
+    let is_hold = |line: &str| {
+        ["source", &DEPLOYMENT.to_string(), "2 of 100", "at most 1 %"]
+            .iter()
+            .all(|words| line.contains(words))
+    };
     assert!(status.stdout.lines().any(is_hold), "{status:?}");
-    assert_eq!(site.gauge(0, "tallyline_audit_holds_publishing", "source_and_ledger", Some(DEPLOYMENT)), Some(1.0));
+    assert_eq!(
+        site.gauge(0, "tallyline_audit_holds_publishing", "source_and_ledger", Some(DEPLOYMENT)),
+        Some(1.0)
+    );
 
     change_in_coderd(&site, &["e-1"], 1).await;
     differs(&site, 1).await;
     world.pass(TimeDelta::minutes(10));
-    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 99, "less than that holds only itself");
+    assert_eq!(
+        publisher.cycle(&world.stop).await.unwrap().accepted,
+        99,
+        "less than that holds only itself"
+    );
 }
 
-/// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an operator could end that hold.
+/// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an
+/// operator could end that hold.
 #[tokio::test]
 async fn usage_that_coderd_never_had_holds_itself_and_not_a_small_source() {
     let site = Audited::new().await;
@@ -114,15 +160,27 @@ async fn usage_that_coderd_never_had_holds_itself_and_not_a_small_source() {
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back, world.times_billed("forged")), (2, 1, 0));
     let holds = status::read(&world.ledger, &site.log, DEADLINE).await.unwrap().holds;
-    assert_eq!(holds.iter().map(|hold| hold.event_id.as_deref()).collect::<Vec<_>>(), [Some("forged")], "{holds:?}");
+    assert_eq!(
+        holds.iter().map(|hold| hold.event_id.as_deref()).collect::<Vec<_>>(),
+        [Some("forged")],
+        "{holds:?}"
+    );
     assert!(holds[0].ends.contains("no operation releases it"), "{holds:?}");
 
     // Usage that coderd had is different: coderd deletes none.
-    sqlx::query("update usage_event set confirmed_at = now() where id = 'e-1'").execute(&world.ledger.pool).await.unwrap();
+    sqlx::query("update usage_event set confirmed_at = now() where id = 'e-1'")
+        .execute(&world.ledger.pool)
+        .await
+        .unwrap();
     sqlx::query("delete from usage_events where id = 'e-1'").execute(&world.coderd).await.unwrap();
     differs(&site, 2).await;
     assert_eq!(
-        world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap().map(|hold| hold.scope),
+        world
+            .ledger
+            .run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await)
+            .await
+            .unwrap()
+            .map(|hold| hold.scope),
         Some(HoldScope::Source)
     );
 }
@@ -138,8 +196,15 @@ async fn usage_that_is_pending_when_its_source_is_retired_is_held_until_it_is_re
     assert_eq!(act(&desk, &RetireSource { deployment_id }, &actor).await.unwrap().pending, 1);
     let held = holds().await;
     let [hold] = held.as_slice() else { panic!("{held:?}") };
-    assert_eq!((hold.scope, hold.deployment_id, hold.since.is_some()), (HoldScope::Source, Some(DEPLOYMENT), true));
-    assert!(hold.why.contains("retired by sre-1 (moved)") && hold.ends.contains("tallyline sources reinstate"), "{hold:?}");
+    assert_eq!(
+        (hold.scope, hold.deployment_id, hold.since.is_some()),
+        (HoldScope::Source, Some(DEPLOYMENT), true)
+    );
+    assert!(
+        hold.why.contains("retired by sre-1 (moved)")
+            && hold.ends.contains("tallyline sources reinstate"),
+        "{hold:?}"
+    );
     assert_eq!((world.cycle().await.requests, world.number_in("pending").await), (0, 1));
     act(&desk, &ReinstateSource { deployment_id }, &actor).await.unwrap();
     assert_eq!(holds().await, []);
@@ -174,9 +239,15 @@ async fn a_build_that_differs_is_shown_and_holds_no_money() {
     let world = &site.world;
     add_to_the_ledger_only(&site, build(DEPLOYMENT, 1).payload).await;
     site.add(usage("a", start_time())).await;
-    site.finds(SOURCE, "the build differs", |finding| finding.differences == 1 && finding.examples[0].kind == "not_in_source").await;
+    site.finds(SOURCE, "the build differs", |finding| {
+        finding.differences == 1 && finding.examples[0].kind == "not_in_source"
+    })
+    .await;
     let gauge = |name| site.gauge(0, name, "source_and_ledger", Some(DEPLOYMENT));
-    crate::support::eventually(DEADLINE, "the build is shown", || async { gauge("tallyline_audit_difference") == Some(1.0) }).await;
+    crate::support::eventually(DEADLINE, "the build is shown", || async {
+        gauge("tallyline_audit_difference") == Some(1.0)
+    })
+    .await;
     assert_eq!(gauge("tallyline_audit_holds_publishing"), Some(0.0));
     assert_eq!(world.cycle().await.accepted, 1);
     assert!(status::read(&world.ledger, &site.log, DEADLINE).await.unwrap().holds.is_empty());

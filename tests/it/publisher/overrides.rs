@@ -1,4 +1,5 @@
-//! Operators' statements about usage that differs in coderd: it is held back before, and sent as accepted afterwards.
+//! Operators' statements about usage that differs in coderd: it is held back before, and sent as
+//! accepted afterwards.
 
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use prometheus::Registry;
 use tallyline::audit::{Audit, AuditReport};
 use tallyline::event::{Event, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, Disposition, NewAct, PassedReject, Refusal, RejectState, Subject, event_history, generations, positions,
-    record, rejects,
+    ActKind, Arrival, Chain, Disposition, NewAct, PassedReject, Refusal, RejectState, Subject,
+    event_history, generations, positions, record, rejects,
 };
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
@@ -23,16 +24,23 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn held_back(registry: &Registry) -> f64 {
     let families = registry.gather();
-    let family = families.iter().find(|family| family.name() == "tallyline_publisher_held_back").expect("the gauge");
+    let family = families
+        .iter()
+        .find(|family| family.name() == "tallyline_publisher_held_back")
+        .expect("the gauge");
     family.get_metric()[0].get_gauge().value()
 }
 
 async fn audited(world: &World, log: &Log) -> AuditReport {
     let source = world.settings.coderd.clone().map(|database| (database, DEPLOYMENT));
-    Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO }.run().await.expect("audited")
+    Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO }
+        .run()
+        .await
+        .expect("audited")
 }
 
-/// Plans the recovery of a restored coderd. Returns the number of reused ids, the number of pending ones among them, and the hash.
+/// Plans the recovery of a restored coderd. Returns the number of reused ids, the number of pending
+/// ones among them, and the hash.
 async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
     let plan = ask(&world.desk(log), &request).await.expect("a plan");
@@ -72,16 +80,26 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
     let status = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.queues[0].held_back, 2);
     let told = &status.queues[0].held_back_first;
-    assert_eq!(told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
+    assert_eq!(
+        told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(),
+        ["again", "later"]
+    );
     assert!(told[0].why.starts_with("coderd's row is dated 2025-08-01T12:03:00Z"), "{told:?}");
-    assert!(told[1].why.starts_with("coderd's row has dc_managed_agents_v1 7, the accepted event dc_managed_agents_v1 1"), "{told:?}");
+    assert!(
+        told[1].why.starts_with(
+            "coderd's row has dc_managed_agents_v1 7, the accepted event dc_managed_agents_v1 1"
+        ),
+        "{told:?}"
+    );
     let life = world
         .ledger
         .run(async |conn| event_history::publication(conn, world.source.id, "again").await)
         .await
         .unwrap()
         .expect("a publication");
-    assert!(life.last_message.is_some_and(|message| message.contains("recover plan --lost coderd")));
+    assert!(
+        life.last_message.is_some_and(|message| message.contains("recover plan --lost coderd"))
+    );
 
     assert!(!audited(&world, &log).await.balanced, "and the books differ");
     let (again, pending, hash) = planned(&world, &log).await;
@@ -90,22 +108,34 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
 
     let report = audited(&world, &log).await;
     assert!(report.balanced, "{report:?}");
-    // before the cut-off, the restored coderd published its own row under the id: the vendor has that one
+    // before the cut-off, the restored coderd published its own row under the id: the vendor has
+    // that one
     world.coderd_marks("later", Some(start_time()), None).await;
     let registry = Registry::new();
     let mut publisher = world.publisher_in(&registry);
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
-    let actor = Actor { name: "user-001".to_owned(), reason: "coderd's publisher is disabled again".to_owned() };
-    act(&world.desk(&log), &CoderdCutOff { deployment_id: DEPLOYMENT }, &actor).await.expect("it has stopped");
+    let actor = Actor {
+        name: "user-001".to_owned(),
+        reason: "coderd's publisher is disabled again".to_owned(),
+    };
+    act(&world.desk(&log), &CoderdCutOff { deployment_id: DEPLOYMENT }, &actor)
+        .await
+        .expect("it has stopped");
     let cycle = publisher.cycle(&world.stop).await.unwrap();
     assert_eq!((cycle.accepted, cycle.settled.not_ours, cycle.held_back), (1, 1, 0));
     assert_eq!(held_back(&registry), 0.0);
     assert_eq!(world.delivered(), ["good", "again"]);
     let books = world.vendor.books();
     let billed = books.billed.iter().find(|billed| billed.id == "again").expect("billed");
-    assert_eq!((billed.times, &billed.event_data, billed.created_at), (1, &serde_json::json!({ "count": 1 }), start_time()));
+    assert_eq!(
+        (billed.times, &billed.event_data, billed.created_at),
+        (1, &serde_json::json!({ "count": 1 }), start_time())
+    );
     let acts: Vec<(String, String)> =
-        sqlx::query_as("select actor, reason from operator_act where act = 'recover'").fetch_all(&world.ledger.pool).await.unwrap();
+        sqlx::query_as("select actor, reason from operator_act where act = 'recover'")
+            .fetch_all(&world.ledger.pool)
+            .await
+            .unwrap();
     assert_eq!(acts, [("user-001".to_owned(), "coderd was restored".to_owned())]);
     assert_eq!(planned(&world, &log).await.1, 0);
     assert!(audited(&world, &log).await.balanced);
@@ -132,23 +162,50 @@ async fn an_override_ends_the_hold_in_mode_shadow_too() {
 async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() {
     let world = World::new().await;
     // coderd's row cannot be read, and the ledger has accepted an operator's version
-    let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("corrected", start_time())) };
+    let event =
+        Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("corrected", start_time())) };
     let claim = world
         .ledger
         .run(async |conn| {
-            positions::lease(conn, TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0, world.ledger.clock.now()).await
+            positions::lease(
+                conn,
+                TopicPartition { topic: Topic::AgentUsage, partition: 0 },
+                0,
+                world.ledger.clock.now(),
+            )
+            .await
         })
         .await
         .unwrap();
-    let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count: not a number".into() };
-    let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
-    world.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await).await.unwrap();
+    let refusal = Refusal {
+        verdict: Disposition::Rejected,
+        cause: RejectCause::Field,
+        detail: "count: not a number".into(),
+    };
+    let arrival = Arrival {
+        offset: 0,
+        timestamp: start_time(),
+        message: event.to_message(),
+        event: Err(refusal),
+        confirmed: false,
+    };
+    world
+        .ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     world.add(&["corrected", "broken"].map(|id| usage(id, start_time()))).await;
-    sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();
+    sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'")
+        .execute(&world.coderd)
+        .await
+        .unwrap();
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "no override yet");
 
-    let reject: i64 = sqlx::query_scalar("select id from reject").fetch_one(&world.ledger.pool).await.unwrap();
+    let reject: i64 =
+        sqlx::query_scalar("select id from reject").fetch_one(&world.ledger.pool).await.unwrap();
     let act = NewAct {
         actor: "user-001",
         act: ActKind::Resubmit,
@@ -156,10 +213,20 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
         reason: "one is 1",
         detail: serde_json::json!({}),
     };
-    let acts = world.ledger.run(async |conn| rejects::begin_acts(conn, &[act], world.ledger.clock.now()).await).await.unwrap();
+    let acts = world
+        .ledger
+        .run(async |conn| rejects::begin_acts(conn, &[act], world.ledger.clock.now()).await)
+        .await
+        .unwrap();
     let passed = [PassedReject { id: reject, act_id: acts[0], place: None }];
     let lives = world.ledger.run(generations::all).await.unwrap();
-    world.ledger.run(async |conn| rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| {
+            rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await
+        })
+        .await
+        .unwrap();
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));
@@ -172,8 +239,10 @@ async fn held_usage_is_logged_once_with_the_command_that_releases_it() {
     let log = world.log().await;
     world.add_with(&log, &["again", "gone", "good"].map(|id| usage(id, start_time()))).await;
     assert!(audited(&world, &log).await.balanced, "this confirms them");
-    for change in ["update usage_events set event_data = '{\"count\": 5}' where id = 'again'", "delete from usage_events where id = 'gone'"]
-    {
+    for change in [
+        "update usage_events set event_data = '{\"count\": 5}' where id = 'again'",
+        "delete from usage_events where id = 'gone'",
+    ] {
         sqlx::query(change).execute(&world.coderd).await.unwrap();
     }
     let mut process = world.process(&world.vendor.ingest_url());
@@ -207,12 +276,18 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["seen", "forged"].map(|id| usage(id, start_time()))).await;
-    sqlx::query("delete from usage_events where id = 'forged'").execute(&world.coderd).await.unwrap();
+    sqlx::query("delete from usage_events where id = 'forged'")
+        .execute(&world.coderd)
+        .await
+        .unwrap();
     assert!(!audited(&world, &log).await.balanced);
     sqlx::query("delete from usage_events").execute(&world.coderd).await.unwrap();
     assert_eq!(world.cycle().await.held_back, 2);
     let message = world.state("forged").await.1.expect("a message");
-    assert!(message.contains("not known to have ever had it") && !message.contains("recover"), "{message}");
+    assert!(
+        message.contains("not known to have ever had it") && !message.contains("recover"),
+        "{message}"
+    );
 
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
     let plan = ask(&world.desk(&log), &request).await.expect("a plan");
@@ -223,6 +298,11 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     assert_eq!(world.cycle().await.accepted, 1);
     assert_eq!((world.times_billed("seen"), world.times_billed("forged")), (1, 0));
     let report = audited(&world, &log).await;
-    let differences: Vec<_> = report.joints.iter().flat_map(|joint| &joint.differences).map(|one| (&*one.kind, one.id.as_str())).collect();
+    let differences: Vec<_> = report
+        .joints
+        .iter()
+        .flat_map(|joint| &joint.differences)
+        .map(|one| (&*one.kind, one.id.as_str()))
+        .collect();
     assert_eq!(differences, [("not_in_source", "forged")]);
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use tallyline::ledger::{
-    Attempt, AttemptVerdict, NewRequest, RequestOutcome, Settlement, books, publication_requests, publications, snapshots,
+    Attempt, AttemptVerdict, NewRequest, RequestOutcome, Settlement, books, publication_requests,
+    publications, snapshots,
 };
 use tallyline::publisher::Condition;
 use tallyline::tallyman::{ClientSettings, SendError};
@@ -22,18 +23,39 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[tokio::test]
 async fn a_fault_of_the_vendor_fails_the_request_and_the_next_one_carries_the_same_events() {
     for after_accepting in [false, true] {
-        let errors = ServerErrors { status: 503, next: 1, after_accepting, ..ServerErrors::default() };
+        let errors =
+            ServerErrors { status: 503, next: 1, after_accepting, ..ServerErrors::default() };
         let world = World::with(Switches { errors, ..Switches::default() }).await;
         world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
         let failed = world.cycle().await;
-        assert!(matches!(failed.failure, Some(SendError::Status { status: 503, .. })), "{failed:?}");
-        assert!(world.state("a").await.1.is_some_and(|message| message.contains("unexpected status code 503")));
-        let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
-        assert_eq!((pending.events, pending.unanswered), (2, 2), "a gateway may have failed after the vendor took them");
+        assert!(
+            matches!(failed.failure, Some(SendError::Status { status: 503, .. })),
+            "{failed:?}"
+        );
+        assert!(
+            world
+                .state("a")
+                .await
+                .1
+                .is_some_and(|message| message.contains("unexpected status code 503"))
+        );
+        let pending = world
+            .ledger
+            .run(async |conn| publications::pending(conn, world.source.id).await)
+            .await
+            .unwrap();
+        assert_eq!(
+            (pending.events, pending.unanswered),
+            (2, 2),
+            "a gateway may have failed after the vendor took them"
+        );
         assert_eq!(world.cycle().await.accepted, 2);
         assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
         let unanswered: i64 =
-            sqlx::query_scalar("select count(*) from publication where unanswered").fetch_one(&world.ledger.pool).await.unwrap();
+            sqlx::query_scalar("select count(*) from publication where unanswered")
+                .fetch_one(&world.ledger.pool)
+                .await
+                .unwrap();
         assert_eq!(unanswered, 0);
     }
 }
@@ -46,7 +68,10 @@ async fn an_event_whose_answer_was_cut_off_is_delivered_again_byte_for_byte_and_
     let cycle = world.cycle().await;
     assert!(matches!(cycle.failure, Some(SendError::Unanswered(_))), "{cycle:?}");
     let request: (Option<chrono::DateTime<Utc>>, Option<i32>, Option<String>) =
-        sqlx::query_as("select answered_at, status, error from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+        sqlx::query_as("select answered_at, status, error from publication_request")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
     assert!(request.0.is_none() && request.1.is_none() && request.2.is_some(), "{request:?}");
     world.pass(TimeDelta::days(10));
     assert_eq!(world.cycle().await.accepted, 1);
@@ -68,7 +93,11 @@ async fn without_a_vendor_nothing_counts_as_sent() {
     let cycle = world.cycle().await;
     assert!(matches!(cycle.failure, Some(SendError::Unreachable(_))), "{cycle:?}");
     world.pass(TimeDelta::days(30));
-    assert_eq!(world.cycle().await.settled.expired, 1, "expired, not unknown: no attempt can have been taken");
+    assert_eq!(
+        world.cycle().await.settled.expired,
+        1,
+        "expired, not unknown: no attempt can have been taken"
+    );
 }
 
 /// Forwards everything to the vendor, and no answer back.
@@ -88,13 +117,16 @@ async fn one_way(vendor: std::net::SocketAddr) -> String {
 }
 
 #[tokio::test]
-async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_to_the_next_after_its_lease() {
+async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_to_the_next_after_its_lease()
+ {
     let mut world = World::new().await;
     let direct = world.settings.tallyman.clone();
     world.settings.tallyman = ClientSettings::new(one_way(world.vendor.addr).await);
     world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
     let mut dying = world.publisher();
-    let delivered = eventually(DEADLINE, "the vendor has taken them", || async { world.vendor.books().billed.len() == 2 });
+    let delivered = eventually(DEADLINE, "the vendor has taken them", || async {
+        world.vendor.books().billed.len() == 2
+    });
     tokio::select! {
         cycle = dying.cycle(&world.stop) => panic!("unexpected answer: {cycle:?}"),
         () = delivered => {}
@@ -103,7 +135,15 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
 
     world.settings.tallyman = direct;
     assert_eq!(world.cycle().await.requests, 0, "the lease lasts");
-    assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().unanswered, 2);
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| publications::pending(conn, world.source.id).await)
+            .await
+            .unwrap()
+            .unanswered,
+        2
+    );
     world.end_leases().await;
     assert_eq!(world.cycle().await.accepted, 2);
     assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
@@ -113,7 +153,10 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
         assert_eq!((books.texts(DEPLOYMENT, id).len(), texts.len()), (2, 1));
     }
     let open: i64 =
-        sqlx::query_scalar("select count(*) from publication_request where batch_id is null").fetch_one(&world.ledger.pool).await.unwrap();
+        sqlx::query_scalar("select count(*) from publication_request where batch_id is null")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
     assert_eq!(open, 1, "the unfinished request stays visible");
 }
 
@@ -122,10 +165,14 @@ async fn publishers_beside_each_other_never_send_the_same_event() {
     let world = World::with(Switches { latency_ms: 20, ..Switches::default() }).await;
     let ids = world.add_many(700).await;
     let (mut one, mut two, mut three) = (world.publisher(), world.publisher(), world.publisher());
-    let cycles = tokio::join!(one.cycle(&world.stop), two.cycle(&world.stop), three.cycle(&world.stop));
+    let cycles =
+        tokio::join!(one.cycle(&world.stop), two.cycle(&world.stop), three.cycle(&world.stop));
     let cycles = [cycles.0.unwrap(), cycles.1.unwrap(), cycles.2.unwrap()];
     assert_eq!(cycles.iter().map(|cycle| cycle.accepted).sum::<usize>(), 700);
-    assert!(cycles.iter().filter(|cycle| cycle.requests > 0).count() > 1, "they did work beside each other: {cycles:?}");
+    assert!(
+        cycles.iter().filter(|cycle| cycle.requests > 0).count() > 1,
+        "they did work beside each other: {cycles:?}"
+    );
     let mut delivered = world.delivered();
     delivered.sort();
     assert_eq!(delivered, ids);
@@ -140,31 +187,68 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
     let after = start_time() - TimeDelta::days(30);
     let leased = world
         .ledger
-        .run(async |conn| publications::lease(conn, source_id, "first", after, 10, lease, world.ledger.clock.now()).await)
+        .run(async |conn| {
+            publications::lease(
+                conn,
+                source_id,
+                "first",
+                after,
+                10,
+                lease,
+                world.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     assert_eq!(leased.len(), 1);
     assert!(
         world
             .ledger
-            .run(async |conn| publications::lease(conn, source_id, "second", after, 10, lease, world.ledger.clock.now()).await)
+            .run(async |conn| publications::lease(
+                conn,
+                source_id,
+                "second",
+                after,
+                10,
+                lease,
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
             .is_empty()
     );
-    let request = |id, holder| NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec!["a"], holder, lease };
+    let request = |id, holder| NewRequest {
+        id,
+        source_id,
+        license_sha256: [1; 32],
+        event_ids: vec!["a"],
+        holder,
+        lease,
+    };
     let late = Uuid::from_u128(1);
     assert!(
         !world
             .ledger
-            .run(async |conn| publication_requests::begin(conn, &request(Uuid::from_u128(9), "second"), world.ledger.clock.now()).await)
+            .run(async |conn| publication_requests::begin(
+                conn,
+                &request(Uuid::from_u128(9), "second"),
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
     );
     assert!(
         world
             .ledger
-            .run(async |conn| publication_requests::begin(conn, &request(late, "first"), world.ledger.clock.now()).await)
+            .run(async |conn| publication_requests::begin(
+                conn,
+                &request(late, "first"),
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
     );
@@ -189,7 +273,12 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
     assert!(
         !world
             .ledger
-            .run(async |conn| publication_requests::begin(conn, &request(Uuid::from_u128(8), "first"), world.ledger.clock.now()).await)
+            .run(async |conn| publication_requests::begin(
+                conn,
+                &request(Uuid::from_u128(8), "first"),
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap(),
         "its lease is over"
@@ -212,11 +301,23 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
         error: None,
         attempts: vec![attempt],
     };
-    world.ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| {
+            publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(world.state("a").await.0, "published");
     let batches = || async { world.ledger.run(snapshots::head).await.unwrap().number };
     let before = batches().await;
-    world.ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| {
+            publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(batches().await, before, "recorded once");
 }
 
@@ -228,7 +329,16 @@ async fn a_late_verdict_takes_precedence_over_coderds_mark() {
     world
         .ledger
         .run(async |conn| {
-            publications::lease(conn, source_id, "frozen", start_time() - TimeDelta::days(30), 10, lease, world.ledger.clock.now()).await
+            publications::lease(
+                conn,
+                source_id,
+                "frozen",
+                start_time() - TimeDelta::days(30),
+                10,
+                lease,
+                world.ledger.clock.now(),
+            )
+            .await
         })
         .await
         .unwrap();
@@ -238,7 +348,14 @@ async fn a_late_verdict_takes_precedence_over_coderds_mark() {
             .ledger
             .run(async |conn| publication_requests::begin(
                 conn,
-                &NewRequest { id, source_id, license_sha256: [1; 32], event_ids, holder: "frozen", lease },
+                &NewRequest {
+                    id,
+                    source_id,
+                    license_sha256: [1; 32],
+                    event_ids,
+                    holder: "frozen",
+                    lease
+                },
                 world.ledger.clock.now()
             )
             .await)
@@ -250,27 +367,55 @@ async fn a_late_verdict_takes_precedence_over_coderds_mark() {
     assert_eq!(
         world
             .ledger
-            .run(async |conn| publications::settle(conn, source_id, "other", &ids, Settlement::NotOurs, world.ledger.clock.now()).await)
+            .run(async |conn| publications::settle(
+                conn,
+                source_id,
+                "other",
+                &ids,
+                Settlement::NotOurs,
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
             .not_ours,
         2
     );
 
-    let attempts = [("a", AttemptVerdict::Accepted), ("b", AttemptVerdict::Refused)].map(|(id, verdict)| Attempt {
-        event_id: id.to_owned(),
-        verdict,
-        message: None,
-        next_attempt_at: world.clock.now(),
-        unanswered: false,
-    });
+    let attempts =
+        [("a", AttemptVerdict::Accepted), ("b", AttemptVerdict::Refused)].map(|(id, verdict)| {
+            Attempt {
+                event_id: id.to_owned(),
+                verdict,
+                message: None,
+                next_attempt_at: world.clock.now(),
+                unanswered: false,
+            }
+        });
     let answered_at = Some(world.clock.now());
     let attempts = attempts.to_vec();
-    let outcome = RequestOutcome { id, source_id, holder: "frozen", answered_at, status: Some(200), error: None, attempts };
-    world.ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await).await.unwrap();
+    let outcome = RequestOutcome {
+        id,
+        source_id,
+        holder: "frozen",
+        answered_at,
+        status: Some(200),
+        error: None,
+        attempts,
+    };
+    world
+        .ledger
+        .run(async |conn| {
+            publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(world.states(&["a", "b"]).await, ["published", "refused"]);
     let differences = world.ledger.run(books::add_up).await.unwrap().differences;
-    assert!(differences.iter().all(|difference| difference.kind != "publication_without_its_answer"), "{differences:?}");
+    assert!(
+        differences.iter().all(|difference| difference.kind != "publication_without_its_answer"),
+        "{differences:?}"
+    );
 }
 
 #[tokio::test]
@@ -282,14 +427,20 @@ async fn a_stop_lets_the_request_in_flight_finish() {
     let condition = publisher.condition();
     let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
     eventually(DEADLINE, "a request is under way", || async {
-        sqlx::query_scalar("select count(*) = 1 from publication_request").fetch_one(&world.ledger.pool).await.unwrap()
+        sqlx::query_scalar("select count(*) = 1 from publication_request")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap()
     })
     .await;
     stop.cancel();
     tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
     assert_eq!((world.number_in("published").await, world.number_in("pending").await), (100, 50));
     let leased: i64 =
-        sqlx::query_scalar("select count(*) from publication where leased_by is not null").fetch_one(&world.ledger.pool).await.unwrap();
+        sqlx::query_scalar("select count(*) from publication where leased_by is not null")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
     assert_eq!(leased, 0);
     assert!(condition.get().is_healthy());
 }
@@ -298,17 +449,27 @@ async fn a_stop_lets_the_request_in_flight_finish() {
 async fn a_running_publisher_outlasts_faults() {
     let errors = ServerErrors { next: 2, ..ServerErrors::default() };
     let mut world = World::with(Switches { errors, ..Switches::default() }).await;
-    (world.settings.first_wait, world.settings.longest_wait) = (Duration::from_millis(10), Duration::from_millis(50));
+    (world.settings.first_wait, world.settings.longest_wait) =
+        (Duration::from_millis(10), Duration::from_millis(50));
     world.settings.poll = Duration::from_millis(20);
     world.add(&[usage("a", start_time())]).await;
     let stop = world.stop.child_token();
     let (mut publisher, signal) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
     let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
-    eventually(DEADLINE, "the event is published", || async { world.number_in("published").await == 1 }).await;
+    eventually(DEADLINE, "the event is published", || async {
+        world.number_in("published").await == 1
+    })
+    .await;
     world.add(&[usage("b", start_time())]).await;
-    eventually(DEADLINE, "later events are published too", || async { world.number_in("published").await == 2 }).await;
-    eventually(DEADLINE, "the publisher works again", || async { condition.get() == Condition::Working }).await;
+    eventually(DEADLINE, "later events are published too", || async {
+        world.number_in("published").await == 2
+    })
+    .await;
+    eventually(DEADLINE, "the publisher works again", || async {
+        condition.get() == Condition::Working
+    })
+    .await;
     stop.cancel();
     tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
     assert_eq!(world.vendor.books().requests, 4);
@@ -321,9 +482,20 @@ async fn a_delayed_process_sends_nothing_once_its_lease_could_end_too_early() {
     world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
     world.add(&[usage("a", start_time())]).await;
     let cycle = world.cycle().await;
-    assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("was delayed")), "{cycle:?}");
+    assert!(
+        matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("was delayed")),
+        "{cycle:?}"
+    );
     assert_eq!(world.vendor.books().requests, 0);
-    assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().unanswered, 0);
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| publications::pending(conn, world.source.id).await)
+            .await
+            .unwrap()
+            .unanswered,
+        0
+    );
 }
 
 #[tokio::test]
@@ -334,8 +506,16 @@ async fn leases_are_released_in_the_lock_order_of_the_ids() {
     let leased = world
         .ledger
         .run(async |conn| {
-            publications::lease(conn, world.source.id, "one", start_time() - TimeDelta::days(30), 10, DEADLINE, world.ledger.clock.now())
-                .await
+            publications::lease(
+                conn,
+                world.source.id,
+                "one",
+                start_time() - TimeDelta::days(30),
+                10,
+                DEADLINE,
+                world.ledger.clock.now(),
+            )
+            .await
         })
         .await
         .unwrap();
@@ -351,11 +531,14 @@ async fn leases_are_released_in_the_lock_order_of_the_ids() {
         sqlx::query(statement).execute(&world.ledger.pool).await.unwrap();
     }
     let ledger = world.ledger_again();
-    let lock = |id: &'static str| sqlx::query("select from publication where event_id = $1 for update nowait").bind(id);
+    let lock = |id: &'static str| {
+        sqlx::query("select from publication where event_id = $1 for update nowait").bind(id)
+    };
     let mut other = world.ledger.pool.begin().await.unwrap();
     lock("a").execute(&mut *other).await.unwrap();
     let backwards: Vec<String> = ids.iter().rev().cloned().collect();
-    let released = ledger.run(async |conn| publications::release(conn, world.source.id, "one", &backwards).await);
+    let released = ledger
+        .run(async |conn| publications::release(conn, world.source.id, "one", &backwards).await);
     let beside = async {
         eventually(DEADLINE, "it waits for the first", || async {
             let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
@@ -370,6 +553,9 @@ async fn leases_are_released_in_the_lock_order_of_the_ids() {
     let (released, ()) = tokio::join!(released, beside);
     released.unwrap();
     let remaining: i64 =
-        sqlx::query_scalar("select count(*) from publication where leased_by is not null").fetch_one(&world.ledger.pool).await.unwrap();
+        sqlx::query_scalar("select count(*) from publication where leased_by is not null")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
     assert_eq!(remaining, 0);
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::ledger::{
-    ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, RestoreEvidence, Subject, publication_requests,
-    publications, restored, snapshots,
+    ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome,
+    RestoreEvidence, Subject, publication_requests, publications, restored, snapshots,
 };
 use tallyline::publisher::Condition;
 use tallyline_sim::tallyman::Switches;
@@ -21,13 +21,22 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn gauge(registry: &Registry, name: &str) -> f64 {
     let families = registry.gather();
-    families.iter().find(|family| family.name() == name).map_or(0.0, |family| family.get_metric()[0].get_gauge().value())
+    families
+        .iter()
+        .find(|family| family.name() == name)
+        .map_or(0.0, |family| family.get_metric()[0].get_gauge().value())
 }
 
 fn accepted(registry: &Registry) -> f64 {
     let families = registry.gather();
-    let Some(family) = families.iter().find(|family| family.name() == "tallyline_publisher_verdicts_total") else { return 0.0 };
-    let of = |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|label| label.value() == "accepted");
+    let Some(family) =
+        families.iter().find(|family| family.name() == "tallyline_publisher_verdicts_total")
+    else {
+        return 0.0;
+    };
+    let of = |metric: &&prometheus::proto::Metric| {
+        metric.get_label().iter().any(|label| label.value() == "accepted")
+    };
     family.get_metric().iter().find(of).map_or(0.0, |metric| metric.get_counter().value())
 }
 
@@ -36,25 +45,39 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_re
     for went_back in [false, true] {
         let mut world = World::new().await;
         world.settings.poll = Duration::from_millis(20);
-        world.add(&[usage("old", start_time() - TimeDelta::days(31)), usage("due", start_time())]).await;
+        world
+            .add(&[usage("old", start_time() - TimeDelta::days(31)), usage("due", start_time())])
+            .await;
         let registry = Registry::new();
         let mut publisher = world.publisher_in(&registry);
         let (condition, stop) = (publisher.condition(), world.stop.child_token());
         let answers = Arc::new(AtomicBool::new(false));
         let (log, signal) = (Arc::clone(&answers), stop.clone());
         let compare_marks = move || {
-            let answer = if log.load(Ordering::SeqCst) { Ok(()) } else { Err(anyhow::anyhow!("the log does not answer")) };
+            let answer = if log.load(Ordering::SeqCst) {
+                Ok(())
+            } else {
+                Err(anyhow::anyhow!("the log does not answer"))
+            };
             std::future::ready(answer)
         };
         let running = tokio::spawn(async move { publisher.run(compare_marks, &signal).await });
         // it still shows the backlog, and does nothing about it
         for (number, id) in [(2.0, "a"), (3.0, "b"), (4.0, "c")] {
-            eventually(DEADLINE, "the backlog is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
+            eventually(DEADLINE, "the backlog is shown", || async {
+                gauge(&registry, "tallyline_publisher_pending") == number
+            })
+            .await;
             world.add(&[usage(id, start_time())]).await;
         }
-        assert!(matches!(condition.get(), Condition::Failing(why) if why.contains("the log does not answer")));
+        assert!(
+            matches!(condition.get(), Condition::Failing(why) if why.contains("the log does not answer"))
+        );
         assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
-        let requests: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+        let requests: i64 = sqlx::query_scalar("select count(*) from publication_request")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
         assert_eq!(requests, 0);
 
         if went_back {
@@ -71,15 +94,32 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_re
                 detail: serde_json::json!({}),
             };
             assert!(
-                world.ledger.run(async |conn| restored::record(conn, &restored, &act, None, world.ledger.clock.now()).await).await.unwrap()
+                world
+                    .ledger
+                    .run(async |conn| restored::record(
+                        conn,
+                        &restored,
+                        &act,
+                        None,
+                        world.ledger.clock.now()
+                    )
+                    .await)
+                    .await
+                    .unwrap()
             );
         }
         answers.store(true, Ordering::SeqCst);
         if went_back {
-            eventually(DEADLINE, "the usage is held", || async { matches!(condition.get(), Condition::Recovering(_)) }).await;
+            eventually(DEADLINE, "the usage is held", || async {
+                matches!(condition.get(), Condition::Recovering(_))
+            })
+            .await;
             assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
         } else {
-            eventually(DEADLINE, "the event is published", || async { world.number_in("published").await == 4 }).await;
+            eventually(DEADLINE, "the event is published", || async {
+                world.number_in("published").await == 4
+            })
+            .await;
             assert_eq!(world.state("old").await.0, "expired");
         }
         stop.cancel();
@@ -106,11 +146,13 @@ async fn an_answer_to_a_lost_request_is_reported_as_lost_and_counts_once() {
     let registry = Registry::new();
     let mut publisher = world.publisher_in(&registry);
     let requests = || async {
-        let ids = sqlx::query_scalar::<_, Uuid>("select id from publication_request").fetch_all(&world.ledger.pool);
+        let ids = sqlx::query_scalar::<_, Uuid>("select id from publication_request")
+            .fetch_all(&world.ledger.pool);
         ids.await.unwrap()
     };
     let restoring = async {
-        eventually(DEADLINE, "a request is in flight", || async { requests().await.len() == 1 }).await;
+        eventually(DEADLINE, "a request is in flight", || async { requests().await.len() == 1 })
+            .await;
         let lost = requests().await[0].to_string();
         restore_to_before_the_request(&world).await;
         lost
@@ -118,7 +160,9 @@ async fn an_answer_to_a_lost_request_is_reported_as_lost_and_counts_once() {
     let (cycle, request) = tokio::join!(publisher.cycle(&world.stop), restoring);
     let fault = format!("{:#}", cycle.expect_err("the answer cannot be recorded"));
     assert!(fault.contains(&request) && fault.contains("is missing in the ledger"), "{fault}");
-    assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains(&request)));
+    assert!(
+        matches!(publisher.condition().get(), Condition::Failing(why) if why.contains(&request))
+    );
     assert_eq!((world.number_in("pending").await, accepted(&registry)), (2, 0.0));
     assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1], "the vendor took them");
 
@@ -135,10 +179,26 @@ async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_disting
     let (source_id, lease) = (world.source.id, Duration::from_secs(90));
     let leased = || {
         world.ledger.run(async |conn| {
-            publications::lease(conn, source_id, "one", start_time() - TimeDelta::days(30), 10, lease, world.ledger.clock.now()).await
+            publications::lease(
+                conn,
+                source_id,
+                "one",
+                start_time() - TimeDelta::days(30),
+                10,
+                lease,
+                world.ledger.clock.now(),
+            )
+            .await
         })
     };
-    let request = |id| NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec!["a"], holder: "one", lease };
+    let request = |id| NewRequest {
+        id,
+        source_id,
+        license_sha256: [1; 32],
+        event_ids: vec!["a"],
+        holder: "one",
+        lease,
+    };
     let attempt = Attempt {
         event_id: "a".to_owned(),
         verdict: AttemptVerdict::Accepted,
@@ -158,27 +218,61 @@ async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_disting
     let [lost, known] = [Uuid::from_u128(1), Uuid::from_u128(2)];
     assert_eq!(leased().await.unwrap().len(), 1);
     assert!(
-        world.ledger.run(async |conn| publication_requests::begin(conn, &request(lost), world.ledger.clock.now()).await).await.unwrap()
+        world
+            .ledger
+            .run(async |conn| publication_requests::begin(
+                conn,
+                &request(lost),
+                world.ledger.clock.now()
+            )
+            .await)
+            .await
+            .unwrap()
     );
     restore_to_before_the_request(&world).await;
     let before = world.ledger.run(snapshots::head).await.unwrap().number;
     assert_eq!(
         world
             .ledger
-            .run(async |conn| publication_requests::record_outcome(conn, &outcome(lost), world.ledger.clock.now()).await)
+            .run(async |conn| publication_requests::record_outcome(
+                conn,
+                &outcome(lost),
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap(),
         Recorded::RequestLost
     );
-    assert_eq!((world.state("a").await.0.as_str(), world.ledger.run(snapshots::head).await.unwrap().number), ("pending", before));
+    assert_eq!(
+        (
+            world.state("a").await.0.as_str(),
+            world.ledger.run(snapshots::head).await.unwrap().number
+        ),
+        ("pending", before)
+    );
     assert_eq!(leased().await.unwrap().len(), 1);
     assert!(
-        world.ledger.run(async |conn| publication_requests::begin(conn, &request(known), world.ledger.clock.now()).await).await.unwrap()
+        world
+            .ledger
+            .run(async |conn| publication_requests::begin(
+                conn,
+                &request(known),
+                world.ledger.clock.now()
+            )
+            .await)
+            .await
+            .unwrap()
     );
     assert_eq!(
         world
             .ledger
-            .run(async |conn| publication_requests::record_outcome(conn, &outcome(known), world.ledger.clock.now()).await)
+            .run(async |conn| publication_requests::record_outcome(
+                conn,
+                &outcome(known),
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap(),
         Recorded::Now
@@ -186,10 +280,21 @@ async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_disting
     assert_eq!(
         world
             .ledger
-            .run(async |conn| publication_requests::record_outcome(conn, &outcome(known), world.ledger.clock.now()).await)
+            .run(async |conn| publication_requests::record_outcome(
+                conn,
+                &outcome(known),
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap(),
         Recorded::Before
     );
-    assert_eq!((world.state("a").await.0.as_str(), world.ledger.run(snapshots::head).await.unwrap().number), ("published", before + 1));
+    assert_eq!(
+        (
+            world.state("a").await.0.as_str(),
+            world.ledger.run(snapshots::head).await.unwrap().number
+        ),
+        ("published", before + 1)
+    );
 }

@@ -14,7 +14,13 @@ use tallyline_sim::tallyman::{Behaviour, EventRule, Switches};
 use super::world::{World, first_license, license, start_time, usage};
 
 fn rule(behaviour: Behaviour, id: &str, times: u32) -> EventRule {
-    EventRule { behaviour, ids: vec![id.to_owned()], fraction: 0.0, until: None, times: Some(times) }
+    EventRule {
+        behaviour,
+        ids: vec![id.to_owned()],
+        fraction: 0.0,
+        until: None,
+        times: Some(times),
+    }
 }
 
 fn rules(events: Vec<EventRule>) -> Switches {
@@ -58,19 +64,36 @@ async fn each_verdict_is_kept_and_only_retryable_events_are_sent_again() {
     .await;
     world.add(&["good", "later", "never", "omitted"].map(|id| usage(id, start_time()))).await;
     let cycle = world.cycle().await;
-    assert_eq!((cycle.accepted, cycle.refused, cycle.refused_for_now, cycle.left_out), (1, 1, 1, 1));
-    assert_eq!(world.states(&["good", "later", "never", "omitted"]).await, ["published", "pending", "refused", "pending"]);
+    assert_eq!(
+        (cycle.accepted, cycle.refused, cycle.refused_for_now, cycle.left_out),
+        (1, 1, 1, 1)
+    );
+    assert_eq!(
+        world.states(&["good", "later", "never", "omitted"]).await,
+        ["published", "pending", "refused", "pending"]
+    );
     assert!(world.state("never").await.1.is_some_and(|message| !message.is_empty()));
     assert_eq!(world.state("omitted").await.1.as_deref(), Some(LEFT_OUT_MESSAGE));
-    let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
-    assert_eq!((pending.events, pending.unanswered), (2, 1), "only an omitted event may have been accepted");
+    let pending = world
+        .ledger
+        .run(async |conn| publications::pending(conn, world.source.id).await)
+        .await
+        .unwrap();
+    assert_eq!(
+        (pending.events, pending.unanswered),
+        (2, 1),
+        "only an omitted event may have been accepted"
+    );
 
     // within half a minute, the shortest minute with jitter, neither is due
     world.pass(TimeDelta::seconds(29));
     assert_eq!(world.cycle().await.requests, 0);
     world.pass(TimeDelta::seconds(62));
     assert_eq!(world.cycle().await.accepted, 2);
-    assert_eq!(["good", "later", "never", "omitted"].map(|id| world.times_billed(id)), [1, 1, 0, 1]);
+    assert_eq!(
+        ["good", "later", "never", "omitted"].map(|id| world.times_billed(id)),
+        [1, 1, 0, 1]
+    );
     let verdicts: Vec<(String, String)> = sqlx::query_as(
         "select event_id, verdict from publication_attempt join publication_request r on r.id = request_id order by sent_at, event_id",
     )
@@ -94,7 +117,10 @@ async fn a_refusal_for_now_waits_longer_each_time() {
     world.add(&[usage("later", start_time())]).await;
     for refusals in 0..4 {
         assert_eq!(world.cycle().await.refused_for_now, 1);
-        let due: DateTime<Utc> = sqlx::query_scalar("select next_attempt_at from publication").fetch_one(&world.ledger.pool).await.unwrap();
+        let due: DateTime<Utc> = sqlx::query_scalar("select next_attempt_at from publication")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
         let wait = (due - world.clock.now()).as_seconds_f64();
         let middle = f64::from(60 << refusals);
         assert!((middle / 2.0..=middle * 1.5).contains(&wait), "{refusals}: {wait}");
@@ -127,16 +153,27 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
     let cycle = publisher.cycle(&world.stop).await.unwrap();
     assert!(matches!(cycle.failure, Some(SendError::Status { status: 401, .. })), "{cycle:?}");
     assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains("401")));
-    let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
+    let pending = world
+        .ledger
+        .run(async |conn| publications::pending(conn, world.source.id).await)
+        .await
+        .unwrap();
     assert_eq!((pending.events, pending.unanswered), (1, 0), "a refused request was not taken");
 
-    sqlx::query("delete from licenses where jwt = $1").bind(&stray).execute(&world.coderd).await.unwrap();
+    sqlx::query("delete from licenses where jwt = $1")
+        .bind(&stray)
+        .execute(&world.coderd)
+        .await
+        .unwrap();
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1);
     assert_eq!(publisher.condition().get(), Condition::Working);
     assert_eq!(world.times_billed("a"), 1);
 
     let rows: Vec<String> =
-        sqlx::query_scalar("select publication_request::text from publication_request").fetch_all(&world.ledger.pool).await.unwrap();
+        sqlx::query_scalar("select publication_request::text from publication_request")
+            .fetch_all(&world.ledger.pool)
+            .await
+            .unwrap();
     assert!(rows.iter().all(|row| !row.contains(&stray)), "no token is kept");
     let samples: BTreeSet<String> = registry.gather().iter().flat_map(described).collect();
     for expected in [
@@ -153,17 +190,31 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
 async fn the_backlog_is_shown_without_coderds_database() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
-    sqlx::raw_sql("alter table usage_events rename to usage_events_away").execute(&world.coderd).await.unwrap();
+    sqlx::raw_sql("alter table usage_events rename to usage_events_away")
+        .execute(&world.coderd)
+        .await
+        .unwrap();
     let registry = Registry::new();
     assert!(world.publisher_in(&registry).cycle(&world.stop).await.is_err());
     let samples: Vec<String> = registry.gather().iter().flat_map(described).collect();
-    assert!(samples.contains(&"tallyline_publisher_pending 00000000-0000-0000-0000-00000000000d 1".to_owned()), "{samples:#?}");
+    assert!(
+        samples.contains(
+            &"tallyline_publisher_pending 00000000-0000-0000-0000-00000000000d 1".to_owned()
+        ),
+        "{samples:#?}"
+    );
 }
 
 fn described(family: &prometheus::proto::MetricFamily) -> Vec<String> {
-    let number = |metric: &prometheus::proto::Metric| metric.get_counter().value() + metric.get_gauge().value();
+    let number = |metric: &prometheus::proto::Metric| {
+        metric.get_counter().value() + metric.get_gauge().value()
+    };
     let label = |metric: &prometheus::proto::Metric| metric.get_label()[0].value().to_owned();
-    family.get_metric().iter().map(|metric| format!("{} {} {}", family.name(), label(metric), number(metric))).collect()
+    family
+        .get_metric()
+        .iter()
+        .map(|metric| format!("{} {} {}", family.name(), label(metric), number(metric)))
+        .collect()
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ use sqlx::PgPool;
 use tallyline::clock::Clock;
 use tallyline::coderd::Database;
 use tallyline::event::{Event, Payload, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source, positions, record, sources};
+use tallyline::ledger::{
+    Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source, positions, record, sources,
+};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
@@ -95,30 +97,50 @@ pub async fn no_mark() -> anyhow::Result<()> {
 
 /// One managed agent.
 pub fn usage(id: &str, created_at: DateTime<Utc>) -> Usage {
-    Usage { id: id.to_owned(), quantity: UsageQuantity::ManagedAgents(1), created_at, marks: PublishMarks::default() }
+    Usage {
+        id: id.to_owned(),
+        quantity: UsageQuantity::ManagedAgents(1),
+        created_at,
+        marks: PublishMarks::default(),
+    }
 }
 
 impl World {
     /// Mode `sole`, a license that allows publishing, no events.
     pub async fn new() -> Self {
         let (clock, stop) = (Clock::manual(start_time()), CancellationToken::new());
-        let (ledger_database, coderd_database) = (support::database().await, support::database().await);
+        let (ledger_database, coderd_database) =
+            (support::database().await, support::database().await);
         let ledger_settings = LedgerSettings { url: ledger_database.url.clone(), connections: 8 };
         let ledger = Ledger::open(&ledger_settings, clock.clone()).expect("a ledger");
         ledger.migrate().await.expect("migrated");
         let coderd = coderd_database.pool.clone();
-        create_schema(&mut coderd.acquire().await.expect("a connection"), SchemaVersion::Sep2026).await.expect("coderd's tables");
+        create_schema(&mut coderd.acquire().await.expect("a connection"), SchemaVersion::Sep2026)
+            .await
+            .expect("coderd's tables");
         identify(&coderd, DEPLOYMENT, ORGANIZATION).await;
-        let config = Config { license_keys: vec![first_license()], deployment_ids: vec![DEPLOYMENT], ..Config::default() };
+        let config = Config {
+            license_keys: vec![first_license()],
+            deployment_ids: vec![DEPLOYMENT],
+            ..Config::default()
+        };
         let vendor = Tallyman::start(config, clock.clone(), stop.clone()).await.expect("a vendor");
         let signer = Signer::new(SECRET, "k1").expect("a key pair");
         let mut keys = PublicKeys::new();
         keys.add("k1", &signer.public().public_key_pem).expect("a public key");
-        let database = Database::new(&coderd_database.url, Duration::from_secs(10)).expect("an address");
-        let mut settings = Settings::new(DEPLOYMENT, Some(database), keys, ClientSettings::new(vendor.ingest_url()));
+        let database =
+            Database::new(&coderd_database.url, Duration::from_secs(10)).expect("an address");
+        let mut settings = Settings::new(
+            DEPLOYMENT,
+            Some(database),
+            keys,
+            ClientSettings::new(vendor.ingest_url()),
+        );
         settings.sole = true;
         let source = ledger
-            .run(async |conn| sources::register(conn, DEPLOYMENT, start_time(), None, ledger.clock.now()).await)
+            .run(async |conn| {
+                sources::register(conn, DEPLOYMENT, start_time(), None, ledger.clock.now()).await
+            })
             .await
             .expect("introduced");
         let world = World {
@@ -184,17 +206,35 @@ impl World {
                 .expect("a usage row");
         }
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-        let claim =
-            self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.expect("claimed");
+        let claim = self
+            .ledger
+            .run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await)
+            .await
+            .expect("claimed");
         let arrival = |(offset, usage): (i64, &Usage)| {
             let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
-            Arrival { offset, timestamp: self.clock.now(), message: event.to_message(), event: Ok(event), confirmed: false }
+            Arrival {
+                offset,
+                timestamp: self.clock.now(),
+                message: event.to_message(),
+                event: Ok(event),
+                confirmed: false,
+            }
         };
         let arrivals: Vec<Arrival> = (claim.next_offset..).zip(usages).map(arrival).collect();
         let next_offset = claim.next_offset + i64::try_from(usages.len()).expect("few");
         let counts = self
             .ledger
-            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+            .run(async |conn| {
+                record::batch(
+                    conn,
+                    &Chain::Live(claim),
+                    &arrivals,
+                    next_offset,
+                    self.ledger.clock.now(),
+                )
+                .await
+            })
             .await
             .expect("recorded");
         assert_eq!(usize::try_from(counts.accepted), Ok(usages.len()));
@@ -202,7 +242,11 @@ impl World {
 
     /// The same ledger over new connections.
     pub fn ledger_again(&self) -> Ledger {
-        Ledger::open(&LedgerSettings { url: self.ledger_url.clone(), connections: 2 }, self.clock.clone()).expect("a ledger")
+        Ledger::open(
+            &LedgerSettings { url: self.ledger_url.clone(), connections: 2 },
+            self.clock.clone(),
+        )
+        .expect("a ledger")
     }
 
     /// A log of one partition in the ledger's database.
@@ -214,15 +258,24 @@ impl World {
 
     /// Adds usage to coderd and to the log, and accepts it in the ledger.
     pub async fn add_with(&self, log: &Log, usages: &[Usage]) {
-        let message = |usage: &Usage| Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) }.to_message();
-        log.append(Topic::AgentUsage, usages.iter().map(message).collect()).await.expect("appended");
+        let message = |usage: &Usage| {
+            Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) }.to_message()
+        };
+        log.append(Topic::AgentUsage, usages.iter().map(message).collect())
+            .await
+            .expect("appended");
         self.add(usages).await;
     }
 
     /// The operators' desk of this world.
     pub fn desk(&self, log: &Log) -> Desk {
         let (coderd, keys) = (self.settings.coderd.clone(), self.settings.license_keys.clone());
-        Desk { coderd, deployment: Some(DEPLOYMENT), keys, ..support::ledger::desk(&self.ledger, log) }
+        Desk {
+            coderd,
+            deployment: Some(DEPLOYMENT),
+            keys,
+            ..support::ledger::desk(&self.ledger, log)
+        }
     }
 
     /// A process that publishes to this address, with the world's time.
@@ -253,21 +306,31 @@ publish.request_timeout_seconds = 3
     /// Adds `number` events, a second apart, the last one now.
     pub async fn add_many(&self, number: usize) -> Vec<String> {
         let now = self.clock.now();
-        let age = |index: usize| TimeDelta::seconds(i64::try_from(number - 1 - index).expect("few"));
-        let usages: Vec<Usage> = (0..number).map(|index| usage(&format!("event-{index:04}"), now - age(index))).collect();
+        let age =
+            |index: usize| TimeDelta::seconds(i64::try_from(number - 1 - index).expect("few"));
+        let usages: Vec<Usage> = (0..number)
+            .map(|index| usage(&format!("event-{index:04}"), now - age(index)))
+            .collect();
         self.add(&usages).await;
         usages.into_iter().map(|usage| usage.id).collect()
     }
 
     /// Sets coderd's marks of one of its rows.
-    pub async fn coderd_marks(&self, id: &str, published_at: Option<DateTime<Utc>>, publish_started_at: Option<DateTime<Utc>>) {
-        sqlx::query("update usage_events set published_at = $2, publish_started_at = $3 where id = $1")
-            .bind(id)
-            .bind(published_at)
-            .bind(publish_started_at)
-            .execute(&self.coderd)
-            .await
-            .expect("marked");
+    pub async fn coderd_marks(
+        &self,
+        id: &str,
+        published_at: Option<DateTime<Utc>>,
+        publish_started_at: Option<DateTime<Utc>>,
+    ) {
+        sqlx::query(
+            "update usage_events set published_at = $2, publish_started_at = $3 where id = $1",
+        )
+        .bind(id)
+        .bind(published_at)
+        .bind(publish_started_at)
+        .execute(&self.coderd)
+        .await
+        .expect("marked");
     }
 
     pub async fn state(&self, id: &str) -> (String, Option<String>) {
@@ -280,7 +343,8 @@ publish.request_timeout_seconds = 3
 
     /// Why an event is held back.
     pub async fn held_for(&self, id: &str) -> Option<HeldFor> {
-        let query = sqlx::query_scalar("select held_for from publication where event_id = $1").bind(id);
+        let query =
+            sqlx::query_scalar("select held_for from publication where event_id = $1").bind(id);
         query.fetch_one(&self.ledger.pool).await.expect("a publication")
     }
 
@@ -294,7 +358,9 @@ publish.request_timeout_seconds = 3
 
     /// The number of events in that state.
     pub async fn number_in(&self, state: &str) -> i64 {
-        let query = sqlx::query_scalar("select count(*) from publication where source_id = $1 and state = $2");
+        let query = sqlx::query_scalar(
+            "select count(*) from publication where source_id = $1 and state = $2",
+        );
         query.bind(self.source.id).bind(state).fetch_one(&self.ledger.pool).await.expect("counted")
     }
 

@@ -1,4 +1,5 @@
-//! Rebuilds and rehearsals: the difference is shown before it takes effect, and a rehearsal leaves no trace.
+//! Rebuilds and rehearsals: the difference is shown before it takes effect, and a rehearsal leaves
+//! no trace.
 
 mod rehearsal;
 mod running;
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources};
+use tallyline::ledger::{
+    Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources,
+};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline_sim::coderd::Signer;
 use tempfile::TempDir;
@@ -32,22 +35,43 @@ impl Site {
     /// A deployment with the licenses and the usage of [`licenses`] and [`agents`].
     async fn new() -> Site {
         let (database, ledger) = ledger().await;
-        Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()).create_topics(1).await.unwrap();
-        let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
-        let lease = ledger.run(async |conn| leases::take(conn, "collector", "test", SOON).await).await.unwrap().unwrap();
-        ledger.run(async |conn| licenses::record(conn, &lease, source.id, &licenses(), ledger.clock.now()).await).await.unwrap();
+        Log::postgres(ledger.pool.clone(), PostgresLogSettings::default())
+            .create_topics(1)
+            .await
+            .unwrap();
+        let source = ledger
+            .run(async |conn| {
+                sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
+        let lease = ledger
+            .run(async |conn| leases::take(conn, "collector", "test", SOON).await)
+            .await
+            .unwrap()
+            .unwrap();
+        ledger
+            .run(async |conn| {
+                licenses::record(conn, &lease, source.id, &licenses(), ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
         record(&ledger, &agents()).await;
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("pipeline.toml");
         let pem = Signer::new(SECRET, "k1").unwrap().public().public_key_pem.clone();
-        let lines = format!("roles = ['consume']\nledger.url = '{}'\nlicense.public_keys.'k1' = '''{pem}'''\n", database.url);
+        let lines = format!(
+            "roles = ['consume']\nledger.url = '{}'\nlicense.public_keys.'k1' = '''{pem}'''\n",
+            database.url
+        );
         std::fs::write(&path, lines).unwrap();
         Site { ledger, file: path.to_str().unwrap().to_owned(), folder, _database: database }
     }
 
     async fn run(&self, words: &str) -> Ended {
         let words: Vec<&str> = words.split_whitespace().collect();
-        run_tallyline(&[&words[..], &["--pipeline", &self.file, "--output", "json"]].concat(), &[]).await
+        run_tallyline(&[&words[..], &["--pipeline", &self.file, "--output", "json"]].concat(), &[])
+            .await
     }
 
     /// Runs a command that must exit with this code and change nothing.
@@ -67,15 +91,33 @@ impl Site {
 }
 
 async fn record(ledger: &Ledger, events: &[Event]) {
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let arrivals: Vec<_> = (claim.next_offset..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
+    let arrivals: Vec<_> = (claim.next_offset..)
+        .zip(events)
+        .map(|(offset, event)| arrival(offset, event.clone()))
+        .collect();
     let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
-    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
 }
 
 fn licenses() -> Vec<LicenseChange> {
-    let license = |id: u8, feature_set: &str, issued_at: &str, not_before: &str, ends: [&str; 2], features: Value| LicenseChange {
+    let license = |id: u8,
+                   feature_set: &str,
+                   issued_at: &str,
+                   not_before: &str,
+                   ends: [&str; 2],
+                   features: Value| LicenseChange {
         license_id: id.into(),
         jwt_sha256: [id; 32],
         uploaded_at: None,
@@ -85,21 +127,51 @@ fn licenses() -> Vec<LicenseChange> {
         })),
     };
     let limits = |soft: i64, hard: i64| json!({"managed_agent_limit_soft": soft, "managed_agent_limit_hard": hard});
-    let (years, months) = (["2026-07-10T00:00:00Z", "2026-08-10T00:00:00Z"], ["2025-11-01T00:00:00Z", "2025-12-01T00:00:00Z"]);
+    let (years, months) = (
+        ["2026-07-10T00:00:00Z", "2026-08-10T00:00:00Z"],
+        ["2025-11-01T00:00:00Z", "2025-12-01T00:00:00Z"],
+    );
     vec![
-        license(1, "enterprise", "2025-07-05T00:00:00Z", "2025-07-10T09:30:00Z", years, limits(40, 60)),
-        license(2, "premium", "2025-07-01T00:00:00Z", "2025-07-01T00:00:00Z", years, json!({"user_limit": 10})),
-        license(3, "enterprise", "2025-07-20T00:00:00Z", "2025-07-20T06:00:00Z", months, limits(50, 45)),
+        license(
+            1,
+            "enterprise",
+            "2025-07-05T00:00:00Z",
+            "2025-07-10T09:30:00Z",
+            years,
+            limits(40, 60),
+        ),
+        license(
+            2,
+            "premium",
+            "2025-07-01T00:00:00Z",
+            "2025-07-01T00:00:00Z",
+            years,
+            json!({"user_limit": 10}),
+        ),
+        license(
+            3,
+            "enterprise",
+            "2025-07-20T00:00:00Z",
+            "2025-07-20T06:00:00Z",
+            months,
+            limits(50, 45),
+        ),
     ]
 }
 
-/// By hand: license 1's window has 8 + 1 + 48 = 57, license 3's 48. From 2025-07-01 on there are 7 + 16 + 8 + 1 + 48 = 80.
+/// By hand: license 1's window has 8 + 1 + 48 = 57, license 3's 48. From 2025-07-01 on there are 7
+/// + 16 + 8 + 1 + 48 = 80.
 fn agents() -> Vec<Event> {
     let agents = |id: &str, count: u64, at: &str| {
         let (quantity, created_at) = (UsageQuantity::ManagedAgents(count), at.parse().unwrap());
         Event {
             deployment: DEPLOYMENT,
-            payload: Payload::Usage(Usage { id: id.into(), quantity, created_at, marks: PublishMarks::default() }),
+            payload: Payload::Usage(Usage {
+                id: id.into(),
+                quantity,
+                created_at,
+                marks: PublishMarks::default(),
+            }),
         }
     };
     vec![

@@ -6,15 +6,21 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, Chain, Ledger, NewAct, Snapshot, Subject, positions, record, snapshots};
+use tallyline::ledger::{
+    ActKind, Chain, Ledger, NewAct, Snapshot, Subject, positions, record, snapshots,
+};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::{Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage};
+use tallyline::operations::{
+    Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage,
+};
 use tallyline::projection::{self, Folded, Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, act, arrival, ask, build, caught_up_to, partition, registered_ledger};
+use crate::support::ledger::{
+    DEPLOYMENT, act, arrival, ask, build, caught_up_to, partition, registered_ledger,
+};
 use crate::support::process::run_tallyline;
 use crate::support::tables::tables;
 use crate::support::{self, Database, eventually};
@@ -30,17 +36,28 @@ struct Running<S> {
 
 impl<S: Stage> Running<S> {
     fn start(ledger: &Ledger) -> Self {
-        let settings = ProjectionSettings { poll: Duration::from_millis(50), snapshot: Duration::from_secs(3600), last_snapshot: SOON };
+        let settings = ProjectionSettings {
+            poll: Duration::from_millis(50),
+            snapshot: Duration::from_secs(3600),
+            last_snapshot: SOON,
+        };
         let projection = Projection::<S>::new(ledger.clone(), settings);
         let (view, stop) = (projection.view(), CancellationToken::new());
         let signal = stop.clone();
-        Running { view, stop, task: tokio::spawn(async move { projection.run(&signal).await.unwrap() }) }
+        Running {
+            view,
+            stop,
+            task: tokio::spawn(async move { projection.run(&signal).await.unwrap() }),
+        }
     }
 
     /// Waits until everything that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
         let end = ledger.run(snapshots::head).await.unwrap().number;
-        eventually(SOON, "the folds are at the ledger's end", || async { caught_up_to(&self.view) >= end }).await;
+        eventually(SOON, "the folds are at the ledger's end", || async {
+            caught_up_to(&self.view) >= end
+        })
+        .await;
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -55,17 +72,33 @@ impl<S: Stage> Running<S> {
 }
 
 async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let arrivals: Vec<_> = (claim.next_offset..).zip(numbers).map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n))).collect();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
+    let arrivals: Vec<_> = (claim.next_offset..)
+        .zip(numbers)
+        .map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n)))
+        .collect();
     let next_offset = claim.next_offset + i64::try_from(arrivals.len()).unwrap();
-    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
 }
 
 /// Changes the number of creations in the first series of the newest snapshot.
 async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
     let snapshot = ledger
-        .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
+        .run(async |conn| {
+            snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await
+        })
         .await
         .unwrap()
         .expect("a snapshot");
@@ -82,22 +115,39 @@ async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
 }
 
 fn desk(ledger: &Ledger) -> Desk {
-    support::ledger::desk(ledger, &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()))
+    support::ledger::desk(
+        ledger,
+        &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),
+    )
 }
 
 fn plain(stage: RebuildStage) -> RebuildRequest {
-    RebuildRequest { stage, rules: None, license: None, without: Vec::new(), source: None, at: None }
+    RebuildRequest {
+        stage,
+        rules: None,
+        license: None,
+        without: Vec::new(),
+        source: None,
+        at: None,
+    }
 }
 
-async fn execute(ledger: &Ledger, plan: &RebuildPlan, may_fall: bool) -> Result<String, OperationError> {
+async fn execute(
+    ledger: &Ledger,
+    plan: &RebuildPlan,
+    may_fall: bool,
+) -> Result<String, OperationError> {
     let hash = plan.hash.clone().unwrap();
     let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, may_fall };
     let actor = Actor { name: "sre-1".into(), reason: "the snapshot was changed by hand".into() };
     act(&desk(ledger), &request, &actor).await.map(|rebuilt| rebuilt.done)
 }
 
-/// A ledger whose newest snapshot of the metrics is wrong, and a process that started from it. Returns the true and the shown number.
-async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<MetricsState>, (u64, u64)) {
+/// A ledger whose newest snapshot of the metrics is wrong, and a process that started from it.
+/// Returns the true and the shown number.
+async fn wrong(
+    change: impl Fn(u64) -> u64,
+) -> (Database, Ledger, Running<MetricsState>, (u64, u64)) {
     let (database, ledger) = registered_ledger().await;
     builds(&ledger, 0..200).await;
     let first = Running::<MetricsState>::start(&ledger);
@@ -114,16 +164,24 @@ async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<Metric
 async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_processes() {
     let (_database, ledger, running, (truth, value)) = wrong(|value| value - 1).await;
     let stale = ledger
-        .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
+        .run(async |conn| {
+            snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await
+        })
         .await
         .unwrap()
         .unwrap();
     let before = tables(&ledger.pool).await;
     let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
-    let numbers: Vec<_> =
-        plan.differences.iter().map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count)).collect();
-    assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - value)]));
+    let numbers: Vec<_> = plan
+        .differences
+        .iter()
+        .map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count))
+        .collect();
+    assert_eq!(
+        (plan.differs, plan.falling, numbers),
+        (true, 0, vec![("coderd_workspace_creation_total", truth - value)])
+    );
     // events in between raise both sides: the effect is the same
     builds(&ledger, 210..230).await;
     assert_eq!(ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap().hash, plan.hash);
@@ -131,11 +189,26 @@ async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_p
     execute(&ledger, &plan, false).await.unwrap();
     builds(&ledger, 230..240).await;
     running.caught_up(&ledger).await;
-    let from_zero = async || serde_json::to_vec(&projection::fold_to::<MetricsState>(&ledger, i64::MAX).await.unwrap().state).unwrap();
+    let from_zero = async || {
+        serde_json::to_vec(
+            &projection::fold_to::<MetricsState>(&ledger, i64::MAX).await.unwrap().state,
+        )
+        .unwrap()
+    };
     assert!(running.bytes() == from_zero().await, "a process that ran on");
-    // a frozen process saves its old state: a process that starts from it reaches the act and starts again
+    // a frozen process saves its old state: a process that starts from it reaches the act and
+    // starts again
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &stale, ledger.clock.now()).await)
+        .run(async |conn| {
+            snapshots::save(
+                conn,
+                MetricsState::NAME,
+                MetricsState::RULES_VERSION,
+                &stale,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     let restarted = Running::<MetricsState>::start(&ledger);
@@ -144,7 +217,10 @@ async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_p
     restarted.end().await;
     let again = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((again.differs, again.differences), (false, vec![]));
-    assert!(matches!(execute(&ledger, &plan, false).await, Err(OperationError::Forbidden(_))), "the effect is another now");
+    assert!(
+        matches!(execute(&ledger, &plan, false).await, Err(OperationError::Forbidden(_))),
+        "the effect is another now"
+    );
     running.end().await;
 }
 
@@ -156,7 +232,10 @@ async fn no_shown_series_falls_unless_it_is_allowed() {
     assert_eq!(value - truth, 5);
     let before = tables(&ledger.pool).await;
     let refused = execute(&ledger, &plan, false).await.unwrap_err();
-    assert!(matches!(&refused, OperationError::Forbidden(message) if message.contains("1 shown series would fall")), "{refused:?}");
+    assert!(
+        matches!(&refused, OperationError::Forbidden(message) if message.contains("1 shown series would fall")),
+        "{refused:?}"
+    );
     assert!(tables(&ledger.pool).await == before);
     execute(&ledger, &plan, true).await.unwrap();
     running.caught_up(&ledger).await;
@@ -168,15 +247,22 @@ async fn no_shown_series_falls_unless_it_is_allowed() {
 #[tokio::test]
 async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
     let (_database, ledger, running, _) = wrong(|value| value - 1).await;
-    let (view, done, reads) = (running.view.clone(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+    let (view, done, reads) =
+        (running.view.clone(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
     let watching = tokio::spawn({
         let (done, reads) = (done.clone(), reads.clone());
         async move {
             let mut last = (0, 0);
             let mut changes = view.watch();
-            while done.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
+            while done
+                .run_until_cancelled(changes.changed())
+                .await
+                .is_some_and(|changed| changed.is_ok())
+            {
                 let now = view.with(|state, standing| {
-                    let sum = state.deployment(DEPLOYMENT).map_or(0, |one| one.creations.iter().map(|(_, counter)| counter.value).sum());
+                    let sum = state.deployment(DEPLOYMENT).map_or(0, |one| {
+                        one.creations.iter().map(|(_, counter)| counter.value).sum()
+                    });
                     assert!(standing.as_of.is_some(), "it is as fresh as before");
                     (standing.sequence.number, sum)
                 });
@@ -188,13 +274,26 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
         }
     });
     for n in 0..5 {
-        let act =
-            NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
-        ledger.run(async |conn| snapshots::rebuild(conn, MetricsState::NAME, &act, ledger.clock.now()).await).await.unwrap();
+        let act = NewAct {
+            actor: "sre-1",
+            act: ActKind::Rebuild,
+            subject: Subject::Named(MetricsState::NAME),
+            reason: "",
+            detail: json!({}),
+        };
+        ledger
+            .run(async |conn| {
+                snapshots::rebuild(conn, MetricsState::NAME, &act, ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
         let before = reads.load(Ordering::SeqCst);
         builds(&ledger, 300 + n * 10..310 + n * 10).await;
         running.caught_up(&ledger).await;
-        eventually(SOON, "the reader has looked", || async { reads.load(Ordering::SeqCst) > before }).await;
+        eventually(SOON, "the reader has looked", || async {
+            reads.load(Ordering::SeqCst) > before
+        })
+        .await;
     }
     done.cancel();
     watching.await.unwrap();
@@ -212,18 +311,29 @@ async fn the_command_exits_with_1_where_the_shown_state_differs() {
         assert_eq!((&answer["differs"], answer["hash"].is_string()), (&json!(false), true));
     }
     // 48 at 2025-07-25 become 50
-    let snapshot =
-        "update snapshot set state = convert_to(replace(convert_from(state, 'UTF8'), ',48]', ',50]'), 'UTF8') where stage = 'licenses'";
+    let snapshot = "update snapshot set state = convert_to(replace(convert_from(state, 'UTF8'), ',48]', ',50]'), 'UTF8') where stage = 'licenses'";
     assert_eq!(sqlx::query(snapshot).execute(&site.ledger.pool).await.unwrap().rows_affected(), 1);
     let answer = json_of(&site.rehearse("rebuild plan licenses", 1).await);
-    let differences: Vec<_> = answer["differences"].as_array().unwrap().iter().map(|one| one["what"].as_str().unwrap()).collect();
+    let differences: Vec<_> = answer["differences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["what"].as_str().unwrap())
+        .collect();
     assert_eq!(differences, ["license 1", "license 2", "license 3", "managed agents"], "{answer}");
     let first = &answer["differences"][0];
     assert_eq!((&first["shown"]["count"], &first["rebuilt"]["count"]), (&json!(59), &json!(57)));
-    let table = run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
-    assert!(table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"), "{table:?}");
+    let table =
+        run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
     assert!(
-        table.stderr.contains(&format!("folding: {0} of {0} batches", site.ledger.run(snapshots::head).await.unwrap().number)),
+        table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"),
+        "{table:?}"
+    );
+    assert!(
+        table.stderr.contains(&format!(
+            "folding: {0} of {0} batches",
+            site.ledger.run(snapshots::head).await.unwrap().number
+        )),
         "{table:?}"
     );
     let hash = answer["hash"].as_str().unwrap();
@@ -239,7 +349,16 @@ async fn an_older_snapshot_is_not_a_difference() {
     let state = serde_json::to_vec(&folded.state).unwrap();
     let snapshot = Snapshot { sequence: folded.sequence, state };
     ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot, ledger.clock.now()).await)
+        .run(async |conn| {
+            snapshots::save(
+                conn,
+                MetricsState::NAME,
+                MetricsState::RULES_VERSION,
+                &snapshot,
+                ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     builds(&ledger, 100..200).await;

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, Chain, NewAct, Subject, losses, plans, positions, record, sources};
+use tallyline::ledger::{
+    ActKind, Chain, NewAct, Subject, losses, plans, positions, record, sources,
+};
 
 use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition, usage};
 
@@ -12,22 +14,68 @@ const EVENTS: u32 = 3_000;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_recoveries_of_the_same_losses_in_any_order_do_not_deadlock() {
     let (_database, ledger) = ledger().await;
-    let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
+    let source = ledger
+        .run(async |conn| {
+            sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let arrivals: Vec<_> = (0..EVENTS).map(|n| arrival(n.into(), usage(DEPLOYMENT, n))).collect();
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
-    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, EVENTS.into(), ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, EVENTS.into(), ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
     let ids: Vec<String> = (0..EVENTS).map(|n| format!("usage-{n}")).collect();
     let reversed: Vec<String> = ids.iter().rev().cloned().collect();
     for hash in ["one", "other"] {
-        ledger.run(async |conn| plans::save(conn, hash, "recover", &Value::Null, &Value::Null, ledger.clock.now()).await).await.unwrap();
+        ledger
+            .run(async |conn| {
+                plans::save(conn, hash, "recover", &Value::Null, &Value::Null, ledger.clock.now())
+                    .await
+            })
+            .await
+            .unwrap();
     }
-    let act = NewAct { actor: "sre-1", act: ActKind::Recover, subject: Subject::Named("coderd"), reason: "restored", detail: json!({}) };
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Recover,
+        subject: Subject::Named("coderd"),
+        reason: "restored",
+        detail: json!({}),
+    };
     let (one, other) = tokio::join!(
-        ledger.run(async |conn| losses::record(conn, source.id, &ids, &act, "one", ledger.clock.now()).await),
-        ledger.run(async |conn| losses::record(conn, source.id, &reversed, &act, "other", ledger.clock.now()).await)
+        ledger.run(async |conn| losses::record(
+            conn,
+            source.id,
+            &ids,
+            &act,
+            "one",
+            ledger.clock.now()
+        )
+        .await),
+        ledger.run(async |conn| losses::record(
+            conn,
+            source.id,
+            &reversed,
+            &act,
+            "other",
+            ledger.clock.now()
+        )
+        .await)
     );
     assert_eq!((one.unwrap(), other.unwrap()), (true, true));
-    let listed: i64 = sqlx::query_scalar("select count(*) from source_lost").fetch_one(&ledger.pool).await.unwrap();
+    let listed: i64 = sqlx::query_scalar("select count(*) from source_lost")
+        .fetch_one(&ledger.pool)
+        .await
+        .unwrap();
     assert_eq!(listed, i64::from(EVENTS));
 }

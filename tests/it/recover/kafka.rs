@@ -1,5 +1,6 @@
-//! Topics are lost or recreated unnoticed. After the recovery, stopped consumers go on by themselves, and coderd provides lost unread rows
-//! again. In between, completeness is not reported.
+//! Topics are lost or recreated unnoticed. After the recovery, stopped consumers go on by
+//! themselves, and coderd provides lost unread rows again. In between, completeness is not
+//! reported.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -17,10 +18,14 @@ async fn delete_topic(world: &World, topic: Topic) {
     let prefix = world.site.prefix.as_ref().expect("Kafka");
     let name = format!("{prefix}{}", topic.name());
     let brokers = crate::support::setting("TALLYLINE_TEST_KAFKA");
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
     let deleted = admin.delete_topics(&[&name], &AdminOptions::new()).await.unwrap();
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
-    eventually(SOON, "the topic is gone", || async { world.site.log.partitions(topic).await.is_err() }).await;
+    eventually(SOON, "the topic is gone", || async {
+        world.site.log.partitions(topic).await.is_err()
+    })
+    .await;
 }
 
 /// A foreign producer appends builds of another deployment.
@@ -55,30 +60,59 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
     // from here on no pass is valid: each has unread records
-    let before = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
+    let before = world
+        .site
+        .ledger
+        .run(async |conn| passes::completeness(conn, world.source_id().await).await)
+        .await
+        .unwrap();
     assert!(before.complete_until.is_some());
     delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
 
     let plan = world.plan("kafka").await;
-    assert_eq!(plan["effect"]["topics_to_create"], json!([Topic::WorkspaceBuilds.name()]), "{plan}");
+    assert_eq!(
+        plan["effect"]["topics_to_create"],
+        json!([Topic::WorkspaceBuilds.name()]),
+        "{plan}"
+    );
     let partitions = plan["effect"]["partitions"].as_array().unwrap();
     let sum: i64 = partitions.iter().map(|one| one["unread"].as_i64().unwrap()).sum();
-    assert!(partitions.len() == 6 && partitions.iter().all(|one| one["problem"] == "gone"), "{plan}");
+    assert!(
+        partitions.len() == 6 && partitions.iter().all(|one| one["problem"] == "gone"),
+        "{plan}"
+    );
     assert_eq!(sum, lost, "{plan}");
     // the reported completeness stays, and does not advance
-    assert_eq!(world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap(), before);
+    assert_eq!(
+        world
+            .site
+            .ledger
+            .run(async |conn| passes::completeness(conn, world.source_id().await).await)
+            .await
+            .unwrap(),
+        before
+    );
 
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
     assert!(
-        world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap().complete_until
+        world
+            .site
+            .ledger
+            .run(async |conn| passes::completeness(conn, world.source_id().await).await)
+            .await
+            .unwrap()
+            .complete_until
             > before.complete_until
     );
     assert_eq!(world.count("select count(*) from past_position").await, 6);
-    assert_eq!(world.acts().await, [("sre-1".to_owned(), "kafka".to_owned(), "the disk is gone".to_owned())]);
+    assert_eq!(
+        world.acts().await,
+        [("sre-1".to_owned(), "kafka".to_owned(), "the disk is gone".to_owned())]
+    );
     world.balanced().await;
     let again = world.execute(&plan).await;
     assert_eq!(again.status.code(), Some(4), "{again:?}");
@@ -95,9 +129,13 @@ async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
 
-    // the first half of the new rows: the builds are read and the claims are not; of the other half neither
+    // the first half of the new rows: the builds are read and the claims are not; of the other half
+    // neither
     let claims = Topic::PrebuildClaims;
-    let paused = world.site.command(&["pause", "consume", "--topic", claims.name(), "--reason", "a test"]).await;
+    let paused = world
+        .site
+        .command(&["pause", "consume", "--topic", claims.name(), "--reason", "a test"])
+        .await;
     assert!(paused.status.success(), "{paused:?}");
     eventually(SOON, "its partitions are held", || {
         let held = consume.stderr().contains("partitions held");
@@ -106,7 +144,10 @@ async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were
     .await;
     world.goes_on_to(0.56).await;
     world.another_pass().await;
-    eventually(SOON, "the builds are read", || async { unread(&world, Topic::WorkspaceBuilds).await == 0 }).await;
+    eventually(SOON, "the builds are read", || async {
+        unread(&world, Topic::WorkspaceBuilds).await == 0
+    })
+    .await;
     ends(&mut consume).await;
     let claimless = "select count(*) from workspace_build where stage = 'claim'
         and not exists (select from prebuild_claim where prebuild_claim.build_id = workspace_build.build_id)";
@@ -117,7 +158,11 @@ async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were
     let lost = unread(&world, claims).await;
     assert!(lost > waiting && unread(&world, Topic::WorkspaceBuilds).await > 0, "{lost} {waiting}");
     world.another_pass().await;
-    assert_eq!(unread(&world, claims).await, lost, "the backlog is not appended again by each pass");
+    assert_eq!(
+        unread(&world, claims).await,
+        lost,
+        "the backlog is not appended again by each pass"
+    );
 
     delete_topic(&world, claims).await;
     let mut consume = world.site.start("consume", &[]);
@@ -143,7 +188,10 @@ async fn stopped_consumers_read_a_recreated_and_longer_kafka_topic_from_its_star
     let world = World::begin(Backend::Kafka).await;
     recreated_and_longer(world, async |world| {
         delete_topic(world, Topic::WorkspaceBuilds).await;
-        eventually(SOON, "the topic is made again", || async { world.site.log.create_topics(6).await.is_ok() }).await;
+        eventually(SOON, "the topic is made again", || async {
+            world.site.log.create_topics(6).await.is_ok()
+        })
+        .await;
     })
     .await;
 }
@@ -164,8 +212,15 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
-    let before = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
-    let records = world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await;
+    let before = world
+        .site
+        .ledger
+        .run(async |conn| passes::completeness(conn, world.source_id().await).await)
+        .await
+        .unwrap();
+    let records = world
+        .count("select sum(records)::bigint from position where topic like '%workspace-builds%'")
+        .await;
 
     for process in [&mut collect, &mut consume] {
         ends(process).await;
@@ -181,13 +236,33 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     })
     .await;
     world.another_pass().await;
-    let now = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
+    let now = world
+        .site
+        .ledger
+        .run(async |conn| passes::completeness(conn, world.source_id().await).await)
+        .await
+        .unwrap();
     assert_eq!(now, before, "completeness is not reported while the new topic is not read");
-    assert_eq!(world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await, records);
+    assert_eq!(
+        world
+            .count(
+                "select sum(records)::bigint from position where topic like '%workspace-builds%'"
+            )
+            .await,
+        records
+    );
 
     let plan = world.plan("kafka").await;
-    let problems: Vec<&str> = plan["effect"]["partitions"].as_array().unwrap().iter().map(|one| one["problem"].as_str().unwrap()).collect();
-    assert!(problems.len() == 6 && problems.iter().all(|problem| *problem == "another_record"), "{plan}");
+    let problems: Vec<&str> = plan["effect"]["partitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["problem"].as_str().unwrap())
+        .collect();
+    assert!(
+        problems.len() == 6 && problems.iter().all(|problem| *problem == "another_record"),
+        "{plan}"
+    );
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
     assert_eq!(answered(&executed)["hash"], plan["hash"]);
@@ -197,9 +272,18 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     world.everything_is_there().await;
     let pushed = "select count(*) from workspace_build join source on source.id = source_id
         where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
-    eventually(SOON, "records of other producers are read, too", || async { world.count(pushed).await == 3000 }).await;
+    eventually(SOON, "records of other producers are read, too", || async {
+        world.count(pushed).await == 3000
+    })
+    .await;
     assert!(
-        world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap().complete_until
+        world
+            .site
+            .ledger
+            .run(async |conn| passes::completeness(conn, world.source_id().await).await)
+            .await
+            .unwrap()
+            .complete_until
             > before.complete_until
     );
     world.balanced().await;

@@ -1,4 +1,5 @@
-//! A broker that is down when processes start. Parts without need of the log go on; nothing is sent before marks are compared.
+//! A broker that is down when processes start. Parts without need of the log go on; nothing is sent
+//! before marks are compared.
 
 use tallyline::ledger::OURSELVES;
 use tempfile::TempDir;
@@ -24,7 +25,10 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     let mut serve = Serve::start_with(&world.site, &through);
     let mut others = ["collect", "consume", "publish"].map(|role| world.site.start(role, &through));
 
-    eventually(SOON, "the series are shown without the broker", || async { !serve.domain_lines().await.is_empty() }).await;
+    eventually(SOON, "the series are shown without the broker", || async {
+        !serve.domain_lines().await.is_empty()
+    })
+    .await;
     assert_eq!((world.count(OPENED).await, world.tallyman.books().requests), (0, 0));
 
     proxy.open().await;
@@ -38,7 +42,10 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     let (actor, _, reason) = world.acts().await.remove(0);
     assert_eq!(actor, OURSELVES);
     // and the reach of the lost time
-    assert!(reason.contains(" (a record of ") && reason.ends_with("which this ledger lacks"), "{reason}");
+    assert!(
+        reason.contains(" (a record of ") && reason.ends_with("which this ledger lacks"),
+        "{reason}"
+    );
     eventually(SOON * 2, "it has caught up", || async {
         let sent = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
@@ -48,11 +55,18 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     .await;
     world.all_is_in().await;
     world.everything_is_there().await;
-    eventually(SOON, "the series are shown", || async { !serve.domain_lines().await.is_empty() }).await;
+    eventually(SOON, "the series are shown", || async { !serve.domain_lines().await.is_empty() })
+        .await;
     world.balanced().await;
     let [collect, consume, publish] = &mut others;
     for process in [collect, consume, publish, &mut serve.process] {
-        assert!(process.stderr().contains("acts of operators after the backup are missing from this ledger"), "{}", process.stderr());
+        assert!(
+            process
+                .stderr()
+                .contains("acts of operators after the backup are missing from this ledger"),
+            "{}",
+            process.stderr()
+        );
         ends(process).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Recovery after a loss of topics, of the ledger or of coderd's database, with real processes on real servers.
+//! Recovery after a loss of topics, of the ledger or of coderd's database, with real processes on
+//! real servers.
 
 mod coderd;
 mod concurrent;

@@ -26,11 +26,17 @@ async fn topics_lost_a_second_time_are_created_again() {
         let planned = plan(&desk).await;
         execute(&desk, &planned).await.unwrap();
         let twice = execute(&desk, &planned).await.unwrap_err();
-        assert!(matches!(&twice, OperationError::Forbidden(why) if why.contains("plan again")), "{twice}");
+        assert!(
+            matches!(&twice, OperationError::Forbidden(why) if why.contains("plan again")),
+            "{twice}"
+        );
         assert_eq!(plan(&desk).await.hash, None, "nothing is lost");
         let lost = "delete from log_partition; delete from log_topic";
         sqlx::raw_sql(lost).execute(&ledger.pool).await.unwrap();
     }
-    let acts: i64 = sqlx::query_scalar("select count(*) from operator_act where act = 'recover'").fetch_one(&ledger.pool).await.unwrap();
+    let acts: i64 = sqlx::query_scalar("select count(*) from operator_act where act = 'recover'")
+        .fetch_one(&ledger.pool)
+        .await
+        .unwrap();
     assert_eq!(acts, 2);
 }

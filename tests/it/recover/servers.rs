@@ -31,15 +31,35 @@ pub struct Pair {
 impl Pair {
     pub async fn start(replication: Replication) -> Pair {
         let folder = TempDir::new().expect("a folder");
-        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).expect("let PostgreSQL's user in");
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777))
+            .expect("let PostgreSQL's user in");
         let (port, beside) = (free_port(), free_port());
         let data = data(&folder, "primary");
-        runs("initdb", &["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D", &data]).await;
+        runs(
+            "initdb",
+            &[
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "-D",
+                &data,
+            ],
+        )
+        .await;
         let primary = server(&data, port, &[]);
         answers(port).await;
         let copy = self::data(&folder, "standby");
         let from = format!("postgres://postgres@127.0.0.1:{port}/postgres");
-        runs("pg_basebackup", &["-d", &from, "-D", &copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"]).await;
+        runs(
+            "pg_basebackup",
+            &["-d", &from, "-D", &copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"],
+        )
+        .await;
         let standby = server(&copy, beside, &["cluster_name=standby"]);
         answers(beside).await;
         let pair = Pair { port, primary, standby: Some(standby), folder };
@@ -86,7 +106,8 @@ impl Pair {
 
     /// Whether the first column of the first row is true; false without a row.
     async fn run(&self, statement: &'static str) -> bool {
-        let answer = sqlx::query_scalar(statement).fetch_optional(&mut self.connection().await).await;
+        let answer =
+            sqlx::query_scalar(statement).fetch_optional(&mut self.connection().await).await;
         answer.expect("the server obeys").unwrap_or(false)
     }
 }
@@ -124,5 +145,6 @@ fn server(data: &str, port: u16, more: &[&str]) -> Process {
 
 async fn answers(port: u16) {
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
-    eventually(SOON, "PostgreSQL answers", || async { PgConnection::connect(&url).await.is_ok() }).await;
+    eventually(SOON, "PostgreSQL answers", || async { PgConnection::connect(&url).await.is_ok() })
+        .await;
 }

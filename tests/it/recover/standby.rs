@@ -1,4 +1,5 @@
-//! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent. A failover without loss changes nothing.
+//! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent.
+//! A failover without loss changes nothing.
 
 use super::ledger::group_has_committed;
 use super::servers::{Pair, Replication};
@@ -14,11 +15,14 @@ const CLOSED: &str = "select count(*) from recovery where closed_at is not null"
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing() {
     let mut pair = Pair::start(Replication::Synchronous).await;
-    let mut world = World::on(support::database_on(&pair.url()).await, Some(support::kafka()), "").await;
+    let mut world =
+        World::on(support::database_on(&pair.url()).await, Some(support::kafka()), "").await;
     let mut serve = Serve::start(&world.site);
-    let mut others = [world.collect(), world.site.start("consume", &[]), world.site.start("publish", &[])];
+    let mut others =
+        [world.collect(), world.site.start("consume", &[]), world.site.start("publish", &[])];
     world.all_is_in().await;
-    eventually(SOON, "the series are shown", || async { !serve.domain_lines().await.is_empty() }).await;
+    eventually(SOON, "the series are shown", || async { !serve.domain_lines().await.is_empty() })
+        .await;
     let incarnation = world.site.ledger.run(snapshots::head).await.unwrap().incarnation;
 
     // in the middle of collecting and sending
@@ -27,11 +31,21 @@ async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing
     world.goes_on_to(0.7).await;
     world.all_is_in().await;
     world.everything_is_there().await;
-    eventually(SOON, "the series are shown again", || async { !serve.domain_lines().await.is_empty() }).await;
-    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON, "the series are shown again", || async {
+        !serve.domain_lines().await.is_empty()
+    })
+    .await;
+    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 })
+        .await;
     assert!(world.tallyman.books().billed.iter().all(|billed| billed.times == 1));
     world.balanced().await;
-    assert_eq!((world.count(OPENED).await, world.site.ledger.run(snapshots::head).await.unwrap().incarnation), (0, incarnation));
+    assert_eq!(
+        (
+            world.count(OPENED).await,
+            world.site.ledger.run(snapshots::head).await.unwrap().incarnation
+        ),
+        (0, incarnation)
+    );
     for process in others.iter_mut().chain([&mut serve.process]) {
         ends(process).await;
     }
@@ -40,7 +54,8 @@ async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anything_is_sent() {
     let mut pair = Pair::start(Replication::Asynchronous).await;
-    let mut world = World::on(support::database_on(&pair.url()).await, Some(support::kafka()), "").await;
+    let mut world =
+        World::on(support::database_on(&pair.url()).await, Some(support::kafka()), "").await;
     let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
     world.all_is_in().await;
     pair.standby_falls_behind().await;
@@ -48,7 +63,8 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     world.goes_on_to(0.6).await;
     world.all_is_in().await;
     group_has_committed(&world).await;
-    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 })
+        .await;
     for process in [&mut collect, &mut consume, &mut publish] {
         ends(process).await;
     }
@@ -57,7 +73,8 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     pair.fail_over().await;
     assert!(world.count(PENDING).await > 0, "the standby knows of no request");
     let mut serve = Serve::start(&world.site);
-    let mut processes = [world.site.start("publish", &[]), world.collect(), world.site.start("consume", &[])];
+    let mut processes =
+        [world.site.start("publish", &[]), world.collect(), world.site.start("consume", &[])];
     eventually(SOON * 2, "the ledger has caught up", || async {
         let requests = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
@@ -69,7 +86,8 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     assert!(acts.len() == 1 && acts[0].2.contains("which this ledger lacks"), "{acts:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
-    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 }).await;
+    eventually(SOON * 2, "every event is published", || async { world.count(PENDING).await == 0 })
+        .await;
     let books = world.tallyman.books();
     assert_eq!(books.billed.len(), billed);
     assert!(books.billed.iter().all(|billed| billed.times == 1));

@@ -1,4 +1,5 @@
-//! A small deployment: a simulated coderd and vendor, a log, a ledger, and processes with one role each.
+//! A small deployment: a simulated coderd and vendor, a log, a ledger, and processes with one role
+//! each.
 
 use std::time::Duration;
 use tallyline::ledger::{books, sources};
@@ -55,7 +56,12 @@ impl World {
         simulation.advance_to(instant(start, end, 0.5)).await.unwrap();
         simulation.commit_held().await.unwrap();
         let tallyman = vendor(&simulation, Switches::default(), &CancellationToken::new()).await;
-        let site = Site::on(database, kafka, &(pipeline(&coderd, &simulation, &tallyman, start, PACE) + more)).await;
+        let site = Site::on(
+            database,
+            kafka,
+            &(pipeline(&coderd, &simulation, &tallyman, start, PACE) + more),
+        )
+        .await;
         World { site, coderd, simulation, tallyman }
     }
 
@@ -79,14 +85,25 @@ impl World {
     }
 
     pub async fn source_id(&self) -> i16 {
-        self.site.ledger.run(async |conn| sources::get(conn, self.simulation.deployment().id).await).await.unwrap().expect("introduced").id
+        self.site
+            .ledger
+            .run(async |conn| sources::get(conn, self.simulation.deployment().id).await)
+            .await
+            .unwrap()
+            .expect("introduced")
+            .id
     }
 
     pub async fn newest_pass(&self) -> i64 {
-        self.site.ledger.run(async |conn| books::newest_pass(conn, self.source_id().await).await).await.unwrap()
+        self.site
+            .ledger
+            .run(async |conn| books::newest_pass(conn, self.source_id().await).await)
+            .await
+            .unwrap()
     }
 
-    /// Waits until a pass that began after this call is recorded, perhaps not yet read by the ledger.
+    /// Waits until a pass that began after this call is recorded, perhaps not yet read by the
+    /// ledger.
     pub async fn another_pass(&self) {
         let newest = self.newest_pass().await;
         eventually(SOON, "another pass", || async { self.newest_pass().await > newest + 1 }).await;
@@ -94,7 +111,12 @@ impl World {
 
     pub async fn is_introduced(&self) {
         eventually(SOON, "the source is introduced", || async {
-            self.site.ledger.run(async |conn| sources::get(conn, self.simulation.deployment().id).await).await.unwrap().is_some()
+            self.site
+                .ledger
+                .run(async |conn| sources::get(conn, self.simulation.deployment().id).await)
+                .await
+                .unwrap()
+                .is_some()
         })
         .await;
     }
@@ -104,7 +126,11 @@ impl World {
         self.is_introduced().await;
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         eventually(SOON * 2, "all that coderd committed is in the ledger", || async {
-            self.site.ledger.run(async |conn| books::later_pass_is_in(conn, source_id, newest).await).await.unwrap()
+            self.site
+                .ledger
+                .run(async |conn| books::later_pass_is_in(conn, source_id, newest).await)
+                .await
+                .unwrap()
         })
         .await;
     }
@@ -125,13 +151,18 @@ impl World {
             ),
             ("select count(*) from usage_event where source_id = $1", truth.usage.len()),
         ] {
-            let counted: i64 = sqlx::query_scalar(query).bind(deployment).fetch_one(&self.site.database.pool).await.unwrap();
+            let counted: i64 = sqlx::query_scalar(query)
+                .bind(deployment)
+                .fetch_one(&self.site.database.pool)
+                .await
+                .unwrap();
             assert_eq!(counted, happened as i64, "{query}");
         }
     }
 
     pub async fn plan(&self, lost: &str) -> Json {
-        let planned = self.site.command(&["recover", "plan", "--lost", lost, "--output", "json"]).await;
+        let planned =
+            self.site.command(&["recover", "plan", "--lost", lost, "--output", "json"]).await;
         assert!(planned.status.success(), "{planned:?}");
         json(&planned)
     }
@@ -142,13 +173,27 @@ impl World {
         assert_eq!((&plan["hash"], &plan["execute"]), (&Json::Null, &Json::Null), "{plan}");
         let planned = self.site.command(&["recover", "plan", "--lost", lost]).await;
         assert!(planned.status.success() && planned.stdout.contains(message), "{planned:?}");
-        assert!(!planned.stdout.contains("recover execute") && !planned.stdout.contains("hash "), "{planned:?}");
+        assert!(
+            !planned.stdout.contains("recover execute") && !planned.stdout.contains("hash "),
+            "{planned:?}"
+        );
     }
 
     pub async fn execute(&self, plan: &Json) -> Ended {
         let hash = plan["hash"].as_str().expect("a hash");
         self.site
-            .command(&["recover", "execute", "--plan", hash, "--as", "sre-1", "--reason", "the disk is gone", "--output", "json"])
+            .command(&[
+                "recover",
+                "execute",
+                "--plan",
+                hash,
+                "--as",
+                "sre-1",
+                "--reason",
+                "the disk is gone",
+                "--output",
+                "json",
+            ])
             .await
     }
 
@@ -161,7 +206,8 @@ impl World {
 
     /// Actor, subject and reason of the acts in the audit trail.
     pub async fn acts(&self) -> Vec<(String, String, String)> {
-        let query = "select actor, subject, reason from operator_act where act = 'recover' order by id";
+        let query =
+            "select actor, subject, reason from operator_act where act = 'recover' order by id";
         sqlx::query_as(query).fetch_all(&self.site.database.pool).await.unwrap()
     }
 }

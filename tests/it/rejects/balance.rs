@@ -1,4 +1,5 @@
-//! Acts on rejects are in the books: the audit reports each row of coderd, and the collector appends nothing twice.
+//! Acts on rejects are in the books: the audit reports each row of coderd, and the collector
+//! appends nothing twice.
 
 use std::time::Duration;
 
@@ -18,9 +19,15 @@ use crate::support::ledger::act;
 
 /// A pass of a collector without memory: it reads all rows again.
 async fn fresh_pass(coderd: &Coderd, site: &Site) -> i32 {
-    let settings = Settings { margin: TimeDelta::zero(), deployment_id: Some(coderd.deployment), ..Settings::new("test") };
+    let settings = Settings {
+        margin: TimeDelta::zero(),
+        deployment_id: Some(coderd.deployment),
+        ..Settings::new("test")
+    };
     let (log, ledger) = (site.desk.log.clone(), site.desk.ledger.clone());
-    let opened = Collector::open(settings, source(coderd), PublicKeys::new(), log, ledger, Clock::system()).await;
+    let opened =
+        Collector::open(settings, source(coderd), PublicKeys::new(), log, ledger, Clock::system())
+            .await;
     let usage = opened.unwrap().expect("the source is free").pass().await.unwrap().usage;
     site.consume().await;
     usage
@@ -38,26 +45,36 @@ async fn audit(coderd: &Coderd, site: &Site) -> AuditReport {
 
 /// Whether everything balances, and kind and id of differences, open work and remarks.
 fn row_kinds(report: &AuditReport) -> (bool, Vec<(&str, &str)>) {
-    let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().chain(&joint.open).chain(&joint.remarks));
+    let rows = report
+        .joints
+        .iter()
+        .flat_map(|joint| joint.differences.iter().chain(&joint.open).chain(&joint.remarks));
     (report.balanced, rows.map(|row| (&*row.kind, row.id.as_str())).collect())
 }
 
 #[tokio::test]
 async fn the_audit_shows_the_outcome_of_acts_on_refused_rows() {
-    let (coderd, site) = (Coderd::new(SchemaVersion::Sep2026).await, Site::new(Backend::Postgres).await);
+    let (coderd, site) =
+        (Coderd::new(SchemaVersion::Sep2026).await, Site::new(Backend::Postgres).await);
     let now = coderd.now().await;
     for id in ["usage-1", "usage-2"] {
         coderd.usage(id, "dc_managed_agents_v1", json!({"count": 0}), now).await;
     }
     assert_eq!(fresh_pass(&coderd, &site).await, 2);
-    assert_eq!(row_kinds(&audit(&coderd, &site).await), (true, vec![("rejected", "usage-1"), ("rejected", "usage-2")]));
+    assert_eq!(
+        row_kinds(&audit(&coderd, &site).await),
+        (true, vec![("rejected", "usage-1"), ("rejected", "usage-2")])
+    );
 
     let [first, second] = site.list("open").await.try_into().unwrap();
     act(&site.desk, &DiscardRejects { ids: vec![second.id] }, &operator()).await.unwrap();
     site.resubmit(with(first.id, r#"{"count": 1}"#)).await.unwrap();
     // in flight, it is neither accepted nor open
     let report = audit(&coderd, &site).await;
-    assert_eq!(row_kinds(&report), (false, vec![("resubmitted", "usage-1"), ("discarded", "usage-2")]));
+    assert_eq!(
+        row_kinds(&report),
+        (false, vec![("resubmitted", "usage-1"), ("discarded", "usage-2")])
+    );
     assert_eq!(site.consume().await.accepted, 1);
     let end = (true, vec![("mended", "usage-1"), ("discarded", "usage-2")]);
     assert_eq!(row_kinds(&audit(&coderd, &site).await), end);
@@ -74,7 +91,8 @@ async fn the_audit_shows_the_outcome_of_acts_on_refused_rows() {
 
 #[tokio::test]
 async fn a_resubmission_that_is_refused_again_is_open_again() {
-    let (coderd, site) = (Coderd::new(SchemaVersion::Sep2026).await, Site::new(Backend::Postgres).await);
+    let (coderd, site) =
+        (Coderd::new(SchemaVersion::Sep2026).await, Site::new(Backend::Postgres).await);
     coderd.usage("usage-1", "dc_managed_agents_v1", json!({"count": 0}), coderd.now().await).await;
     fresh_pass(&coderd, &site).await;
     let id = site.list("open").await[0].id;

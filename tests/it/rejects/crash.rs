@@ -1,10 +1,12 @@
-//! No transaction spans the acts, the log and the ends of the rejects. After an interruption at any point nothing is lost, and a second
-//! resubmission is safe.
+//! No transaction spans the acts, the log and the ends of the rejects. After an interruption at any
+//! point nothing is lost, and a second resubmission is safe.
 
 use tallyline::event::{Event, Topic};
 use tallyline::ledger::{Difference, books, rejects};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
+use tallyline::operations::recover::{
+    Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
+};
 use tallyline::operations::{Foreseen, OperationError, Resubmit, ShowReject};
 
 use super::{Backend, Site, as_is, desk, operator, with, with_body};
@@ -22,7 +24,10 @@ impl Site {
     }
 
     async fn is_well_again(&self) {
-        sqlx::raw_sql("drop trigger broken on reject; drop function broken()").execute(&self.database.pool).await.unwrap();
+        sqlx::raw_sql("drop trigger broken on reject; drop function broken()")
+            .execute(&self.database.pool)
+            .await
+            .unwrap();
     }
 
     async fn one_bad_record(&self) -> i64 {
@@ -51,7 +56,8 @@ impl Site {
         self.desk.ledger.run(books::add_up).await.unwrap().differences
     }
 
-    /// Checks that the corrected event is accepted once, the reject has ended, and the books balance.
+    /// Checks that the corrected event is accepted once, the reject has ended, and the books
+    /// balance.
     async fn is_accepted_once(&self) {
         assert_eq!(self.number("select count(*) from usage_event where quantity = 5").await, 1);
         assert_eq!(self.number("select count(*) from publication").await, 1);
@@ -61,7 +67,8 @@ impl Site {
 }
 
 #[tokio::test]
-async fn a_crash_after_the_append_leaves_the_reject_open_and_a_second_resubmission_is_a_duplicate() {
+async fn a_crash_after_the_append_leaves_the_reject_open_and_a_second_resubmission_is_a_duplicate()
+{
     for backend in [Backend::Postgres, Backend::Kafka] {
         let site = Site::new(backend).await;
         let id = site.one_bad_record().await;
@@ -70,7 +77,10 @@ async fn a_crash_after_the_append_leaves_the_reject_open_and_a_second_resubmissi
         assert!(matches!(broken, Err(OperationError::Ledger(_))), "{broken:?}");
         site.is_well_again().await;
         let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
-        assert_eq!(acts.iter().map(|act| (act.actor.as_str(), act.ended_it)).collect::<Vec<_>>(), [("operator-1", false)]);
+        assert_eq!(
+            acts.iter().map(|act| (act.actor.as_str(), act.ended_it)).collect::<Vec<_>>(),
+            [("operator-1", false)]
+        );
 
         // the first one is still only in the log
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
@@ -94,7 +104,10 @@ async fn a_crash_after_the_append_that_is_recorded_meanwhile_ends_without_anothe
         let other = site.resubmit(with(id, r#"{"count": 6}"#)).await;
         assert!(matches!(other, Err(OperationError::Forbidden(_))), "{other:?}");
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
-        assert_eq!((again.records[0].foreseen, &again.records[0].place, again.records[0].ended), (Foreseen::Duplicate, &None, true));
+        assert_eq!(
+            (again.records[0].foreseen, &again.records[0].place, again.records[0].ended),
+            (Foreseen::Duplicate, &None, true)
+        );
         assert_eq!(site.consume().await.records, 0);
         site.is_accepted_once().await;
     }
@@ -106,7 +119,10 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
     let id = site.one_bad_record().await;
     // a log without topics
     let elsewhere = support::database().await;
-    let other = desk(&site.desk.ledger, &Log::postgres(elsewhere.pool.clone(), PostgresLogSettings::default()));
+    let other = desk(
+        &site.desk.ledger,
+        &Log::postgres(elsewhere.pool.clone(), PostgresLogSettings::default()),
+    );
     let edit = with(id, MENDED);
     let broken = act(&other, &edit, &operator()).await;
     assert!(matches!(broken, Err(OperationError::Log(_))), "{broken:?}");
@@ -121,7 +137,11 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
 async fn of_several_resubmissions_those_in_the_log_are_closed_and_the_others_stay_open() {
     let site = Site::new(Backend::Postgres).await;
     let id = site.one_bad_record().await;
-    site.desk.log.append(Topic::WorkspaceBuilds, vec![with_body(&build(DEPLOYMENT, 1), "broken")]).await.unwrap();
+    site.desk
+        .log
+        .append(Topic::WorkspaceBuilds, vec![with_body(&build(DEPLOYMENT, 1), "broken")])
+        .await
+        .unwrap();
     assert_eq!(site.consume().await.rejects, 1);
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
     // one of the two topics is deleted
@@ -142,7 +162,8 @@ fn reopened(plan: &RecoverPlan) -> Vec<i64> {
 #[tokio::test]
 async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recovery() {
     let site = Site::new(Backend::Postgres).await;
-    let (read, lost, late) = (usage(DEPLOYMENT, 1), usage(OTHER_DEPLOYMENT, 2), usage(DEPLOYMENT, 4));
+    let (read, lost, late) =
+        (usage(DEPLOYMENT, 1), usage(OTHER_DEPLOYMENT, 2), usage(DEPLOYMENT, 4));
     let edit = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
     let id = site.broken(&read).await;
     site.resubmit(edit(id, &read)).await.unwrap();
@@ -168,11 +189,22 @@ async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recov
     assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [id, late_id]);
     assert_eq!((site.list("resubmitted").await.len(), site.differences().await), (1, vec![]));
     let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
-    assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "the first act remains");
+    assert_eq!(
+        acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(),
+        [false],
+        "the first act remains"
+    );
     site.resubmit(edit(id, &lost)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_eq!(site.differences().await, []);
-    assert!(site.desk.ledger.run(async |conn| rejects::accepted(conn, OTHER_DEPLOYMENT, "usage-2").await).await.unwrap().is_some());
+    assert!(
+        site.desk
+            .ledger
+            .run(async |conn| rejects::accepted(conn, OTHER_DEPLOYMENT, "usage-2").await)
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -194,36 +226,50 @@ async fn a_resubmission_still_in_the_log_after_its_start_moved_is_not_open_again
     assert_eq!(reopened(&plan), [1]);
     site.execute_recovery(&plan).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
-    assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [refused[0].0]);
+    assert_eq!(
+        site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(),
+        [refused[0].0]
+    );
     assert_eq!(site.differences().await, []);
 }
 
 #[tokio::test]
 async fn a_lost_resubmission_is_named_for_every_event_type_and_deployment() {
     let site = Site::new(Backend::Postgres).await;
-    for event in [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 4)] {
+    for event in
+        [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 4)]
+    {
         let id = site.broken(&event).await;
         site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
         assert_eq!(site.consume().await.accepted, 1);
     }
     assert_eq!(site.differences().await, []);
 
-    for event in [build(OTHER_DEPLOYMENT, 5), claim(OTHER_DEPLOYMENT, 6), usage(OTHER_DEPLOYMENT, 8)] {
+    for event in
+        [build(OTHER_DEPLOYMENT, 5), claim(OTHER_DEPLOYMENT, 6), usage(OTHER_DEPLOYMENT, 8)]
+    {
         let id = site.broken(&event).await;
-        let resubmitted = site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
+        let resubmitted =
+            site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
         let offset = resubmitted.records[0].place.as_ref().unwrap().offset;
         // as after a leader's unclean election: another record has its place
         for undone in [
             "delete from log_record using log_partition where id = partition_id and topic = $1 and record_offset = $2",
             "update log_partition set next_offset = $2 where topic = $1",
         ] {
-            sqlx::query(undone).bind(event.topic().name()).bind(offset).execute(&site.database.pool).await.unwrap();
+            sqlx::query(undone)
+                .bind(event.topic().name())
+                .bind(offset)
+                .execute(&site.database.pool)
+                .await
+                .unwrap();
         }
         assert_eq!(site.differences().await, [], "the consumer has not read it yet");
         let other = crate::support::ledger::event(event.topic(), 100);
         site.desk.log.append(event.topic(), vec![other.to_message()]).await.unwrap();
         assert_eq!(site.consume().await.accepted, 1);
-        let kinds: Vec<_> = site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
+        let kinds: Vec<_> =
+            site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
         assert_eq!(kinds, [("passed_and_gone".into(), event.id())]);
         let forced = Resubmit { force: true, ..with(id, &event.to_structured().to_string()) };
         site.resubmit(forced).await.unwrap();
@@ -239,7 +285,10 @@ async fn an_event_that_came_in_another_topic_is_resubmitted_to_its_own() {
     site.desk.log.append(Topic::WorkspaceBuilds, vec![event.to_message()]).await.unwrap();
     assert_eq!(site.consume().await.rejects, 1);
     let [stray] = site.list("open").await.try_into().unwrap();
-    assert_eq!((stray.cause.as_str(), stray.event_id.as_deref()), ("foreign_topic", Some("usage-1")));
+    assert_eq!(
+        (stray.cause.as_str(), stray.event_id.as_deref()),
+        ("foreign_topic", Some("usage-1"))
+    );
     let resubmitted = site.resubmit(as_is(&[stray.id])).await.unwrap();
     assert_eq!(resubmitted.records[0].place.as_ref().unwrap().topic, Topic::AgentUsage.name());
     assert_eq!(site.consume().await.accepted, 1);

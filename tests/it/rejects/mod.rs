@@ -1,4 +1,5 @@
-//! The rejects desk: operators see, mend, resubmit or discard refused records, and the books show it.
+//! The rejects desk: operators see, mend, resubmit or discard refused records, and the books show
+//! it.
 
 mod balance;
 mod crash;
@@ -9,19 +10,24 @@ use std::collections::BTreeMap;
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::consumer;
-use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition, Usage, UsageQuantity};
+use tallyline::event::{
+    Event, Message, Payload, RejectCause, Topic, TopicPartition, Usage, UsageQuantity,
+};
 use tallyline::ledger::{
-    Arrival, Chain, Counts, Disposition, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, books, positions, record,
-    reject_counts, rejects,
+    Arrival, Chain, Counts, Disposition, Ledger, LedgerSettings, OpenRejects, Refusal,
+    RejectProperty, books, positions, record, reject_counts, rejects,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
-    Actor, AdmitRejects, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError, Reject, Resubmit, Resubmitted,
-    ShowReject, WhichRejects,
+    Actor, AdmitRejects, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError,
+    Reject, Resubmit, Resubmitted, ShowReject, WhichRejects,
 };
 
 use crate::journey::site::Backend;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, desk, ledger, noon, partition, refused, register, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, desk, ledger, noon, partition, refused,
+    register, usage,
+};
 use crate::support::{self, Database};
 
 /// A ledger and a log, and an operator's desk for both.
@@ -40,7 +46,11 @@ impl Site {
             Backend::Postgres => Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),
             Backend::Kafka => {
                 let kafka = support::kafka();
-                Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap()
+                Log::kafka(KafkaSettings {
+                    topic_prefix: kafka.prefix.clone(),
+                    ..KafkaSettings::new(&kafka.brokers)
+                })
+                .unwrap()
             }
         };
         log.create_topics(1).await.unwrap();
@@ -58,14 +68,27 @@ impl Site {
         let mut counts = Counts::default();
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = ledger.run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await).await.unwrap();
+            let claim = ledger
+                .run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await)
+                .await
+                .unwrap();
             let records = log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
-            let arrivals: Vec<_> = records.into_iter().map(|record| consumer::read_from(topic, record)).collect();
+            let arrivals: Vec<_> =
+                records.into_iter().map(|record| consumer::read_from(topic, record)).collect();
             counts = counts
                 + ledger
-                    .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await)
+                    .run(async |conn| {
+                        record::batch(
+                            conn,
+                            &Chain::Live(claim),
+                            &arrivals,
+                            next_offset,
+                            ledger.clock.now(),
+                        )
+                        .await
+                    })
                     .await
                     .unwrap();
         }
@@ -118,7 +141,9 @@ fn with_type(event: &Event, event_type: &str) -> Message {
 /// Checks that the operation was refused with these words.
 fn assert_forbidden<T: std::fmt::Debug>(outcome: Result<T, OperationError>, words: &str) {
     match outcome {
-        Err(OperationError::Forbidden(why)) => assert!(why.contains(words), "{words:?} is not in {why:?}"),
+        Err(OperationError::Forbidden(why)) => {
+            assert!(why.contains(words), "{words:?} is not in {why:?}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -127,15 +152,24 @@ fn assert_forbidden<T: std::fmt::Debug>(outcome: Result<T, OperationError>, word
 async fn open_rejects_are_counted_by_verdict_and_cause() {
     let (_database, ledger) = ledger().await;
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
-    let claim =
-        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
+    let claim = ledger
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let arrivals = [
         refused(0, Disposition::Rejected),
         refused(1, Disposition::Held),
         refused(2, Disposition::Rejected),
         refused(3, Disposition::Held),
     ];
-    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     for (offset, units, event_type, earlier) in [
         (0, None, "dc_managed_agents_v1", 0),
         (1, Some("7"), "dc_gpu_hours_v1", 60),
@@ -155,20 +189,31 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
         verdict,
         cause: RejectCause::Json,
         records: 2,
-        units: units.iter().map(|(unit, number)| ((*unit).to_owned(), *number)).collect::<BTreeMap<_, _>>(),
+        units: units
+            .iter()
+            .map(|(unit, number)| ((*unit).to_owned(), *number))
+            .collect::<BTreeMap<_, _>>(),
         oldest: noon() - TimeDelta::seconds(earlier),
     };
-    let expected = [open(Disposition::Held, &[("seats", 5), ("unknown", 7)], 60), open(Disposition::Rejected, &[("agents", u64::MAX)], 30)];
+    let expected = [
+        open(Disposition::Held, &[("seats", 5), ("unknown", 7)], 60),
+        open(Disposition::Rejected, &[("agents", u64::MAX)], 30),
+    ];
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), expected);
 }
 
 #[tokio::test]
 async fn unbilled_amounts_are_read_from_invalid_records() {
     let site = Site::new(Backend::Postgres).await;
-    let structured = usage(DEPLOYMENT, 9).to_structured().to_string().replace("\"count\":1", "\"count\":8,\"colour\":\"blue\"");
+    let structured = usage(DEPLOYMENT, 9)
+        .to_structured()
+        .to_string()
+        .replace("\"count\":1", "\"count\":8,\"colour\":\"blue\"");
     let content_type = ("content-type".to_owned(), Some(b"application/cloudevents+json".to_vec()));
     let mut other = usage(DEPLOYMENT, 4);
-    let Payload::Usage(Usage { quantity, .. }) = &mut other.payload else { unreachable!("it is usage") };
+    let Payload::Usage(Usage { quantity, .. }) = &mut other.payload else {
+        unreachable!("it is usage")
+    };
     *quantity = UsageQuantity::ManagedAgents(41);
     let counts = site
         .take(vec![
@@ -177,12 +222,23 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
             with_type(&usage(DEPLOYMENT, 3), "dc_gpu_hours_v1"),
             usage(DEPLOYMENT, 4).to_message(),
             other.to_message(),
-            Message { headers: vec![content_type], payload: Some(structured.into_bytes()), ..Message::default() },
+            Message {
+                headers: vec![content_type],
+                payload: Some(structured.into_bytes()),
+                ..Message::default()
+            },
         ])
         .await;
     assert_eq!((counts.accepted, counts.conflicts, counts.rejects, counts.held), (1, 1, 3, 1));
-    let listed: Vec<_> = site.list("open").await.into_iter().map(|row| (row.event_id.unwrap(), row.units, row.unit)).collect();
-    let stake = |id: &str, units: Option<u64>, unit: &str| (id.to_owned(), units, units.map(|_| unit.to_owned()));
+    let listed: Vec<_> = site
+        .list("open")
+        .await
+        .into_iter()
+        .map(|row| (row.event_id.unwrap(), row.units, row.unit))
+        .collect();
+    let stake = |id: &str, units: Option<u64>, unit: &str| {
+        (id.to_owned(), units, units.map(|_| unit.to_owned()))
+    };
     // usage-3 is the fourth, so it would have been seats: (3 % 3) + 1
     let expected = [
         stake("usage-1", Some(3), "agents"),
@@ -192,11 +248,22 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
         stake("usage-9", Some(8), "agents"),
     ];
     assert_eq!(listed, expected);
-    let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
+    let by_verdict =
+        CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
     let groups = ask(&site.desk, &by_verdict).await.unwrap().groups;
-    let listed: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
+    let listed: Vec<_> = groups
+        .iter()
+        .map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone()))
+        .collect();
     let units = |unit: &str, number| BTreeMap::from([(unit.to_owned(), number)]);
-    assert_eq!(listed, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
+    assert_eq!(
+        listed,
+        [
+            ("rejected", 3, units("agents", 11)),
+            ("conflict", 1, units("agents", 41)),
+            ("held", 1, units("unknown", 1))
+        ]
+    );
 }
 
 #[tokio::test]
@@ -211,7 +278,10 @@ async fn a_page_of_rejects_leads_to_the_next() {
         assert!(page.rejects.len() <= 2);
         for row in page.rejects {
             let payload = row.payload.unwrap();
-            assert_eq!((payload.length, payload.cut, payload.text.unwrap().len()), (1_025, true, 1_023));
+            assert_eq!(
+                (payload.length, payload.cut, payload.text.unwrap().len()),
+                (1_025, true, 1_023)
+            );
             ids.push(row.event_id.unwrap());
         }
         match page.next_after {
@@ -220,8 +290,15 @@ async fn a_page_of_rejects_leads_to_the_next() {
         }
     }
     assert_eq!(ids, ["usage-0", "usage-1", "usage-2", "usage-3", "usage-4"]);
-    let wrong = ListRejects { which: WhichRejects { state: "ajar".into(), ..WhichRejects::default() }, after: 0, limit: 1 };
-    assert!(matches!(ask(&site.desk, &wrong).await, Err(OperationError::Invalid { field: "state", .. })));
+    let wrong = ListRejects {
+        which: WhichRejects { state: "ajar".into(), ..WhichRejects::default() },
+        after: 0,
+        limit: 1,
+    };
+    assert!(matches!(
+        ask(&site.desk, &wrong).await,
+        Err(OperationError::Invalid { field: "state", .. })
+    ));
 }
 
 #[tokio::test]
@@ -232,8 +309,15 @@ async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_i
     assert_forbidden(site.resubmit(as_is(&[id])).await, "unknown field \"colour\"");
     assert_forbidden(site.resubmit(with(id, "{")).await, "would be rejected again");
     let dry = site.resubmit(Resubmit { dry_run: true, ..as_is(&[id]) }).await.unwrap();
-    assert_eq!((dry.dry_run, dry.records[0].foreseen, dry.records[0].act_id), (true, Foreseen::Rejected, None));
-    assert_eq!((site.consume().await.records, site.number("select count(*) from operator_act").await), (0, 0), "nothing was done");
+    assert_eq!(
+        (dry.dry_run, dry.records[0].foreseen, dry.records[0].act_id),
+        (true, Foreseen::Rejected, None)
+    );
+    assert_eq!(
+        (site.consume().await.records, site.number("select count(*) from operator_act").await),
+        (0, 0),
+        "nothing was done"
+    );
 
     let forced = site.resubmit(Resubmit { force: true, ..as_is(&[id]) }).await.unwrap();
     assert!(forced.records[0].ended && forced.records[0].place.is_some());
@@ -257,7 +341,10 @@ async fn large_headers_are_shown_with_the_reject_and_not_in_a_list() {
     site.take(vec![with_body(&usage(DEPLOYMENT, 2), "{"), large]).await;
     let listed = site.list("open").await;
     assert_eq!(listed.iter().map(|reject| reject.headers.len()).collect::<Vec<_>>(), [count, 0]);
-    assert_eq!(ask(&site.desk, &ShowReject { id: listed[1].id }).await.unwrap().reject.headers.len(), count + 1);
+    assert_eq!(
+        ask(&site.desk, &ShowReject { id: listed[1].id }).await.unwrap().reject.headers.len(),
+        count + 1
+    );
 }
 
 #[tokio::test]
@@ -267,11 +354,18 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
     let mut longer = event.clone();
     let Payload::Build(build) = &mut longer.payload else { unreachable!("it is a build") };
     build.completed_at += TimeDelta::seconds(1);
-    site.desk.log.append(Topic::WorkspaceBuilds, vec![event.to_message(), longer.to_message()]).await.unwrap();
+    site.desk
+        .log
+        .append(Topic::WorkspaceBuilds, vec![event.to_message(), longer.to_message()])
+        .await
+        .unwrap();
     assert_eq!(site.consume().await.conflicts, 1);
     let id = site.list("open").await[0].id;
     for force in [false, true] {
-        assert_forbidden(site.resubmit(Resubmit { force, ..as_is(&[id]) }).await, "the accepted event remains");
+        assert_forbidden(
+            site.resubmit(Resubmit { force, ..as_is(&[id]) }).await,
+            "the accepted event remains",
+        );
     }
     let nameless = Actor { reason: " ".to_owned(), ..operator() };
     let discard = DiscardRejects { ids: vec![id] };
@@ -283,7 +377,12 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
 
     let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
     assert!(shown.accepted_sequence.is_some());
-    let acts: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str())).collect();
+    let acts: Vec<_> = shown
+        .reject
+        .acts
+        .iter()
+        .map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str()))
+        .collect();
     assert_eq!(acts, [("discard", "operator-1", "a typo of the producer")]);
     let accepted = "select count(*) from workspace_build where completed_at = timestamptz '2025-08-01T11:56:57Z'";
     assert_eq!(site.number(accepted).await, 1, "17 s - 200 s before noon");
@@ -293,12 +392,22 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
 #[tokio::test]
 async fn several_rejects_are_closed_all_or_none_and_an_unknown_one_is_named() {
     let site = Site::new(Backend::Postgres).await;
-    site.take((1..4).map(|n| with_type(&usage(DEPLOYMENT, n), "something_else_v1")).collect()).await;
+    site.take((1..4).map(|n| with_type(&usage(DEPLOYMENT, n), "something_else_v1")).collect())
+        .await;
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
     act(&site.desk, &DiscardRejects { ids: vec![ids[1]] }, &operator()).await.unwrap();
-    assert_forbidden(act(&site.desk, &DiscardRejects { ids: ids.clone() }, &operator()).await, "is no longer open");
-    assert!(matches!(site.resubmit(as_is(&[])).await, Err(OperationError::Invalid { field: "ids", .. })));
-    for missing in [site.resubmit(as_is(&[ids[0], 999])).await.map(|_| ()), ask(&site.desk, &ShowReject { id: 999 }).await.map(|_| ())] {
+    assert_forbidden(
+        act(&site.desk, &DiscardRejects { ids: ids.clone() }, &operator()).await,
+        "is no longer open",
+    );
+    assert!(matches!(
+        site.resubmit(as_is(&[])).await,
+        Err(OperationError::Invalid { field: "ids", .. })
+    ));
+    for missing in [
+        site.resubmit(as_is(&[ids[0], 999])).await.map(|_| ()),
+        ask(&site.desk, &ShowReject { id: 999 }).await.map(|_| ()),
+    ] {
         assert!(matches!(missing, Err(OperationError::NotFound(why)) if why.contains("999")));
     }
     assert_eq!(site.list("open").await.len(), 2);
@@ -318,7 +427,8 @@ async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted()
     assert_eq!(site.consume().await.accepted, 1);
     assert_forbidden(site.resubmit(Resubmit { force: true, ..edit }).await, "accepted already");
     let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
-    let ended: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
+    let ended: Vec<_> =
+        shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
     assert_eq!(ended, [("discard", false), ("resubmit", true)]);
     assert_eq!(shown.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
 }
@@ -333,10 +443,20 @@ async fn a_record_with_wrong_headers_is_replaced_by_a_whole_event() {
     let id = site.list("open").await[0].id;
     assert_forbidden(site.resubmit(as_is(&[id])).await, "attribute time is missing");
     let other = usage(DEPLOYMENT, 2).to_structured().to_string();
-    assert!(matches!(site.resubmit(with(id, &other)).await, Err(OperationError::Invalid { field: "id", .. })));
+    assert!(matches!(
+        site.resubmit(with(id, &other)).await,
+        Err(OperationError::Invalid { field: "id", .. })
+    ));
     site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
-    let digest = site.desk.ledger.run(async |conn| rejects::accepted(conn, DEPLOYMENT, "usage-1").await).await.unwrap().unwrap().1;
+    let digest = site
+        .desk
+        .ledger
+        .run(async |conn| rejects::accepted(conn, DEPLOYMENT, "usage-1").await)
+        .await
+        .unwrap()
+        .unwrap()
+        .1;
     assert_eq!(digest, event.digest());
 }
 
@@ -360,8 +480,16 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposi
         assert_eq!((admitted.records, admitted.refused, admitted.left), (3, 1, 0));
         let counts = site.consume().await;
         assert_eq!((counts.records, counts.accepted, counts.rejects), (2, 1, 1), "{counts:?}");
-        let states: Vec<_> = site.list("all").await.into_iter().map(|row| (row.event_id.unwrap(), row.verdict, row.state)).collect();
-        let states: Vec<_> = states.iter().map(|(id, verdict, state)| (id.as_str(), verdict.as_str(), state.as_str())).collect();
+        let states: Vec<_> = site
+            .list("all")
+            .await
+            .into_iter()
+            .map(|row| (row.event_id.unwrap(), row.verdict, row.state))
+            .collect();
+        let states: Vec<_> = states
+            .iter()
+            .map(|(id, verdict, state)| (id.as_str(), verdict.as_str(), state.as_str()))
+            .collect();
         let expected = [
             ("usage-1", "held", "admitted"),
             ("usage-2", "held", "admitted"),
@@ -381,7 +509,15 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
     let claim = site
         .desk
         .ledger
-        .run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, number), 0, site.desk.ledger.clock.now()).await)
+        .run(async |conn| {
+            positions::lease(
+                conn,
+                partition(Topic::AgentUsage, number),
+                0,
+                site.desk.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     let records = site.desk.log.read(claim.partition, 0, 100).await.unwrap();
@@ -402,7 +538,16 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
     let counts = site
         .desk
         .ledger
-        .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, site.desk.ledger.clock.now()).await)
+        .run(async |conn| {
+            record::batch(
+                conn,
+                &Chain::Live(claim),
+                &arrivals,
+                next_offset,
+                site.desk.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     assert_eq!(usize::try_from(counts.held), Ok(arrivals.len()));

@@ -2,11 +2,13 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::{
-    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity,
-    WorkspaceBuildCompleted,
+    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic,
+    TopicPartition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::sources;
-use tallyline::operations::{FamilyEffect, OperationError, Queued, ReplayExecution, Step, WindowEffect};
+use tallyline::operations::{
+    FamilyEffect, OperationError, Queued, ReplayExecution, Step, WindowEffect,
+};
 use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
 
@@ -44,12 +46,23 @@ fn of(payload: Payload) -> Event {
 
 fn agents(id: &str, count: u64, created_at: DateTime<Utc>) -> Event {
     let quantity = UsageQuantity::ManagedAgents(count);
-    of(Payload::Usage(Usage { id: id.into(), quantity, created_at, marks: PublishMarks::default() }))
+    of(Payload::Usage(Usage {
+        id: id.into(),
+        quantity,
+        created_at,
+        marks: PublishMarks::default(),
+    }))
 }
 
-/// Appends records that the ledger lacks: four creations (one before the introduction, one of the pool), a claim and usage.
+/// Appends records that the ledger lacks: four creations (one before the introduction, one of the
+/// pool), a claim and usage.
 async fn append_what_is_missing(site: &Site) {
-    let early = WorkspaceBuildCompleted { completed_at: at(-3600), started_at: Some(at(-3660)), created_at: at(-7200), ..creation(3, 60) };
+    let early = WorkspaceBuildCompleted {
+        completed_at: at(-3600),
+        started_at: Some(at(-3660)),
+        created_at: at(-7200),
+        ..creation(3, 60)
+    };
     let pool = WorkspaceBuildCompleted {
         owner_id: PREBUILDS_USER,
         initiator_id: PREBUILDS_USER,
@@ -58,7 +71,8 @@ async fn append_what_is_missing(site: &Site) {
         first_build_stage: None,
         ..creation(4, 30)
     };
-    let builds = [creation(1, 42), creation(2, 100), early, pool].map(|build| of(Payload::Build(Box::new(build))));
+    let builds = [creation(1, 42), creation(2, 100), early, pool]
+        .map(|build| of(Payload::Build(Box::new(build))));
     site.append(Topic::WorkspaceBuilds, &builds).await;
     let Payload::Claim(one) = claim(DEPLOYMENT, 9).payload else { panic!("it is a claim") };
     let claimed = PrebuildClaimed {
@@ -69,15 +83,31 @@ async fn append_what_is_missing(site: &Site) {
         ..*one
     };
     site.append(Topic::PrebuildClaims, &[of(Payload::Claim(Box::new(claimed)))]).await;
-    let seats = Usage { id: "seats".into(), quantity: UsageQuantity::AiSeats(5), created_at: at(0), marks: PublishMarks::default() };
-    let usage = [agents("in-1", 1, at(0)), agents("in-2", 2, at(1)), agents("before", 4, at(-3601)), of(Payload::Usage(seats))];
+    let seats = Usage {
+        id: "seats".into(),
+        quantity: UsageQuantity::AiSeats(5),
+        created_at: at(0),
+        marks: PublishMarks::default(),
+    };
+    let usage = [
+        agents("in-1", 1, at(0)),
+        agents("in-2", 2, at(1)),
+        agents("before", 4, at(-3601)),
+        of(Payload::Usage(seats)),
+    ];
     site.append(Topic::AgentUsage, &usage).await;
 }
 
 fn expected_metrics() -> Vec<FamilyEffect> {
-    let family = |family: &str, added, added_seconds| FamilyEffect { deployment: DEPLOYMENT, family: family.into(), added, added_seconds };
+    let family = |family: &str, added, added_seconds| FamilyEffect {
+        deployment: DEPLOYMENT,
+        family: family.into(),
+        added,
+        added_seconds,
+    };
     vec![
-        // 42 + 100 regular, 30 of the pool; the creation before the introduction is counted and not observed
+        // 42 + 100 regular, 30 of the pool; the creation before the introduction is counted and not
+        // observed
         family("coderd_prebuilt_workspace_claim_duration_seconds", 1, Some(7.0)),
         family("coderd_workspace_creation_duration_seconds", 3, Some(172.0)),
         family("coderd_workspace_creation_total", 3, None),
@@ -94,17 +124,31 @@ async fn a_plan_shows_its_later_effect_in_numbers() {
     site.consume().await;
 
     let plan = site.plan(&[]).await;
-    assert_eq!((sum(&plan, |one| one.records), sum(&plan, |one| one.new_events), sum(&plan, |one| one.duplicates)), (10, 9, 1));
+    assert_eq!(
+        (
+            sum(&plan, |one| one.records),
+            sum(&plan, |one| one.new_events),
+            sum(&plan, |one| one.duplicates)
+        ),
+        (10, 9, 1)
+    );
     let (start, end) = (noon() - TimeDelta::hours(1), noon() + TimeDelta::days(365));
-    let window = WindowEffect { deployment: DEPLOYMENT, license_id: 7, start, end, before: 16, after: 19 };
-    assert_eq!((plan.effect.introduced.as_slice(), plan.effect.licenses.as_slice()), (&[][..], &[window][..]));
+    let window =
+        WindowEffect { deployment: DEPLOYMENT, license_id: 7, start, end, before: 16, after: 19 };
+    assert_eq!(
+        (plan.effect.introduced.as_slice(), plan.effect.licenses.as_slice()),
+        (&[][..], &[window][..])
+    );
     let queued = |event_type: &str, events, units: &str| Queued {
         deployment: DEPLOYMENT,
         event_type: event_type.into(),
         events,
         units: units.into(),
     };
-    assert_eq!(plan.effect.publications, [queued("dc_managed_agents_v1", 3, "7"), queued("hb_ai_seats_v1", 1, "5")]);
+    assert_eq!(
+        plan.effect.publications,
+        [queued("dc_managed_agents_v1", 3, "7"), queued("hb_ai_seats_v1", 1, "5")]
+    );
     assert_eq!(plan.effect.metrics, expected_metrics());
     assert!(!plan.effect.is_empty());
 
@@ -128,7 +172,10 @@ async fn a_plan_shows_its_later_effect_in_numbers() {
     .fetch_all(&site.desk.ledger.pool)
     .await
     .unwrap();
-    assert_eq!(pending, [("dc_managed_agents_v1".into(), 5, "55".into()), ("hb_ai_seats_v1".into(), 1, "5".into())]);
+    assert_eq!(
+        pending,
+        [("dc_managed_agents_v1".into(), 5, "55".into()), ("hb_ai_seats_v1".into(), 1, "5".into())]
+    );
 }
 
 #[tokio::test]
@@ -146,7 +193,8 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     };
     let usage = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
     let pool = &site.desk.ledger.pool;
-    let generation = "update position set generation = generation + $1 where topic = $2 and partition = 0";
+    let generation =
+        "update position set generation = generation + $1 where topic = $2 and partition = 0";
     sqlx::query(generation).bind(1).bind(usage.topic.name()).execute(pool).await.unwrap();
     refused("the partition was begun anew").await;
     sqlx::query(generation).bind(-1).bind(usage.topic.name()).execute(pool).await.unwrap();
@@ -161,7 +209,10 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     assert_eq!(sum(&again, |one| one.new_events), 8);
     let missing = OperationError::NotFound(String::new());
     let request = ReplayExecution { hash: "00ff".into(), records_per_second: None };
-    let executed = site.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await;
+    let executed = site
+        .desk
+        .execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new())
+        .await;
     assert_eq!(std::mem::discriminant(&executed.unwrap_err()), std::mem::discriminant(&missing));
     site.execute(&again).await.unwrap();
     assert!(site.plan(&[]).await.effect.is_empty());
@@ -172,16 +223,30 @@ async fn an_event_of_an_unregistered_deployment_is_held_and_the_plan_shows_it() 
     let site = Site::new().await;
     site.append(Topic::AgentUsage, &[usage(OTHER_DEPLOYMENT, 1)]).await;
     let plan = site.plan(&[]).await;
-    assert_eq!((sum(&plan, |one| one.new_events), sum(&plan, |one| one.held), sum(&plan, |one| one.new_refused)), (0, 1, 1));
+    assert_eq!(
+        (
+            sum(&plan, |one| one.new_events),
+            sum(&plan, |one| one.held),
+            sum(&plan, |one| one.new_refused)
+        ),
+        (0, 1, 1)
+    );
     let executed = site.execute(&plan).await.unwrap();
-    assert_eq!((executed.accepted, site.desk.ledger.run(sources::list).await.unwrap().len()), (0, 1));
+    assert_eq!(
+        (executed.accepted, site.desk.ledger.run(sources::list).await.unwrap().len()),
+        (0, 1)
+    );
 }
 
 #[tokio::test]
 async fn a_record_that_postgresql_itself_refuses_is_rejected_by_a_replay_too() {
     let site = Site::new().await;
     license(&site.desk.ledger).await;
-    site.append(Topic::AgentUsage, &[agents("one", 1, at(0)), agents("unlucky", 1, at(1)), agents("two", 2, at(2))]).await;
+    site.append(
+        Topic::AgentUsage,
+        &[agents("one", 1, at(0)), agents("unlucky", 1, at(1)), agents("two", 2, at(2))],
+    )
+    .await;
     site.begin_at_the_ends().await;
     let refuses = "alter table usage_event add constraint unlucky check (id <> 'unlucky')";
     sqlx::query(refuses).execute(&site.desk.ledger.pool).await.unwrap();
@@ -190,6 +255,13 @@ async fn a_record_that_postgresql_itself_refuses_is_rejected_by_a_replay_too() {
     let executed = site.execute(&first).await.unwrap();
     assert_eq!((executed.accepted, executed.rejects), (2, 1));
     let again = site.plan(&[]).await;
-    assert_eq!((sum(&again, |one| one.new_events), sum(&again, |one| one.rejects), sum(&again, |one| one.new_refused)), (0, 1, 0));
+    assert_eq!(
+        (
+            sum(&again, |one| one.new_events),
+            sum(&again, |one| one.rejects),
+            sum(&again, |one| one.new_refused)
+        ),
+        (0, 1, 0)
+    );
     assert!(again.effect.is_empty());
 }

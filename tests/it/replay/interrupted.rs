@@ -19,12 +19,18 @@ use super::{SOON, Site, license, sum};
 async fn a_partition_recreated_during_a_replay_ends_it() {
     let site = Site::new().await;
     license(&site.desk.ledger).await;
-    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
     site.begin_at_the_ends().await;
     let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
     site.interrupt(&plan).await;
     let pool = &site.desk.ledger.pool;
-    let accepted = async || sqlx::query_scalar::<_, i64>("select count(*) from usage_event").fetch_one(pool).await.unwrap();
+    let accepted = async || {
+        sqlx::query_scalar::<_, i64>("select count(*) from usage_event")
+            .fetch_one(pool)
+            .await
+            .unwrap()
+    };
     assert_eq!(accepted().await, 10);
     sqlx::query("update position set generation = 2").execute(pool).await.unwrap();
     assert!(matches!(site.execute(&plan).await, Err(OperationError::Forbidden(_))));
@@ -37,12 +43,18 @@ async fn a_partition_recreated_during_a_replay_ends_it() {
 #[tokio::test]
 async fn a_batch_whose_commit_got_no_answer_is_recorded_once() {
     let mut site = Site::new().await;
-    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
     site.begin_at_the_ends().await;
     let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
     site.interrupt(&plan).await;
     let pool = site.desk.ledger.pool.clone();
-    let accepted = async || sqlx::query_scalar::<_, i64>("select count(*) from usage_event").fetch_one(&pool).await.unwrap();
+    let accepted = async || {
+        sqlx::query_scalar::<_, i64>("select count(*) from usage_event")
+            .fetch_one(&pool)
+            .await
+            .unwrap()
+    };
     let before = accepted().await;
     // its commit waits for the sequence
     let mut other = pool.begin().await.unwrap();
@@ -64,10 +76,22 @@ async fn a_resumed_replay_reports_the_total_of_the_plan() {
     let site = Site::new().await;
     let usage: Vec<_> = (0..20).chain(0..5).map(|n| usage(DEPLOYMENT, n)).collect();
     site.append(Topic::AgentUsage, &usage).await;
-    site.desk.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    site.desk
+        .log
+        .append(
+            Topic::AgentUsage,
+            vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }],
+        )
+        .await
+        .unwrap();
     let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
     let of = |count: fn(&tallyline::operations::PlannedPartition) -> i32| sum(&plan, count);
-    let planned = [of(|one| one.records), of(|one| one.new_events), of(|one| one.duplicates), of(|one| one.rejects)];
+    let planned = [
+        of(|one| one.records),
+        of(|one| one.new_events),
+        of(|one| one.duplicates),
+        of(|one| one.rejects),
+    ];
     assert_eq!(planned, [26, 20, 5, 1]);
 
     site.interrupt(&plan).await;
@@ -80,7 +104,10 @@ async fn a_resumed_replay_reports_the_total_of_the_plan() {
 fn pipeline(database: &Database, more: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("pipeline.toml");
-    let lines = format!("roles = ['consume']\nledger.url = '{}'\nledger.connections = 4\nlog.partitions = 2\n{more}", database.url);
+    let lines = format!(
+        "roles = ['consume']\nledger.url = '{}'\nledger.connections = 4\nlog.partitions = 2\n{more}",
+        database.url
+    );
     std::fs::write(&path, lines).unwrap();
     let file = path.to_str().unwrap().to_owned();
     (folder, file)
@@ -88,12 +115,22 @@ fn pipeline(database: &Database, more: &str) -> (tempfile::TempDir, String) {
 
 async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     let database = database().await;
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).unwrap();
+    let ledger = Ledger::open(
+        &LedgerSettings { url: database.url.clone(), connections: 4 },
+        Clock::system(),
+    )
+    .unwrap();
     ledger.migrate().await.unwrap();
     let (log, more) = log(&ledger);
     log.create_topics(2).await.unwrap();
     let site = Site { desk: desk(&ledger, &log), _database: database };
-    site.desk.ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, site.desk.ledger.clock.now()).await).await.unwrap();
+    site.desk
+        .ledger
+        .run(async |conn| {
+            sources::register(conn, DEPLOYMENT, noon(), None, site.desk.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let missing: Vec<_> = (0..1000).map(|n| usage(DEPLOYMENT, n)).collect();
     site.append(Topic::AgentUsage, &missing).await;
     site.begin_at_the_ends().await;
@@ -103,16 +140,35 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     assert_eq!(sum(&plan, |one| one.new_events), 1000);
 
     let pool = &site.desk.ledger.pool;
-    let count = async |query: &'static str| sqlx::query_scalar::<_, i64>(query).fetch_one(pool).await.unwrap();
+    let count = async |query: &'static str| {
+        sqlx::query_scalar::<_, i64>(query).fetch_one(pool).await.unwrap()
+    };
     let replayed = "select coalesce(sum(accepted), 0)::bigint from batch where kind = 'replay'";
     let live = "select coalesce(sum(accepted), 0)::bigint from batch where kind = 'log'";
-    let execute =
-        |rate: &str| tallyline(&["replay", "execute", "--pipeline", &file, "--plan", &plan.hash, "--rate", rate, "--output", "json"], &[]);
+    let execute = |rate: &str| {
+        tallyline(
+            &[
+                "replay",
+                "execute",
+                "--pipeline",
+                &file,
+                "--plan",
+                &plan.hash,
+                "--rate",
+                rate,
+                "--output",
+                "json",
+            ],
+            &[],
+        )
+    };
     let mut replay: Process = execute("60");
     eventually(SOON, "some of it is replayed", || async { count(replayed).await > 0 }).await;
     // live events come in while it runs
-    site.append(Topic::AgentUsage, &(5000..5200).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
-    eventually(SOON, "live events are recorded beside it", || async { count(live).await == 200 }).await;
+    site.append(Topic::AgentUsage, &(5000..5200).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
+    eventually(SOON, "live events are recorded beside it", || async { count(live).await == 200 })
+        .await;
     assert!(replay.runs() && count(replayed).await < 1000, "they were not beside it");
     replay.kill();
     let done = count(replayed).await;
@@ -122,11 +178,22 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     assert!(again.ends_within(SOON).await.success(), "{}", again.stderr());
     let answer: serde_json::Value = serde_json::from_str(&again.stdout()).unwrap();
     let before = answer["resumed_after"].as_i64().unwrap();
-    assert_eq!((answer["records"].as_i64(), answer["accepted"].as_i64()), (Some(1000), Some(1000)), "the whole plan: {answer}");
+    assert_eq!(
+        (answer["records"].as_i64(), answer["accepted"].as_i64()),
+        (Some(1000), Some(1000)),
+        "the whole plan: {answer}"
+    );
     // its unfinished work at the kill may have been recorded since
     assert!(before >= done && before < 1000, "{done}, then {before}");
-    assert_eq!((count(replayed).await, count("select count(*) from usage_event").await), (1000, 1200));
-    assert_eq!(count("select count(*) from operator_act where act = 'replay'").await, 1, "one act, however often it was begun");
+    assert_eq!(
+        (count(replayed).await, count("select count(*) from usage_event").await),
+        (1000, 1200)
+    );
+    assert_eq!(
+        count("select count(*) from operator_act where act = 'replay'").await,
+        1,
+        "one act, however often it was begun"
+    );
     assert!(consumer.terminate(SOON).await.success());
     let (ledger, log) = (site.desk.ledger.clone(), site.desk.log.clone());
     let report = Audit { ledger, log, source: None, patience: Duration::ZERO }.run().await.unwrap();
@@ -137,15 +204,25 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
 
 #[tokio::test]
 async fn a_killed_replay_resumes_and_live_events_are_recorded_beside_it() {
-    killed_in_the_middle(|ledger| (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new())).await;
+    killed_in_the_middle(|ledger| {
+        (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_killed_replay_resumes_on_kafka() {
     killed_in_the_middle(|_| {
         let kafka = support::kafka();
-        let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
-        let lines = format!("log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\n", kafka.brokers, kafka.prefix);
+        let log = Log::kafka(KafkaSettings {
+            topic_prefix: kafka.prefix.clone(),
+            ..KafkaSettings::new(&kafka.brokers)
+        })
+        .unwrap();
+        let lines = format!(
+            "log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\n",
+            kafka.brokers, kafka.prefix
+        );
         (log, lines)
     })
     .await;
@@ -154,13 +231,20 @@ async fn a_killed_replay_resumes_on_kafka() {
 #[tokio::test]
 async fn another_log_than_the_planned_one_is_not_replayed() {
     let site = Site::new().await;
-    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
     site.consume().await;
     let plan = site.plan(&[]).await;
     // as if the topic had been recreated: the same offsets have other records
-    sqlx::query("update log_record set payload = '{}' where payload is not null").execute(&site.desk.ledger.pool).await.unwrap();
+    sqlx::query("update log_record set payload = '{}' where payload is not null")
+        .execute(&site.desk.ledger.pool)
+        .await
+        .unwrap();
     let executed = site.execute(&plan).await.unwrap_err();
-    assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");
+    assert!(
+        matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")),
+        "{executed:?}"
+    );
     let range = LogRange { topics: vec![], from: "earliest".into(), until: "latest".into() };
     let planned = ask(&site.desk, &range).await;
     assert!(matches!(planned, Err(OperationError::Forbidden(_))), "{planned:?}");

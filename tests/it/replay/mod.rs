@@ -9,9 +9,13 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
-use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources};
+use tallyline::ledger::{
+    Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources,
+};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::{Actor, Desk, LogRange, OperationError, ReplayExecution, ReplayPlan, Replayed, Step};
+use tallyline::operations::{
+    Actor, Desk, LogRange, OperationError, ReplayExecution, ReplayPlan, Replayed, Step,
+};
 use tallyline::projection;
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio_util::sync::CancellationToken;
@@ -49,16 +53,28 @@ impl Site {
                 let claim = self
                     .desk
                     .ledger
-                    .run(async |conn| positions::lease(conn, partition, 0, self.desk.ledger.clock.now()).await)
+                    .run(async |conn| {
+                        positions::lease(conn, partition, 0, self.desk.ledger.clock.now()).await
+                    })
                     .await
                     .unwrap();
-                let records = self.desk.log.read(partition, claim.next_offset, 10_000).await.unwrap();
+                let records =
+                    self.desk.log.read(partition, claim.next_offset, 10_000).await.unwrap();
                 let Some(last) = records.last() else { continue };
                 let next_offset = last.offset + 1;
                 let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
                 self.desk
                     .ledger
-                    .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.desk.ledger.clock.now()).await)
+                    .run(async |conn| {
+                        record::batch(
+                            conn,
+                            &Chain::Live(claim),
+                            &arrivals,
+                            next_offset,
+                            self.desk.ledger.clock.now(),
+                        )
+                        .await
+                    })
                     .await
                     .unwrap();
             }
@@ -73,7 +89,9 @@ impl Site {
                 let (_, end) = self.desk.log.watermarks(partition).await.unwrap();
                 self.desk
                     .ledger
-                    .run(async |conn| positions::lease(conn, partition, end, self.desk.ledger.clock.now()).await)
+                    .run(async |conn| {
+                        positions::lease(conn, partition, end, self.desk.ledger.clock.now()).await
+                    })
                     .await
                     .unwrap();
             }
@@ -87,13 +105,17 @@ impl Site {
     }
 
     async fn execute(&self, plan: &ReplayPlan) -> Result<Replayed, OperationError> {
-        let request = ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(1_000_000) };
+        let request =
+            ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(1_000_000) };
         self.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await
     }
 
     /// At ten a second an execution waits after the first ten records; this stops it there.
     async fn interrupt(&self, plan: &ReplayPlan) {
-        let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
+        let (stop, request) = (
+            CancellationToken::new(),
+            ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) },
+        );
         let signal = stop.clone();
         let stopping = move |step: Step| {
             if step.doing == "replaying" {
@@ -119,24 +141,49 @@ fn sum(plan: &ReplayPlan, of: impl Fn(&tallyline::operations::PlannedPartition) 
 
 /// Valid from an hour before noon until a year later.
 async fn license(ledger: &Ledger) {
-    let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
+    let source = ledger
+        .run(async |conn| {
+            sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let (start, end) = (noon() - TimeDelta::hours(1), noon() + TimeDelta::days(365));
     let claims = json!({
         "issued_at": start, "not_before": start, "license_expires": end, "expires_at": end, "account_type": "salesforce",
         "account_id": "1", "feature_set": "enterprise", "features": {"managed_agent_limit_soft": 10, "managed_agent_limit_hard": 20}
     });
-    let change = LicenseChange { license_id: 7, jwt_sha256: [7; 32], uploaded_at: None, state: LicenseState::Verified(claims) };
-    let lease = ledger.run(async |conn| leases::take(conn, "collector", "test", SOON).await).await.unwrap().unwrap();
-    ledger.run(async |conn| licenses::record(conn, &lease, source.id, &[change], ledger.clock.now()).await).await.unwrap();
+    let change = LicenseChange {
+        license_id: 7,
+        jwt_sha256: [7; 32],
+        uploaded_at: None,
+        state: LicenseState::Verified(claims),
+    };
+    let lease = ledger
+        .run(async |conn| leases::take(conn, "collector", "test", SOON).await)
+        .await
+        .unwrap()
+        .unwrap();
+    ledger
+        .run(async |conn| {
+            licenses::record(conn, &lease, source.id, &[change], ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
     let site = Site::new().await;
     license(&site.desk.ledger).await;
-    site.append(Topic::WorkspaceBuilds, &(0..400).map(|n| build(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
-    site.append(Topic::PrebuildClaims, &(0..200).map(|n| claim(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
-    site.append(Topic::AgentUsage, &(0..300).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(
+        Topic::WorkspaceBuilds,
+        &(0..400).map(|n| build(DEPLOYMENT, n)).collect::<Vec<_>>(),
+    )
+    .await;
+    site.append(Topic::PrebuildClaims, &(0..200).map(|n| claim(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
+    site.append(Topic::AgentUsage, &(0..300).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
     // one event twice, one with other content, an invalid one, one of a later version's type
     let Payload::Usage(mut other) = usage(DEPLOYMENT, 1).payload else { panic!("it is usage") };
     other.quantity = UsageQuantity::ManagedAgents(99);
@@ -160,7 +207,8 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
         insert into settlement (source_id, event_id, batch_id, state) select source_id, event_id, id, state from p, b";
     sqlx::query(settled).execute(&site.desk.ledger.pool).await.unwrap();
 
-    let (metrics, licenses) = (site.state::<MetricsState>().await, site.state::<LicensesState>().await);
+    let (metrics, licenses) =
+        (site.state::<MetricsState>().await, site.state::<LicensesState>().await);
     let families = format!("{:?}", metrics.deployment(DEPLOYMENT).unwrap().families());
     let before = tables(&site.desk.ledger.pool).await;
     let plan = site.plan(&[]).await;
@@ -175,23 +223,53 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
     ];
     assert_eq!(counts, [904, 0, 901, 1, 1, 1, 0]);
     assert!(plan.effect.is_empty(), "{:?}", plan.effect);
-    assert!(plan.effect.introduced.is_empty() && plan.effect.publications.is_empty() && plan.effect.metrics.is_empty());
-    // the window begins an hour before the first usage and contains all: each three of four are 1 to 3 agents
+    assert!(
+        plan.effect.introduced.is_empty()
+            && plan.effect.publications.is_empty()
+            && plan.effect.metrics.is_empty()
+    );
+    // the window begins an hour before the first usage and contains all: each three of four are 1
+    // to 3 agents
     let agents: u64 = (0..300_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum();
-    let window: Vec<_> = plan.effect.licenses.iter().map(|window| (window.license_id, window.before, window.after)).collect();
+    let window: Vec<_> = plan
+        .effect
+        .licenses
+        .iter()
+        .map(|window| (window.license_id, window.before, window.after))
+        .collect();
     assert_eq!(window, [(7, agents, agents)]);
 
     let executed = site.execute(&plan).await.unwrap();
-    assert_eq!((executed.resumed_after, executed.records, executed.accepted, executed.duplicates), (None, 904, 0, 901));
+    assert_eq!(
+        (executed.resumed_after, executed.records, executed.accepted, executed.duplicates),
+        (None, 904, 0, 901)
+    );
     let bytes = |state: &MetricsState| serde_json::to_vec(state).unwrap();
     let after = site.state::<MetricsState>().await;
-    assert!(bytes(&after) == bytes(&metrics) && format!("{:?}", after.deployment(DEPLOYMENT).unwrap().families()) == families);
-    assert!(serde_json::to_vec(&site.state::<LicensesState>().await).unwrap() == serde_json::to_vec(&licenses).unwrap());
+    assert!(
+        bytes(&after) == bytes(&metrics)
+            && format!("{:?}", after.deployment(DEPLOYMENT).unwrap().families()) == families
+    );
+    assert!(
+        serde_json::to_vec(&site.state::<LicensesState>().await).unwrap()
+            == serde_json::to_vec(&licenses).unwrap()
+    );
     let now = tables(&site.desk.ledger.pool).await;
-    let changed: Vec<&String> = now.iter().filter(|(name, rows)| before.get(*name) != Some(rows)).map(|(name, _)| name).collect();
-    assert_eq!(changed, ["batch", "ledger", "operator_act", "plan", "replay"], "its own batches, its act and its plan");
+    let changed: Vec<&String> = now
+        .iter()
+        .filter(|(name, rows)| before.get(*name) != Some(rows))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(
+        changed,
+        ["batch", "ledger", "operator_act", "plan", "replay"],
+        "its own batches, its act and its plan"
+    );
     let acts: Vec<(String, String, String, String)> =
-        sqlx::query_as("select actor, act, subject, reason from operator_act").fetch_all(&site.desk.ledger.pool).await.unwrap();
+        sqlx::query_as("select actor, act, subject, reason from operator_act")
+            .fetch_all(&site.desk.ledger.pool)
+            .await
+            .unwrap();
     assert_eq!(acts, [("sre-1".into(), "replay".into(), plan.hash.clone(), "a test".into())]);
     assert!(matches!(site.execute(&plan).await, Err(OperationError::Forbidden(_))), "once");
 }
@@ -199,11 +277,15 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
 #[tokio::test]
 async fn a_replay_reads_at_most_the_requested_records_a_second() {
     let site = Site::new().await;
-    site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
+        .await;
     let plan = site.plan(&[]).await;
     let request = ReplayExecution { hash: plan.hash, records_per_second: Some(40) };
     let begun = std::time::Instant::now();
-    site.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await.unwrap();
+    site.desk
+        .execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new())
+        .await
+        .unwrap();
     // 60 records at 40 a second; a busy machine only takes longer
     assert!(begun.elapsed() >= Duration::from_millis(1490), "{:?}", begun.elapsed());
 }

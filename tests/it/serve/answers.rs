@@ -4,7 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{
-    ActKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, Sequence, Source, Subject, choices, licenses, snapshots,
+    ActKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, Sequence, Source, Subject,
+    choices, licenses, snapshots,
 };
 use tallyline::license::RuleSet;
 
@@ -21,14 +22,24 @@ fn at(text: &str) -> DateTime<Utc> {
 }
 
 fn agents(id: &str, count: u64, created_at: DateTime<Utc>) -> Event {
-    let usage = Usage { id: id.into(), quantity: UsageQuantity::ManagedAgents(count), created_at, marks: PublishMarks::default() };
+    let usage = Usage {
+        id: id.into(),
+        quantity: UsageQuantity::ManagedAgents(count),
+        created_at,
+        marks: PublishMarks::default(),
+    };
     Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage) }
 }
 
 /// Usage around both edges, each with a count that no sum of others equals.
 fn usage() -> Vec<Event> {
     let micro = TimeDelta::microseconds(1);
-    let seats = Usage { id: "seats".into(), quantity: UsageQuantity::AiSeats(4096), created_at: noon(), marks: PublishMarks::default() };
+    let seats = Usage {
+        id: "seats".into(),
+        quantity: UsageQuantity::AiSeats(4096),
+        created_at: noon(),
+        marks: PublishMarks::default(),
+    };
     vec![
         agents("the day before", 1, at("2025-07-09T23:59:59.999999Z")),
         agents("that day, before", 2, at("2025-07-10T00:00:00Z")),
@@ -48,9 +59,23 @@ async fn license(site: &Site, source: &Source, features: Value) {
         "issued_at": "2025-07-01T00:00:00Z", "not_before": START, "license_expires": "2025-08-31T00:00:00Z", "expires_at": END,
         "account_type": "salesforce", "account_id": "1", "feature_set": "enterprise", "features": features
     });
-    let change = LicenseChange { license_id: 1, jwt_sha256: [7; 32], uploaded_at: None, state: LicenseState::Verified(claims) };
+    let change = LicenseChange {
+        license_id: 1,
+        jwt_sha256: [7; 32],
+        uploaded_at: None,
+        state: LicenseState::Verified(claims),
+    };
     site.ledger
-        .run(async |conn| licenses::record(conn, &site.lease(source).await, source.id, &[change], site.ledger.clock.now()).await)
+        .run(async |conn| {
+            licenses::record(
+                conn,
+                &site.lease(source).await,
+                source.id,
+                &[change],
+                site.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
 }
@@ -59,13 +84,19 @@ async fn license(site: &Site, source: &Source, features: Value) {
 async fn caught_up(site: &Site, process: &Process) {
     let end = site.ledger.run(snapshots::head).await.unwrap();
     eventually(SOON, "the licenses are folded", || async {
-        let (status, body) = process.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
-        let there = body["sequence"].as_str().and_then(|sequence| sequence.parse::<Sequence>().ok());
+        let (status, body) = process
+            .get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z")
+            .await;
+        let there =
+            body["sequence"].as_str().and_then(|sequence| sequence.parse::<Sequence>().ok());
         status == 200 && there.is_some_and(|there| there.number >= end.number)
     })
     .await;
     // the license rules are known, too
-    eventually(SOON, "entitlements are answered", || async { process.get("/api/v2/entitlements").await.0 == 200 }).await;
+    eventually(SOON, "entitlements are answered", || async {
+        process.get("/api/v2/entitlements").await.0 == 200
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -73,7 +104,12 @@ async fn entitlements_are_coderds_shape_with_the_exact_count_of_the_license_s_wi
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.record(Topic::AgentUsage, usage()).await;
-    license(&site, &source, json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60})).await;
+    license(
+        &site,
+        &source,
+        json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60}),
+    )
+    .await;
     site.pass(&source, 0).await;
     let process = site.process().await;
     caught_up(&site, &process).await;
@@ -87,9 +123,13 @@ async fn entitlements_are_coderds_shape_with_the_exact_count_of_the_license_s_wi
     let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
     assert_eq!(header("tallyline-as-of"), "2025-08-01T12:00:00Z");
     assert_eq!(header("tallyline-complete-until"), "2025-08-01T12:00:00Z");
-    assert_eq!(header("tallyline-sequence"), site.ledger.run(snapshots::head).await.unwrap().to_string());
+    assert_eq!(
+        header("tallyline-sequence"),
+        site.ledger.run(snapshots::head).await.unwrap().to_string()
+    );
     let body: Value = answer.json().await.unwrap();
-    // 8 + 16 + 32: usage at the start is in, at the end it is out. Of 60, 56 is near the limit: above 40 + 0.75 × 20 = 55.
+    // 8 + 16 + 32: usage at the start is in, at the end it is out. Of 60, 56 is near the limit:
+    // above 40 + 0.75 × 20 = 55.
     let warnings = body["warnings"].as_array().cloned();
     assert_eq!(warnings.as_ref().map(Vec::len), Some(1), "{body}");
     assert_eq!(
@@ -128,7 +168,12 @@ async fn entitlements_follow_the_clock_the_licenses_and_the_configured_rules() {
     assert_eq!(unlicensed["has_license"], json!(false));
 
     site.record(Topic::AgentUsage, usage()).await;
-    license(&site, &source, json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60})).await;
+    license(
+        &site,
+        &source,
+        json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60}),
+    )
+    .await;
     caught_up(&site, &process).await;
     caught_up(&site, &newer).await;
     // Under the later rules the soft key is the only limit.
@@ -144,7 +189,11 @@ async fn entitlements_follow_the_clock_the_licenses_and_the_configured_rules() {
     ] {
         site.ledger.clock.set(now);
         let (status, body) = process.get("/api/v2/entitlements").await;
-        assert_eq!((status.as_u16(), &feature(&body)["entitlement"]), (200, &json!(entitlement)), "at {now}: {body}");
+        assert_eq!(
+            (status.as_u16(), &feature(&body)["entitlement"]),
+            (200, &json!(entitlement)),
+            "at {now}: {body}"
+        );
         let actual = feature(&body)["actual"].as_i64();
         assert_eq!(actual, (entitlement != "not_entitled").then_some(56), "at {now}");
     }
@@ -155,7 +204,12 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.record(Topic::AgentUsage, usage()).await;
-    license(&site, &source, json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60})).await;
+    license(
+        &site,
+        &source,
+        json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60}),
+    )
+    .await;
     let process = site.process().await;
     caught_up(&site, &process).await;
     let limits = async |process: &Process| {
@@ -164,17 +218,41 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
         (feature["limit"].as_i64(), feature["soft_limit"].as_i64())
     };
     assert_eq!(limits(&process).await, (Some(60), Some(40)));
-    let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "", detail: json!({}) };
-    site.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await).await.unwrap();
-    eventually(SOON, "the chosen rules hold", || async { limits(&process).await == (Some(40), None) }).await;
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Rebuild,
+        subject: Subject::Named(LICENSE_RULES),
+        reason: "",
+        detail: json!({}),
+    };
+    site.ledger
+        .run(async |conn| {
+            choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
+    eventually(SOON, "the chosen rules hold", || async {
+        limits(&process).await == (Some(40), None)
+    })
+    .await;
     // a process that starts now never answers by the pipeline's rules
     let later = site.process().await;
     caught_up(&site, &later).await;
     assert_eq!(limits(&later).await, (Some(40), None));
     // rules of a later version: no answer by other rules, and everything else goes on
-    site.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, "2031-01", &act, site.ledger.clock.now()).await).await.unwrap();
-    eventually(SOON, "no entitlements are answered", || async { later.get("/api/v2/entitlements").await.0 == 503 }).await;
-    let (status, _) = later.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
+    site.ledger
+        .run(async |conn| {
+            choices::set(conn, LICENSE_RULES, "2031-01", &act, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
+    eventually(SOON, "no entitlements are answered", || async {
+        later.get("/api/v2/entitlements").await.0 == 503
+    })
+    .await;
+    let (status, _) = later
+        .get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z")
+        .await;
     assert_eq!(status, 200);
 }
 
@@ -196,10 +274,17 @@ async fn agents_are_counted_half_open_or_in_coderds_whole_days() {
         // Both days whole: 2 + 4 + 8 + 16 + 32 + 64 + 128.
         (START, END, "&days=whole", 254),
     ] {
-        let (status, body) = process.get(&format!("/api/v1/managed-agents/count?start={start}&end={end}{days}")).await;
-        assert_eq!((status.as_u16(), &body["count"]), (200, &json!(count)), "{start} {end} {days}: {body}");
+        let (status, body) = process
+            .get(&format!("/api/v1/managed-agents/count?start={start}&end={end}{days}"))
+            .await;
+        assert_eq!(
+            (status.as_u16(), &body["count"]),
+            (200, &json!(count)),
+            "{start} {end} {days}: {body}"
+        );
     }
-    let (_, body) = process.get(&format!("/api/v1/managed-agents/count?start={START}&end={END}")).await;
+    let (_, body) =
+        process.get(&format!("/api/v1/managed-agents/count?start={START}&end={END}")).await;
     let sequence = site.ledger.run(snapshots::head).await.unwrap();
     assert_eq!(
         body,
@@ -229,14 +314,31 @@ async fn a_wrong_query_gets_the_reason() {
         ("start=2025-07-01T00:00:00Z&end=2025-07-02T00:00:00Z&until=x", "until"),
     ] {
         let (status, problem) = process.get(&count(query)).await;
-        assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{query}: {problem}");
+        assert_eq!(
+            (status.as_u16(), problem["field"].as_str()),
+            (400, Some(field)),
+            "{query}: {problem}"
+        );
         assert!(problem["message"].is_string());
     }
-    for path in ["/api/v2/entitlements?source=00000000-0000-0000-0000-00000000d3d3", "/nowhere", "/metrics", "/api/v1/"] {
+    for path in [
+        "/api/v2/entitlements?source=00000000-0000-0000-0000-00000000d3d3",
+        "/nowhere",
+        "/metrics",
+        "/api/v1/",
+    ] {
         let (status, problem) = process.get(path).await;
-        assert_eq!((status.as_u16(), problem["message"].is_string()), (404, true), "{path}: {problem}");
+        assert_eq!(
+            (status.as_u16(), problem["message"].is_string()),
+            (404, true),
+            "{path}: {problem}"
+        );
     }
-    let posted = reqwest::Client::new().post(format!("{}/api/v2/entitlements", process.api)).send().await.unwrap();
+    let posted = reqwest::Client::new()
+        .post(format!("{}/api/v2/entitlements", process.api))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(posted.status(), 405);
     assert!(posted.json::<Value>().await.unwrap()["message"].is_string());
 
@@ -244,7 +346,10 @@ async fn a_wrong_query_gets_the_reason() {
     site.record(Topic::WorkspaceBuilds, vec![build(OTHER_DEPLOYMENT, 1)]).await;
     let other = format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}");
     eventually(SOON, "both are known", || async { process.get(&other).await.0 == 200 }).await;
-    eventually(SOON, "neither is meant", || async { process.get("/api/v2/entitlements").await.0 == 400 }).await;
+    eventually(SOON, "neither is meant", || async {
+        process.get("/api/v2/entitlements").await.0 == 400
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -260,10 +365,21 @@ async fn status_shows_positions_sources_and_publications() {
     assert_eq!(status, 200, "{body}");
     assert_eq!(body["ledger_sequence"], body["folded_sequences"]["licenses"]);
     assert_eq!((&body["at"], &body["log_problem"]), (&json!("2025-08-01T12:00:00Z"), &Value::Null));
-    let lag = |topic: Topic| body["partitions"].as_array().unwrap().iter().find(|row| row["topic"] == topic.name()).unwrap()["lag"].clone();
+    let lag = |topic: Topic| {
+        body["partitions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["topic"] == topic.name())
+            .unwrap()["lag"]
+            .clone()
+    };
     assert_eq!((lag(Topic::AgentUsage), lag(Topic::WorkspaceBuilds)), (json!(0), json!(1)));
     let source = &body["sources"][0];
-    assert_eq!((&source["backfilled"], &source["complete_until"]), (&json!(true), &json!("2025-08-01T12:00:00Z")));
+    assert_eq!(
+        (&source["backfilled"], &source["complete_until"]),
+        (&json!(true), &json!("2025-08-01T12:00:00Z"))
+    );
     let pending: i64 = body["publications"]
         .as_array()
         .unwrap()

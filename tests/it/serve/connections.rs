@@ -20,7 +20,8 @@ async fn connect_and_send(address: &str, words: &str) -> TcpStream {
 /// All bytes until the server closes the connection.
 async fn read_all(mut stream: TcpStream) -> String {
     let mut bytes = Vec::new();
-    let read = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("closed in time");
+    let read =
+        tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("closed in time");
     read.unwrap();
     String::from_utf8(bytes).unwrap()
 }
@@ -30,25 +31,42 @@ async fn a_client_that_does_not_end_its_header_is_cut_off_on_both_listeners() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.limits.header = HEADER).await;
     for address in [&process.api, &process.metrics] {
-        let half = connect_and_send(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ").await;
+        let half =
+            connect_and_send(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ").await;
         let silent = connect_and_send(address, "").await;
-        let idle = connect_and_send(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        let idle =
+            connect_and_send(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         let (half, silent, idle) = tokio::join!(read_all(half), read_all(silent), read_all(idle));
         assert_eq!((half.as_str(), silent.as_str()), ("", ""));
-        assert!(idle.starts_with("HTTP/1.1 200 OK\r\n") && idle.ends_with("{\"alive\":true}"), "{idle}");
+        assert!(
+            idle.starts_with("HTTP/1.1 200 OK\r\n") && idle.ends_with("{\"alive\":true}"),
+            "{idle}"
+        );
     }
 }
 
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_until_one_ends() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.limits = Limits { connections: 2, header: HEADER }).await;
-    let open = [connect_and_send(&process.api, "GET ").await, connect_and_send(&process.api, "GET ").await];
-    let mut third = connect_and_send(&process.api, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+    let process = site
+        .process_with(|settings, _| settings.limits = Limits { connections: 2, header: HEADER })
+        .await;
+    let open = [
+        connect_and_send(&process.api, "GET ").await,
+        connect_and_send(&process.api, "GET ").await,
+    ];
+    let mut third = connect_and_send(
+        &process.api,
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    )
+    .await;
     let early = tokio::time::timeout(HEADER / 4, third.readable()).await;
     assert!(early.is_err(), "more connections than the limit were taken");
     let mut first = [0];
-    tokio::time::timeout(SOON, third.read_exact(&mut first)).await.expect("answered in time").unwrap();
+    tokio::time::timeout(SOON, third.read_exact(&mut first))
+        .await
+        .expect("answered in time")
+        .unwrap();
     assert!(read_all(third).await.starts_with("TTP/1.1 200 OK\r\n"));
     drop(open);
 }

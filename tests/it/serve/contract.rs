@@ -1,4 +1,5 @@
-//! The API against its own document. It has each route, and each answer of a process has the promised shape, good or bad.
+//! The API against its own document. It has each route, and each answer of a process has the
+//! promised shape, good or bad.
 
 mod operators;
 
@@ -12,7 +13,9 @@ use tallyline::api::Token;
 use tallyline::coderd;
 use tallyline::config::Scope;
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, NewAct, SourceIdentity, Subject, confirmed, identity, rejects, sources};
+use tallyline::ledger::{
+    ActKind, NewAct, SourceIdentity, Subject, confirmed, identity, rejects, sources,
+};
 use tallyline_sim::coderd::SchemaVersion;
 
 use super::{Process, SOON, Site};
@@ -49,9 +52,18 @@ impl Contract {
         Contract { process, document, answers: BTreeSet::new() }
     }
 
-    /// Sends a request as `scope`, or without a token. Checks that the answer matches the document's `template`, and returns it.
-    async fn ask(&mut self, method: Method, template: &str, path: &str, scope: Option<Scope>, body: Option<Value>) -> (u16, Value) {
-        let mut request = Client::new().request(method.clone(), format!("{}{path}", self.process.api));
+    /// Sends a request as `scope`, or without a token. Checks that the answer matches the
+    /// document's `template`, and returns it.
+    async fn ask(
+        &mut self,
+        method: Method,
+        template: &str,
+        path: &str,
+        scope: Option<Scope>,
+        body: Option<Value>,
+    ) -> (u16, Value) {
+        let mut request =
+            Client::new().request(method.clone(), format!("{}{path}", self.process.api));
         if let Some(scope) = scope {
             request = request.bearer_auth(scope.name());
         }
@@ -67,7 +79,13 @@ impl Contract {
     }
 
     /// Sends a change as admin.
-    async fn change(&mut self, method: Method, template: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    async fn change(
+        &mut self,
+        method: Method,
+        template: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
         self.ask(method, template, path, Some(Scope::Admin), body).await
     }
 
@@ -78,10 +96,14 @@ impl Contract {
 
     fn hold(&mut self, method: &Method, template: &str, status: StatusCode, body: &Value) {
         let operation = format!("{method} {template}");
-        let responses = &self.document["paths"][template][method.as_str().to_lowercase()]["responses"];
+        let responses =
+            &self.document["paths"][template][method.as_str().to_lowercase()]["responses"];
         assert!(responses.is_object(), "{operation} is not in the document");
         let code = if responses[status.as_str()].is_object() { status.as_str() } else { "default" };
-        assert!(code != "default" || !status.is_success(), "{operation}: {status} is not in the document");
+        assert!(
+            code != "default" || !status.is_success(),
+            "{operation}: {status} is not in the document"
+        );
         let schema = &responses[code]["content"]["application/json"]["schema"];
         if schema.is_object() {
             let faults = self.faults(schema, body);
@@ -95,7 +117,10 @@ impl Contract {
         let mut whole = schema.clone();
         whole["components"] = self.document["components"].clone();
         let validator = Validator::new(&whole).unwrap();
-        validator.iter_errors(body).map(|error| format!("{}: {error}", error.instance_path())).collect()
+        validator
+            .iter_errors(body)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect()
     }
 }
 
@@ -107,7 +132,9 @@ fn flattened(document: &Value) -> BTreeSet<String> {
         match value {
             Value::Object(fields) => {
                 let parts = fields.get("allOf").and_then(Value::as_array).into_iter().flatten();
-                references.extend(parts.filter_map(|part| part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)));
+                references.extend(parts.filter_map(|part| {
+                    part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)
+                }));
                 left.extend(fields.values());
             }
             Value::Array(items) => left.extend(items),
@@ -140,16 +167,23 @@ fn operations(document: &Value) -> Vec<(Method, String, Map<String, Value>)> {
     let of_path = |(path, item): (&String, &Value)| {
         let methods = item.as_object().unwrap().clone();
         let path = path.clone();
-        methods
-            .into_iter()
-            .map(move |(method, operation)| (method.to_uppercase().parse().unwrap(), path.clone(), operation.as_object().unwrap().clone()))
+        methods.into_iter().map(move |(method, operation)| {
+            (
+                method.to_uppercase().parse().unwrap(),
+                path.clone(),
+                operation.as_object().unwrap().clone(),
+            )
+        })
     };
     paths.iter().flat_map(of_path).collect()
 }
 
 /// Replaces the parameters in a path with a name that does not exist.
 fn filled(path: &str) -> String {
-    path.split('/').map(|segment| if segment.starts_with('{') { "0" } else { segment }).collect::<Vec<_>>().join("/")
+    path.split('/')
+        .map(|segment| if segment.starts_with('{') { "0" } else { segment })
+        .collect::<Vec<_>>()
+        .join("/")
 }
 
 #[tokio::test]
@@ -159,8 +193,11 @@ async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names
     let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
     for (method, path, operation) in operations(&contract.document) {
-        let needs = operation.get("security").map(|security| security[0]["token"][0].as_str().unwrap().to_owned());
-        let needs = needs.map(|name| Scope::ALL.into_iter().find(|scope| scope.name() == name).unwrap());
+        let needs = operation
+            .get("security")
+            .map(|security| security[0]["token"][0].as_str().unwrap().to_owned());
+        let needs =
+            needs.map(|name| Scope::ALL.into_iter().find(|scope| scope.name() == name).unwrap());
         let at = filled(&path);
         for scope in [None, Some(Scope::Enforce), Some(Scope::Read), Some(Scope::Admin)] {
             let (status, body) = contract.ask(method.clone(), &path, &at, scope, None).await;
@@ -168,18 +205,40 @@ async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names
                 (Some(_), None) => assert_eq!(status, 401, "{method} {path}: {body}"),
                 (Some(needs), Some(scope)) if !scope.covers(needs) => {
                     assert_eq!(status, 403, "{method} {path} as {scope}: {body}");
-                    assert!(body["message"].as_str().unwrap().contains(&format!("scope {needs}")), "{body}");
+                    assert!(
+                        body["message"].as_str().unwrap().contains(&format!("scope {needs}")),
+                        "{body}"
+                    );
                 }
-                _ => assert!(![401, 403, 405].contains(&status), "{method} {path} as {scope:?}: {status} {body}"),
+                _ => assert!(
+                    ![401, 403, 405].contains(&status),
+                    "{method} {path} as {scope:?}: {status} {body}"
+                ),
             }
         }
     }
     // and an unknown token
-    let wrong = Client::new().get(format!("{}/api/v1/status", contract.process.api)).bearer_auth("no token").send().await.unwrap();
-    assert_eq!((wrong.status().as_u16(), wrong.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+    let wrong = Client::new()
+        .get(format!("{}/api/v1/status", contract.process.api))
+        .bearer_auth("no token")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (wrong.status().as_u16(), wrong.headers()["www-authenticate"].to_str().unwrap()),
+        (401, "Bearer")
+    );
     // other methods are refused, and the allowed ones are named
-    let refused = Client::new().put(format!("{}/api/v1/status", contract.process.api)).bearer_auth("admin").send().await.unwrap();
-    assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, "GET,HEAD"));
+    let refused = Client::new()
+        .put(format!("{}/api/v1/status", contract.process.api))
+        .bearer_auth("admin")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()),
+        (405, "GET,HEAD")
+    );
 }
 
 #[tokio::test]
@@ -188,7 +247,9 @@ async fn without_tokens_loopback_may_read_and_no_client_may_change() {
     site.collected(DEPLOYMENT).await;
     let mut contract = Contract::of(site.process().await).await;
     for (method, path, operation) in operations(&contract.document) {
-        let open = operation.get("security").is_none_or(|security| security.as_array().unwrap().contains(&json!({})));
+        let open = operation
+            .get("security")
+            .is_none_or(|security| security.as_array().unwrap().contains(&json!({})));
         let (status, body) = contract.ask(method.clone(), &path, &filled(&path), None, None).await;
         assert_ne!(status, 401, "{method} {path}");
         assert_eq!(status == 403, !open, "{method} {path}: {status} {body}");
@@ -204,10 +265,22 @@ async fn answers_are_what_the_document_says() {
     site.pass(&source, 0).await;
     for subject in ["consume", "publish"] {
         let detail = json!({ "topic": null });
-        let act = NewAct { actor: "user-001", act: ActKind::Pause, subject: Subject::Named(subject), reason: "maintenance", detail };
-        site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap();
+        let act = NewAct {
+            actor: "user-001",
+            act: ActKind::Pause,
+            subject: Subject::Named(subject),
+            reason: "maintenance",
+            detail,
+        };
+        site.ledger
+            .run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await)
+            .await
+            .unwrap();
     }
-    let stopped = Arc::new(Mutex::new(BTreeMap::from([(partition(Topic::AgentUsage, 0), "the log was recreated".to_owned())])));
+    let stopped = Arc::new(Mutex::new(BTreeMap::from([(
+        partition(Topic::AgentUsage, 0),
+        "the log was recreated".to_owned(),
+    )])));
     let process = site
         .process_with(|settings, api| {
             settings.tokens = tokens().into();
@@ -217,12 +290,25 @@ async fn answers_are_what_the_document_says() {
     let mut contract = Contract::of(process).await;
     assert_eq!(contract.get("/readyz").await.0, 503);
     stopped.lock().unwrap().clear();
-    eventually(SOON, "the process is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
-    for path in ["/healthz", "/readyz", "/openapi.json", "/api/v2/entitlements", "/api/v1/status", "/api/v1/acts", "/api/v1/pauses"] {
+    eventually(SOON, "the process is ready", || async {
+        contract.process.get("/readyz").await.0 == 200
+    })
+    .await;
+    for path in [
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/api/v2/entitlements",
+        "/api/v1/status",
+        "/api/v1/acts",
+        "/api/v1/pauses",
+    ] {
         let (status, body) = contract.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
     }
-    let (status, _) = contract.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2026-01-01T00:00:00Z").await;
+    let (status, _) = contract
+        .get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2026-01-01T00:00:00Z")
+        .await;
     assert_eq!(status, 200);
     for (path, field) in [
         ("/api/v1/managed-agents/count", "start"),
@@ -234,7 +320,10 @@ async fn answers_are_what_the_document_says() {
         let (status, body) = contract.get(path).await;
         assert_eq!((status, body["field"].as_str()), (400, Some(field)), "{path}: {body}");
     }
-    assert_eq!(contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0, 404);
+    assert_eq!(
+        contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0,
+        404
+    );
     operators::pauses(&mut contract).await;
     operators::rejects(&mut contract, &site).await;
     operators::proof_and_audit(&mut contract, &site).await;
@@ -245,8 +334,12 @@ async fn answers_are_what_the_document_says() {
     // every additional, missing or wrong field is noticed
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });
-    for (change, at) in [(json!(1), "/partitions/0/more"), (json!("x"), "/partitions/0/partition"), (json!(1), "/at"), (json!(1), "/more")]
-    {
+    for (change, at) in [
+        (json!(1), "/partitions/0/more"),
+        (json!("x"), "/partitions/0/partition"),
+        (json!(1), "/at"),
+        (json!(1), "/more"),
+    ] {
         let before = status.clone();
         let (parent, field) = at.rsplit_once('/').unwrap();
         status.pointer_mut(parent).unwrap()[field] = change;
@@ -257,8 +350,11 @@ async fn answers_are_what_the_document_says() {
     assert!(!contract.faults(&schema, &status).is_empty());
     // each answer in the document was seen
     let named = operations(&contract.document).into_iter().flat_map(|(method, path, operation)| {
-        let codes: Vec<String> = operation["responses"].as_object().unwrap().keys().cloned().collect();
-        let schema = |code: &String| operation["responses"][code]["content"]["application/json"]["schema"].is_object();
+        let codes: Vec<String> =
+            operation["responses"].as_object().unwrap().keys().cloned().collect();
+        let schema = |code: &String| {
+            operation["responses"][code]["content"]["application/json"]["schema"].is_object()
+        };
         codes
             .into_iter()
             .filter(schema)
@@ -282,21 +378,37 @@ async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
         (json!({ "operation": "consume", "reason": 1 }), "reason"),
         (json!({ "reason": "x" }), "operation"),
         (json!({ "operation": "burn", "reason": "x" }), "operation"),
-        (json!({ "operation": "publish", "reason": "x", "topic": "tallyline.agent-usage.v1" }), "topic"),
-        (json!({ "operation": "consume", "reason": "x", "topics": "tallyline.agent-usage.v1" }), "topics"),
+        (
+            json!({ "operation": "publish", "reason": "x", "topic": "tallyline.agent-usage.v1" }),
+            "topic",
+        ),
+        (
+            json!({ "operation": "consume", "reason": "x", "topics": "tallyline.agent-usage.v1" }),
+            "topics",
+        ),
     ] {
-        let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
+        let (status, problem) =
+            contract.change(method.clone(), path, path, Some(body.clone())).await;
         assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{body}: {problem}");
     }
     for (path, body, field) in [
         ("/api/v1/rebuilds", json!({ "stage": "licenses", "at": FAR }), "at"),
-        ("/api/v1/rebuilds/execute", json!({ "stage": "licenses", "at": FAR, "hash": "00ff" }), "at"),
+        (
+            "/api/v1/rebuilds/execute",
+            json!({ "stage": "licenses", "at": FAR, "hash": "00ff" }),
+            "at",
+        ),
         ("/api/v1/replays", json!({ "from": FAR }), "from"),
         ("/api/v1/replays", json!({ "from": "P99999999D" }), "from"),
         ("/api/v1/replays", json!({ "from": "earliest", "until": FAR }), "until"),
     ] {
-        let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
-        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{path} {body}: {problem}");
+        let (status, problem) =
+            contract.change(method.clone(), path, path, Some(body.clone())).await;
+        assert_eq!(
+            (status, problem["field"].as_str()),
+            (400, Some(field)),
+            "{path} {body}: {problem}"
+        );
     }
     let url = format!("{}{path}", contract.process.api);
     let json = ("content-type", "application/json");
@@ -313,7 +425,11 @@ async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
         ("?operation=consume", json, right, 400, None),
         ("", json, large, 413, None),
     ] {
-        let request = Client::new().post(format!("{url}{query}")).bearer_auth("admin").header(name, value).body(body.clone());
+        let request = Client::new()
+            .post(format!("{url}{query}"))
+            .bearer_auth("admin")
+            .header(name, value)
+            .body(body.clone());
         let answer = request.send().await.unwrap();
         let code = answer.status();
         let problem: Value = answer.json().await.unwrap();
@@ -341,13 +457,32 @@ async fn losses_of_coderd_are_planned_and_executed_where_its_database_is_known()
     let site = Site::new().await;
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;
-    let identity = SourceIdentity { deployment_id: coderd.deployment, organization_id: coderd.organization };
-    site.ledger.run(async |conn| identity::bind(conn, coderd.deployment, identity).await).await.unwrap().unwrap();
+    let identity =
+        SourceIdentity { deployment_id: coderd.deployment, organization_id: coderd.organization };
+    site.ledger
+        .run(async |conn| identity::bind(conn, coderd.deployment, identity).await)
+        .await
+        .unwrap()
+        .unwrap();
     let lost = usage(coderd.deployment, 1);
     site.record(Topic::AgentUsage, vec![lost.clone()]).await;
-    let source = site.ledger.run(async |conn| sources::get(conn, coderd.deployment).await).await.unwrap().unwrap();
+    let source = site
+        .ledger
+        .run(async |conn| sources::get(conn, coderd.deployment).await)
+        .await
+        .unwrap()
+        .unwrap();
     site.ledger
-        .run(async |conn| confirmed::record(conn, Topic::AgentUsage, source.id, &[lost.id()], site.ledger.clock.now()).await)
+        .run(async |conn| {
+            confirmed::record(
+                conn,
+                Topic::AgentUsage,
+                source.id,
+                &[lost.id()],
+                site.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
     for known in [false, true] {
@@ -366,25 +501,43 @@ async fn losses_of_coderd_are_planned_and_executed_where_its_database_is_known()
 #[tokio::test]
 async fn the_audit_trail_is_paged_and_filtered() {
     let site = Site::new().await;
-    for (actor, act, subject) in
-        [("user-001", ActKind::Pause, "consume"), ("user-002", ActKind::Pause, "publish"), ("user-001", ActKind::Resume, "consume")]
-    {
-        let act = NewAct { actor, act, subject: Subject::Named(subject), reason: "because", detail: json!({}) };
-        site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap();
+    for (actor, act, subject) in [
+        ("user-001", ActKind::Pause, "consume"),
+        ("user-002", ActKind::Pause, "publish"),
+        ("user-001", ActKind::Resume, "consume"),
+    ] {
+        let act = NewAct {
+            actor,
+            act,
+            subject: Subject::Named(subject),
+            reason: "because",
+            detail: json!({}),
+        };
+        site.ledger
+            .run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await)
+            .await
+            .unwrap();
     }
     let process = site.process().await;
     let acts = async |query: &str| {
         let (status, body) = process.get(&format!("/api/v1/acts{query}")).await;
         assert_eq!(status, 200, "{body}");
         let acts = body["acts"].as_array().unwrap().iter();
-        let acts: Vec<String> = acts.map(|act| format!("{} {} {}", act["actor"], act["act"], act["subject"]).replace('"', "")).collect();
+        let acts: Vec<String> = acts
+            .map(|act| {
+                format!("{} {} {}", act["actor"], act["act"], act["subject"]).replace('"', "")
+            })
+            .collect();
         (acts, body["next_before"].as_i64())
     };
     let all = ["user-001 resume consume", "user-002 pause publish", "user-001 pause consume"];
     assert_eq!(acts("").await, (all.map(String::from).to_vec(), None));
     let (first, next) = acts("?limit=2").await;
     assert_eq!(first, all[..2]);
-    assert_eq!(acts(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
+    assert_eq!(
+        acts(&format!("?limit=2&before={}", next.unwrap())).await,
+        (vec![all[2].to_owned()], None)
+    );
     assert_eq!(acts("?actor=user-001&act=pause").await.0, all[2..]);
     assert_eq!(acts("?subject=publish").await.0, all[1..2]);
     // the clock is at noon
@@ -394,8 +547,9 @@ async fn the_audit_trail_is_paged_and_filtered() {
         let (status, problem) = process.get(&format!("/api/v1/acts?{field}={FAR}")).await;
         assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");
     }
-    let words =
-        sqlx::query_scalar::<_, String>("select pg_get_constraintdef(oid) from pg_constraint where conname = 'operator_act_is_known'");
+    let words = sqlx::query_scalar::<_, String>(
+        "select pg_get_constraintdef(oid) from pg_constraint where conname = 'operator_act_is_known'",
+    );
     let words = words.fetch_one(&site.ledger.pool).await.unwrap();
     let known: Vec<&str> = words.split('\'').skip(1).step_by(2).collect();
     assert_eq!(known, ActKind::ALL.map(ActKind::as_str));

@@ -10,7 +10,8 @@ use super::{Process, SOON, Site, fold, get};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim};
 
-/// Sees every page in order of time, from any process, as a server does under one constant instance.
+/// Sees every page in order of time, from any process, as a server does under one constant
+/// instance.
 #[derive(Default)]
 struct Watcher(BTreeMap<String, f64>);
 
@@ -20,13 +21,20 @@ impl Watcher {
         let page = process.domain("").await;
         for (series, value) in &page {
             let before = self.0.insert(series.clone(), *value);
-            assert!(before.is_none_or(|before| before <= *value), "{series} fell from {before:?} to {value}");
+            assert!(
+                before.is_none_or(|before| before <= *value),
+                "{series} fell from {before:?} to {value}"
+            );
         }
         !page.is_empty()
     }
 
     fn total(&self) -> f64 {
-        self.0.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum()
+        self.0
+            .iter()
+            .filter(|(series, _)| series.starts_with("coderd_workspace_creation_total"))
+            .map(|(_, value)| value)
+            .sum()
     }
 }
 
@@ -49,10 +57,15 @@ async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
         // New events come all the time, also while no process or a new one shows the series.
         let mut pages = 0;
         while pages < 5 {
-            site.record(Topic::WorkspaceBuilds, (recorded..recorded + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
+            site.record(
+                Topic::WorkspaceBuilds,
+                (recorded..recorded + 10).map(|n| build(DEPLOYMENT, n)).collect(),
+            )
+            .await;
             site.record(Topic::PrebuildClaims, vec![claim(DEPLOYMENT, recorded)]).await;
             recorded += 10;
-            let holders = [watcher.observe(&processes[0]).await, watcher.observe(&processes[1]).await];
+            let holders =
+                [watcher.observe(&processes[0]).await, watcher.observe(&processes[1]).await];
             assert_ne!(holders, [true, true], "no lease ended, and both showed the series");
             pages += usize::from(holders != [false, false]);
         }
@@ -66,11 +79,20 @@ async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
         }
     }
     let expected = (0..recorded).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64;
-    let epoch = || sqlx::query_scalar::<_, i64>("select epoch from lease where name = 'metrics'").fetch_one(&site.ledger.pool);
+    let epoch = || {
+        sqlx::query_scalar::<_, i64>("select epoch from lease where name = 'metrics'")
+            .fetch_one(&site.ledger.pool)
+    };
     eventually(SOON, "each end was one handover", || async { epoch().await.unwrap() == 5 }).await;
     let deadline = std::time::Instant::now() + SOON;
-    while !(watcher.observe(&processes[0]).await || watcher.observe(&processes[1]).await) || watcher.total() < expected {
-        assert!(std::time::Instant::now() < deadline, "{} of {expected} creations are shown", watcher.total());
+    while !(watcher.observe(&processes[0]).await || watcher.observe(&processes[1]).await)
+        || watcher.total() < expected
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{} of {expected} creations are shown",
+            watcher.total()
+        );
     }
     assert_eq!(watcher.total(), expected);
 }
@@ -85,15 +107,24 @@ async fn a_fold_below_the_shown_sequence_is_withheld() {
     let before = current.shows("").await;
     // Another process's fold freezes here, like its machine or its database connection.
     let slow = site.process().await;
-    eventually(SOON, "it knows the ledger's end", || async { slow.telemetry("tallyline_ledger_sequence").await > 0.0 }).await;
+    eventually(SOON, "it knows the ledger's end", || async {
+        slow.telemetry("tallyline_ledger_sequence").await > 0.0
+    })
+    .await;
     slow.folds.cancel();
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 2)]).await;
-    eventually(SOON, "more is shown", || async { current.domain("").await.values().sum::<f64>() > before.values().sum() }).await;
+    eventually(SOON, "more is shown", || async {
+        current.domain("").await.values().sum::<f64>() > before.values().sum()
+    })
+    .await;
     let after = current.domain("").await;
     let sequence = current.telemetry("tallyline_shown_sequence").await;
     current.end().await;
 
-    eventually(SOON, "the slow one has the right to show", || async { slow.telemetry("tallyline_metrics_lease_held").await > 0.0 }).await;
+    eventually(SOON, "the slow one has the right to show", || async {
+        slow.telemetry("tallyline_metrics_lease_held").await > 0.0
+    })
+    .await;
     assert!(slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await < sequence);
     assert_eq!(slow.domain("").await, BTreeMap::new());
     assert!(slow.telemetry("tallyline_metrics_withheld_total{reason=\"behind\"}").await > 0.0);
@@ -113,7 +144,10 @@ async fn a_process_with_stalled_folds_yields_to_one_with_working_folds() {
     let current = site.process().await;
     stuck.folds.cancel();
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 2)]).await;
-    eventually(2 * SOON, "the other process shows the series", || async { !current.domain("").await.is_empty() }).await;
+    eventually(2 * SOON, "the other process shows the series", || async {
+        !current.domain("").await.is_empty()
+    })
+    .await;
     assert!(current.domain("").await.values().sum::<f64>() > before.values().sum());
     assert_eq!(stuck.telemetry("tallyline_metrics_lease_held").await, 0.0);
     assert_eq!(stuck.domain("").await, BTreeMap::new());
@@ -126,22 +160,36 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
     let process = site.process().await;
     let withheld = "tallyline_metrics_withheld_total{reason=\"backfilling\"}";
     site.record(Topic::WorkspaceBuilds, (0..50).map(|n| build(DEPLOYMENT, n)).collect()).await;
-    eventually(SOON, "the source is known", || async { process.telemetry(withheld).await > 0.0 }).await;
+    eventually(SOON, "the source is known", || async { process.telemetry(withheld).await > 0.0 })
+        .await;
     assert_eq!(process.domain("").await, BTreeMap::new(), "no pass");
 
     // The pass ended ten records beyond the ledger's positions.
     site.pass(&source, 10).await;
     let end = site.ledger.run(snapshots::head).await.unwrap().number as f64;
-    eventually(SOON, "the pass is known", || async { process.telemetry("tallyline_ledger_sequence").await >= end }).await;
+    eventually(SOON, "the pass is known", || async {
+        process.telemetry("tallyline_ledger_sequence").await >= end
+    })
+    .await;
     assert_eq!(process.domain("").await, BTreeMap::new(), "a pass that is not in the ledger");
     assert_eq!(process.scrape("").await.get(&complete_until()), None);
 
     site.record(Topic::WorkspaceBuilds, (50..60).map(|n| build(DEPLOYMENT, n)).collect()).await;
     let series = process.shows("").await;
-    let total: f64 =
-        series.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
-    assert_eq!(total, (0..60).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64, "the first page holds all of the backfill");
-    assert_eq!(process.telemetry(&complete_until()).await, crate::support::ledger::noon().timestamp() as f64);
+    let total: f64 = series
+        .iter()
+        .filter(|(series, _)| series.starts_with("coderd_workspace_creation_total"))
+        .map(|(_, value)| value)
+        .sum();
+    assert_eq!(
+        total,
+        (0..60).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64,
+        "the first page holds all of the backfill"
+    );
+    assert_eq!(
+        process.telemetry(&complete_until()).await,
+        crate::support::ledger::noon().timestamp() as f64
+    );
 }
 
 fn complete_until() -> String {
@@ -153,13 +201,20 @@ async fn one_source_is_shown_at_a_time() {
     let site = Site::new().await;
     let process = site.process().await;
     let other = site.collected(OTHER_DEPLOYMENT).await;
-    site.record(Topic::WorkspaceBuilds, vec![build(OTHER_DEPLOYMENT, 1), build(OTHER_DEPLOYMENT, 2)]).await;
+    site.record(
+        Topic::WorkspaceBuilds,
+        vec![build(OTHER_DEPLOYMENT, 1), build(OTHER_DEPLOYMENT, 2)],
+    )
+    .await;
     site.pass(&other, 0).await;
     let first = process.shows("").await;
 
     let source = site.collected(DEPLOYMENT).await;
     site.record(Topic::WorkspaceBuilds, (3..9).map(|n| build(DEPLOYMENT, n)).collect()).await;
-    eventually(SOON, "with two, neither is shown unasked", || async { process.domain("").await.is_empty() }).await;
+    eventually(SOON, "with two, neither is shown unasked", || async {
+        process.domain("").await.is_empty()
+    })
+    .await;
     assert_eq!(process.domain(&format!("&source={OTHER_DEPLOYMENT}")).await, first);
     assert_eq!(process.domain(&format!("&source={DEPLOYMENT}")).await, BTreeMap::new());
     site.pass(&source, 0).await;
@@ -171,9 +226,13 @@ async fn one_source_is_shown_at_a_time() {
     assert_eq!(configured.shows("").await, collected);
     assert_eq!(configured.shows(&format!("&source={OTHER_DEPLOYMENT}")).await, first);
 
-    let (status, problem) = get(&format!("{}/metrics?source=00000000-0000-0000-0000-00000000d3d3", configured.metrics)).await;
+    let (status, problem) =
+        get(&format!("{}/metrics?source=00000000-0000-0000-0000-00000000d3d3", configured.metrics))
+            .await;
     assert_eq!(status, 404, "{problem}");
-    for (query, field) in [("source=x", "source"), ("format=json", "format"), ("sources=x", "sources")] {
+    for (query, field) in
+        [("source=x", "source"), ("format=json", "format"), ("sources=x", "sources")]
+    {
         let (status, problem) = get(&format!("{}/metrics?{query}", configured.metrics)).await;
         assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");
     }
@@ -214,27 +273,68 @@ async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
     let at = |number| Sequence { incarnation, number };
     let moment = Duration::from_millis(1);
-    let first = ledger.run(async |conn| leases::take(conn, "metrics", "one", moment).await).await.unwrap().unwrap();
-    assert_eq!(ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(7)).await).await.unwrap(), Some(7));
+    let first = ledger
+        .run(async |conn| leases::take(conn, "metrics", "one", moment).await)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(
-        ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(5)).await).await.unwrap(),
+        ledger
+            .run(async |conn| leases::raise_shown_sequence(conn, &first, at(7)).await)
+            .await
+            .unwrap(),
+        Some(7)
+    );
+    assert_eq!(
+        ledger
+            .run(async |conn| leases::raise_shown_sequence(conn, &first, at(5)).await)
+            .await
+            .unwrap(),
         Some(7),
         "a fold below it gets the shown sequence"
     );
     // It has ended, but no other process has taken it: the next holder finds the raised value.
-    eventually(SOON, "it ends", || async { ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().is_none() }).await;
-    assert_eq!(ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(8)).await).await.unwrap(), Some(8));
-    let second = ledger.run(async |conn| leases::take(conn, "metrics", "other", SOON).await).await.unwrap().unwrap();
-    assert_eq!(ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().as_deref(), Some("other"));
+    eventually(SOON, "it ends", || async {
+        ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().is_none()
+    })
+    .await;
     assert_eq!(
-        ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(9)).await).await.unwrap(),
+        ledger
+            .run(async |conn| leases::raise_shown_sequence(conn, &first, at(8)).await)
+            .await
+            .unwrap(),
+        Some(8)
+    );
+    let second = ledger
+        .run(async |conn| leases::take(conn, "metrics", "other", SOON).await)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().as_deref(),
+        Some("other")
+    );
+    assert_eq!(
+        ledger
+            .run(async |conn| leases::raise_shown_sequence(conn, &first, at(9)).await)
+            .await
+            .unwrap(),
         None,
         "a process that slept through its lease"
     );
-    assert_eq!(ledger.run(async |conn| leases::raise_shown_sequence(conn, &second, at(1)).await).await.unwrap(), Some(8));
+    assert_eq!(
+        ledger
+            .run(async |conn| leases::raise_shown_sequence(conn, &second, at(1)).await)
+            .await
+            .unwrap(),
+        Some(8)
+    );
     let another = Sequence { incarnation: uuid::Uuid::from_u128(1), number: 99 };
     assert_eq!(
-        ledger.run(async |conn| leases::raise_shown_sequence(conn, &second, another).await).await.unwrap(),
+        ledger
+            .run(async |conn| leases::raise_shown_sequence(conn, &second, another).await)
+            .await
+            .unwrap(),
         None,
         "a state of an earlier ledger"
     );

@@ -17,7 +17,9 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, Own, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source, leases, passes, positions, record, sources};
+use tallyline::ledger::{
+    Chain, Lease, Ledger, NewPass, Source, leases, passes, positions, record, sources,
+};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::pauses::Paused;
 use tallyline::projection::{Projection, ProjectionSettings, View};
@@ -50,17 +52,26 @@ impl Site {
 
     /// A source with a collector.
     async fn collected(&self, deployment: Uuid) -> Source {
-        self.ledger.run(async |conn| sources::register(conn, deployment, noon(), None, self.ledger.clock.now()).await).await.unwrap()
+        self.ledger
+            .run(async |conn| {
+                sources::register(conn, deployment, noon(), None, self.ledger.clock.now()).await
+            })
+            .await
+            .unwrap()
     }
 
     /// The lease of the source's collector.
     async fn lease(&self, source: &Source) -> Lease {
         let name = format!("collector:{}", source.deployment_id);
-        self.ledger.run(async |conn| leases::take(conn, &name, "test", SOON).await).await.unwrap().expect("the tests' own")
+        self.ledger
+            .run(async |conn| leases::take(conn, &name, "test", SOON).await)
+            .await
+            .unwrap()
+            .expect("the tests' own")
     }
 
-    /// A full pass of the source's collector, complete until noon. It ends at the ledger's position of each topic, and `ahead` records
-    /// further in the builds' topic.
+    /// A full pass of the source's collector, complete until noon. It ends at the ledger's position
+    /// of each topic, and `ahead` records further in the builds' topic.
     async fn pass(&self, source: &Source, ahead: i64) {
         let mut offsets = self.ledger.run(positions::list).await.unwrap();
         for (at, next_offset) in &mut offsets {
@@ -74,25 +85,51 @@ impl Site {
             offsets,
             ..NewPass::default()
         };
-        self.ledger.run(async |conn| passes::record(conn, &self.lease(source).await, &pass).await).await.unwrap();
-    }
-
-    /// Appends the events to the log and records them, as a consumer does.
-    async fn record(&self, topic: Topic, events: Vec<Event>) {
-        register(&self.ledger, &events.iter().map(|event| event.deployment).collect::<Vec<_>>()).await;
-        let partition = TopicPartition { topic, partition: 0 };
-        let claim = self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.unwrap();
-        self.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
-        let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
-        let arrivals: Vec<_> = (claim.next_offset..).zip(events).map(|(offset, event)| arrival(offset, event)).collect();
         self.ledger
-            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+            .run(async |conn| passes::record(conn, &self.lease(source).await, &pass).await)
             .await
             .unwrap();
     }
 
-    fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {
-        let addresses = Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
+    /// Appends the events to the log and records them, as a consumer does.
+    async fn record(&self, topic: Topic, events: Vec<Event>) {
+        register(&self.ledger, &events.iter().map(|event| event.deployment).collect::<Vec<_>>())
+            .await;
+        let partition = TopicPartition { topic, partition: 0 };
+        let claim = self
+            .ledger
+            .run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await)
+            .await
+            .unwrap();
+        self.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
+        let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
+        let arrivals: Vec<_> = (claim.next_offset..)
+            .zip(events)
+            .map(|(offset, event)| arrival(offset, event))
+            .collect();
+        self.ledger
+            .run(async |conn| {
+                record::batch(
+                    conn,
+                    &Chain::Live(claim),
+                    &arrivals,
+                    next_offset,
+                    self.ledger.clock.now(),
+                )
+                .await
+            })
+            .await
+            .unwrap();
+    }
+
+    fn api(
+        &self,
+        ledger: &Ledger,
+        metrics: View<MetricsState>,
+        licenses: View<LicensesState>,
+    ) -> Api {
+        let addresses =
+            Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
         let desk = desk(ledger, &self.log);
         let own = Own {
             ledger: ledger.clone(),
@@ -114,7 +151,8 @@ impl Site {
 
     async fn process_with(&self, change: impl FnOnce(&mut ServeSettings, &mut Api)) -> Process {
         let folds = CancellationToken::new();
-        let mut api = self.api(&self.ledger, fold(&self.ledger, &folds), fold(&self.ledger, &folds));
+        let mut api =
+            self.api(&self.ledger, fold(&self.ledger, &folds), fold(&self.ledger, &folds));
         let mut settings = settings();
         change(&mut settings, &mut api);
         Process::start(settings, api, folds).await
@@ -134,7 +172,8 @@ fn settings() -> ServeSettings {
 
 /// A fold that goes on until `stop`.
 fn fold<S: Stage>(ledger: &Ledger, stop: &CancellationToken) -> View<S> {
-    let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
+    let settings =
+        ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
     let projection = Projection::<S>::new(ledger.clone(), settings);
     let (view, stop) = (projection.view(), stop.clone());
     tokio::spawn(async move { projection.run(&stop).await });
@@ -157,7 +196,13 @@ impl Process {
         let stop = CancellationToken::new();
         let signal = stop.clone();
         let task = tokio::spawn(async move { server.run(&signal).await });
-        Process { api: format!("http://{api}"), metrics: format!("http://{metrics}"), folds, stop, task }
+        Process {
+            api: format!("http://{api}"),
+            metrics: format!("http://{metrics}"),
+            folds,
+            stop,
+            task,
+        }
     }
 
     /// Ends as after SIGTERM.
@@ -173,26 +218,41 @@ impl Process {
         self.folds.cancel();
     }
 
-    /// The text page: series with their values. It waits at most a quarter of a second for withheld series.
+    /// The text page: series with their values. It waits at most a quarter of a second for withheld
+    /// series.
     async fn scrape(&self, query: &str) -> BTreeMap<String, f64> {
-        let request = reqwest::Client::new().get(format!("{}/metrics?format=text{query}", self.metrics));
-        let answer = request.header("x-prometheus-scrape-timeout-seconds", "0.5").send().await.unwrap();
+        let request =
+            reqwest::Client::new().get(format!("{}/metrics?format=text{query}", self.metrics));
+        let answer =
+            request.header("x-prometheus-scrape-timeout-seconds", "0.5").send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         let page = answer.text().await.unwrap();
-        let series = |line: &str| line.rsplit_once(' ').map(|(series, value)| (series.to_owned(), value.parse().unwrap()));
+        let series = |line: &str| {
+            line.rsplit_once(' ').map(|(series, value)| (series.to_owned(), value.parse().unwrap()))
+        };
         page.lines().filter(|line| !line.starts_with('#')).filter_map(series).collect()
     }
 
     /// The domain series of the page; empty if they are withheld.
     async fn domain(&self, query: &str) -> BTreeMap<String, f64> {
         let mut series = self.scrape(query).await;
-        assert_eq!(series.get("tallyline_build_info{version=\"0.1.0\"}"), Some(&1.0), "the process's own telemetry is always there");
-        series.retain(|series, _| series.starts_with("coderd_") || series.starts_with("tallyline_negative_durations_total"));
+        assert_eq!(
+            series.get("tallyline_build_info{version=\"0.1.0\"}"),
+            Some(&1.0),
+            "the process's own telemetry is always there"
+        );
+        series.retain(|series, _| {
+            series.starts_with("coderd_")
+                || series.starts_with("tallyline_negative_durations_total")
+        });
         series
     }
 
     async fn shows(&self, query: &str) -> BTreeMap<String, f64> {
-        eventually(SOON, "the domain series are shown", || async { !self.domain(query).await.is_empty() }).await;
+        eventually(SOON, "the domain series are shown", || async {
+            !self.domain(query).await.is_empty()
+        })
+        .await;
         self.domain(query).await
     }
 

@@ -44,7 +44,9 @@ fn claims() -> Observed {
 
 /// One successful build of each duration.
 fn builds(observed: &Observed) -> Vec<Event> {
-    let all = observed.iter().flat_map(|([template, kind], durations)| durations.iter().map(move |micros| (*template, *kind, *micros)));
+    let all = observed.iter().flat_map(|([template, kind], durations)| {
+        durations.iter().map(move |micros| (*template, *kind, *micros))
+    });
     let numbers = (1_u32..).filter(|n| n % 5 != 0);
     numbers
         .zip(all)
@@ -57,14 +59,17 @@ fn builds(observed: &Observed) -> Vec<Event> {
             build.completed_at = crate::support::ledger::noon() + TimeDelta::seconds(i64::from(n));
             build.started_at = Some(build.completed_at - TimeDelta::microseconds(micros));
             build.created_at = build.completed_at - TimeDelta::hours(2);
-            (build.organization_name, build.template_name, build.preset_name) = ("engineering".into(), template.into(), String::new());
+            (build.organization_name, build.template_name, build.preset_name) =
+                ("engineering".into(), template.into(), String::new());
             event
         })
         .collect()
 }
 
 fn claimed(observed: &Observed) -> Vec<Event> {
-    let all = observed.iter().flat_map(|([template, _], durations)| durations.iter().map(move |micros| (*template, *micros)));
+    let all = observed.iter().flat_map(|([template, _], durations)| {
+        durations.iter().map(move |micros| (*template, *micros))
+    });
     (1_u32..)
         .zip(all)
         .map(|(n, (template, micros))| {
@@ -74,18 +79,25 @@ fn claimed(observed: &Observed) -> Vec<Event> {
             claim.completed_at = crate::support::ledger::noon() + TimeDelta::seconds(i64::from(n));
             claim.started_at = Some(claim.completed_at - TimeDelta::microseconds(micros));
             claim.created_at = claim.completed_at - TimeDelta::hours(2);
-            (claim.organization_name, claim.template_name, claim.preset_name) = ("engineering".into(), template.into(), "small".into());
+            (claim.organization_name, claim.template_name, claim.preset_name) =
+                ("engineering".into(), template.into(), "small".into());
             event
         })
         .collect()
 }
 
-/// A shipped configuration with these targets, scraping five times a second. Nothing else is changed.
+/// A shipped configuration with these targets, scraping five times a second. Nothing else is
+/// changed.
 fn shipped(name: &str, targets: &[&Process]) -> String {
     let path = format!("{}/dashboards/prometheus/{name}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
-    let addresses: Vec<String> = targets.iter().map(|target| format!("{:?}", target.metrics.trim_start_matches("http://"))).collect();
-    let changed = text.replace("\"127.0.0.1:2112\"", &addresses.join(", ")).replace("scrape_interval: 15s", "scrape_interval: 200ms");
+    let addresses: Vec<String> = targets
+        .iter()
+        .map(|target| format!("{:?}", target.metrics.trim_start_matches("http://")))
+        .collect();
+    let changed = text
+        .replace("\"127.0.0.1:2112\"", &addresses.join(", "))
+        .replace("scrape_interval: 15s", "scrape_interval: 200ms");
     assert!(changed.contains("200ms") && !changed.contains("127.0.0.1:2112"), "{changed}");
     changed
 }
@@ -103,14 +115,18 @@ async fn site() -> Site {
 async fn prometheus_3_scrapes_both_kinds_of_histograms_from_one_job() {
     let site = site().await;
     let (one, other) = (site.process().await, site.process().await);
-    let server = Prometheus::start(Generation::Three, &shipped("prometheus.yml", &[&one, &other])).await;
+    let server =
+        Prometheus::start(Generation::Three, &shipped("prometheus.yml", &[&one, &other])).await;
     let jobs = Jobs { native: "tallyline", classic: "tallyline" };
     scraped(&server, &jobs).await;
     // One process shows the series, both are targets, and the instance label is the same for both.
     assert_eq!(server.query("count(tallyline_build_info)").await, [(BTreeMap::new(), 2.0)]);
     assert_eq!(server.query("sum(tallyline_metrics_lease_held)").await, [(BTreeMap::new(), 1.0)]);
     let instances = server.query("count by (instance) (coderd_workspace_creation_total)").await;
-    assert_eq!(instances, [(BTreeMap::from([("instance".to_owned(), "tallyline".to_owned())]), 3.0)]);
+    assert_eq!(
+        instances,
+        [(BTreeMap::from([("instance".to_owned(), "tallyline".to_owned())]), 3.0)]
+    );
     assert_eq!(server.query("min(up)").await, [(BTreeMap::new(), 1.0)]);
 
     // The holder of the lease ends: the same series go on, and nothing is counted twice.
@@ -119,14 +135,23 @@ async fn prometheus_3_scrapes_both_kinds_of_histograms_from_one_job() {
     holder.end().await;
     heir.shows("").await;
     // the server marks the holder's last samples as stale: only later scrapes stay
-    eventually(SOON, "the holder is known to be gone", || async { server.query("up == 0").await.len() == 1 }).await;
+    eventually(SOON, "the holder is known to be gone", || async {
+        server.query("up == 0").await.len() == 1
+    })
+    .await;
     let moved = heir.metrics.trim_start_matches("http://").to_owned();
     eventually(SOON, "the heir is scraped with the series", || async {
-        !server.query(&format!("tallyline_shown_sequence{{instance=\"{moved}\"}} > 0")).await.is_empty()
+        !server
+            .query(&format!("tallyline_shown_sequence{{instance=\"{moved}\"}} > 0"))
+            .await
+            .is_empty()
     })
     .await;
     scraped(&server, &jobs).await;
-    for falls in ["resets(coderd_workspace_creation_total[5m]) > 0", "resets(coderd_workspace_creation_duration_seconds[5m]) > 0"] {
+    for falls in [
+        "resets(coderd_workspace_creation_total[5m]) > 0",
+        "resets(coderd_workspace_creation_duration_seconds[5m]) > 0",
+    ] {
         assert_eq!(server.query(falls).await, []);
     }
 }
@@ -136,7 +161,8 @@ async fn prometheus_2_scrapes_them_from_two_jobs() {
     let site = site().await;
     let process = site.process().await;
     process.shows("").await;
-    let server = Prometheus::start(Generation::Two, &shipped("prometheus-2.yml", &[&process])).await;
+    let server =
+        Prometheus::start(Generation::Two, &shipped("prometheus-2.yml", &[&process])).await;
     scraped(&server, &Jobs { native: "tallyline", classic: "tallyline-classic" }).await;
     assert_eq!(server.query("min(up)").await, [(BTreeMap::new(), 1.0)]);
 }
@@ -147,16 +173,39 @@ async fn promtool_accepts_the_pages() {
     let process = site.process().await;
     process.shows("").await;
     let folder = tempfile::TempDir::new().unwrap();
-    let page = reqwest::get(format!("{}/metrics?format=text", process.metrics)).await.unwrap().text().await.unwrap();
-    assert!(page.contains("tallyline_negative_durations_total{organization_name=\"engineering\"} 2"), "{page}");
+    let page = reqwest::get(format!("{}/metrics?format=text", process.metrics))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    assert!(
+        page.contains("tallyline_negative_durations_total{organization_name=\"engineering\"} 2"),
+        "{page}"
+    );
     let file = folder.path().join("page");
     std::fs::write(&file, page).unwrap();
     let promtool = || Command::new(setting("TALLYLINE_TEST_PROMTOOL"));
-    let checked = promtool().args(["check", "metrics"]).stdin(Stdio::from(File::open(&file).unwrap())).output().unwrap();
-    assert!(checked.status.success() && checked.stdout.is_empty() && checked.stderr.is_empty(), "{checked:?}");
+    let checked = promtool()
+        .args(["check", "metrics"])
+        .stdin(Stdio::from(File::open(&file).unwrap()))
+        .output()
+        .unwrap();
+    assert!(
+        checked.status.success() && checked.stdout.is_empty() && checked.stderr.is_empty(),
+        "{checked:?}"
+    );
     // It reports real problems.
     std::fs::write(&file, "no_help_total 1\n").unwrap();
-    assert!(!promtool().args(["check", "metrics"]).stdin(Stdio::from(File::open(&file).unwrap())).output().unwrap().status.success());
+    assert!(
+        !promtool()
+            .args(["check", "metrics"])
+            .stdin(Stdio::from(File::open(&file).unwrap()))
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     for name in ["prometheus.yml", "prometheus-2.yml"] {
         let path = format!("{}/dashboards/prometheus/{name}", env!("CARGO_MANIFEST_DIR"));
         let checked = promtool().args(["check", "config"]).arg(path).output().unwrap();
@@ -174,16 +223,32 @@ struct Jobs {
 async fn scraped(server: &Prometheus, jobs: &Jobs) {
     let creation = "coderd_workspace_creation_duration_seconds";
     eventually(Duration::from_secs(60), "both kinds are scraped", || async {
-        let (native, classic) =
-            (format!("histogram_count({creation}{{job={:?}}})", jobs.native), format!("{creation}_count{{job={:?}}}", jobs.classic));
+        let (native, classic) = (
+            format!("histogram_count({creation}{{job={:?}}})", jobs.native),
+            format!("{creation}_count{{job={:?}}}", jobs.classic),
+        );
         server.query(&native).await.len() == 4 && server.query(&classic).await.len() == 4
     })
     .await;
     family(server, jobs, creation, &creations(), &CREATION_BOUNDS).await;
-    family(server, jobs, "coderd_prebuilt_workspace_claim_duration_seconds", &claims(), &CLAIM_BOUNDS).await;
-    let totals = by_series(server.query(&format!("coderd_workspace_creation_total{{job={:?}}}", jobs.native)).await);
+    family(
+        server,
+        jobs,
+        "coderd_prebuilt_workspace_claim_duration_seconds",
+        &claims(),
+        &CLAIM_BOUNDS,
+    )
+    .await;
+    let totals = by_series(
+        server.query(&format!("coderd_workspace_creation_total{{job={:?}}}", jobs.native)).await,
+    );
     let regular = creations().into_iter().filter(|([_, kind], _)| *kind == "regular");
-    assert_eq!(totals, regular.map(|([template, _], durations)| (key([template, ""]), durations.len() as f64)).collect());
+    assert_eq!(
+        totals,
+        regular
+            .map(|([template, _], durations)| (key([template, ""]), durations.len() as f64))
+            .collect()
+    );
 }
 
 fn key(labels: [&str; 2]) -> [String; 2] {
@@ -192,17 +257,24 @@ fn key(labels: [&str; 2]) -> [String; 2] {
 
 fn by_series(samples: Vec<Sample>) -> BTreeMap<[String; 2], f64> {
     let label = |sample: &Sample, name: &str| sample.0.get(name).cloned().unwrap_or_default();
-    samples.into_iter().map(|sample| ([label(&sample, "template_name"), label(&sample, "type")], sample.1)).collect()
+    samples
+        .into_iter()
+        .map(|sample| ([label(&sample, "template_name"), label(&sample, "type")], sample.1))
+        .collect()
 }
 
 async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observed, bounds: &[f64]) {
     let native = format!("{name}{{job={:?}}}", jobs.native);
     let classic = |suffix: &str| format!("{name}_{suffix}{{job={:?}}}", jobs.classic);
     // A negative duration is observed as 0.
-    let seconds = |micros: &Vec<i64>| micros.iter().map(|micros| (*micros).max(0)).collect::<Vec<_>>();
-    let counts: BTreeMap<_, _> = observed.iter().map(|(labels, micros)| (key(*labels), micros.len() as f64)).collect();
-    let sums: BTreeMap<_, _> =
-        observed.iter().map(|(labels, micros)| (key(*labels), seconds(micros).iter().sum::<i64>() as f64 / 1e6)).collect();
+    let seconds =
+        |micros: &Vec<i64>| micros.iter().map(|micros| (*micros).max(0)).collect::<Vec<_>>();
+    let counts: BTreeMap<_, _> =
+        observed.iter().map(|(labels, micros)| (key(*labels), micros.len() as f64)).collect();
+    let sums: BTreeMap<_, _> = observed
+        .iter()
+        .map(|(labels, micros)| (key(*labels), seconds(micros).iter().sum::<i64>() as f64 / 1e6))
+        .collect();
     for query in [format!("histogram_count({native})"), classic("count")] {
         assert_eq!(by_series(server.query(&query).await), counts, "{query}");
     }
@@ -211,8 +283,11 @@ async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observe
     }
     for bound in bounds {
         let query = format!("{name}_bucket{{job={:?},le=\"{bound}\"}}", jobs.classic);
-        let below = |micros: &Vec<i64>| seconds(micros).iter().filter(|micros| **micros as f64 / 1e6 <= *bound).count() as f64;
-        let expected = observed.iter().map(|(labels, micros)| (key(*labels), below(micros))).collect();
+        let below = |micros: &Vec<i64>| {
+            seconds(micros).iter().filter(|micros| **micros as f64 / 1e6 <= *bound).count() as f64
+        };
+        let expected =
+            observed.iter().map(|(labels, micros)| (key(*labels), below(micros))).collect();
         let query = if server.query(&query).await.is_empty() {
             query.replace(&format!("le=\"{bound}\""), &format!("le=\"{bound:?}\""))
         } else {
@@ -221,25 +296,36 @@ async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observe
         assert_eq!(by_series(server.query(&query).await), expected, "{query}");
     }
     for quantile in QUANTILES {
-        let from_native = by_series(server.query(&format!("histogram_quantile({quantile}, {native})")).await);
-        let from_classic = by_series(server.query(&format!("histogram_quantile({quantile}, {})", classic("bucket"))).await);
+        let from_native =
+            by_series(server.query(&format!("histogram_quantile({quantile}, {native})")).await);
+        let from_classic = by_series(
+            server.query(&format!("histogram_quantile({quantile}, {})", classic("bucket"))).await,
+        );
         for (labels, micros) in observed {
             let mut sorted = seconds(micros);
             sorted.sort_unstable();
             let truth = sorted[(quantile * sorted.len() as f64).ceil() as usize - 1] as f64 / 1e6;
             let what = format!("{name} {labels:?} {quantile}: {truth}");
             let actual = from_native[&key(*labels)];
-            let near = if truth == 0.0 { actual.abs() < 1e-30 } else { actual / truth < WIDTH && truth / actual < WIDTH };
+            let near = if truth == 0.0 {
+                actual.abs() < 1e-30
+            } else {
+                actual / truth < WIDTH && truth / actual < WIDTH
+            };
             assert!(near, "{what}, natively {actual}");
             in_bucket(bounds, truth, from_classic[&key(*labels)], &what);
         }
     }
 }
 
-/// A classic quantile is only as exact as the truth's bucket; beyond the last bound it is that bound.
+/// A classic quantile is only as exact as the truth's bucket; beyond the last bound it is that
+/// bound.
 fn in_bucket(bounds: &[f64], truth: f64, actual: f64, what: &str) {
     let bucket = bounds.partition_point(|bound| *bound < truth);
     let lower = bucket.checked_sub(1).map_or(0.0, |below| bounds[below]);
     let upper = bounds.get(bucket).copied().unwrap_or(lower);
-    assert!((lower..=upper).contains(&actual), "{what}, classically {actual}, not within {lower} to {upper}");
+    assert!(
+        (lower..=upper).contains(&actual),
+        "{what}, classically {actual}, not within {lower} to {upper}"
+    );
 }

@@ -45,18 +45,32 @@ async fn a_process_is_ready_once_its_dependencies_are() {
     eventually(SOON, "the process is ready", || async { ready(&process).await.0 == 200 }).await;
     let (_, body) = ready(&process).await;
     let checks: Vec<&String> = body["checks"].as_object().unwrap().keys().collect();
-    assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]);
+    assert_eq!(
+        checks,
+        ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]
+    );
 
     // A second process is ready without the lease, and names its holder.
     let second = site.process().await;
     eventually(SOON, "the second is ready, too", || async { ready(&second).await.0 == 200 }).await;
-    assert!(ready(&second).await.1["checks"]["metrics_lease"]["why"].as_str().unwrap().starts_with("held by "));
+    assert!(
+        ready(&second).await.1["checks"]["metrics_lease"]["why"]
+            .as_str()
+            .unwrap()
+            .starts_with("held by ")
+    );
 
-    stopped.lock().unwrap().insert(partition(Topic::AgentUsage, 3), "the log was recreated".to_owned());
+    stopped
+        .lock()
+        .unwrap()
+        .insert(partition(Topic::AgentUsage, 3), "the log was recreated".to_owned());
     let (status, body) = ready(&process).await;
     assert_eq!((status, &body["ready"]), (503, &json!(false)));
     let why = body["checks"]["partitions"]["why"].as_str().unwrap();
-    assert!(why.contains("tallyline.agent-usage.v1/3") && why.contains("the log was recreated"), "{why}");
+    assert!(
+        why.contains("tallyline.agent-usage.v1/3") && why.contains("the log was recreated"),
+        "{why}"
+    );
     // On both listeners.
     assert_eq!(get(&format!("{}/readyz", process.metrics)).await.0, 503);
     assert_eq!(get(&format!("{}/healthz", process.metrics)).await.0, 200);
@@ -69,13 +83,20 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
     site.collected(DEPLOYMENT).await;
     let (mut proxy, url) = Proxy::to_database(&site._database.url);
     proxy.open().await;
-    let through = Ledger::open(&LedgerSettings { url: url.clone(), connections: 4 }, site.ledger.clock.clone()).unwrap();
+    let through = Ledger::open(
+        &LedgerSettings { url: url.clone(), connections: 4 },
+        site.ledger.clock.clone(),
+    )
+    .unwrap();
     let source = coderd::Database::new(&url, Duration::from_secs(5)).unwrap();
     let process = site
         .process_with(|_, api| {
             let folds = CancellationToken::new();
             (api.metrics, api.licenses) = (fold(&through, &folds), fold(&through, &folds));
-            api.own.log = tallyline::log::Log::postgres(through.pool.clone(), tallyline::log::PostgresLogSettings::default());
+            api.own.log = tallyline::log::Log::postgres(
+                through.pool.clone(),
+                tallyline::log::PostgresLogSettings::default(),
+            );
             api.own.ledger = through;
             api.own.coderd = Some(source);
         })
@@ -102,13 +123,18 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
 #[tokio::test]
 async fn a_missing_dependency_is_named_while_the_process_runs() {
     let site = Site::new().await;
-    let lost = Ledger::open(&LedgerSettings { url: nowhere(), connections: 2 }, site.ledger.clock.clone()).unwrap();
+    let lost =
+        Ledger::open(&LedgerSettings { url: nowhere(), connections: 2 }, site.ledger.clock.clone())
+            .unwrap();
     let source = coderd::Database::new(&nowhere(), Duration::from_secs(5)).unwrap();
     let process = site
         .process_with(|_, api| {
             let folds = CancellationToken::new();
             (api.metrics, api.licenses) = (fold(&lost, &folds), fold(&lost, &folds));
-            api.own.log = tallyline::log::Log::postgres(lost.pool.clone(), tallyline::log::PostgresLogSettings::default());
+            api.own.log = tallyline::log::Log::postgres(
+                lost.pool.clone(),
+                tallyline::log::PostgresLogSettings::default(),
+            );
             api.own.ledger = lost;
             api.own.coderd = Some(source);
         })
@@ -117,7 +143,10 @@ async fn a_missing_dependency_is_named_while_the_process_runs() {
     assert_eq!(status, 503);
     for name in ["ledger", "log", "coderd", "projections", "metrics_lease"] {
         let check = &body["checks"][name];
-        assert!(check["ok"] == json!(false) && !check["why"].as_str().unwrap().is_empty(), "{name}: {body}");
+        assert!(
+            check["ok"] == json!(false) && !check["why"].as_str().unwrap().is_empty(),
+            "{name}: {body}"
+        );
     }
     assert_eq!(process.get("/healthz").await, (reqwest::StatusCode::OK, json!({"alive": true})));
     let (status, problem) = process.get("/api/v2/entitlements").await;
@@ -129,11 +158,22 @@ async fn a_missing_dependency_is_named_while_the_process_runs() {
 #[tokio::test]
 async fn a_token_is_demanded_where_one_is_set() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.tokens = vec![Token::new("grafana", Scope::Read, "the token")].into()).await;
+    let process = site
+        .process_with(|settings, _| {
+            settings.tokens = vec![Token::new("grafana", Scope::Read, "the token")].into()
+        })
+        .await;
     let client = reqwest::Client::new();
-    for url in [format!("{}/api/v1/status", process.api), format!("{}/metrics", process.metrics), format!("{}/nowhere", process.api)] {
+    for url in [
+        format!("{}/api/v1/status", process.api),
+        format!("{}/metrics", process.metrics),
+        format!("{}/nowhere", process.api),
+    ] {
         let without = client.get(&url).send().await.unwrap();
-        assert_eq!((without.status().as_u16(), without.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+        assert_eq!(
+            (without.status().as_u16(), without.headers()["www-authenticate"].to_str().unwrap()),
+            (401, "Bearer")
+        );
         assert!(without.json::<Value>().await.unwrap()["message"].is_string());
         assert_eq!(client.get(&url).bearer_auth("another").send().await.unwrap().status(), 401);
         assert_ne!(client.get(&url).bearer_auth("the token").send().await.unwrap().status(), 401);
@@ -144,28 +184,47 @@ async fn a_token_is_demanded_where_one_is_set() {
 #[tokio::test]
 async fn a_page_of_another_origin_gets_nothing_without_tokens() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.host_names = vec!["tallyline.example.com".to_owned()]).await;
+    let process = site
+        .process_with(|settings, _| settings.host_names = vec!["tallyline.example.com".to_owned()])
+        .await;
     let client = reqwest::Client::new();
     let ask = async |url: &str, host: &str| {
         let answer = client.get(url).header("host", host).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
-    let api = ["/api/v1/status", "/api/v2/entitlements", "/openapi.json", "/healthz", "/readyz", "/nowhere"]
-        .map(|path| format!("{}{path}", process.api));
-    let metrics = ["/metrics", "/healthz", "/readyz"].map(|path| format!("{}{path}", process.metrics));
+    let api = [
+        "/api/v1/status",
+        "/api/v2/entitlements",
+        "/openapi.json",
+        "/healthz",
+        "/readyz",
+        "/nowhere",
+    ]
+    .map(|path| format!("{}{path}", process.api));
+    let metrics =
+        ["/metrics", "/healthz", "/readyz"].map(|path| format!("{}{path}", process.metrics));
     for url in api.iter().chain(&metrics) {
         for host in ["evil.example", "evil.example:8090", "localhost.evil.example"] {
             let (status, body) = ask(url, host).await;
             assert!(
-                status == 403 && body.contains("the header Host") && body.contains("serve.host_names"),
+                status == 403
+                    && body.contains("the header Host")
+                    && body.contains("serve.host_names"),
                 "{url} as {host}: {status} {body}"
             );
         }
-        for host in ["localhost", "127.0.0.1:8090", "[::1]:8090", "tallyline.example.com", "tallyline.example.com:443"] {
+        for host in [
+            "localhost",
+            "127.0.0.1:8090",
+            "[::1]:8090",
+            "tallyline.example.com",
+            "tallyline.example.com:443",
+        ] {
             assert_ne!(ask(url, host).await.0, 403, "{url} as {host}");
         }
         // a probe or Prometheus through a proxy uses the pod's address
-        let by_address = url.ends_with("/healthz") || url.ends_with("/readyz") || url.ends_with("/metrics");
+        let by_address =
+            url.ends_with("/healthz") || url.ends_with("/readyz") || url.ends_with("/metrics");
         assert_eq!(ask(url, "10.1.2.3:8090").await.0 != 403, by_address, "{url}");
     }
     // HTTP/1.0 needs no header Host
@@ -174,11 +233,23 @@ async fn a_page_of_another_origin_gets_nothing_without_tokens() {
     stream.write_all(b"GET /api/v1/status HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.0 403") && answer.contains("must be there once"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.0 403") && answer.contains("must be there once"),
+        "{answer}"
+    );
 
     // if tokens are set, they decide, and no page has one
-    let guarded = site.process_with(|settings, _| settings.tokens = vec![Token::new("a", Scope::Read, "t")].into()).await;
-    let behind_a_proxy = client.get(format!("{}/api/v1/acts", guarded.api)).header("host", "any.example").bearer_auth("t").send().await;
+    let guarded = site
+        .process_with(|settings, _| {
+            settings.tokens = vec![Token::new("a", Scope::Read, "t")].into()
+        })
+        .await;
+    let behind_a_proxy = client
+        .get(format!("{}/api/v1/acts", guarded.api))
+        .header("host", "any.example")
+        .bearer_auth("t")
+        .send()
+        .await;
     assert_eq!(behind_a_proxy.unwrap().status().as_u16(), 200);
 }
 
@@ -191,12 +262,16 @@ async fn nothing_listens_beyond_loopback_or_twice_on_an_address() {
     let refused = Server::bind(ServeSettings { api_listen: open, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoTls { key: "serve.api_listen", .. })));
     let tokens = vec![Token::new("a", Scope::Admin, "t")].into();
-    let refused = Server::bind(ServeSettings { metrics_listen: open, tokens, ..settings() }, api()).await;
+    let refused =
+        Server::bind(ServeSettings { metrics_listen: open, tokens, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoTls { key: "serve.metrics_listen", .. })));
 
     let first = Server::bind(settings(), api()).await.unwrap();
     let metrics_listen = first.metrics_address().unwrap();
-    assert!(matches!(Server::bind(ServeSettings { metrics_listen, ..settings() }, api()).await, Err(ServeError::Listen { .. })));
+    assert!(matches!(
+        Server::bind(ServeSettings { metrics_listen, ..settings() }, api()).await,
+        Err(ServeError::Listen { .. })
+    ));
     folds.cancel();
 }
 
@@ -205,7 +280,10 @@ async fn pages_are_compressed_in_both_formats() {
     let site = Site::new().await;
     let process = site.process().await;
     let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
-    for (accept, content_type) in [(protobuf, "application/vnd.google.protobuf"), ("*/*", "text/plain; version=0.0.4; charset=utf-8")] {
+    for (accept, content_type) in [
+        (protobuf, "application/vnd.google.protobuf"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+    ] {
         let ask = |encoding: &str| {
             reqwest::Client::new()
                 .get(format!("{}/metrics", process.metrics))
@@ -215,10 +293,19 @@ async fn pages_are_compressed_in_both_formats() {
         };
         let (plain, packed) = (ask("identity").await.unwrap(), ask("gzip").await.unwrap());
         for answer in [&plain, &packed] {
-            assert!(answer.headers()["content-type"].to_str().unwrap().starts_with(content_type), "{:?}", answer.headers());
+            assert!(
+                answer.headers()["content-type"].to_str().unwrap().starts_with(content_type),
+                "{:?}",
+                answer.headers()
+            );
         }
         assert_eq!(packed.headers()["content-encoding"], "gzip");
         let (plain, packed) = (plain.bytes().await.unwrap(), packed.bytes().await.unwrap());
-        assert!(packed.starts_with(&[0x1f, 0x8b]) && packed.len() < plain.len(), "{} of {}", packed.len(), plain.len());
+        assert!(
+            packed.starts_with(&[0x1f, 0x8b]) && packed.len() < plain.len(),
+            "{} of {}",
+            packed.len(),
+            plain.len()
+        );
     }
 }

@@ -1,11 +1,14 @@
-//! The shown series during an operator's rebuild of the metrics that takes longer than a state may be behind.
+//! The shown series during an operator's rebuild of the metrics that takes longer than a state may
+//! be behind.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, Snapshot, Subject, leases, snapshots};
+use tallyline::ledger::{
+    ActKind, Ledger, LedgerSettings, NewAct, Snapshot, Subject, leases, snapshots,
+};
 use tallyline::projection::{Folded, fold_to};
 use tallyline::stages::{MetricsState, Stage};
 
@@ -14,12 +17,13 @@ use crate::operate::proxy::Proxy;
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, noon};
 
-/// A process whose states are behind for longer than this releases the lease, unless a rebuild runs.
+/// A process whose states are behind for longer than this releases the lease, unless a rebuild
+/// runs.
 const FRESH: Duration = Duration::from_secs(10);
 /// Longer than a renewal can be delayed on a busy machine.
 const LEASE: Duration = Duration::from_secs(3);
-/// The delay of each statement of the slow fold: a page has about ten, and there are fifty pages. Even on a busy machine a page takes far
-/// less than [`FRESH`].
+/// The delay of each statement of the slow fold: a page has about ten, and there are fifty pages.
+/// Even on a busy machine a page takes far less than [`FRESH`].
 const HELD: Duration = Duration::from_millis(40);
 const BUILDS: u32 = 100;
 /// Batches without events: pages of a rebuild.
@@ -37,15 +41,26 @@ async fn site() -> Site {
     *value = json!(value.as_u64().unwrap() - 1);
     let snapshot = Snapshot { sequence: folded.sequence, state: state_bytes(&state) };
     site.ledger
-        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot, site.ledger.clock.now()).await)
+        .run(async |conn| {
+            snapshots::save(
+                conn,
+                MetricsState::NAME,
+                MetricsState::RULES_VERSION,
+                &snapshot,
+                site.ledger.clock.now(),
+            )
+            .await
+        })
         .await
         .unwrap();
-    sqlx::query("insert into batch (kind, recorded_at) select 'operator', $1 from generate_series(1, $2)")
-        .bind(noon())
-        .bind(BATCHES)
-        .execute(&site.ledger.pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into batch (kind, recorded_at) select 'operator', $1 from generate_series(1, $2)",
+    )
+    .bind(noon())
+    .bind(BATCHES)
+    .execute(&site.ledger.pool)
+    .await
+    .unwrap();
     site
 }
 
@@ -55,7 +70,11 @@ fn state_bytes(state: &Value) -> Vec<u8> {
 
 /// A process whose fold of the metrics reads the ledger through `proxy`.
 async fn behind(site: &Site, url: &str) -> Process {
-    let through = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 2 }, site.ledger.clock.clone()).unwrap();
+    let through = Ledger::open(
+        &LedgerSettings { url: url.to_owned(), connections: 2 },
+        site.ledger.clock.clone(),
+    )
+    .unwrap();
     let folds = tokio_util::sync::CancellationToken::new();
     let mut settings = super::settings();
     (settings.fresh, settings.lease_length) = (FRESH, LEASE);
@@ -64,12 +83,26 @@ async fn behind(site: &Site, url: &str) -> Process {
 }
 
 async fn rebuild(site: &Site) {
-    let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
-    site.ledger.run(async |conn| snapshots::rebuild(conn, MetricsState::NAME, &act, site.ledger.clock.now()).await).await.unwrap();
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Rebuild,
+        subject: Subject::Named(MetricsState::NAME),
+        reason: "",
+        detail: json!({}),
+    };
+    site.ledger
+        .run(async |conn| {
+            snapshots::rebuild(conn, MetricsState::NAME, &act, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
 }
 
 fn creations(page: &BTreeMap<String, f64>) -> f64 {
-    page.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum()
+    page.iter()
+        .filter(|(series, _)| series.starts_with("coderd_workspace_creation_total"))
+        .map(|(_, value)| value)
+        .sum()
 }
 
 /// Of the builds, by hand: failed builds and the pool's are not creations.
@@ -106,10 +139,15 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
     let before = first.shows("").await;
     assert_eq!(creations(&before), truth(BUILDS) - 1.0);
     let second = behind(&site, &url).await;
-    eventually(SOON, "the second is ready", || async { second.get("/readyz").await.0 == 200 }).await;
+    eventually(SOON, "the second is ready", || async { second.get("/readyz").await.0 == 200 })
+        .await;
 
     rebuild(&site).await;
-    site.record(Topic::WorkspaceBuilds, (BUILDS..BUILDS + 50).map(|n| build(DEPLOYMENT, n)).collect()).await;
+    site.record(
+        Topic::WorkspaceBuilds,
+        (BUILDS..BUILDS + 50).map(|n| build(DEPLOYMENT, n)).collect(),
+    )
+    .await;
     held_up(&proxy, FRESH + LEASE, async || {
         assert_eq!(first.domain("").await, before, "the state before, and no gap");
         assert_eq!(second.domain("").await, BTreeMap::new(), "one process at a time");
@@ -154,7 +192,8 @@ async fn a_rebuild_below_the_shown_sequence_blocks_no_process_and_a_stalled_one_
     // No bytes get through any more: its state is old, and another process may show a newer one.
     proxy.freeze();
     let holder = || site.ledger.run(async |conn| leases::holder(conn, "metrics").await);
-    eventually(SOON, "the stalled process yields", || async { holder().await.unwrap().is_none() }).await;
+    eventually(SOON, "the stalled process yields", || async { holder().await.unwrap().is_none() })
+        .await;
     assert_eq!(slow.get("/readyz").await.1["checks"]["projections"]["ok"], false);
 
     // Another process finished, showed that state, and ended.
@@ -170,5 +209,6 @@ async fn a_rebuild_below_the_shown_sequence_blocks_no_process_and_a_stalled_one_
         assert_eq!(holder().await.unwrap(), None, "it could show nothing");
     })
     .await;
-    eventually(SOON, "it is done", || async { creations(&slow.domain("").await) == truth(BUILDS) }).await;
+    eventually(SOON, "it is done", || async { creations(&slow.domain("").await) == truth(BUILDS) })
+        .await;
 }

@@ -15,29 +15,42 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
     let site = Site::new().await;
     let process = site.process().await;
     let shows = async |series: &'static str, value: f64| {
-        eventually(SOON, series, || async { process.scrape("").await.get(series) == Some(&value) }).await;
+        eventually(SOON, series, || async { process.scrape("").await.get(series) == Some(&value) })
+            .await;
     };
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
     let claim = site
         .ledger
-        .run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, site.ledger.clock.now()).await)
+        .run(async |conn| {
+            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, site.ledger.clock.now())
+                .await
+        })
         .await
         .unwrap();
-    let bodies = [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
+    let bodies =
+        [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
     let arrivals = (0..).zip(bodies).map(|(offset, body)| {
         let event = usage(DEPLOYMENT, u32::try_from(offset).unwrap());
         let message = Message { payload: Some(body.into()), ..event.to_message() };
         consumer::read(Record { offset, timestamp: noon(), message })
     });
     let arrivals: Vec<_> = arrivals.collect();
-    site.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 3, site.ledger.clock.now()).await).await.unwrap();
+    site.ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim), &arrivals, 3, site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 7.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 2.0).await;
     shows("tallyline_rejects_open{cause=\"json\",verdict=\"rejected\"}", 1.0).await;
     site.ledger.clock.set(noon() + TimeDelta::seconds(90));
     shows("tallyline_rejects_oldest_age_seconds", 90.0).await;
 
-    let ids: Vec<i64> = sqlx::query_scalar("select id from reject order by id").fetch_all(&site.ledger.pool).await.unwrap();
+    let ids: Vec<i64> = sqlx::query_scalar("select id from reject order by id")
+        .fetch_all(&site.ledger.pool)
+        .await
+        .unwrap();
     let act = || NewAct {
         actor: "operator-1",
         act: ActKind::Discard,
@@ -45,8 +58,13 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
         reason: "a test",
         detail: serde_json::json!({}),
     };
-    let discarded =
-        site.ledger.run(async |conn| rejects::discard(conn, &ids, &[act(), act(), act()], site.ledger.clock.now()).await).await.unwrap();
+    let discarded = site
+        .ledger
+        .run(async |conn| {
+            rejects::discard(conn, &ids, &[act(), act(), act()], site.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(discarded.map(|acts| acts.len()), Some(3));
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 0.0).await;

@@ -1,4 +1,5 @@
-//! A deployment with one template in coderd's own tables, written row by row: for tests that need one certain row.
+//! A deployment with one template in coderd's own tables, written row by row: for tests that need
+//! one certain row.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, PgPool};
@@ -212,7 +213,13 @@ impl Coderd {
     }
 
     /// Writes a usage row dated `created_at`.
-    pub async fn usage(&self, id: &str, event_type: &str, data: serde_json::Value, created_at: DateTime<Utc>) {
+    pub async fn usage(
+        &self,
+        id: &str,
+        event_type: &str,
+        data: serde_json::Value,
+        created_at: DateTime<Utc>,
+    ) {
         self.usage_in(&self.database.pool, id, event_type, data, created_at).await;
     }
 

@@ -3,12 +3,12 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{
-    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, RejectCause, Topic, TopicPartition, Transition,
-    Usage, UsageQuantity, WorkspaceBuildCompleted,
+    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks,
+    RejectCause, Topic, TopicPartition, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Disposition, Ledger, LedgerSettings, NewAct, PartitionLease, Refusal, SourceIdentity, Subject, identity, retirements,
-    sources,
+    ActKind, Arrival, Disposition, Ledger, LedgerSettings, NewAct, PartitionLease, Refusal,
+    SourceIdentity, Subject, identity, retirements, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
@@ -40,7 +40,8 @@ pub async fn ledger() -> (Database, Ledger) {
 pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
     let template = TEMPLATE.get_or_init(migrated).await;
     let database = super::database_like(&super::setting("TALLYLINE_TEST_POSTGRES"), template).await;
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, clock).expect("a ledger");
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, clock)
+        .expect("a ledger");
     (database, ledger)
 }
 
@@ -70,10 +71,24 @@ pub async fn registered_ledger() -> (Database, Ledger) {
 /// Registers deployments and binds each unbound one to a separate coderd, as their collectors do.
 pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
     for deployment in deployments.iter().copied() {
-        ledger.run(async |conn| sources::register(conn, deployment, noon(), None, ledger.clock.now()).await).await.expect("registered");
-        if !ledger.run(async |conn| identity::is_bound(conn, deployment).await).await.expect("the ledger answers") {
-            let identity = SourceIdentity { deployment_id: deployment, organization_id: deployment };
-            ledger.run(async |conn| identity::bind(conn, deployment, identity).await).await.expect("the ledger answers").expect("bound");
+        ledger
+            .run(async |conn| {
+                sources::register(conn, deployment, noon(), None, ledger.clock.now()).await
+            })
+            .await
+            .expect("registered");
+        if !ledger
+            .run(async |conn| identity::is_bound(conn, deployment).await)
+            .await
+            .expect("the ledger answers")
+        {
+            let identity =
+                SourceIdentity { deployment_id: deployment, organization_id: deployment };
+            ledger
+                .run(async |conn| identity::bind(conn, deployment, identity).await)
+                .await
+                .expect("the ledger answers")
+                .expect("bound");
         }
     }
 }
@@ -89,7 +104,10 @@ pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
         detail: serde_json::json!({}),
     };
     assert!(
-        ledger.run(async |conn| retirements::retire(conn, deployment, &act, ledger.clock.now()).await).await.expect("the ledger answers")
+        ledger
+            .run(async |conn| retirements::retire(conn, deployment, &act, ledger.clock.now()).await)
+            .await
+            .expect("the ledger answers")
     );
 }
 
@@ -108,7 +126,11 @@ pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
 }
 
 /// Runs an operation of this actor.
-pub async fn act<R: Operation>(desk: &Desk, request: &R, actor: &Actor) -> Result<R::Answer, OperationError> {
+pub async fn act<R: Operation>(
+    desk: &Desk,
+    request: &R,
+    actor: &Actor,
+) -> Result<R::Answer, OperationError> {
     desk.run(request, actor, &|_| {}, &CancellationToken::new()).await
 }
 
@@ -121,12 +143,14 @@ pub fn partition(topic: Topic, partition: i32) -> TopicPartition {
     TopicPartition { topic, partition }
 }
 
-/// A completed build that differs from its neighbours in everything that a fold reads. The same `n` gives the same build.
+/// A completed build that differs from its neighbours in everything that a fold reads. The same `n`
+/// gives the same build.
 pub fn build(deployment: Uuid, n: u32) -> Event {
     let completed_at = noon() + TimeDelta::seconds(i64::from(n) * 17 - 200);
     let prebuilt = n.is_multiple_of(5);
     let status = if n % 7 == 3 { BuildStatus::Failed } else { BuildStatus::Succeeded };
-    let initiator_id = if prebuilt { PREBUILDS_USER } else { Uuid::from_u128(u128::from(n % 11) + 100) };
+    let initiator_id =
+        if prebuilt { PREBUILDS_USER } else { Uuid::from_u128(u128::from(n % 11) + 100) };
     let name = |kind: &str, of: u32| format!("{kind}-{}", n % of);
     let build = WorkspaceBuildCompleted {
         build_id: Uuid::from_u128(0xb000_0000 + u128::from(n)),
@@ -150,7 +174,8 @@ pub fn build(deployment: Uuid, n: u32) -> Event {
         daily_cost: 0,
         created_at: completed_at - TimeDelta::hours(2),
         // from a minute before to an hour before, and sometimes after the end or not at all
-        started_at: (n % 13 != 1).then(|| completed_at - TimeDelta::milliseconds(i64::from(n) * 7919 % 3_600_000 - 60)),
+        started_at: (n % 13 != 1)
+            .then(|| completed_at - TimeDelta::milliseconds(i64::from(n) * 7919 % 3_600_000 - 60)),
         completed_at,
         organization_name: name("organization", 3),
         template_name: name("template", 4),
@@ -190,9 +215,14 @@ pub fn claim(deployment: Uuid, n: u32) -> Event {
 /// One usage event; every fourth is not managed agents.
 pub fn usage(deployment: Uuid, n: u32) -> Event {
     let count = u64::from(n % 3) + 1;
-    let quantity = if n % 4 == 3 { UsageQuantity::AiSeats(count) } else { UsageQuantity::ManagedAgents(count) };
+    let quantity = if n % 4 == 3 {
+        UsageQuantity::AiSeats(count)
+    } else {
+        UsageQuantity::ManagedAgents(count)
+    };
     let created_at = noon() + TimeDelta::microseconds(i64::from(n) * 7_777_777);
-    let usage = Usage { id: format!("usage-{n}"), quantity, created_at, marks: PublishMarks::default() };
+    let usage =
+        Usage { id: format!("usage-{n}"), quantity, created_at, marks: PublishMarks::default() };
     Event { deployment, payload: Payload::Usage(usage) }
 }
 
@@ -208,14 +238,21 @@ pub fn event(topic: Topic, n: u32) -> Event {
 
 /// An event as it comes from the log.
 pub fn arrival(offset: i64, event: Event) -> Arrival {
-    Arrival { offset, timestamp: noon(), message: event.to_message(), event: Ok(event), confirmed: false }
+    Arrival {
+        offset,
+        timestamp: noon(),
+        message: event.to_message(),
+        event: Ok(event),
+        confirmed: false,
+    }
 }
 
 /// A record that is not an event.
 pub fn refused(offset: i64, verdict: Disposition) -> Arrival {
     let mut message = build(DEPLOYMENT, 1).to_message();
     message.payload = Some(b"\0 no JSON".to_vec());
-    let refusal = Refusal { verdict, cause: RejectCause::Json, detail: "payload: not a JSON object".into() };
+    let refusal =
+        Refusal { verdict, cause: RejectCause::Json, detail: "payload: not a JSON object".into() };
     Arrival { offset, timestamp: noon(), message, event: Err(refusal), confirmed: false }
 }
 

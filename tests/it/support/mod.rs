@@ -1,4 +1,5 @@
-//! The test environment: a database and topics for each test, real processes, and a wait with a deadline.
+//! The test environment: a database and topics for each test, real processes, and a wait with a
+//! deadline.
 
 // Some test uses each part; which of its methods are used depends on the tests.
 #![allow(dead_code)]
@@ -19,14 +20,16 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use uuid::Uuid;
 
-/// A setting that `scripts/test` makes when it starts the servers. A missing one is a failure: no test is skipped.
+/// A setting that `scripts/test` makes when it starts the servers. A missing one is a failure: no
+/// test is skipped.
 pub fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: run scripts/test, or scripts/with-servers cargo test …, which start the servers that this test needs")
     })
 }
 
-/// An empty database for one test, owned by a superuser. It is removed with the server, at the end of the run.
+/// An empty database for one test, owned by a superuser. It is removed with the server, at the end
+/// of the run.
 pub struct Database {
     pub name: String,
     pub url: String,
@@ -53,7 +56,8 @@ pub async fn database_like(server: &str, template: &str) -> Database {
         .await
         .expect("create a database");
     admin.close().await;
-    let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
+    let (address, _) =
+        server.rsplit_once('/').expect("the server's address ends in a database name");
     let url = format!("{address}/{name}");
     Database { pool: pool(&url).await, name, url }
 }
@@ -71,20 +75,36 @@ impl Database {
     /// A backup as an operator takes it, during any activity: `pg_dump` into a file of this folder.
     pub fn back_up(&self, folder: &Path) -> PathBuf {
         let file = folder.join(format!("{}.dump", Uuid::new_v4().simple()));
-        let dumped = Command::new("pg_dump").args(["--format=custom", "--file"]).arg(&file).arg(&self.url).output().expect("run pg_dump");
+        let dumped = Command::new("pg_dump")
+            .args(["--format=custom", "--file"])
+            .arg(&file)
+            .arg(&self.url)
+            .output()
+            .expect("run pg_dump");
         assert!(dumped.status.success(), "{dumped:?}");
         file
     }
 
-    /// Restores a backup beside the database and replaces it, ending all its connections. Later changes are lost.
+    /// Restores a backup beside the database and replaces it, ending all its connections. Later
+    /// changes are lost.
     pub async fn restore(&self, backup: &Path) {
         let server = setting("TALLYLINE_TEST_POSTGRES");
-        let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
+        let (address, _) =
+            server.rsplit_once('/').expect("the server's address ends in a database name");
         let (admin, beside) = (pool(&server).await, format!("{}_restored", self.name));
-        let run = async |statement: String| sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&admin).await.expect("the server obeys");
+        let run = async |statement: String| {
+            sqlx::query(sqlx::AssertSqlSafe(statement))
+                .execute(&admin)
+                .await
+                .expect("the server obeys")
+        };
         run(format!("create database {beside}")).await;
         let url = format!("{address}/{beside}");
-        let restored = Command::new("pg_restore").args(["--exit-on-error", "--dbname", &url]).arg(backup).output().expect("run pg_restore");
+        let restored = Command::new("pg_restore")
+            .args(["--exit-on-error", "--dbname", &url])
+            .arg(backup)
+            .output()
+            .expect("run pg_restore");
         assert!(restored.status.success(), "{restored:?}");
         run(format!("drop database {} with (force)", self.name)).await;
         run(format!("alter database {beside} rename to {}", self.name)).await;
@@ -102,7 +122,10 @@ pub struct Kafka {
 
 /// The broker of `scripts/test`, with a new prefix.
 pub fn kafka() -> Kafka {
-    Kafka { brokers: setting("TALLYLINE_TEST_KAFKA"), prefix: format!("t{}.", Uuid::new_v4().simple()) }
+    Kafka {
+        brokers: setting("TALLYLINE_TEST_KAFKA"),
+        prefix: format!("t{}.", Uuid::new_v4().simple()),
+    }
 }
 
 impl Kafka {
@@ -115,7 +138,8 @@ impl Kafka {
 /// Repeats until the condition holds.
 ///
 /// # Panics
-/// With `what` if it does not hold within `deadline`, or if one answer alone takes longer than that.
+/// With `what` if it does not hold within `deadline`, or if one answer alone takes longer than
+/// that.
 pub async fn eventually<F, Answer>(deadline: Duration, what: &str, mut condition: F)
 where
     F: FnMut() -> Answer,
@@ -127,5 +151,9 @@ where
         }
     };
     let begun = Instant::now();
-    assert!(tokio::time::timeout(deadline, waited).await.is_ok(), "not within {:?}: {what}", begun.elapsed());
+    assert!(
+        tokio::time::timeout(deadline, waited).await.is_ok(),
+        "not within {:?}: {what}",
+        begun.elapsed()
+    );
 }

@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// A running program whose output goes to files. It is killed when this value is dropped; a failing test shows its last output.
+/// A running program whose output goes to files. It is killed when this value is dropped; a failing
+/// test shows its last output.
 pub struct Process {
     name: String,
     child: Child,
@@ -27,14 +28,17 @@ pub struct Ended {
 /// Starts the `tallyline` binary under test. It sees only the given `TALLYLINE_…` variables.
 pub fn tallyline(arguments: &[&str], environment: &[(&str, &str)]) -> Process {
     let mut command = bound(env!("CARGO_BIN_EXE_tallyline"), "KILL");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TALLYLINE_")) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TALLYLINE_"))
+    {
         command.env_remove(name);
     }
     command.args(arguments).envs(environment.iter().copied());
     Process::spawn(command)
 }
 
-/// A program that gets this signal when the thread that started it ends, so that it never outlives a test run.
+/// A program that gets this signal when the thread that started it ends, so that it never outlives
+/// a test run.
 pub fn bound(program: &str, signal: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal, program]);
@@ -121,12 +125,18 @@ impl Process {
     /// Sends a signal by its name without `SIG`, and does not wait.
     pub fn signal(&self, signal: &str) {
         // The shell's own kill: a bare Debian does not have the program.
-        let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.pid().to_string()]).status().expect("run sh");
+        let sent = Command::new("sh")
+            .args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.pid().to_string()])
+            .status()
+            .expect("run sh");
         assert!(sent.success(), "{} could not be sent SIG{signal}", self.name);
     }
 
     fn written(&self, name: &str) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.folder.path().join(name)).expect("the output's file")).into_owned()
+        String::from_utf8_lossy(
+            &std::fs::read(self.folder.path().join(name)).expect("the output's file"),
+        )
+        .into_owned()
     }
 }
 
@@ -138,7 +148,11 @@ impl Drop for Process {
         if std::thread::panicking() {
             let stderr = self.written("stderr");
             let begin = stderr.lines().count().saturating_sub(30);
-            eprintln!("last words of {}:\n{}", self.name, stderr.lines().skip(begin).collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "last words of {}:\n{}",
+                self.name,
+                stderr.lines().skip(begin).collect::<Vec<_>>().join("\n")
+            );
         }
     }
 }

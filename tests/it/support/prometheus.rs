@@ -29,7 +29,8 @@ pub struct Prometheus {
 pub type Sample = (BTreeMap<String, String>, f64);
 
 impl Prometheus {
-    /// Starts a server with this configuration file and waits until it is ready. Native histograms are enabled.
+    /// Starts a server with this configuration file and waits until it is ready. Native histograms
+    /// are enabled.
     pub async fn start(generation: Generation, configuration: &str) -> Prometheus {
         let program = setting(match generation {
             Generation::Three => "TALLYLINE_TEST_PROMETHEUS_3",
@@ -45,7 +46,11 @@ impl Prometheus {
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
             .arg(format!("--web.listen-address={address}"))
             .args(["--enable-feature=native-histograms", "--log.level=warn"]);
-        let mut server = Prometheus { url: format!("http://{address}"), process: Process::spawn(command), _folder: folder };
+        let mut server = Prometheus {
+            url: format!("http://{address}"),
+            process: Process::spawn(command),
+            _folder: folder,
+        };
         server.await_ready().await;
         server
     }
@@ -61,19 +66,25 @@ impl Prometheus {
         .await;
     }
 
-    /// The float samples of an instant query, sorted by labels. For native histograms use [`Prometheus::get`].
+    /// The float samples of an instant query, sorted by labels. For native histograms use
+    /// [`Prometheus::get`].
     pub async fn query(&self, promql: &str) -> Vec<Sample> {
         let data = self.get("/api/v1/query", &[("query", promql)]).await;
         let float = |value: &Value| value[1].as_str().and_then(|text| text.parse::<f64>().ok());
         let mut samples: Vec<Sample> = match data["resultType"].as_str() {
-            Some("vector") => {
-                data["result"].as_array().into_iter().flatten().map(|one| (labels(&one["metric"]), float(&one["value"]))).collect()
-            }
+            Some("vector") => data["result"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|one| (labels(&one["metric"]), float(&one["value"])))
+                .collect(),
             Some("scalar") => vec![(BTreeMap::new(), float(&data["result"]))],
             other => panic!("{promql}: no instant vector but {other:?}"),
         }
         .into_iter()
-        .map(|(labels, value): (_, Option<f64>)| (labels, value.unwrap_or_else(|| panic!("{promql}: not a float sample in {data}"))))
+        .map(|(labels, value): (_, Option<f64>)| {
+            (labels, value.unwrap_or_else(|| panic!("{promql}: not a float sample in {data}")))
+        })
         .collect();
         samples.sort_by(|a, b| a.0.cmp(&b.0));
         samples
@@ -84,8 +95,10 @@ impl Prometheus {
     /// # Panics
     /// When the answer is an error, with Prometheus's own words.
     pub async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
-        let url = reqwest::Url::parse_with_params(&format!("{}{path}", self.url), parameters).expect("an address");
-        let mut answer: Value = reqwest::get(url).await.expect("Prometheus answers").json().await.expect("JSON");
+        let url = reqwest::Url::parse_with_params(&format!("{}{path}", self.url), parameters)
+            .expect("an address");
+        let mut answer: Value =
+            reqwest::get(url).await.expect("Prometheus answers").json().await.expect("JSON");
         assert_eq!(answer["status"], "success", "{path} {parameters:?}: {answer}");
         answer["data"].take()
     }
@@ -93,5 +106,7 @@ impl Prometheus {
 
 fn labels(metric: &Value) -> BTreeMap<String, String> {
     let all = metric.as_object().into_iter().flatten();
-    all.filter(|(name, _)| *name != "__name__").map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
+    all.filter(|(name, _)| *name != "__name__")
+        .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
+        .collect()
 }

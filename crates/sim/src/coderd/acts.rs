@@ -47,7 +47,8 @@ pub enum Change {
 }
 
 impl Act {
-    /// Dates the act as a replica with a slow clock does. Heartbeats keep their hour, and licenses their issuer's dates.
+    /// Dates the act as a replica with a slow clock does. Heartbeats keep their hour, and licenses
+    /// their issuer's dates.
     pub(super) fn date_back(&mut self, behind: TimeDelta) {
         self.at -= behind;
         match &mut self.change {
@@ -59,7 +60,9 @@ impl Act {
             }
             Change::Complete(done) => {
                 done.completed_at -= behind;
-                if let Some(usage) = done.success.as_mut().and_then(|success| success.usage.as_mut()) {
+                if let Some(usage) =
+                    done.success.as_mut().and_then(|success| success.usage.as_mut())
+                {
                     usage.created_at -= behind;
                 }
             }

@@ -11,7 +11,11 @@ use super::schema::SchemaVersion;
 const VERSION: &str = "v2.37.0-devel+simulated";
 
 /// Writes all rows of the deployment before its history begins, in the caller's transaction.
-pub(super) async fn write(tx: &mut PgConnection, config: &Config, deployment: &Deployment) -> anyhow::Result<()> {
+pub(super) async fn write(
+    tx: &mut PgConnection,
+    config: &Config,
+    deployment: &Deployment,
+) -> anyhow::Result<()> {
     let at = config.start - TimeDelta::hours(2);
     sqlx::query("insert into site_configs (key, value) values ('deployment_id', $1)")
         .bind(deployment.id.to_string())
@@ -41,14 +45,24 @@ pub(super) async fn write(tx: &mut PgConnection, config: &Config, deployment: &D
         .context("organizations")?;
     }
     for template in &deployment.templates {
-        self::template(tx, config.schema, deployment, template, at).await.with_context(|| format!("template {}", template.name))?;
+        self::template(tx, config.schema, deployment, template, at)
+            .await
+            .with_context(|| format!("template {}", template.name))?;
     }
     daemons(tx, deployment, at).await.context("daemons")?;
     dry_run(tx, deployment, at).await.context("a dry run")
 }
 
-async fn users(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Utc>) -> anyhow::Result<()> {
-    let people = deployment.users.iter().map(|user| (user, "active")).chain([(&deployment.suspended, "suspended")]);
+async fn users(
+    tx: &mut PgConnection,
+    deployment: &Deployment,
+    at: DateTime<Utc>,
+) -> anyhow::Result<()> {
+    let people = deployment
+        .users
+        .iter()
+        .map(|user| (user, "active"))
+        .chain([(&deployment.suspended, "suspended")]);
     for (user, status) in people {
         sqlx::query(
             "insert into users (id, email, username, hashed_password, created_at, updated_at, status)
@@ -135,7 +149,9 @@ pub(super) async fn template(
         .execute(&mut *tx)
         .await?;
         if schema.has_tasks() {
-            let flag = sqlx::query("update template_versions set has_ai_task = $2 where id = $1").bind(version.id).bind(template.ai);
+            let flag = sqlx::query("update template_versions set has_ai_task = $2 where id = $1")
+                .bind(version.id)
+                .bind(template.ai);
             flag.execute(&mut *tx).await?;
         }
         for (k, preset) in version.presets.iter().enumerate() {
@@ -156,8 +172,13 @@ pub(super) async fn template(
     Ok(())
 }
 
-/// Writes the daemons at the end of the history. Workers that left have no row, although jobs name them.
-async fn daemons(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Utc>) -> anyhow::Result<()> {
+/// Writes the daemons at the end of the history. Workers that left have no row, although jobs name
+/// them.
+async fn daemons(
+    tx: &mut PgConnection,
+    deployment: &Deployment,
+    at: DateTime<Utc>,
+) -> anyhow::Result<()> {
     for (i, worker) in deployment.workers.iter().enumerate().skip(3) {
         sqlx::query(
             "insert into provisioner_daemons (id, created_at, name, provisioners, last_seen_at, version, organization_id)
@@ -175,7 +196,11 @@ async fn daemons(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Ut
 }
 
 /// A complete job that is not a build.
-async fn dry_run(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Utc>) -> anyhow::Result<()> {
+async fn dry_run(
+    tx: &mut PgConnection,
+    deployment: &Deployment,
+    at: DateTime<Utc>,
+) -> anyhow::Result<()> {
     sqlx::query(
         "insert into provisioner_jobs (id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,
              storage_method, type, input, worker_id, file_id)

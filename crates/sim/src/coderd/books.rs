@@ -10,8 +10,8 @@ use super::config::{Config, PREBUILDS_USER};
 use super::deployment::Deployment;
 use super::signing::LicenseKey;
 use super::truth::{
-    BuildTruth, ClaimSeries, CreationSeries, CreationTotal, CreationType, Labels, LicenseTruth, Observation, Rename, Status, Truth,
-    UsageTruth,
+    BuildTruth, ClaimSeries, CreationSeries, CreationTotal, CreationType, Labels, LicenseTruth,
+    Observation, Rename, Status, Truth, UsageTruth,
 };
 
 /// Everything noted until now.
@@ -47,7 +47,11 @@ struct WorkspaceBook {
 impl Books {
     pub fn new(deployment: &Deployment) -> Self {
         let mut books = Books {
-            names: deployment.organizations.iter().map(|organization| (organization.id, organization.name.clone())).collect(),
+            names: deployment
+                .organizations
+                .iter()
+                .map(|organization| (organization.id, organization.name.clone()))
+                .collect(),
             removed_presets: BTreeSet::new(),
             renames: Vec::new(),
             open: HashMap::new(),
@@ -72,7 +76,9 @@ impl Books {
 
     /// Whether the template has a workspace that is not deleted.
     pub fn has_workspaces(&self, template: Uuid) -> bool {
-        self.workspaces.values().any(|workspace| workspace.template == template && !workspace.deleted)
+        self.workspaces
+            .values()
+            .any(|workspace| workspace.template == template && !workspace.deleted)
     }
 
     /// A workspace that is not deleted; the same acts give the same one.
@@ -133,7 +139,8 @@ impl Books {
 
     fn queued(&mut self, queued: &Queued, at: DateTime<Utc>) {
         self.workspaces.entry(queued.ids.workspace).or_default().template = queued.template;
-        let open = OpenBuild { queued: queued.clone(), created_at: at, started_at: None, canceled: false };
+        let open =
+            OpenBuild { queued: queued.clone(), created_at: at, started_at: None, canceled: false };
         self.open.insert(queued.ids.build, open);
     }
 
@@ -153,15 +160,25 @@ impl Books {
         self.closed(open, status, done.completed_at, done.start_at_end);
     }
 
-    fn closed(&mut self, open: OpenBuild, status: Status, completed_at: DateTime<Utc>, reaper_wrote_start: bool) {
+    fn closed(
+        &mut self,
+        open: OpenBuild,
+        status: Status,
+        completed_at: DateTime<Utc>,
+        reaper_wrote_start: bool,
+    ) {
         let queued = open.queued;
         let workspace = self.workspaces.entry(queued.ids.workspace).or_default();
         let succeeded = status == Status::Succeeded;
-        let first_successful_start = succeeded && queued.transition == Transition::Start && !workspace.started_once;
+        let first_successful_start =
+            succeeded && queued.transition == Transition::Start && !workspace.started_once;
         workspace.started_once |= first_successful_start;
         workspace.deleted |= succeeded && queued.transition == Transition::Delete;
         let by_prebuilds_user = queued.initiator == PREBUILDS_USER;
-        let duration = open.started_at.filter(|_| !reaper_wrote_start).map(|started_at| completed_at - started_at);
+        let duration = open
+            .started_at
+            .filter(|_| !reaper_wrote_start)
+            .map(|started_at| completed_at - started_at);
         self.builds.push(BuildTruth {
             id: queued.ids.build,
             job_id: queued.ids.job,
@@ -206,7 +223,12 @@ impl Books {
     }
 
     /// The truth until now.
-    pub fn truth(&self, config: &Config, deployment: &Deployment, license_key: &LicenseKey) -> Truth {
+    pub fn truth(
+        &self,
+        config: &Config,
+        deployment: &Deployment,
+        license_key: &LicenseKey,
+    ) -> Truth {
         let mut builds = self.builds.clone();
         builds.sort_by_key(|build| (build.completed_at, build.id));
         let mut usage: Vec<UsageTruth> = self.usage.values().cloned().collect();
@@ -223,12 +245,18 @@ impl Books {
             deployment_id: deployment.id,
             license_key: license_key.clone(),
             clock_skews: all.map(|observation| u64::from(observation.skewed)).sum(),
-            creation_total: totals.into_iter().map(|(labels, count)| CreationTotal { labels, count }).collect(),
+            creation_total: totals
+                .into_iter()
+                .map(|(labels, count)| CreationTotal { labels, count })
+                .collect(),
             creation_seconds: creations
                 .into_iter()
                 .map(|((labels, kind), observations)| CreationSeries { labels, kind, observations })
                 .collect(),
-            claim_seconds: claims.into_iter().map(|(labels, observations)| ClaimSeries { labels, observations }).collect(),
+            claim_seconds: claims
+                .into_iter()
+                .map(|(labels, observations)| ClaimSeries { labels, observations })
+                .collect(),
             licenses: self.licenses.iter().map(|license| counted(license, &usage)).collect(),
             active_seats: self.seats.iter().map(|user| u64::from(*user != self.suspended)).sum(),
             renames: self.renames.clone(),
@@ -254,8 +282,12 @@ fn observed(builds: &[BuildTruth]) -> (Creations, Claims) {
         };
         let labels = build.labels.clone();
         match build.class {
-            Class::RegularCreation => creations.entry((labels, CreationType::Regular)).or_default().push(observation),
-            Class::PrebuildCreation => creations.entry((labels, CreationType::Prebuild)).or_default().push(observation),
+            Class::RegularCreation => {
+                creations.entry((labels, CreationType::Regular)).or_default().push(observation)
+            }
+            Class::PrebuildCreation => {
+                creations.entry((labels, CreationType::Prebuild)).or_default().push(observation)
+            }
             Class::Claim => claims.entry(labels).or_default().push(observation),
             Class::Other => {}
         }
@@ -266,7 +298,10 @@ fn observed(builds: &[BuildTruth]) -> (Creations, Claims) {
 fn counted(license: &LicenseTruth, usage: &[UsageTruth]) -> LicenseTruth {
     let mut license = license.clone();
     for row in usage {
-        if row.event_type == UsageKind::ManagedAgents && license.claims.nbf <= row.created_at && row.created_at < license.claims.exp {
+        if row.event_type == UsageKind::ManagedAgents
+            && license.claims.nbf <= row.created_at
+            && row.created_at < license.claims.exp
+        {
             license.managed_agents += u64::try_from(row.quantity).unwrap_or(0);
         }
     }
@@ -292,7 +327,8 @@ mod tests {
     impl Desk {
         fn new() -> Self {
             let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
-            let config = Config::history(3, SchemaVersion::TasksEra, start, start + TimeDelta::days(1), 1);
+            let config =
+                Config::history(3, SchemaVersion::TasksEra, start, start + TimeDelta::days(1), 1);
             let deployment = Deployment::plan(&config);
             Desk { books: Books::new(&deployment), config, deployment, now: start }
         }
@@ -314,13 +350,16 @@ mod tests {
             let template = &self.deployment.templates[0];
             let ids = BuildIds {
                 build: Uuid::from_u128(workspace * 100 + u128::from(number.unsigned_abs())),
-                job: Uuid::from_u128(7_000_000 + workspace * 100 + u128::from(number.unsigned_abs())),
+                job: Uuid::from_u128(
+                    7_000_000 + workspace * 100 + u128::from(number.unsigned_abs()),
+                ),
                 workspace: Uuid::from_u128(workspace),
             };
             let queued = Queued {
                 ids,
                 class,
-                new_workspace: (number == 1).then(|| NewWorkspace { owner: initiator, name: format!("w{workspace}") }),
+                new_workspace: (number == 1)
+                    .then(|| NewWorkspace { owner: initiator, name: format!("w{workspace}") }),
                 new_task: None,
                 organization: template.organization,
                 template: template.id,
@@ -337,11 +376,18 @@ mod tests {
         }
 
         fn acquire(&mut self, build: BuildIds, ahead: TimeDelta) {
-            let (worker, started_at) = (self.deployment.workers[0], self.now + TimeDelta::seconds(1) + ahead);
+            let (worker, started_at) =
+                (self.deployment.workers[0], self.now + TimeDelta::seconds(1) + ahead);
             self.act(Change::Acquire { build, worker, started_at });
         }
 
-        fn complete(&mut self, ids: BuildIds, transition: Transition, error: Option<&str>, usage: Option<UsageRow>) {
+        fn complete(
+            &mut self,
+            ids: BuildIds,
+            transition: Transition,
+            error: Option<&str>,
+            usage: Option<UsageRow>,
+        ) {
             let success = error.is_none_or(str::is_empty).then_some(Success {
                 has_ai_task: false,
                 has_external_agent: false,
@@ -372,7 +418,8 @@ mod tests {
     }
 
     #[test]
-    fn a_first_build_that_fails_and_its_retry_are_one_creation_with_the_retrys_preset_and_no_duration() {
+    fn a_first_build_that_fails_and_its_retry_are_one_creation_with_the_retrys_preset_and_no_duration()
+     {
         let mut desk = Desk::new();
         let first = desk.queue(1, 1, Class::RegularCreation, Transition::Start, user(), 0);
         desk.acquire(first, TimeDelta::zero());
@@ -382,9 +429,15 @@ mod tests {
         desk.complete(second, Transition::Start, None, None);
         let truth = desk.truth();
         assert_eq!(truth.creation_total.len(), 1);
-        assert_eq!((truth.creation_total[0].count, truth.creation_total[0].labels.preset_name.as_str()), (1, "Large"));
+        assert_eq!(
+            (truth.creation_total[0].count, truth.creation_total[0].labels.preset_name.as_str()),
+            (1, "Large")
+        );
         assert!(truth.creation_seconds.is_empty());
-        assert_eq!(truth.builds.iter().map(|build| build.status).collect::<Vec<_>>(), [Status::Failed, Status::Succeeded]);
+        assert_eq!(
+            truth.builds.iter().map(|build| build.status).collect::<Vec<_>>(),
+            [Status::Failed, Status::Succeeded]
+        );
     }
 
     #[test]
@@ -402,7 +455,10 @@ mod tests {
         let truth = desk.truth();
         assert!(truth.creation_total.is_empty() && truth.claim_seconds.is_empty());
         assert_eq!(truth.creation_seconds.len(), 1);
-        assert_eq!((truth.creation_seconds[0].kind, truth.creation_seconds[0].observations[0].micros), (CreationType::Prebuild, 1_000_000));
+        assert_eq!(
+            (truth.creation_seconds[0].kind, truth.creation_seconds[0].observations[0].micros),
+            (CreationType::Prebuild, 1_000_000)
+        );
     }
 
     #[test]
@@ -421,12 +477,19 @@ mod tests {
         let mut desk = Desk::new();
         let build = desk.queue(4, 1, Class::RegularCreation, Transition::Start, user(), 0);
         let at = desk.now + TimeDelta::seconds(1);
-        desk.act(Change::CancelPending { build, canceled_at: at, completed_at: at + TimeDelta::microseconds(3) });
+        desk.act(Change::CancelPending {
+            build,
+            canceled_at: at,
+            completed_at: at + TimeDelta::microseconds(3),
+        });
         let retry = desk.queue(4, 2, Class::Other, Transition::Start, user(), 0);
         desk.acquire(retry, TimeDelta::zero());
         desk.complete(retry, Transition::Start, Some(""), None);
         let truth = desk.truth();
-        assert_eq!((truth.builds[0].status, truth.builds[0].duration_micros), (Status::Canceled, None));
+        assert_eq!(
+            (truth.builds[0].status, truth.builds[0].duration_micros),
+            (Status::Canceled, None)
+        );
         assert!(truth.builds[1].status == Status::Succeeded && truth.builds[1].counted_as_creation);
     }
 
@@ -442,9 +505,19 @@ mod tests {
         desk.books.names.insert(template.id, "renamed".to_owned());
         desk.books.removed_presets.insert(template.versions[0].presets[0].id);
         desk.complete(after, Transition::Start, None, None);
-        let labels: Vec<_> =
-            desk.truth().creation_total.into_iter().map(|s| (s.labels.template_name, s.labels.preset_name, s.count)).collect();
-        assert_eq!(labels, [("go".to_owned(), "lang small".to_owned(), 1), ("renamed".to_owned(), String::new(), 1)]);
+        let labels: Vec<_> = desk
+            .truth()
+            .creation_total
+            .into_iter()
+            .map(|s| (s.labels.template_name, s.labels.preset_name, s.count))
+            .collect();
+        assert_eq!(
+            labels,
+            [
+                ("go".to_owned(), "lang small".to_owned(), 1),
+                ("renamed".to_owned(), String::new(), 1)
+            ]
+        );
     }
 
     #[test]
@@ -455,7 +528,12 @@ mod tests {
         for (i, at) in [claims.nbf, claims.exp].into_iter().enumerate() {
             for offset in [-1, 0, 1] {
                 let created_at = at + TimeDelta::microseconds(offset);
-                desk.act(Change::Usage(UsageRow { id: format!("{i} {offset}"), kind: UsageKind::ManagedAgents, quantity: 1, created_at }));
+                desk.act(Change::Usage(UsageRow {
+                    id: format!("{i} {offset}"),
+                    kind: UsageKind::ManagedAgents,
+                    quantity: 1,
+                    created_at,
+                }));
             }
         }
         let row = super::super::licenses::LicenseRow {

@@ -4,7 +4,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
 use uuid::Uuid;
 
-use super::acts::{Act, BuildIds, Change, Class, Completed, NewTask, NewWorkspace, Queued, Success, Transition, UsageKind, UsageRow};
+use super::acts::{
+    Act, BuildIds, Change, Class, Completed, NewTask, NewWorkspace, Queued, Success, Transition,
+    UsageKind, UsageRow,
+};
 use super::chance::{log_uniform, one_in, pick, uniform, uuid_from};
 use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
@@ -107,14 +110,16 @@ impl<'a> Workspace<'a> {
         (self.id, self.owner, self.number) = (existing.workspace, existing.owner, existing.builds);
     }
 
-    /// A user's creation. More than half of those on an AI template are tasks; `may_lack_preset` sometimes leaves the preset out.
+    /// A user's creation. More than half of those on an AI template are tasks; `may_lack_preset`
+    /// sometimes leaves the preset out.
     pub fn create(&mut self, ending: Ending, may_lack_preset: bool) {
         if !(may_lack_preset && one_in(&mut self.planning.dice, 7)) {
             self.choose_another_preset();
         }
         let name = self.next_name("workspace");
         self.new_workspace = Some(NewWorkspace { owner: self.owner, name });
-        let chance = matches!(ending, Ending::SuccessWithUsageAt(_)) || self.planning.dice.random_ratio(6, 10);
+        let chance = matches!(ending, Ending::SuccessWithUsageAt(_))
+            || self.planning.dice.random_ratio(6, 10);
         self.perhaps_task(chance);
         self.build(BuildRequest {
             class: Class::RegularCreation,
@@ -128,7 +133,13 @@ impl<'a> Workspace<'a> {
 
     /// The reconciler's creation of a pool workspace.
     pub fn fill_pool(&mut self, stage: Option<u8>, ending: Ending) {
-        let pools: Vec<Uuid> = self.version.presets.iter().filter(|preset| preset.pool).map(|preset| preset.id).collect();
+        let pools: Vec<Uuid> = self
+            .version
+            .presets
+            .iter()
+            .filter(|preset| preset.pool)
+            .map(|preset| preset.id)
+            .collect();
         self.preset = (!pools.is_empty()).then(|| pick(&mut self.planning.dice, &pools));
         let name = self.next_name("prebuild");
         self.new_workspace = Some(NewWorkspace { owner: PREBUILDS_USER, name });
@@ -155,7 +166,13 @@ impl<'a> Workspace<'a> {
 
     /// Another preset of the version, if it has two.
     pub fn choose_another_preset(&mut self) {
-        let others: Vec<Uuid> = self.version.presets.iter().map(|preset| preset.id).filter(|id| Some(*id) != self.preset).collect();
+        let others: Vec<Uuid> = self
+            .version
+            .presets
+            .iter()
+            .map(|preset| preset.id)
+            .filter(|id| Some(*id) != self.preset)
+            .collect();
         if !others.is_empty() {
             self.preset = Some(pick(&mut self.planning.dice, &others));
         }
@@ -169,9 +186,16 @@ impl<'a> Workspace<'a> {
             Ending::LeftPending => {}
             Ending::CanceledPending | Ending::BulkCanceled => {
                 self.now += uniform(&mut self.planning.dice, self.window.pace.wait);
-                let later = if request.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
-                let change =
-                    Change::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
+                let later = if request.ending == Ending::BulkCanceled {
+                    0
+                } else {
+                    self.planning.dice.random_range(2..40)
+                };
+                let change = Change::CancelPending {
+                    build: ids,
+                    canceled_at: self.now,
+                    completed_at: self.now + TimeDelta::microseconds(later),
+                };
                 self.now += TimeDelta::microseconds(later);
                 self.act(self.now, change);
             }
@@ -202,12 +226,14 @@ impl<'a> Workspace<'a> {
         self.now += lasts;
         match request.ending {
             Ending::LeftRunning => {}
-            Ending::LeftCanceling => {
-                self.act(self.now.min(self.window.to), Change::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) })
-            }
+            Ending::LeftCanceling => self.act(
+                self.now.min(self.window.to),
+                Change::CancelRunning { build: ids, canceled_at: self.now.min(self.window.to) },
+            ),
             Ending::CanceledRunning | Ending::CanceledButFailed => {
                 self.act(self.now, Change::CancelRunning { build: ids, canceled_at: self.now });
-                self.now += uniform(&mut self.planning.dice, (100_000, 3_000_000)).min(TimeDelta::microseconds(self.window.pace.gap.0));
+                self.now += uniform(&mut self.planning.dice, (100_000, 3_000_000))
+                    .min(TimeDelta::microseconds(self.window.pace.gap.0));
                 self.fail(ids, request);
             }
             Ending::Reaped => {
@@ -248,7 +274,8 @@ impl<'a> Workspace<'a> {
 
     /// Acquired at `at` in coderd's order; the row's time is `skew` later.
     fn acquire(&mut self, build: BuildIds, at: DateTime<Utc>, skew: TimeDelta) {
-        let middle = self.planning.config.start + (self.planning.config.end - self.planning.config.start) / 2;
+        let middle = self.planning.config.start
+            + (self.planning.config.end - self.planning.config.start) / 2;
         let workers = &self.deployment.workers;
         let candidates = if at < middle { &workers[..workers.len() - 3] } else { &workers[3..] };
         let worker = pick(&mut self.planning.dice, candidates);
@@ -266,7 +293,11 @@ impl<'a> Workspace<'a> {
         });
         let pool = request.class == Class::PrebuildCreation;
         let success = Success {
-            has_ai_task: if self.by_task_rule(self.now) { self.task } else { start && self.template.ai },
+            has_ai_task: if self.by_task_rule(self.now) {
+                self.task
+            } else {
+                start && self.template.ai
+            },
             has_external_agent: start && self.template.external_agent,
             deadline: (start && !pool).then(|| self.now + TimeDelta::hours(8)),
             daily_cost: if start { self.planning.dice.random_range(0..40) } else { 0 },
@@ -290,7 +321,9 @@ impl<'a> Workspace<'a> {
         let error = match request.ending {
             Ending::CanceledRunning => one_in(&mut self.planning.dice, 2).then(String::new),
             Ending::CanceledButFailed => Some("terraform apply: interrupted".to_owned()),
-            Ending::Reaped | Ending::ReapedPending | Ending::ReapedUnstarted => Some("job was reaped: no sign of life".to_owned()),
+            Ending::Reaped | Ending::ReapedPending | Ending::ReapedUnstarted => {
+                Some("job was reaped: no sign of life".to_owned())
+            }
             _ => Some("terraform apply: exit status 1".to_owned()),
         };
         let coded = request.ending == Ending::Failure && one_in(&mut self.planning.dice, 4);
@@ -306,8 +339,9 @@ impl<'a> Workspace<'a> {
         self.act(self.now, Change::Complete(Box::new(done)));
     }
 
-    /// Section 2.5: the resource rule counts every successful start of an AI template, the task rule those of a task's workspace. Without
-    /// Tasks coderd counts nothing; the simulator keeps the resource rule, so that there is usage.
+    /// Section 2.5: the resource rule counts every successful start of an AI template, the task
+    /// rule those of a task's workspace. Without Tasks coderd counts nothing; the simulator keeps
+    /// the resource rule, so that there is usage.
     fn counts_as_agent(&self, at: DateTime<Utc>) -> bool {
         if self.by_task_rule(at) { self.task } else { self.template.ai }
     }
@@ -320,12 +354,17 @@ impl<'a> Workspace<'a> {
         if chance && self.template.ai && self.planning.config.schema.has_tasks() {
             self.task = true;
             let id = uuid_from(&mut self.planning.dice);
-            self.new_task = Some(NewTask { id, owner: self.owner, name: format!("task-{}", self.planning.workspaces) });
+            self.new_task = Some(NewTask {
+                id,
+                owner: self.owner,
+                name: format!("task-{}", self.planning.workspaces),
+            });
         }
     }
 
     fn duration(&mut self, class: Class) -> TimeDelta {
-        let range = if class == Class::Claim { self.window.pace.claim } else { self.window.pace.build };
+        let range =
+            if class == Class::Claim { self.window.pace.claim } else { self.window.pace.build };
         if one_in(&mut self.planning.dice, 50) {
             let seconds = TimeDelta::seconds(pick(&mut self.planning.dice, &BUCKET_BOUNDS));
             if seconds <= TimeDelta::microseconds(range.1) {
@@ -346,7 +385,10 @@ impl<'a> Workspace<'a> {
             return None;
         }
         self.planning.completions += 1;
-        self.planning.completions.is_multiple_of(every).then(|| uniform(&mut self.planning.dice, self.window.pace.hold))
+        self.planning
+            .completions
+            .is_multiple_of(every)
+            .then(|| uniform(&mut self.planning.dice, self.window.pace.hold))
     }
 
     fn next_name(&mut self, kind: &str) -> String {

@@ -1,11 +1,13 @@
-//! Seeded chance: one stream of numbers per subject, so that more of one thing does not change another.
+//! Seeded chance: one stream of numbers per subject, so that more of one thing does not change
+//! another.
 
 use chrono::TimeDelta;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
 
-/// The generator of every part. Its numbers are the same on every machine and in every version of `rand_chacha`.
+/// The generator of every part. Its numbers are the same on every machine and in every version of
+/// `rand_chacha`.
 pub(super) type Dice = ChaCha8Rng;
 
 /// The use of the numbers.

@@ -22,7 +22,8 @@ pub struct Config {
     pub builds: usize,
     /// The number of organizations.
     pub organizations: usize,
-    /// The number of templates, spread over the organizations. Names are reused between organizations.
+    /// The number of templates, spread over the organizations. Names are reused between
+    /// organizations.
     pub templates: usize,
     /// The number of pairs of template and preset name. The last template has none.
     pub presets: usize,
@@ -32,21 +33,31 @@ pub struct Config {
     pub heartbeats: bool,
     /// One of this number of completions commits after later ones; 0: none does.
     pub late_commit_every: usize,
-    /// When coderd changed from counting AI resources to counting tasks (27 January 2026 in reality). Without Tasks it has no effect.
+    /// When coderd changed from counting AI resources to counting tasks (27 January 2026 in
+    /// reality). Without Tasks it has no effect.
     pub task_rule_since: DateTime<Utc>,
-    /// Usage in coderd's own publisher cycles before this instant is marked published or refused by coderd itself.
+    /// Usage in coderd's own publisher cycles before this instant is marked published or refused by
+    /// coderd itself.
     pub coderd_publishes_until: Option<DateTime<Utc>>,
-    /// Acts per transaction. 1 keeps coderd's own transactions; more writes a history fast, with the same final rows.
+    /// Acts per transaction. 1 keeps coderd's own transactions; more writes a history fast, with
+    /// the same final rows.
     pub acts_per_transaction: usize,
     /// The Ed25519 seed that signs licenses; derived from `seed` when absent.
     pub license_key: Option<[u8; 32]>,
 }
 
 impl Config {
-    /// Three organizations, twelve templates (four with AI), thirty presets, heartbeats. One late commit in 150 completions, and a change
-    /// of the counting rule in the middle. coderd publishes nothing; large transactions write the history.
+    /// Three organizations, twelve templates (four with AI), thirty presets, heartbeats. One late
+    /// commit in 150 completions, and a change of the counting rule in the middle. coderd publishes
+    /// nothing; large transactions write the history.
     #[must_use]
-    pub fn history(seed: u64, schema: SchemaVersion, start: DateTime<Utc>, end: DateTime<Utc>, builds: usize) -> Self {
+    pub fn history(
+        seed: u64,
+        schema: SchemaVersion,
+        start: DateTime<Utc>,
+        end: DateTime<Utc>,
+        builds: usize,
+    ) -> Self {
         Config {
             seed,
             schema,

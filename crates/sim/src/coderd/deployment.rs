@@ -1,4 +1,5 @@
-//! The rows before the first build: organizations, users, templates with versions and presets, workers.
+//! The rows before the first build: organizations, users, templates with versions and presets,
+//! workers.
 
 use rand::Rng;
 use uuid::Uuid;
@@ -6,7 +7,8 @@ use uuid::Uuid;
 use super::chance::{Dice, Subject, dice, uuid_from};
 use super::config::{Config, PREBUILDS_USER};
 
-/// The parts of the deployment, as created. Only [`super::Simulation::rename_things`] changes names.
+/// The parts of the deployment, as created. Only [`super::Simulation::rename_things`] changes
+/// names.
 #[derive(Clone, Debug)]
 pub struct Deployment {
     /// The deployment's id, the value of `site_configs.deployment_id`.
@@ -18,7 +20,8 @@ pub struct Deployment {
     pub(super) system: User,
     pub(super) service_account: User,
     pub(super) templates: Vec<Template>,
-    /// The first of these left before the history ends: their daemon rows are gone, their jobs remain.
+    /// The first of these left before the history ends: their daemon rows are gone, their jobs
+    /// remain.
     pub(super) workers: Vec<Uuid>,
     pub(super) replica: Uuid,
 }
@@ -64,9 +67,21 @@ pub(super) struct Preset {
 }
 
 const ORGANIZATIONS: [&str; 3] = ["platform", "data-science", "platform-eu"];
-const TEMPLATES: [&str; 10] = ["go", "docker", "notebook", "golang", "agents", "external", "java-service", "frontend", "gpu", "sandbox"];
+const TEMPLATES: [&str; 10] = [
+    "go",
+    "docker",
+    "notebook",
+    "golang",
+    "agents",
+    "external",
+    "java-service",
+    "frontend",
+    "gpu",
+    "sandbox",
+];
 const PRESETS: [&str; 4] = ["Small", "Large", "GPU", "Extra large"];
-/// The number of workers; the first three leave and the last three come in the middle of the history.
+/// The number of workers; the first three leave and the last three come in the middle of the
+/// history.
 const WORKERS: usize = 8;
 const USERS: usize = 40;
 
@@ -83,7 +98,9 @@ impl Deployment {
         let organizations: Vec<_> = (0..config.organizations.max(1))
             .map(|i| Organization {
                 id: uuid_from(dice),
-                name: ORGANIZATIONS.get(i).map_or_else(|| format!("organization-{i}"), ToString::to_string),
+                name: ORGANIZATIONS
+                    .get(i)
+                    .map_or_else(|| format!("organization-{i}"), ToString::to_string),
             })
             .collect();
         let templates = templates(config, &organizations, dice);
@@ -108,7 +125,8 @@ impl Deployment {
 
     /// A new template that takes the name of a deleted one in the same organization.
     pub(super) fn successor(of: &Template, dice: &mut Dice) -> Template {
-        let presets = of.versions[0].presets.iter().map(|preset| preset.name.clone()).collect::<Vec<_>>();
+        let presets =
+            of.versions[0].presets.iter().map(|preset| preset.name.clone()).collect::<Vec<_>>();
         Template {
             id: uuid_from(dice),
             organization: of.organization,
@@ -128,14 +146,20 @@ fn templates(config: &Config, organizations: &[Organization], dice: &mut Dice) -
     for i in 0..count {
         let organization = organizations[i % organizations.len()].id;
         let mut name = TEMPLATES[i % TEMPLATES.len()].to_owned();
-        if templates.iter().any(|template| template.organization == organization && template.name == name) {
+        if templates
+            .iter()
+            .any(|template| template.organization == organization && template.name == name)
+        {
             name = format!("{name}-{i}");
         }
         // Spread over the organizations.
         let ai = with_ai < config.ai_templates && i % 3 == (i / 3) % 3;
         with_ai += usize::from(ai);
-        let presets: Vec<String> =
-            (0..config.presets).filter(|j| j % (count - 1) == i).enumerate().map(|(k, _)| preset_name(i, k)).collect();
+        let presets: Vec<String> = (0..config.presets)
+            .filter(|j| j % (count - 1) == i)
+            .enumerate()
+            .map(|(k, _)| preset_name(i, k))
+            .collect();
         templates.push(Template {
             id: uuid_from(dice),
             organization,
@@ -150,8 +174,8 @@ fn templates(config: &Config, organizations: &[Organization], dice: &mut Dice) -
     templates
 }
 
-/// Some names run into each other between templates of one organization ("go" + "lang small", "golang" + " small"). One needs escaping, the
-/// rest are plain.
+/// Some names run into each other between templates of one organization ("go" + "lang small",
+/// "golang" + " small"). One needs escaping, the rest are plain.
 fn preset_name(template: usize, k: usize) -> String {
     match (template, k) {
         (0, 0) => "lang small".to_owned(),
@@ -166,6 +190,10 @@ fn version(number: usize, presets: &[String], dice: &mut Dice) -> Version {
         id: uuid_from(dice),
         name: format!("v{number}_{:04x}", dice.random::<u16>()),
         import_job: uuid_from(dice),
-        presets: presets.iter().enumerate().map(|(k, name)| Preset { id: uuid_from(dice), name: name.clone(), pool: k % 3 != 2 }).collect(),
+        presets: presets
+            .iter()
+            .enumerate()
+            .map(|(k, name)| Preset { id: uuid_from(dice), name: name.clone(), pool: k % 3 != 2 })
+            .collect(),
     }
 }

@@ -1,4 +1,5 @@
-//! The deployment's licenses: windows with edges within a day, early renewal, the premium default, and licenses without effect.
+//! The deployment's licenses: windows with edges within a day, early renewal, the premium default,
+//! and licenses without effect.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +67,11 @@ pub struct LicenseRow {
 pub(super) type Upload = (DateTime<Utc>, LicenseRow);
 
 /// Creates the key pair that signs the licenses, and the licenses.
-pub(super) fn plan(config: &Config, deployment_id: Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<Upload>)> {
+pub(super) fn plan(
+    config: &Config,
+    deployment_id: Uuid,
+    dice: &mut Dice,
+) -> anyhow::Result<(Signer, Vec<Upload>)> {
     let mut secret = config.license_key.unwrap_or([0; 32]);
     if config.license_key.is_none() {
         dice.fill(&mut secret);
@@ -88,12 +93,18 @@ pub(super) fn plan(config: &Config, deployment_id: Uuid, dice: &mut Dice) -> any
     Ok((known, rows))
 }
 
-pub(super) fn row(signer: &Signer, claims: Claims, uuid: Uuid, known_key: bool) -> anyhow::Result<LicenseRow> {
+pub(super) fn row(
+    signer: &Signer,
+    claims: Claims,
+    uuid: Uuid,
+    known_key: bool,
+) -> anyhow::Result<LicenseRow> {
     let (jwt, kid) = (signer.sign(&claims)?, signer.public().kid.clone());
     Ok(LicenseRow { uuid, jwt, exp: claims.exp, kid, known_key, claims })
 }
 
-/// The terms of one license. Instants are parts of the span from start to end, and may be outside of it.
+/// The terms of one license. Instants are parts of the span from start to end, and may be outside
+/// of it.
 struct Terms {
     issued: f64,
     from: f64,
@@ -121,21 +132,68 @@ const TERMS: Terms = Terms {
 };
 
 fn terms(config: &Config) -> Vec<Terms> {
-    const LIMITS: &[(&str, i64)] = &[("managed_agent_limit_soft", 400), ("managed_agent_limit_hard", 600), ("user_limit", 50)];
-    const RENEWED: &[(&str, i64)] = &[("managed_agent_limit_soft", 100), ("managed_agent_limit_hard", 5000), ("user_limit", 50)];
+    const LIMITS: &[(&str, i64)] =
+        &[("managed_agent_limit_soft", 400), ("managed_agent_limit_hard", 600), ("user_limit", 50)];
+    const RENEWED: &[(&str, i64)] = &[
+        ("managed_agent_limit_soft", 100),
+        ("managed_agent_limit_hard", 5000),
+        ("user_limit", 50),
+    ];
     let mut terms = vec![
         // The current year, ending inside the history, in grace before it ends.
-        Terms { issued: -2.013, from: -2.013, grace_from: 0.381, until: 0.6137, features: LIMITS, ..TERMS },
+        Terms {
+            issued: -2.013,
+            from: -2.013,
+            grace_from: 0.381,
+            until: 0.6137,
+            features: LIMITS,
+            ..TERMS
+        },
         // Renewed early: both windows count usage in the overlap.
-        Terms { issued: 0.2911, from: 0.4473, grace_from: 11.0, until: 12.0, features: RENEWED, ..TERMS },
+        Terms {
+            issued: 0.2911,
+            from: 0.4473,
+            grace_from: 11.0,
+            until: 12.0,
+            features: RENEWED,
+            ..TERMS
+        },
         // Premium without the keys: the default by user limit. It does not publish.
-        Terms { issued: -0.9, from: 0.1519, publish: false, features: &[("user_limit", 30)], ..TERMS },
+        Terms {
+            issued: -0.9,
+            from: 0.1519,
+            publish: false,
+            features: &[("user_limit", 30)],
+            ..TERMS
+        },
         // Enterprise without the keys: not entitled.
-        Terms { issued: -0.8, from: -0.8, feature_set: "enterprise", publish: false, features: &[("user_limit", 20)], ..TERMS },
+        Terms {
+            issued: -0.8,
+            from: -0.8,
+            feature_set: "enterprise",
+            publish: false,
+            features: &[("user_limit", 20)],
+            ..TERMS
+        },
         // Of another account type: it must not sign requests, even as the newest.
-        Terms { issued: 0.05, from: 0.7391, account_type: "internal", features: &[("user_limit", 10)], ..TERMS },
+        Terms {
+            issued: 0.05,
+            from: 0.7391,
+            account_type: "internal",
+            features: &[("user_limit", 10)],
+            ..TERMS
+        },
         // A trial that expired early in the history.
-        Terms { issued: -0.5, from: -0.5, grace_from: 0.0611, until: 0.0877, trial: true, publish: false, features: LIMITS, ..TERMS },
+        Terms {
+            issued: -0.5,
+            from: -0.5,
+            grace_from: 0.0611,
+            until: 0.0877,
+            trial: true,
+            publish: false,
+            features: LIMITS,
+            ..TERMS
+        },
         // Signed by an unknown key: the newest of all, and invalid.
         Terms { issued: 0.4, from: -1.5, known_key: false, features: LIMITS, ..TERMS },
     ];
@@ -163,15 +221,19 @@ impl Terms {
             trial: self.trial,
             feature_set: self.feature_set.to_owned(),
             version: 3,
-            features: self.features.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect(),
+            features: self
+                .features
+                .iter()
+                .map(|(name, limit)| ((*name).to_owned(), *limit))
+                .collect(),
             require_telemetry: false,
             publish_usage_data: self.publish,
         }
     }
 }
 
-/// A part of the span as a whole second within a day. A license that ends after the history ends at least a month later. Otherwise a short
-/// history (a demo) would run out of licenses.
+/// A part of the span as a whole second within a day. A license that ends after the history ends at
+/// least a month later. Otherwise a short history (a demo) would run out of licenses.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // a span of seconds is far below 2^52
 fn instant(config: &Config, part: f64) -> DateTime<Utc> {
     let span = (config.end - config.start).num_seconds() as f64;
@@ -191,16 +253,21 @@ pub(super) mod tests {
 
     pub(in crate::coderd) fn claims() -> Claims {
         let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
-        let config = Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
+        let config =
+            Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
         terms(&config)[0].claims(&config, Uuid::nil(), Uuid::nil())
     }
 
     #[test]
     fn windows_overlap_and_end_in_whole_seconds_of_a_day() {
         let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
-        let config = Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
+        let config =
+            Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
         let (old, new) = (&terms(&config)[0], &terms(&config)[1]);
-        let (old, new) = (old.claims(&config, Uuid::nil(), Uuid::nil()), new.claims(&config, Uuid::nil(), Uuid::nil()));
+        let (old, new) = (
+            old.claims(&config, Uuid::nil(), Uuid::nil()),
+            new.claims(&config, Uuid::nil(), Uuid::nil()),
+        );
         assert!(old.nbf < new.nbf && new.nbf < old.exp && old.exp < new.exp, "an early renewal");
         for edge in [old.exp, new.nbf] {
             assert_eq!(edge.timestamp_subsec_nanos(), 0);

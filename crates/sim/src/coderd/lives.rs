@@ -42,8 +42,20 @@ enum Story {
 
 impl Story {
     fn is_of_pool(self) -> bool {
-        use Story::{ClaimFailed, ClaimSkewed, Claimed, EarlyClaimed, Pool, PoolBulkCanceled, PoolFailed, StagelessClaimed};
-        matches!(self, Pool | PoolFailed | PoolBulkCanceled | Claimed | EarlyClaimed | StagelessClaimed | ClaimFailed | ClaimSkewed)
+        use Story::{
+            ClaimFailed, ClaimSkewed, Claimed, EarlyClaimed, Pool, PoolBulkCanceled, PoolFailed,
+            StagelessClaimed,
+        };
+        matches!(
+            self,
+            Pool | PoolFailed
+                | PoolBulkCanceled
+                | Claimed
+                | EarlyClaimed
+                | StagelessClaimed
+                | ClaimFailed
+                | ClaimSkewed
+        )
     }
 }
 
@@ -84,7 +96,13 @@ impl LifePlanner {
         let promotions = deployment
             .templates
             .iter()
-            .map(|template| (template.id, template.versions[1].id, config.start + uniform(&mut dice, (span * 3 / 10, span * 7 / 10))))
+            .map(|template| {
+                (
+                    template.id,
+                    template.versions[1].id,
+                    config.start + uniform(&mut dice, (span * 3 / 10, span * 7 / 10)),
+                )
+            })
             .collect();
         LifePlanner { planning: Planning::new(config, dice), promotions }
     }
@@ -99,7 +117,8 @@ impl LifePlanner {
         self.promotions.iter().map(act).collect()
     }
 
-    /// Plans lives with at least `builds` builds that complete in the window. Outside of a history, planned builds are enough.
+    /// Plans lives with at least `builds` builds that complete in the window. Outside of a history,
+    /// planned builds are enough.
     pub fn plan(&mut self, deployment: &Deployment, window: Window, builds: usize) -> Vec<Act> {
         let mut acts = Vec::new();
         let mut done = 0;
@@ -108,13 +127,15 @@ impl LifePlanner {
             acts.extend(self.left_open(deployment, window));
         }
         while done < builds {
-            let story = if window.history { first_round.next() } else { None }.unwrap_or_else(|| self.any_story());
+            let story = if window.history { first_round.next() } else { None }
+                .unwrap_or_else(|| self.any_story());
             if matches!(story, Story::EarlyClaimed | Story::StagelessClaimed) && !window.history {
                 continue;
             }
             let life = self.life(deployment, window, story);
             let counts = |act: &&Act| {
-                matches!(act.change, Change::Complete(_) | Change::CancelPending { .. }) && (!window.history || act.at <= window.to)
+                matches!(act.change, Change::Complete(_) | Change::CancelPending { .. })
+                    && (!window.history || act.at <= window.to)
             };
             done += life.iter().filter(counts).count();
             acts.extend(life);
@@ -123,9 +144,18 @@ impl LifePlanner {
     }
 
     /// Creations of AI workspaces with usage one microsecond before, on and after each instant.
-    pub fn on_edges(&mut self, deployment: &Deployment, window: Window, edges: &[DateTime<Utc>]) -> Vec<Act> {
+    pub fn on_edges(
+        &mut self,
+        deployment: &Deployment,
+        window: Window,
+        edges: &[DateTime<Utc>],
+    ) -> Vec<Act> {
         let mut acts = Vec::new();
-        let Some(template) = deployment.templates.iter().find(|template| template.ai && !template.sunset) else { return acts };
+        let Some(template) =
+            deployment.templates.iter().find(|template| template.ai && !template.sunset)
+        else {
+            return acts;
+        };
         for edge in edges {
             for offset in [-1, 0, 1] {
                 let usage_at = *edge + TimeDelta::microseconds(offset);
@@ -141,9 +171,19 @@ impl LifePlanner {
         acts
     }
 
-    /// Another start of a workspace by its owner, queued when the window begins. No acts if its template is gone.
-    pub fn start_again(&mut self, deployment: &Deployment, window: Window, existing: &Existing) -> Vec<Act> {
-        let Some(template) = deployment.templates.iter().find(|template| template.id == existing.template) else { return Vec::new() };
+    /// Another start of a workspace by its owner, queued when the window begins. No acts if its
+    /// template is gone.
+    pub fn start_again(
+        &mut self,
+        deployment: &Deployment,
+        window: Window,
+        existing: &Existing,
+    ) -> Vec<Act> {
+        let Some(template) =
+            deployment.templates.iter().find(|template| template.id == existing.template)
+        else {
+            return Vec::new();
+        };
         let mut workspace = self.workspace(deployment, window, template, window.from);
         workspace.resume(existing);
         workspace.start("dashboard");
@@ -151,7 +191,10 @@ impl LifePlanner {
     }
 
     fn any_story(&mut self) -> Story {
-        let mut at = self.planning.dice.random_range(0..STORIES.iter().map(|(_, weight)| weight).sum::<u32>());
+        let mut at = self
+            .planning
+            .dice
+            .random_range(0..STORIES.iter().map(|(_, weight)| weight).sum::<u32>());
         for (story, weight) in STORIES {
             if at < weight {
                 return story;
@@ -166,9 +209,11 @@ impl LifePlanner {
         let mut acts = Vec::new();
         let span = window.to - window.from;
         for ending in [Ending::LeftPending, Ending::LeftRunning, Ending::LeftCanceling] {
-            let lasting: Vec<&Template> = deployment.templates.iter().filter(|template| !template.sunset).collect();
+            let lasting: Vec<&Template> =
+                deployment.templates.iter().filter(|template| !template.sunset).collect();
             let template = pick(&mut self.planning.dice, &lasting);
-            let mut workspace = self.workspace(deployment, window, template, window.to - span / 500);
+            let mut workspace =
+                self.workspace(deployment, window, template, window.to - span / 500);
             workspace.create(ending, false);
             acts.extend(workspace.acts);
         }
@@ -176,9 +221,15 @@ impl LifePlanner {
     }
 
     fn life(&mut self, deployment: &Deployment, window: Window, story: Story) -> Vec<Act> {
-        let fits = |template: &&Template| (window.history || !template.sunset) && (!story.is_of_pool() || template.has_pool());
+        let fits = |template: &&Template| {
+            (window.history || !template.sunset) && (!story.is_of_pool() || template.has_pool())
+        };
         let fitting: Vec<&Template> = deployment.templates.iter().filter(fits).collect();
-        let template = if fitting.is_empty() { &deployment.templates[0] } else { pick(&mut self.planning.dice, &fitting) };
+        let template = if fitting.is_empty() {
+            &deployment.templates[0]
+        } else {
+            pick(&mut self.planning.dice, &fitting)
+        };
         let early = match story {
             Story::EarlyClaimed => 0.4,
             Story::StagelessClaimed => 0.2,
@@ -209,9 +260,20 @@ impl LifePlanner {
         template: &'a Template,
         begun: DateTime<Utc>,
     ) -> Workspace<'a> {
-        let promoted = self.promotions.iter().find(|(id, _, _)| *id == template.id).is_none_or(|(_, _, at)| *at <= begun);
+        let promoted = self
+            .promotions
+            .iter()
+            .find(|(id, _, _)| *id == template.id)
+            .is_none_or(|(_, _, at)| *at <= begun);
         let version = if promoted { template.versions.last() } else { template.versions.first() };
-        Workspace::new(&mut self.planning, deployment, window, template, version.unwrap_or(&template.versions[0]), begun)
+        Workspace::new(
+            &mut self.planning,
+            deployment,
+            window,
+            template,
+            version.unwrap_or(&template.versions[0]),
+            begun,
+        )
     }
 }
 
@@ -270,7 +332,14 @@ impl Workspace<'_> {
         self.hand_over();
         let initiator = if by_system { PREBUILDS_USER } else { self.owner };
         let stage = stages.map(|(_, claim)| claim);
-        self.build(BuildRequest { class: Class::Claim, transition: Transition::Start, initiator, reason: "initiator", stage, ending });
+        self.build(BuildRequest {
+            class: Class::Claim,
+            transition: Transition::Start,
+            initiator,
+            reason: "initiator",
+            stage,
+            ending,
+        });
     }
 
     fn start_again(&mut self) {
@@ -282,7 +351,14 @@ impl Workspace<'_> {
 
     fn start(&mut self, reason: &'static str) {
         let ending = Ending::Success;
-        self.build(BuildRequest { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
+        self.build(BuildRequest {
+            class: Class::Other,
+            transition: Transition::Start,
+            initiator: self.owner,
+            reason,
+            stage: None,
+            ending,
+        });
     }
 
     /// Stops, starts and perhaps a delete, until the window ends.
@@ -320,7 +396,8 @@ impl Workspace<'_> {
             });
         }
         if one_in(&mut self.planning.dice, 3) && self.pause() {
-            let reason = if one_in(&mut self.planning.dice, 3) { "autodelete" } else { "initiator" };
+            let reason =
+                if one_in(&mut self.planning.dice, 3) { "autodelete" } else { "initiator" };
             self.end_of_life(self.owner, reason);
         }
     }
@@ -338,8 +415,11 @@ impl Workspace<'_> {
     }
 
     fn stop_reason(&mut self) -> (Uuid, &'static str) {
-        let reasons: &[&'static str] =
-            if self.task { &["task_auto_pause", "task_manual_pause"] } else { &["autostop", "initiator", "dashboard", "cli", "dormancy"] };
+        let reasons: &[&'static str] = if self.task {
+            &["task_auto_pause", "task_manual_pause"]
+        } else {
+            &["autostop", "initiator", "dashboard", "cli", "dormancy"]
+        };
         (self.owner, pick(&mut self.planning.dice, reasons))
     }
 
@@ -347,7 +427,15 @@ impl Workspace<'_> {
         let reasons: &[&'static str] = if self.task {
             &["task_resume", "dashboard"]
         } else {
-            &["autostart", "initiator", "dashboard", "cli", "ssh_connection", "vscode_connection", "jetbrains_connection"]
+            &[
+                "autostart",
+                "initiator",
+                "dashboard",
+                "cli",
+                "ssh_connection",
+                "vscode_connection",
+                "jetbrains_connection",
+            ]
         };
         pick(&mut self.planning.dice, reasons)
     }

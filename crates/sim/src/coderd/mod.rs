@@ -1,11 +1,13 @@
 //! Writes to coderd's tables as coderd does, and keeps its own truth.
 //!
-//! `lives`, `builds`, `heartbeats` and `licenses` plan everything from a seed as acts, one transaction of coderd each (`acts`).
-//! [`Simulation`] does them in order: `books` notes their effects ([`truth`]), and `write` writes the rows.
+//! `lives`, `builds`, `heartbeats` and `licenses` plan everything from a seed as acts, one
+//! transaction of coderd each (`acts`). [`Simulation`] does them in order: `books` notes their
+//! effects ([`truth`]), and `write` writes the rows.
 //!
-//! Deliberate differences from coderd. Without Tasks, AI templates still create `dc_managed_agents_v1` rows by the resource rule, so that
-//! there is usage. `hb_ai_seats_v1` rows are written although coderd's job never ran; jobs have no heartbeats. The runtime generator starts
-//! with the history; coderd would fill seven idle days before it.
+//! Deliberate differences from coderd. Without Tasks, AI templates still create
+//! `dc_managed_agents_v1` rows by the resource rule, so that there is usage. `hb_ai_seats_v1` rows
+//! are written although coderd's job never ran; jobs have no heartbeats. The runtime generator
+//! starts with the history; coderd would fill seven idle days before it.
 
 mod acts;
 mod base_rows;

@@ -51,7 +51,8 @@ pub struct Options {
     /// Write the truth to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub truth: Option<PathBuf>,
-    /// Write the public key that verifies the licenses to this file, as PEM. Its kid is coderd-sim-SEED.
+    /// Write the public key that verifies the licenses to this file, as PEM. Its kid is
+    /// coderd-sim-SEED.
     #[arg(long, value_name = "FILE")]
     pub license_key_out: Option<PathBuf>,
 }
@@ -61,19 +62,31 @@ impl Options {
     pub fn config(&self, clock: &Clock) -> Config {
         let end = clock.now();
         let start = end - TimeDelta::days(i64::from(self.days.max(1)));
-        Config { heartbeats: !self.without_heartbeats, ..Config::history(self.seed, self.schema, start, end, self.builds) }
+        Config {
+            heartbeats: !self.without_heartbeats,
+            ..Config::history(self.seed, self.schema, start, end, self.builds)
+        }
     }
 }
 
-/// Writes the history, then acts in real time if requested, until `stop`. Returns the truth at the end, and writes it if a file is named.
+/// Writes the history, then acts in real time if requested, until `stop`. Returns the truth at the
+/// end, and writes it if a file is named.
 pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> anyhow::Result<Truth> {
-    ensure!(options.rate >= 0.0 && options.rate.is_finite(), "--rate: not a number of builds per second");
+    ensure!(
+        options.rate >= 0.0 && options.rate.is_finite(),
+        "--rate: not a number of builds per second"
+    );
     let mut simulation = Simulation::start(options.config(&clock), &options.database_url).await?;
     if let Some(file) = &options.license_key_out {
-        std::fs::write(file, &simulation.license_key().public_key_pem).with_context(|| format!("write {}", file.display()))?;
+        std::fs::write(file, &simulation.license_key().public_key_pem)
+            .with_context(|| format!("write {}", file.display()))?;
     }
     write_history(&mut simulation, &stop).await?;
-    info!(builds = simulation.completed_builds(), usage = simulation.usage_rows(), "history written");
+    info!(
+        builds = simulation.completed_builds(),
+        usage = simulation.usage_rows(),
+        "history written"
+    );
     if options.real_time {
         let stop = match options.for_seconds {
             Some(seconds) => stop_after(Duration::from_secs(seconds), stop),
@@ -89,19 +102,28 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
 }
 
 /// Writes it in parts, so that a stop takes effect.
-async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn write_history(
+    simulation: &mut Simulation,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let (start, end) = (simulation.config().start, simulation.config().end);
     for part in 1..=HISTORY_PARTS {
         if stop.is_cancelled() {
             break;
         }
-        simulation.advance_to(if part < HISTORY_PARTS { start + (end - start) / HISTORY_PARTS * part } else { end }).await?;
+        simulation
+            .advance_to(if part < HISTORY_PARTS {
+                start + (end - start) / HISTORY_PARTS * part
+            } else {
+                end
+            })
+            .await?;
     }
     simulation.commit_held().await
 }
 
-/// Acts in the clock's time until `stop`: `rate` builds per second, one transaction per act. Then commits open transactions. Calls
-/// `completed` with the number of completed builds.
+/// Acts in the clock's time until `stop`: `rate` builds per second, one transaction per act. Then
+/// commits open transactions. Calls `completed` with the number of completed builds.
 pub async fn live(
     simulation: &mut Simulation,
     rate: f64,
@@ -120,7 +142,8 @@ pub async fn live(
             let until = planned.max(now) + PLAN_AHEAD;
             owed += rate * (until - planned).as_seconds_f64();
             let builds = whole(owed);
-            // Whole lives are planned, so there may be more builds than requested: the next plan has fewer.
+            // Whole lives are planned, so there may be more builds than requested: the next plan
+            // has fewer.
             owed -= f64::from(u32::try_from(simulation.extend(until, builds as usize))?);
             planned = until;
         }
@@ -160,10 +183,20 @@ mod tests {
 
     #[test]
     fn a_database_is_enough_and_a_duration_needs_real_time() {
-        let parsed = |more: &[&str]| Line::try_parse_from([&["coderd-sim", "--database-url", "postgres://localhost/coder"], more].concat());
+        let parsed = |more: &[&str]| {
+            Line::try_parse_from(
+                [&["coderd-sim", "--database-url", "postgres://localhost/coder"], more].concat(),
+            )
+        };
         let options = parsed(&[]).unwrap().options;
-        assert_eq!((options.seed, options.builds, options.days, options.schema), (1, 5000, 25, SchemaVersion::TasksEra));
-        assert_eq!(parsed(&["--schema", "sep-2026", "--real-time", "--for", "3"]).unwrap().options.schema, SchemaVersion::Sep2026);
+        assert_eq!(
+            (options.seed, options.builds, options.days, options.schema),
+            (1, 5000, 25, SchemaVersion::TasksEra)
+        );
+        assert_eq!(
+            parsed(&["--schema", "sep-2026", "--real-time", "--for", "3"]).unwrap().options.schema,
+            SchemaVersion::Sep2026
+        );
         assert!(parsed(&["--for", "3"]).is_err());
         assert!(Line::try_parse_from(["coderd-sim"]).is_err());
     }

@@ -12,7 +12,8 @@ pub(super) struct Window {
     pub from: DateTime<Utc>,
     pub to: DateTime<Utc>,
     pub pace: Pace,
-    /// A history has old forms of claims, open jobs at its end and every kind of life at least once.
+    /// A history has old forms of claims, open jobs at its end and every kind of life at least
+    /// once.
     pub history: bool,
 }
 

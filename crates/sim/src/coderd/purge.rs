@@ -1,4 +1,5 @@
-//! coderd removes old builds. They stay readable in a separate schema, for an oracle that must still count them.
+//! coderd removes old builds. They stay readable in a separate schema, for an oracle that must
+//! still count them.
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
@@ -63,7 +64,10 @@ pub(super) async fn remove(tx: &mut PgConnection, purge: Purge) -> anyhow::Resul
 }
 
 /// Workspaces of users that lost the build of their first start and have no incomplete build.
-pub(super) async fn workspaces_without_first_start(tx: &mut PgConnection, limit: i64) -> anyhow::Result<Vec<Existing>> {
+pub(super) async fn workspaces_without_first_start(
+    tx: &mut PgConnection,
+    limit: i64,
+) -> anyhow::Result<Vec<Existing>> {
     #[derive(FromRow)]
     struct Row {
         id: Uuid,
@@ -92,6 +96,11 @@ pub(super) async fn workspaces_without_first_start(tx: &mut PgConnection, limit:
     .fetch_all(tx)
     .await
     .context("workspaces that lost builds")?;
-    let existing = |row: Row| Existing { workspace: row.id, owner: row.owner_id, template: row.template_id, builds: row.builds };
+    let existing = |row: Row| Existing {
+        workspace: row.id,
+        owner: row.owner_id,
+        template: row.template_id,
+        builds: row.builds,
+    };
     Ok(rows.into_iter().map(existing).collect())
 }

@@ -1,4 +1,5 @@
-//! A planned deployment: all acts in order of time, and the books of the done ones. It has no database.
+//! A planned deployment: all acts in order of time, and the books of the done ones. It has no
+//! database.
 
 use std::collections::VecDeque;
 
@@ -44,7 +45,8 @@ impl Script {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         ensure!(config.start < config.end, "a history starts before it ends");
         let deployment = Deployment::plan(&config);
-        let (signer, licenses) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
+        let (signer, licenses) =
+            licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
         let upload = |(at, row)| Act { at, held_for: None, change: Change::License(Box::new(row)) };
         let mut acts: Vec<Act> = licenses.into_iter().map(upload).collect();
         let window = Window { from: config.start, to: config.end, pace: Pace::LIFE, history: true };
@@ -62,11 +64,22 @@ impl Script {
         let books = Books::new(&deployment);
         let planned_until = config.end;
         let slow_clock = SlowClock::default();
-        Ok(Script { config, deployment, signer, books, lives, heartbeats, acts: acts.into(), planned_until, slow_clock })
+        Ok(Script {
+            config,
+            deployment,
+            signer,
+            books,
+            lives,
+            heartbeats,
+            acts: acts.into(),
+            planned_until,
+            slow_clock,
+        })
     }
 
     pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) -> usize {
-        let window = Window { from: self.planned_until, to: until, pace: Pace::BRISK, history: false };
+        let window =
+            Window { from: self.planned_until, to: until, pace: Pace::BRISK, history: false };
         if until <= window.from {
             return 0;
         }
@@ -79,7 +92,12 @@ impl Script {
     }
 
     /// Plans lives that begin in a past span. Their acts are due at once and keep their times.
-    pub fn extend_late(&mut self, from: DateTime<Utc>, until: DateTime<Utc>, builds: usize) -> usize {
+    pub fn extend_late(
+        &mut self,
+        from: DateTime<Utc>,
+        until: DateTime<Utc>,
+        builds: usize,
+    ) -> usize {
         let window = Window { from, to: until, pace: Pace::BRISK, history: false };
         let acts = self.lives.plan(&self.deployment, window, builds);
         self.add(acts)
@@ -89,7 +107,10 @@ impl Script {
     pub fn start_again(&mut self, workspaces: &[Existing], now: DateTime<Utc>) -> usize {
         let window = Window { from: now, to: now, pace: Pace::BRISK, history: false };
         let Script { lives, deployment, .. } = self;
-        let acts = workspaces.iter().flat_map(|workspace| lives.start_again(deployment, window, workspace)).collect();
+        let acts = workspaces
+            .iter()
+            .flat_map(|workspace| lives.start_again(deployment, window, workspace))
+            .collect();
         self.add(acts)
     }
 
@@ -112,11 +133,13 @@ impl Script {
         self.planned_until
     }
 
-    /// The next act that is due at `now`, noted in the books. Removed presets are also removed from it.
+    /// The next act that is due at `now`, noted in the books. Removed presets are also removed from
+    /// it.
     pub fn next(&mut self, now: DateTime<Utc>) -> Option<Act> {
         let mut act = self.acts.pop_front_if(|act| act.at <= now)?;
         if let Change::Queue(queued) = &mut act.change {
-            queued.preset = queued.preset.filter(|preset| !self.books.removed_presets.contains(preset));
+            queued.preset =
+                queued.preset.filter(|preset| !self.books.removed_presets.contains(preset));
         }
         self.slow_clock.second_replica = !self.slow_clock.second_replica;
         if self.slow_clock.second_replica {
@@ -134,7 +157,9 @@ impl Script {
 /// The instants at which the known licenses' windows begin and end.
 fn edges(acts: &[Act]) -> Vec<DateTime<Utc>> {
     let windows = acts.iter().filter_map(|act| match &act.change {
-        Change::License(license) if license.known_key => Some([license.claims.nbf, license.claims.exp]),
+        Change::License(license) if license.known_key => {
+            Some([license.claims.nbf, license.claims.exp])
+        }
         _ => None,
     });
     windows.flatten().collect()
@@ -162,10 +187,16 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_truth_and_another_seed_another() {
         let once = serde_json::to_string(&played(config(SchemaVersion::TasksEra, 300))).unwrap();
-        assert_eq!(once, serde_json::to_string(&played(config(SchemaVersion::TasksEra, 300))).unwrap());
+        assert_eq!(
+            once,
+            serde_json::to_string(&played(config(SchemaVersion::TasksEra, 300))).unwrap()
+        );
         let other = Config { seed: 12, ..config(SchemaVersion::TasksEra, 300) };
         assert_ne!(once, serde_json::to_string(&played(other)).unwrap());
-        assert_eq!(serde_json::from_str::<Truth>(&once).unwrap(), played(config(SchemaVersion::TasksEra, 300)));
+        assert_eq!(
+            serde_json::from_str::<Truth>(&once).unwrap(),
+            played(config(SchemaVersion::TasksEra, 300))
+        );
     }
 
     #[test]
@@ -173,27 +204,52 @@ mod tests {
         for schema in [SchemaVersion::TasksEra, SchemaVersion::Sep2026] {
             let truth = played(config(schema, 5000));
             assert!(truth.builds.len() >= 5000, "{}", truth.builds.len());
-            let agents = truth.usage.iter().filter(|row| row.event_type == UsageKind::ManagedAgents).count();
+            let agents =
+                truth.usage.iter().filter(|row| row.event_type == UsageKind::ManagedAgents).count();
             assert!(agents >= 800, "{schema:?}: {agents} agents");
-            for class in [Class::RegularCreation, Class::PrebuildCreation, Class::Claim, Class::Other] {
+            for class in
+                [Class::RegularCreation, Class::PrebuildCreation, Class::Claim, Class::Other]
+            {
                 for status in [Status::Succeeded, Status::Failed, Status::Canceled] {
-                    let expected =
-                        status == Status::Succeeded || class != Class::Claim && class != Class::Other || status == Status::Failed;
-                    let there = truth.builds.iter().any(|build| build.class == class && build.status == status);
+                    let expected = status == Status::Succeeded
+                        || class != Class::Claim && class != Class::Other
+                        || status == Status::Failed;
+                    let there = truth
+                        .builds
+                        .iter()
+                        .any(|build| build.class == class && build.status == status);
                     assert!(there || !expected, "{class:?} {status:?}");
                 }
             }
-            let retried = |build: &&super::super::truth::BuildTruth| build.counted_as_creation && build.build_number > 1;
+            let retried = |build: &&super::super::truth::BuildTruth| {
+                build.counted_as_creation && build.build_number > 1
+            };
             assert!(truth.builds.iter().filter(retried).count() > 10);
             assert!(truth.clock_skews > 5);
-            assert!(truth.builds.iter().any(|build| build.started_at == Some(build.completed_at)), "reaped with an end as its start");
-            assert!(truth.builds.iter().any(|build| build.started_at.is_none() && build.status == Status::Failed));
+            assert!(
+                truth.builds.iter().any(|build| build.started_at == Some(build.completed_at)),
+                "reaped with an end as its start"
+            );
+            assert!(
+                truth
+                    .builds
+                    .iter()
+                    .any(|build| build.started_at.is_none() && build.status == Status::Failed)
+            );
             assert!(truth.builds.iter().any(|build| build.labels.preset_name.is_empty()));
-            let organizations: BTreeSet<_> = truth.builds.iter().map(|build| &build.labels.organization_name).collect();
-            let templates: BTreeSet<_> =
-                truth.builds.iter().map(|build| (&build.labels.organization_name, &build.labels.template_name)).collect();
-            let presets: BTreeSet<_> =
-                truth.builds.iter().map(|build| &build.labels).filter(|labels| !labels.preset_name.is_empty()).collect();
+            let organizations: BTreeSet<_> =
+                truth.builds.iter().map(|build| &build.labels.organization_name).collect();
+            let templates: BTreeSet<_> = truth
+                .builds
+                .iter()
+                .map(|build| (&build.labels.organization_name, &build.labels.template_name))
+                .collect();
+            let presets: BTreeSet<_> = truth
+                .builds
+                .iter()
+                .map(|build| &build.labels)
+                .filter(|labels| !labels.preset_name.is_empty())
+                .collect();
             assert_eq!((organizations.len(), templates.len(), presets.len()), (3, 12, 30));
         }
     }
@@ -205,11 +261,15 @@ mod tests {
         let mut edges = 0;
         for license in truth.licenses.iter().filter(|license| license.verifiable) {
             for edge in [license.claims.nbf, license.claims.exp] {
-                let around = [-1, 0, 1].map(|offset| times.contains(&(edge + TimeDelta::microseconds(offset))));
+                let around = [-1, 0, 1]
+                    .map(|offset| times.contains(&(edge + TimeDelta::microseconds(offset))));
                 assert!(around == [true; 3] || around == [false; 3], "{edge}: {around:?}");
                 edges += usize::from(around[0]);
             }
-            assert!(license.claims.exp <= truth.builds[0].completed_at || license.managed_agents > 0, "{license:?}");
+            assert!(
+                license.claims.exp <= truth.builds[0].completed_at || license.managed_agents > 0,
+                "{license:?}"
+            );
         }
         assert!(edges >= 5, "{edges} edges");
     }
@@ -220,13 +280,24 @@ mod tests {
         let now = script.config.end;
         while script.next(now).is_some() {}
         let before = script.books.completed();
-        let queued = script.extend_late(now - TimeDelta::seconds(120), now - TimeDelta::seconds(90), 30);
+        let queued =
+            script.extend_late(now - TimeDelta::seconds(120), now - TimeDelta::seconds(90), 30);
         while script.next(now).is_some() {}
         let truth = script.truth();
-        let late = truth.builds.iter().filter(|build| build.created_at >= now - TimeDelta::seconds(120) && build.completed_at < now);
-        let late: Vec<_> = late.filter(|build| build.completed_at < now - TimeDelta::seconds(20)).collect();
-        assert!(queued >= 30 && late.len() >= 10 && truth.builds.len() >= before + late.len(), "{} of {queued}", late.len());
-        assert!(late.iter().all(|build| build.created_at <= build.completed_at), "one clock wrote all of their times");
+        let late = truth.builds.iter().filter(|build| {
+            build.created_at >= now - TimeDelta::seconds(120) && build.completed_at < now
+        });
+        let late: Vec<_> =
+            late.filter(|build| build.completed_at < now - TimeDelta::seconds(20)).collect();
+        assert!(
+            queued >= 30 && late.len() >= 10 && truth.builds.len() >= before + late.len(),
+            "{} of {queued}",
+            late.len()
+        );
+        assert!(
+            late.iter().all(|build| build.created_at <= build.completed_at),
+            "one clock wrote all of their times"
+        );
     }
 
     #[test]
@@ -239,16 +310,37 @@ mod tests {
             script.truth()
         };
         let (right, slow) = (played(TimeDelta::zero()), played(behind));
-        let ends = |truth: &Truth| truth.builds.iter().map(|build| (build.id, build.completed_at)).collect::<BTreeMap<_, _>>();
+        let ends = |truth: &Truth| {
+            truth
+                .builds
+                .iter()
+                .map(|build| (build.id, build.completed_at))
+                .collect::<BTreeMap<_, _>>()
+        };
         let (right_ends, slow_ends) = (ends(&right), ends(&slow));
         let shifted = right_ends.iter().filter(|(id, end)| slow_ends[id] == **end - behind).count();
         let same = right_ends.iter().filter(|(id, end)| slow_ends[id] == **end).count();
         assert_eq!((right_ends.len(), slow_ends.len()), (shifted + same, shifted + same));
         assert!(shifted > 50 && same > 50, "{shifted} shifted, {same} not");
-        assert!(slow.clock_skews > right.clock_skews, "a start by the other clock lies after the end");
-        let usage = |truth: &Truth| truth.usage.iter().map(|row| (row.id.clone(), row.created_at)).collect::<BTreeMap<_, _>>();
+        assert!(
+            slow.clock_skews > right.clock_skews,
+            "a start by the other clock lies after the end"
+        );
+        let usage = |truth: &Truth| {
+            truth
+                .usage
+                .iter()
+                .map(|row| (row.id.clone(), row.created_at))
+                .collect::<BTreeMap<_, _>>()
+        };
         let (right_usage, slow_usage) = (usage(&right), usage(&slow));
-        assert!(right.usage.iter().filter(|row| row.build_id.is_none()).all(|row| slow_usage[&row.id] == row.created_at));
+        assert!(
+            right
+                .usage
+                .iter()
+                .filter(|row| row.build_id.is_none())
+                .all(|row| slow_usage[&row.id] == row.created_at)
+        );
         assert!(right_usage.iter().any(|(id, at)| slow_usage[id] == *at - behind));
         assert_eq!(right.creation_totals(), slow.creation_totals());
     }

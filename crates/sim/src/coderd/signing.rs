@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// The start of an Ed25519 key's SubjectPublicKeyInfo form (RFC 8410), before the 32 public bytes.
-const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+const SPKI_HEAD: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// The public half of the key that signed the licenses, for the configuration of a reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +31,8 @@ impl Signer {
     pub fn new(secret: [u8; 32], kid: &str) -> anyhow::Result<Self> {
         let key = Ed25519KeyPair::from_seed_unchecked(&secret).ok().context("the license key")?;
         let body = STANDARD.encode([SPKI_HEAD.as_slice(), key.public_key().as_ref()].concat());
-        let public_key_pem = format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n");
+        let public_key_pem =
+            format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n");
         Ok(Signer { key, public: LicenseKey { kid: kid.to_owned(), public_key_pem } })
     }
 
@@ -49,7 +51,8 @@ impl Signer {
     /// A JWT of any header and any claims, also of invalid ones.
     #[must_use]
     pub fn sign_parts(&self, header: &[u8], claims: &[u8]) -> String {
-        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let signed =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         let signature = URL_SAFE_NO_PAD.encode(self.key.sign(signed.as_bytes()));
         format!("{signed}.{signature}")
     }

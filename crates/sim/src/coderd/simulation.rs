@@ -18,7 +18,8 @@ use super::{base_rows, licenses, renames, schema, write};
 
 /// A simulated coderd in its own PostgreSQL database.
 ///
-/// It acts only in [`Simulation::advance_to`], so that a caller can look, or kill something, between two steps.
+/// It acts only in [`Simulation::advance_to`], so that a caller can look, or kill something,
+/// between two steps.
 pub struct Simulation {
     script: Script,
     options: PgConnectOptions,
@@ -33,10 +34,13 @@ struct Held {
 }
 
 impl Simulation {
-    /// Plans everything, creates coderd's tables in an empty database and writes the rows before the first build.
+    /// Plans everything, creates coderd's tables in an empty database and writes the rows before
+    /// the first build.
     pub async fn start(config: Config, database_url: &str) -> anyhow::Result<Self> {
         let script = Script::new(config)?;
-        let options = PgConnectOptions::from_str(database_url).context("database URL")?.application_name("coderd");
+        let options = PgConnectOptions::from_str(database_url)
+            .context("database URL")?
+            .application_name("coderd");
         let mut connection = connect(&options).await?;
         schema::create(&mut connection, script.config.schema).await?;
         let mut tx = connection.begin().await?;
@@ -76,8 +80,9 @@ impl Simulation {
         self.commit_held().await
     }
 
-    /// Plans at least `builds` more builds that take seconds, of workspaces that begin between the end of the plan and `until`. Names and
-    /// templates are current. Returns the number of planned builds, including those after `until`.
+    /// Plans at least `builds` more builds that take seconds, of workspaces that begin between the
+    /// end of the plan and `until`. Names and templates are current. Returns the number of planned
+    /// builds, including those after `until`.
     pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) -> usize {
         self.script.extend(until, builds)
     }
@@ -98,9 +103,10 @@ impl Simulation {
         self.held.len()
     }
 
-    /// Renames an organization, a template, a preset and a workspace, and removes a preset row. Deletes a template (once all its workspaces
-    /// are gone, from 7/10 of the history on), whose name a new one takes. Call it when a reader has seen all acts: names are promised only
-    /// as first seen. It commits open transactions first.
+    /// Renames an organization, a template, a preset and a workspace, and removes a preset row.
+    /// Deletes a template (once all its workspaces are gone, from 7/10 of the history on), whose
+    /// name a new one takes. Call it when a reader has seen all acts: names are promised only as
+    /// first seen. It commits open transactions first.
     pub async fn rename_things(&mut self, at: DateTime<Utc>) -> anyhow::Result<Vec<Rename>> {
         self.commit_held().await?;
         let mut tx = self.connection.begin().await?;
@@ -110,9 +116,13 @@ impl Simulation {
         Ok(done)
     }
 
-    /// A daemon acquires a job that was canceled while pending: `started_at` and `worker_id` change after a reader has seen them. Returns
-    /// the build with the changed row, if there is one. The truth does not have it.
-    pub async fn acquire_a_canceled_job(&mut self, at: DateTime<Utc>) -> anyhow::Result<Option<uuid::Uuid>> {
+    /// A daemon acquires a job that was canceled while pending: `started_at` and `worker_id` change
+    /// after a reader has seen them. Returns the build with the changed row, if there is one. The
+    /// truth does not have it.
+    pub async fn acquire_a_canceled_job(
+        &mut self,
+        at: DateTime<Utc>,
+    ) -> anyhow::Result<Option<uuid::Uuid>> {
         let build = sqlx::query_scalar(
             "update provisioner_jobs as job set started_at = $1, updated_at = $1, worker_id = $2
              from workspace_builds as build
@@ -128,8 +138,8 @@ impl Simulation {
         Ok(build)
     }
 
-    /// Removes a completed build of a workspace with its job, as a cascade does. Returns the build, if there is one. The truth still has
-    /// it.
+    /// Removes a completed build of a workspace with its job, as a cascade does. Returns the build,
+    /// if there is one. The truth still has it.
     pub async fn remove_a_build(&mut self) -> anyhow::Result<Option<uuid::Uuid>> {
         let job_row: Option<(uuid::Uuid, uuid::Uuid)> = sqlx::query_as(
             "select build.id, job.id from provisioner_jobs job join workspace_builds build on build.job_id = job.id
@@ -138,24 +148,38 @@ impl Simulation {
         .fetch_optional(&mut self.connection)
         .await?;
         let Some((build, job)) = job_row else { return Ok(None) };
-        sqlx::query("delete from provisioner_jobs where id = $1").bind(job).execute(&mut self.connection).await?;
+        sqlx::query("delete from provisioner_jobs where id = $1")
+            .bind(job)
+            .execute(&mut self.connection)
+            .await?;
         Ok(Some(build))
     }
 
-    /// Plans at least `builds` more builds of workspaces that begin in a past span. The next step writes their rows with those times: they
-    /// become visible late. Returns the number of planned builds.
-    pub fn extend_late(&mut self, from: DateTime<Utc>, until: DateTime<Utc>, builds: usize) -> usize {
+    /// Plans at least `builds` more builds of workspaces that begin in a past span. The next step
+    /// writes their rows with those times: they become visible late. Returns the number of planned
+    /// builds.
+    pub fn extend_late(
+        &mut self,
+        from: DateTime<Utc>,
+        until: DateTime<Utc>,
+        builds: usize,
+    ) -> usize {
         self.script.extend_late(from, until, builds)
     }
 
-    /// From now on one of coderd's two replicas has a clock that is this far behind; zero: it is right again.
+    /// From now on one of coderd's two replicas has a clock that is this far behind; zero: it is
+    /// right again.
     pub fn set_clock_behind(&mut self, behind: TimeDelta) {
         self.script.set_clock_behind(behind);
     }
 
-    /// Removes old builds. Workspaces that lost their first start restart. The truth still has all builds. Returns the ids of the removed
-    /// builds.
-    pub async fn purge_builds(&mut self, purge: Purge, now: DateTime<Utc>) -> anyhow::Result<Vec<uuid::Uuid>> {
+    /// Removes old builds. Workspaces that lost their first start restart. The truth still has all
+    /// builds. Returns the ids of the removed builds.
+    pub async fn purge_builds(
+        &mut self,
+        purge: Purge,
+        now: DateTime<Utc>,
+    ) -> anyhow::Result<Vec<uuid::Uuid>> {
         let mut tx = self.connection.begin().await?;
         let removed = purge::remove(&mut tx, purge).await?;
         let workspaces = purge::workspaces_without_first_start(&mut tx, purge.restarts).await?;
@@ -166,7 +190,11 @@ impl Simulation {
 
     /// Uploads another license, signed by the known key.
     /// PostgreSQL refuses the same claims twice.
-    pub async fn upload_license(&mut self, claims: Claims, at: DateTime<Utc>) -> anyhow::Result<()> {
+    pub async fn upload_license(
+        &mut self,
+        claims: Claims,
+        at: DateTime<Utc>,
+    ) -> anyhow::Result<()> {
         let id = claims.jti.parse().context("the claim jti is a UUID")?;
         let row = licenses::row(&self.script.signer, claims, id, true)?;
         let act = Act { at, held_for: None, change: Change::License(Box::new(row)) };
@@ -226,7 +254,8 @@ impl Simulation {
     }
 
     async fn release(&mut self, now: DateTime<Utc>) -> anyhow::Result<()> {
-        let (due, held) = std::mem::take(&mut self.held).into_iter().partition(|held| held.until <= now);
+        let (due, held) =
+            std::mem::take(&mut self.held).into_iter().partition(|held| held.until <= now);
         self.held = held;
         let due: Vec<Held> = due;
         for mut held in due {
@@ -238,7 +267,8 @@ impl Simulation {
 }
 
 async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
-    let mut connection = options.connect().await.context("connect to the simulated coderd's database")?;
+    let mut connection =
+        options.connect().await.context("connect to the simulated coderd's database")?;
     // The final rows are the same, and a simulation that fails starts again from the beginning.
     sqlx::query("set synchronous_commit = off").execute(&mut connection).await?;
     sqlx::query("set statement_timeout = '60s'").execute(&mut connection).await?;

@@ -1,7 +1,8 @@
 //! The truth about a simulated deployment, as plain JSON.
 //!
-//! The simulator's own bookkeeping keeps it during the acts. It is never read back from the database, and shares no code with a stage.
-//! Numbers are whole: durations in microseconds, instants to the microsecond.
+//! The simulator's own bookkeeping keeps it during the acts. It is never read back from the
+//! database, and shares no code with a stage. Numbers are whole: durations in microseconds,
+//! instants to the microsecond.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -79,7 +80,8 @@ pub struct BuildTruth {
     pub by_prebuilds_user: bool,
     /// Whether it is the workspace's first successful start.
     pub first_successful_start: bool,
-    /// Whether it adds one to `coderd_workspace_creation_total`: a first successful start, not by the prebuilds user.
+    /// Whether it adds one to `coderd_workspace_creation_total`: a first successful start, not by
+    /// the prebuilds user.
     pub counted_as_creation: bool,
     /// Names at its completion.
     #[serde(flatten)]
@@ -90,7 +92,8 @@ pub struct BuildTruth {
     pub started_at: Option<DateTime<Utc>>,
     /// From its job's row.
     pub completed_at: DateTime<Utc>,
-    /// From start to end, negative if clocks disagreed. Absent without a start, or if a reaper wrote it.
+    /// From start to end, negative if clocks disagreed. Absent without a start, or if a reaper
+    /// wrote it.
     pub duration_micros: Option<i64>,
 }
 
@@ -259,18 +262,27 @@ impl Truth {
         self.creation_total.iter().map(|series| (series.labels.clone(), series.count)).collect()
     }
 
-    /// The creation histogram's observations of builds that completed at or after `introduced`. Series without any are left out.
+    /// The creation histogram's observations of builds that completed at or after `introduced`.
+    /// Series without any are left out.
     #[must_use]
-    pub fn creation_micros(&self, introduced: DateTime<Utc>) -> BTreeMap<(Labels, CreationType), Vec<u64>> {
-        let series =
-            self.creation_seconds.iter().map(|series| ((series.labels.clone(), series.kind), since(&series.observations, introduced)));
+    pub fn creation_micros(
+        &self,
+        introduced: DateTime<Utc>,
+    ) -> BTreeMap<(Labels, CreationType), Vec<u64>> {
+        let series = self.creation_seconds.iter().map(|series| {
+            ((series.labels.clone(), series.kind), since(&series.observations, introduced))
+        });
         series.filter(|(_, micros)| !micros.is_empty()).collect()
     }
 
-    /// The claim histogram's observations of builds that completed at or after `introduced`. Series without any are left out.
+    /// The claim histogram's observations of builds that completed at or after `introduced`. Series
+    /// without any are left out.
     #[must_use]
     pub fn claim_micros(&self, introduced: DateTime<Utc>) -> BTreeMap<Labels, Vec<u64>> {
-        let series = self.claim_seconds.iter().map(|series| (series.labels.clone(), since(&series.observations, introduced)));
+        let series = self
+            .claim_seconds
+            .iter()
+            .map(|series| (series.labels.clone(), since(&series.observations, introduced)));
         series.filter(|(_, micros)| !micros.is_empty()).collect()
     }
 
@@ -284,7 +296,10 @@ impl Truth {
     #[must_use]
     pub fn managed_agents(&self, from: DateTime<Utc>, until: DateTime<Utc>) -> u64 {
         let agents = self.usage.iter().filter(|row| row.event_type == UsageKind::ManagedAgents);
-        agents.filter(|row| row.created_at >= from && row.created_at < until).map(|row| u64::try_from(row.quantity).unwrap_or(0)).sum()
+        agents
+            .filter(|row| row.created_at >= from && row.created_at < until)
+            .map(|row| u64::try_from(row.quantity).unwrap_or(0))
+            .sum()
     }
 
     /// Writes it beside `path` and renames it.
@@ -298,10 +313,15 @@ impl Truth {
     /// Reads a file of [`Truth::write`].
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let json = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_slice(&json).with_context(|| format!("{} is not a simulator's truth", path.display()))
+        serde_json::from_slice(&json)
+            .with_context(|| format!("{} is not a simulator's truth", path.display()))
     }
 }
 
 fn since(observations: &[Observation], introduced: DateTime<Utc>) -> Vec<u64> {
-    observations.iter().filter(|observation| observation.completed_at >= introduced).map(|observation| observation.micros).collect()
+    observations
+        .iter()
+        .filter(|observation| observation.completed_at >= introduced)
+        .map(|observation| observation.micros)
+        .collect()
 }

@@ -1,6 +1,8 @@
-//! Writes acts into coderd's tables: any number of acts in one transaction, with one statement per kind of row.
+//! Writes acts into coderd's tables: any number of acts in one transaction, with one statement per
+//! kind of row.
 //!
-//! Kinds are written in the order of their rows' dependencies. So a batch gives the same rows as its acts one by one.
+//! Kinds are written in the order of their rows' dependencies. So a batch gives the same rows as
+//! its acts one by one.
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
@@ -13,7 +15,11 @@ use super::schema::SchemaVersion;
 type Time = DateTime<Utc>;
 
 /// Writes the acts. The caller begins and commits.
-pub(super) async fn write(tx: &mut PgConnection, schema: SchemaVersion, acts: &[Act]) -> anyhow::Result<()> {
+pub(super) async fn write(
+    tx: &mut PgConnection,
+    schema: SchemaVersion,
+    acts: &[Act],
+) -> anyhow::Result<()> {
     let mut batch = Batch::default();
     for act in acts {
         batch.add(act);
@@ -51,8 +57,12 @@ impl<'a> Batch<'a> {
     fn add(&mut self, act: &'a Act) {
         match &act.change {
             Change::Queue(queued) => self.queued.push((act.at, queued)),
-            Change::Acquire { build, worker, started_at } => self.acquired.push((build.job, *worker, *started_at)),
-            Change::CancelRunning { build, canceled_at } => self.canceled.push((build.job, *canceled_at, None)),
+            Change::Acquire { build, worker, started_at } => {
+                self.acquired.push((build.job, *worker, *started_at))
+            }
+            Change::CancelRunning { build, canceled_at } => {
+                self.canceled.push((build.job, *canceled_at, None))
+            }
             Change::CancelPending { build, canceled_at, completed_at } => {
                 self.canceled.push((build.job, *canceled_at, Some(*completed_at)))
             }
@@ -60,15 +70,26 @@ impl<'a> Batch<'a> {
                 self.completed.push(done);
                 self.used.extend(done.success.iter().filter_map(|success| success.usage.as_ref()));
             }
-            Change::Claim { workspace, owner, name } => self.claimed.push((*workspace, *owner, name, act.at)),
+            Change::Claim { workspace, owner, name } => {
+                self.claimed.push((*workspace, *owner, name, act.at))
+            }
             Change::Usage(row) => self.used.push(row),
-            Change::Publish { id, published_at, failure } => self.published.push((id, *published_at, failure.as_deref())),
-            Change::License(_) | Change::Chat { .. } | Change::Seat { .. } | Change::Promote { .. } => self.rest.push(act),
+            Change::Publish { id, published_at, failure } => {
+                self.published.push((id, *published_at, failure.as_deref()))
+            }
+            Change::License(_)
+            | Change::Chat { .. }
+            | Change::Seat { .. }
+            | Change::Promote { .. } => self.rest.push(act),
         }
     }
 
     async fn workspaces(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
-        let new: Vec<_> = self.queued.iter().filter_map(|(at, queued)| Some((*at, *queued, queued.new_workspace.as_ref()?))).collect();
+        let new: Vec<_> = self
+            .queued
+            .iter()
+            .filter_map(|(at, queued)| Some((*at, *queued, queued.new_workspace.as_ref()?)))
+            .collect();
         if new.is_empty() {
             return Ok(());
         }
@@ -141,7 +162,11 @@ impl<'a> Batch<'a> {
     }
 
     async fn tasks(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
-        let new: Vec<_> = self.queued.iter().filter_map(|(at, queued)| Some((*at, *queued, queued.new_task.as_ref()?))).collect();
+        let new: Vec<_> = self
+            .queued
+            .iter()
+            .filter_map(|(at, queued)| Some((*at, *queued, queued.new_task.as_ref()?)))
+            .collect();
         if new.is_empty() {
             return Ok(());
         }
@@ -235,7 +260,11 @@ impl<'a> Batch<'a> {
     }
 
     async fn successes(&self, tx: &mut PgConnection, schema: SchemaVersion) -> anyhow::Result<()> {
-        let successes: Vec<_> = self.completed.iter().filter_map(|done| Some((*done, done.success.as_ref()?))).collect();
+        let successes: Vec<_> = self
+            .completed
+            .iter()
+            .filter_map(|done| Some((*done, done.success.as_ref()?)))
+            .collect();
         if successes.is_empty() {
             return Ok(());
         }
@@ -254,7 +283,10 @@ impl<'a> Batch<'a> {
         .bind(column(&successes, |(_, success)| success.deadline))
         .execute(&mut *tx)
         .await?;
-        let deleted: Vec<_> = successes.iter().filter(|(done, _)| done.transition == super::acts::Transition::Delete).collect();
+        let deleted: Vec<_> = successes
+            .iter()
+            .filter(|(done, _)| done.transition == super::acts::Transition::Delete)
+            .collect();
         let workspaces = column(&deleted, |(done, _)| done.ids.workspace);
         let times = column(&deleted, |(done, _)| done.completed_at);
         sqlx::query("update workspaces set deleted = true from unnest($1::uuid[]) as gone (workspace) where id = workspace")
@@ -359,7 +391,9 @@ fn column<R, T>(rows: &[R], of: impl Fn(&R) -> T) -> Vec<T> {
 fn input(queued: &Queued) -> String {
     let build = queued.ids.build;
     match queued.stage {
-        Some(stage) => format!("{{\"workspace_build_id\": \"{build}\", \"dry_run\": false, \"prebuilt_workspace_stage\": {stage}}}"),
+        Some(stage) => format!(
+            "{{\"workspace_build_id\": \"{build}\", \"dry_run\": false, \"prebuilt_workspace_stage\": {stage}}}"
+        ),
         None => format!("{{\"workspace_build_id\": \"{build}\", \"dry_run\": false}}"),
     }
 }

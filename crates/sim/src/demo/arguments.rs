@@ -8,13 +8,15 @@ use tallyline::cli::span;
 /// The options of the demo.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
-    /// End after this time with a summary and an audit, such as 20s or 5m [default: run until Ctrl-C]
+    /// End after this time with a summary and an audit, such as 20s or 5m [default: run until
+    /// Ctrl-C]
     #[arg(long = "for", value_name = "TIME", value_parser = span)]
     pub run_for: Option<Duration>,
     /// Seed of every id, name, time and outcome
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// New folder for the private PostgreSQL and its pipeline file, kept afterwards [default: a temporary folder]
+    /// New folder for the private PostgreSQL and its pipeline file, kept afterwards [default: a
+    /// temporary folder]
     #[arg(long, value_name = "FOLDER")]
     pub data: Option<PathBuf>,
     /// Port of the API; 0 selects a free port

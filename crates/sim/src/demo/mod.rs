@@ -1,5 +1,5 @@
-//! The demo: all roles in one process. Only coderd and Tallyman are simulated; PostgreSQL and all roles
-//! are real.
+//! The demo: all roles in one process. Only coderd and Tallyman are simulated; PostgreSQL and all
+//! roles are real.
 
 mod arguments;
 mod folder;
@@ -31,14 +31,20 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the demo to its end.
 pub async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
-    let folder = Folder::new(arguments.data.as_deref()).map_err(|error| Failure::of(Exit::Refused, cause::text(error.as_ref())))?;
+    let folder = Folder::new(arguments.data.as_deref())
+        .map_err(|error| Failure::of(Exit::Refused, cause::text(error.as_ref())))?;
     let postgres = PrivatePostgres::start(&folder, arguments.postgres_bin.as_deref()).await?;
     let outcome = show(&arguments, &context, &folder, &postgres).await;
     postgres.stop().await;
     outcome
 }
 
-async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgres: &PrivatePostgres) -> Result<Exit, Failure> {
+async fn show(
+    arguments: &Arguments,
+    context: &Context,
+    folder: &Folder,
+    postgres: &PrivatePostgres,
+) -> Result<Exit, Failure> {
     eprintln!("writing a history of coderd's own tables …");
     let mut world = World::begin(arguments, context, folder, postgres).await?;
     eprintln!("{}", world.addresses());
@@ -58,18 +64,26 @@ async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgre
 }
 
 /// Prints a status line each second until the time is over, a signal arrives or a role fails.
-async fn watch(world: &World, run_for: Option<Duration>, stop: &CancellationToken) -> Result<(), Failure> {
+async fn watch(
+    world: &World,
+    run_for: Option<Duration>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let deadline = run_for.map(|length| Instant::now() + length);
     let on_terminal = std::io::stderr().is_terminal();
     loop {
-        let line = world.status().await.unwrap_or_else(|error| format!("no status: {}", cause::text(error.as_ref())));
+        let line = world
+            .status()
+            .await
+            .unwrap_or_else(|error| format!("no status: {}", cause::text(error.as_ref())));
         if on_terminal {
             eprint!("\r\x1b[2K{line}");
             let _ = std::io::stderr().flush();
         } else {
             eprintln!("{line}");
         }
-        let next = deadline.map_or(Instant::now() + TICK, |deadline| deadline.min(Instant::now() + TICK));
+        let next =
+            deadline.map_or(Instant::now() + TICK, |deadline| deadline.min(Instant::now() + TICK));
         tokio::select! {
             () = stop.cancelled() => break,
             () = world.failed() => break,

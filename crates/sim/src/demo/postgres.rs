@@ -1,5 +1,5 @@
-//! The demo's private PostgreSQL, with its data in the demo's folder. Other users of the machine cannot log in: it listens on a socket in a
-//! closed folder and requires a password.
+//! The demo's private PostgreSQL, with its data in the demo's folder. Other users of the machine
+//! cannot log in: it listens on a socket in a closed folder and requires a password.
 
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -36,9 +36,12 @@ pub(super) struct PrivatePostgres {
 impl PrivatePostgres {
     /// Creates a cluster in the folder and starts it.
     pub async fn start(folder: &Folder, bin: Option<&Path>) -> Result<Self, Failure> {
-        Self::begin(folder, bin)
-            .await
-            .map_err(|error| Failure::of(Exit::Unreachable, format!("the demo's PostgreSQL: {}", cause::text(error.as_ref()))))
+        Self::begin(folder, bin).await.map_err(|error| {
+            Failure::of(
+                Exit::Unreachable,
+                format!("the demo's PostgreSQL: {}", cause::text(error.as_ref())),
+            )
+        })
     }
 
     async fn begin(folder: &Folder, bin: Option<&Path>) -> anyhow::Result<Self> {
@@ -49,12 +52,17 @@ impl PrivatePostgres {
         let data = folder.path.join("postgres");
         let socket = data.join(".s.PGSQL.5432");
         if socket.as_os_str().len() > SOCKET_PATH_BYTES {
-            bail!("{} has more than {SOCKET_PATH_BYTES} bytes, too many for a socket: choose a shorter --data", socket.display());
+            bail!(
+                "{} has more than {SOCKET_PATH_BYTES} bytes, too many for a socket: choose a shorter --data",
+                socket.display()
+            );
         }
-        std::fs::create_dir(&data).with_context(|| format!("{}: cannot be created", data.display()))?;
+        std::fs::create_dir(&data)
+            .with_context(|| format!("{}: cannot be created", data.display()))?;
         let user = own_user()?;
         if let Some((user, group)) = user {
-            chown(&data, Some(user), Some(group)).context("its folder cannot be given to the user postgres")?;
+            chown(&data, Some(user), Some(group))
+                .context("its folder cannot be given to the user postgres")?;
         }
         let run = |program: &str| as_user(&bin.join(program), user);
         let password = Uuid::new_v4().simple().to_string();
@@ -62,8 +70,19 @@ impl PrivatePostgres {
         let (_, log) = folder.create("postgres.log")?;
         let mut postgres = run("postgres");
         // the socket is in the data folder
-        postgres.arg("-D").arg(&data).args(["-p", "5432", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]);
-        let server = postgres.stdout(log.try_clone()?).stderr(log).spawn().context("postgres cannot be started")?;
+        postgres.arg("-D").arg(&data).args([
+            "-p",
+            "5432",
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "unix_socket_directories=.",
+        ]);
+        let server = postgres
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("postgres cannot be started")?;
         let postgres = PrivatePostgres { server, bin, data, user, password };
         postgres.wait().await?;
         Ok(postgres)
@@ -72,7 +91,9 @@ impl PrivatePostgres {
     /// The URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte);
-        let encoded = |byte: &u8| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        let encoded = |byte: &u8| {
+            if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") }
+        };
         let folder: String = self.data.as_os_str().as_bytes().iter().map(encoded).collect();
         format!("postgres://postgres:{}@localhost:5432/{database}?host={folder}", self.password)
     }
@@ -80,7 +101,9 @@ impl PrivatePostgres {
     pub async fn create_database(&self, name: &'static str) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
         // the name is a constant, not user input
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create database {name}")))
+            .execute(&mut connection)
+            .await?;
         Ok(connection.close().await?)
     }
 
@@ -90,7 +113,8 @@ impl PrivatePostgres {
             match PgConnection::connect(&self.url("postgres")).await {
                 Ok(connection) => return Ok(connection.close().await?),
                 Err(error) if Instant::now() >= deadline => {
-                    return Err(error).context("PostgreSQL: no answer; see postgres.log in the folder");
+                    return Err(error)
+                        .context("PostgreSQL: no answer; see postgres.log in the folder");
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -100,7 +124,12 @@ impl PrivatePostgres {
     /// Stops the server in order.
     pub async fn stop(mut self) {
         let mut stop = as_user(&self.bin.join("pg_ctl"), self.user);
-        stop.arg("stop").arg("-D").arg(&self.data).args(["-m", "fast", "-w", "-t", "20"]).stdout(Stdio::null()).stderr(Stdio::null());
+        stop.arg("stop")
+            .arg("-D")
+            .arg(&self.data)
+            .args(["-m", "fast", "-w", "-t", "20"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let stopped = stop.status().await.is_ok_and(|status| status.success());
         if !stopped || tokio::time::timeout(DEADLINE, self.server.wait()).await.is_err() {
             tracing::warn!("PostgreSQL did not stop in order and is killed");
@@ -110,12 +139,27 @@ impl PrivatePostgres {
 }
 
 /// Runs `initdb`, which restricts the folder to its owner.
-async fn make_cluster(mut initdb: Command, folder: &Folder, data: &Path, user: Option<(u32, u32)>, password: &str) -> anyhow::Result<()> {
+async fn make_cluster(
+    mut initdb: Command,
+    folder: &Folder,
+    data: &Path,
+    user: Option<(u32, u32)>,
+    password: &str,
+) -> anyhow::Result<()> {
     let (path, mut file) = folder.create("postgres.password")?;
     file.write_all(password.as_bytes())?;
     chown(&path, user.map(|(user, _)| user), None)?;
     initdb.arg("-D").arg(data).arg("--pwfile").arg(&path);
-    initdb.args(["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
+    initdb.args([
+        "-U",
+        "postgres",
+        "-A",
+        "scram-sha-256",
+        "-E",
+        "UTF8",
+        "--locale=C.UTF-8",
+        "--no-sync",
+    ]);
     let output = initdb.output().await.context("initdb cannot be run")?;
     if !output.status.success() {
         bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -123,7 +167,8 @@ async fn make_cluster(mut initdb: Command, folder: &Folder, data: &Path, user: O
     Ok(std::fs::remove_file(&path)?)
 }
 
-/// A command for a program of PostgreSQL. Root runs it as PostgreSQL's user. It does not get the terminal's Ctrl-C, which the demo handles.
+/// A command for a program of PostgreSQL. Root runs it as PostgreSQL's user. It does not get the
+/// terminal's Ctrl-C, which the demo handles.
 fn as_user(program: &Path, user: Option<(u32, u32)>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true).process_group(0).current_dir("/");
@@ -133,7 +178,8 @@ fn as_user(program: &Path, user: Option<(u32, u32)>) -> Command {
     command
 }
 
-/// The user of PostgreSQL's package, because PostgreSQL refuses to run as root. `None` if we are not root.
+/// The user of PostgreSQL's package, because PostgreSQL refuses to run as root. `None` if we are
+/// not root.
 fn own_user() -> anyhow::Result<Option<(u32, u32)>> {
     if std::fs::metadata("/proc/self")?.uid() != 0 {
         return Ok(None);

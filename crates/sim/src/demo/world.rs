@@ -51,7 +51,12 @@ struct Traffic {
 }
 
 impl World {
-    pub async fn begin(arguments: &Arguments, context: &Context, folder: &Folder, postgres: &PrivatePostgres) -> Result<Self, Failure> {
+    pub async fn begin(
+        arguments: &Arguments,
+        context: &Context,
+        folder: &Folder,
+        postgres: &PrivatePostgres,
+    ) -> Result<Self, Failure> {
         let simulation = history(arguments, context, postgres).await?;
         let stop = CancellationToken::new();
         let accepted = tallyman::Config {
@@ -61,9 +66,11 @@ impl World {
         };
         let tallyman = Tallyman::start(accepted, context.clock.clone(), stop.clone()).await?;
         let (pipeline, mut file) = folder.create("demo.toml")?;
-        file.write_all(pipeline_file(arguments, postgres, &simulation, &tallyman).as_bytes()).context("the pipeline file")?;
+        file.write_all(pipeline_file(arguments, postgres, &simulation, &tallyman).as_bytes())
+            .context("the pipeline file")?;
         let input = config::Input { file: pipeline.clone(), ..config::Input::default() };
-        let settings = config::load(&input).map_err(|mistakes| Failure::of(Exit::Internal, mistakes))?;
+        let settings =
+            config::load(&input).map_err(|mistakes| Failure::of(Exit::Internal, mistakes))?;
         let site = Site::open(settings, context.clock.clone()).await?;
         site.ledger.ledger.migrate().await?;
         let partitions = i32::try_from(site.pipeline.log.partitions).context("log.partitions")?;
@@ -71,7 +78,8 @@ impl World {
         let (addresses_sender, listening) = oneshot::channel();
         let roles_ended = CancellationToken::new();
         let roles = tokio::spawn({
-            let (site, stop, ended) = (site.clone(), stop.clone(), roles_ended.clone().drop_guard());
+            let (site, stop, ended) =
+                (site.clone(), stop.clone(), roles_ended.clone().drop_guard());
             async move {
                 let _ended = ended;
                 roles::run(site, &stop, |at| {
@@ -81,7 +89,11 @@ impl World {
             }
         });
         let Ok(listening) = listening.await else {
-            return Err(roles.await.map_err(|error| Failure::new(Exit::Internal, error))?.err().unwrap_or_else(Failure::interrupted));
+            return Err(roles
+                .await
+                .map_err(|error| Failure::new(Exit::Internal, error))?
+                .err()
+                .unwrap_or_else(Failure::interrupted));
         };
         let traffic = Traffic::start(simulation, arguments.rate, context);
         Ok(World { site, tallyman, listening, pipeline, traffic, roles, stop, roles_ended })
@@ -100,11 +112,23 @@ impl World {
 
     /// The progress in one line.
     pub async fn status(&self) -> anyhow::Result<String> {
-        let contents = self.site.ledger.ledger.run(async |conn| contents::read(conn, self.site.ledger.ledger.clock.now()).await).await?;
+        let contents = self
+            .site
+            .ledger
+            .ledger
+            .run(async |conn| contents::read(conn, self.site.ledger.ledger.clock.now()).await)
+            .await?;
         let events: i64 = contents.events.iter().map(|count| count.events).sum();
-        let pending: i64 =
-            contents.publications.iter().filter(|count| count.state == PublicationState::Pending).map(|count| count.events).sum();
-        let complete = self.completeness().await?.map_or("not yet".to_owned(), |until| until.format("%H:%M:%S").to_string());
+        let pending: i64 = contents
+            .publications
+            .iter()
+            .filter(|count| count.state == PublicationState::Pending)
+            .map(|count| count.events)
+            .sum();
+        let complete = self
+            .completeness()
+            .await?
+            .map_or("not yet".to_owned(), |until| until.format("%H:%M:%S").to_string());
         let books = self.tallyman.books();
         Ok(format!(
             "builds {}  events {events}  sequence {}  complete until {complete}  billed {}  pending {pending}",
@@ -116,8 +140,13 @@ impl World {
 
     async fn completeness(&self) -> anyhow::Result<Option<DateTime<Utc>>> {
         let ledger = &self.site.ledger.ledger;
-        let Some(source) = ledger.run(sources::list).await?.into_iter().next() else { return Ok(None) };
-        Ok(ledger.run(async |conn| passes::completeness(conn, source.id).await).await?.complete_until)
+        let Some(source) = ledger.run(sources::list).await?.into_iter().next() else {
+            return Ok(None);
+        };
+        Ok(ledger
+            .run(async |conn| passes::completeness(conn, source.id).await)
+            .await?
+            .complete_until)
     }
 
     /// Returns when the roles have ended without a stop.
@@ -130,15 +159,21 @@ impl World {
         Ok(self.traffic.end(&clock).await?)
     }
 
-    /// Waits until everything is counted and no usage remains to be sent. Returns false if the deadline passes first.
+    /// Waits until everything is counted and no usage remains to be sent. Returns false if the
+    /// deadline passes first.
     pub async fn settle(&self, deadline: Duration) -> anyhow::Result<bool> {
         let deadline = Instant::now() + deadline;
         let (_, ended_at) = self.traffic.ended.as_ref().context("traffic task did not end")?;
         while Instant::now() < deadline && !self.roles_ended.is_cancelled() {
             let complete = self.completeness().await?.is_some_and(|until| until > *ended_at);
-            let contents =
-                self.site.ledger.ledger.run(async |conn| contents::read(conn, self.site.ledger.ledger.clock.now()).await).await?;
-            let pending = contents.publications.iter().any(|count| count.state == PublicationState::Pending);
+            let contents = self
+                .site
+                .ledger
+                .ledger
+                .run(async |conn| contents::read(conn, self.site.ledger.ledger.clock.now()).await)
+                .await?;
+            let pending =
+                contents.publications.iter().any(|count| count.state == PublicationState::Pending);
             if complete && !pending {
                 return Ok(true);
             }
@@ -166,7 +201,10 @@ impl Traffic {
         let completed = Arc::new(AtomicU64::new(simulation.completed_builds() as u64));
         let (counter, stopped) = (Arc::clone(&completed), stop.clone());
         let task = tokio::spawn(async move {
-            coderd::live(&mut simulation, rate, &clock, &stopped, |builds| counter.store(builds as u64, Ordering::Relaxed)).await?;
+            coderd::live(&mut simulation, rate, &clock, &stopped, |builds| {
+                counter.store(builds as u64, Ordering::Relaxed)
+            })
+            .await?;
             Ok(simulation)
         });
         Traffic { stop, task: Some(task), completed, ended: None }
@@ -182,14 +220,24 @@ impl Traffic {
     }
 }
 
-async fn history(arguments: &Arguments, context: &Context, postgres: &PrivatePostgres) -> anyhow::Result<Simulation> {
+async fn history(
+    arguments: &Arguments,
+    context: &Context,
+    postgres: &PrivatePostgres,
+) -> anyhow::Result<Simulation> {
     postgres.create_database("coderd").await?;
     postgres.create_database("tallyline").await?;
     let now = context.clock.now();
     let config = coderd::Config {
         // coderd published its usage itself until Tallyline was introduced
         coderd_publishes_until: Some(now - TimeDelta::days(2)),
-        ..coderd::Config::history(arguments.seed, SchemaVersion::TasksEra, now - HISTORY, now, HISTORY_BUILDS)
+        ..coderd::Config::history(
+            arguments.seed,
+            SchemaVersion::TasksEra,
+            now - HISTORY,
+            now,
+            HISTORY_BUILDS,
+        )
     };
     let mut simulation = Simulation::start(config, &postgres.url("coderd")).await?;
     simulation.advance_to(now).await?;
@@ -197,7 +245,12 @@ async fn history(arguments: &Arguments, context: &Context, postgres: &PrivatePos
 }
 
 /// The settings of `pipelines/single.toml` with shorter waits.
-fn pipeline_file(arguments: &Arguments, postgres: &PrivatePostgres, simulation: &Simulation, tallyman: &Tallyman) -> String {
+fn pipeline_file(
+    arguments: &Arguments,
+    postgres: &PrivatePostgres,
+    simulation: &Simulation,
+    tallyman: &Tallyman,
+) -> String {
     let key = simulation.license_key();
     format!(
         "# The demo's own pipeline: see pipelines/single.toml for what each key means.

@@ -30,7 +30,8 @@ pub struct Billed {
     pub deployment_id: Uuid,
     /// The event's id.
     pub id: String,
-    /// How often it was billed. More than once is an error, which the memory of ids prevents only for some time.
+    /// How often it was billed. More than once is an error, which the memory of ids prevents only
+    /// for some time.
     pub times: usize,
     /// When, by the simulator's clock; one instant for each time.
     pub billed_at: Vec<DateTime<Utc>>,
@@ -92,14 +93,18 @@ impl Outcome {
 impl Books {
     #[must_use]
     pub fn times_billed(&self, deployment_id: Uuid, id: &str) -> usize {
-        let event = self.billed.iter().find(|billed| billed.deployment_id == deployment_id && billed.id == id);
+        let event = self
+            .billed
+            .iter()
+            .find(|billed| billed.deployment_id == deployment_id && billed.id == id);
         event.map_or(0, |billed| billed.times)
     }
 
     /// The texts of an event's deliveries, in order.
     #[must_use]
     pub fn texts(&self, deployment_id: Uuid, id: &str) -> Vec<&str> {
-        let same = |delivery: &&Delivery| delivery.deployment_id == deployment_id && delivery.id == id;
+        let same =
+            |delivery: &&Delivery| delivery.deployment_id == deployment_id && delivery.id == id;
         self.deliveries.iter().filter(same).map(|delivery| delivery.json.as_str()).collect()
     }
 }
@@ -121,27 +126,42 @@ pub struct Bookkeeping {
 }
 
 impl Bookkeeping {
-    /// Continues the books in `file` if there is one, else starts empty. Remembers ids for `remember`.
+    /// Continues the books in `file` if there is one, else starts empty. Remembers ids for
+    /// `remember`.
     pub fn open(remember: TimeDelta, file: Option<&Path>) -> anyhow::Result<Self> {
-        let mut books = Bookkeeping { remember, requests: 0, billed: BTreeMap::new(), deliveries: Vec::new(), file: None };
+        let mut books = Bookkeeping {
+            remember,
+            requests: 0,
+            billed: BTreeMap::new(),
+            deliveries: Vec::new(),
+            file: None,
+        };
         if let Some(path) = file {
-            books.file = Some(books.continue_from(path).with_context(|| format!("books in {}", path.display()))?);
+            books.file = Some(
+                books
+                    .continue_from(path)
+                    .with_context(|| format!("books in {}", path.display()))?,
+            );
         }
         Ok(books)
     }
 
-    /// Reads the lines of an earlier run. A last line without its end was never answered, and is cut off.
+    /// Reads the lines of an earlier run. A last line without its end was never answered, and is
+    /// cut off.
     fn continue_from(&mut self, path: &Path) -> anyhow::Result<File> {
-        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         for (number, line) in text[..whole].lines().enumerate() {
-            let line: Line = serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
+            let line: Line =
+                serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
             self.requests = self.requests.max(line.request);
             for delivery in line.deliveries {
                 if delivery.outcome == Outcome::Billed {
-                    let event = wire::parse_event(&delivery.json).map_err(|error| anyhow!("line {}: {error}", number + 1))?;
+                    let event = wire::parse_event(&delivery.json)
+                        .map_err(|error| anyhow!("line {}: {error}", number + 1))?;
                     self.bill(delivery.deployment_id, &event, delivery.at);
                 }
                 self.deliveries.push(delivery);
@@ -160,7 +180,10 @@ impl Bookkeeping {
 
     /// Bills the event unless its id is remembered.
     pub fn take(&mut self, deployment_id: Uuid, event: &Received, now: DateTime<Utc>) -> Outcome {
-        let last = self.billed.get(&(deployment_id, event.id.clone())).and_then(|billed| billed.billed_at.last());
+        let last = self
+            .billed
+            .get(&(deployment_id, event.id.clone()))
+            .and_then(|billed| billed.billed_at.last());
         if last.is_some_and(|last| now - *last < self.remember) {
             return Outcome::Remembered;
         }
@@ -169,20 +192,22 @@ impl Bookkeeping {
     }
 
     fn bill(&mut self, deployment_id: Uuid, event: &Received, now: DateTime<Utc>) {
-        let billed = self.billed.entry((deployment_id, event.id.clone())).or_insert_with(|| Billed {
-            deployment_id,
-            id: event.id.clone(),
-            times: 0,
-            billed_at: Vec::new(),
-            event_type: event.event_type.clone(),
-            event_data: event.event_data.clone(),
-            created_at: event.created_at,
-        });
+        let billed =
+            self.billed.entry((deployment_id, event.id.clone())).or_insert_with(|| Billed {
+                deployment_id,
+                id: event.id.clone(),
+                times: 0,
+                billed_at: Vec::new(),
+                event_type: event.event_type.clone(),
+                event_data: event.event_data.clone(),
+                created_at: event.created_at,
+            });
         billed.times += 1;
         billed.billed_at.push(now);
     }
 
-    /// Writes a request down, in memory and in the file, before its answer: a kill after the answer loses nothing.
+    /// Writes a request down, in memory and in the file, before its answer: a kill after the answer
+    /// loses nothing.
     pub fn record(&mut self, request: u64, deliveries: Vec<Delivery>) -> anyhow::Result<()> {
         let line = Line { request, deliveries };
         if let Some(file) = &mut self.file {
@@ -195,6 +220,10 @@ impl Bookkeeping {
     }
 
     pub fn books(&self) -> Books {
-        Books { requests: self.requests, billed: self.billed.values().cloned().collect(), deliveries: self.deliveries.clone() }
+        Books {
+            requests: self.requests,
+            billed: self.billed.values().cloned().collect(),
+            deliveries: self.deliveries.clone(),
+        }
     }
 }

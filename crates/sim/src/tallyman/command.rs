@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::server::{Config, Tallyman};
 use super::switches::Switches;
 
-/// Runs a simulated Tallyman. It bills the events that it receives, and shows its bills under `/sim/books`.
+/// Runs a simulated Tallyman. It bills the events that it receives, and shows its bills under
+/// `/sim/books`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Loopback address to listen on; port 0 takes a free one
@@ -51,9 +52,16 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
 }
 
 fn config(options: Options) -> anyhow::Result<Config> {
-    let read = |path: PathBuf| std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()));
+    let read = |path: PathBuf| {
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
     let license_keys = match options.license_keys {
-        Some(path) => read(path)?.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect(),
+        Some(path) => read(path)?
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect(),
         None => Vec::new(),
     };
     let switches = match options.switches {
@@ -82,14 +90,22 @@ mod tests {
     }
 
     fn options(arguments: &[&str]) -> Result<Options, clap::Error> {
-        Command::try_parse_from([&["tallyman-sim"], arguments].concat()).map(|command| command.options)
+        Command::try_parse_from([&["tallyman-sim"], arguments].concat())
+            .map(|command| command.options)
     }
 
     #[test]
     fn without_options_it_listens_on_loopback_and_remembers_for_34_days() {
         let config = config(options(&[]).expect("valid")).expect("a config");
-        assert_eq!((config.listen.to_string(), config.remember), ("127.0.0.1:8095".to_owned(), TimeDelta::days(34)));
-        assert!(config.license_keys.is_empty() && config.deployment_ids.is_empty() && config.books.is_none());
+        assert_eq!(
+            (config.listen.to_string(), config.remember),
+            ("127.0.0.1:8095".to_owned(), TimeDelta::days(34))
+        );
+        assert!(
+            config.license_keys.is_empty()
+                && config.deployment_ids.is_empty()
+                && config.books.is_none()
+        );
     }
 
     #[test]
@@ -102,13 +118,23 @@ mod tests {
         };
         let licenses = file("licenses", "one.two.three\n\n  four.five.six\n");
         let switches = file("switches", r#"{"latency_ms":5}"#);
-        let valid = options(&["--license-keys", &licenses, "--switches", &switches, "--start-at", "2025-08-01T00:00:00Z"]);
+        let valid = options(&[
+            "--license-keys",
+            &licenses,
+            "--switches",
+            &switches,
+            "--start-at",
+            "2025-08-01T00:00:00Z",
+        ]);
         let config = config(valid.expect("valid")).expect("a config");
         assert_eq!(config.license_keys, ["one.two.three", "four.five.six"]);
         assert_eq!(config.switches, Switches { latency_ms: 5, ..Switches::default() });
 
         let wrong = file("wrong", r#"{"latency":5}"#);
         assert!(super::config(options(&["--switches", &wrong]).expect("valid")).is_err());
-        assert!(options(&["--remember-days", "-1"]).is_err() && options(&["--deployment-id", "x"]).is_err());
+        assert!(
+            options(&["--remember-days", "-1"]).is_err()
+                && options(&["--deployment-id", "x"]).is_err()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! `POST /api/v1/events/ingest`: one request through headers, body, events and switches to its answer.
+//! `POST /api/v1/events/ingest`: one request through headers, body, events and switches to its
+//! answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,13 @@ pub fn failure(status: StatusCode, message: impl Into<String>) -> Response {
     (status, Json(serde_json::json!({ "message": message.into() }))).into_response()
 }
 
-async fn answer(shared: &Shared, request: u64, will_be_cut: bool, headers: &HeaderMap, body: Body) -> Response {
+async fn answer(
+    shared: &Shared,
+    request: u64,
+    will_be_cut: bool,
+    headers: &HeaderMap,
+    body: Body,
+) -> Response {
     let read = match deployment(shared, headers) {
         Ok(deployment_id) => read(body).await.map(|events| (deployment_id, events)),
         Err(refusal) => Err(refusal),
@@ -68,7 +75,12 @@ async fn answer(shared: &Shared, request: u64, will_be_cut: bool, headers: &Head
         Ok((deployment_id, events)) => {
             let now = shared.clock.now();
             let error = state.running.error(request);
-            let delivered = Delivered { request, deployment_id, now, answered: error.is_none() && !will_be_cut };
+            let delivered = Delivered {
+                request,
+                deployment_id,
+                now,
+                answered: error.is_none() && !will_be_cut,
+            };
             match error {
                 Some((status, false)) => (fault(status), delivered.failed(&events)),
                 Some((status, true)) => (fault(status), delivered.judge(&mut state, &events).1),
@@ -87,25 +99,34 @@ async fn answer(shared: &Shared, request: u64, will_be_cut: bool, headers: &Head
 }
 
 fn fault(status: u16) -> Response {
-    failure(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), "internal server error")
+    failure(
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        "internal server error",
+    )
 }
 
 /// The deployment of a request whose license and deployment are both known.
 fn deployment(shared: &Shared, headers: &HeaderMap) -> Result<Uuid, (StatusCode, String)> {
     let refused = |what: &str| (StatusCode::UNAUTHORIZED, format!("{what} is missing or wrong"));
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
+    let text = |name| {
+        headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
+    };
     let license = text("coder-license-key").ok_or_else(|| refused("Coder-License-Key"))?;
-    if !shared.license_keys.is_empty() && !shared.license_keys.iter().any(|known| known == license) {
+    if !shared.license_keys.is_empty() && !shared.license_keys.iter().any(|known| known == license)
+    {
         return Err(refused("Coder-License-Key"));
     }
-    let deployment = text("coder-deployment-id").and_then(|id| Uuid::parse_str(id).ok().filter(|uuid| uuid.to_string() == id));
+    let deployment = text("coder-deployment-id")
+        .and_then(|id| Uuid::parse_str(id).ok().filter(|uuid| uuid.to_string() == id));
     let known = |id: &Uuid| shared.deployment_ids.is_empty() || shared.deployment_ids.contains(id);
     deployment.filter(known).ok_or_else(|| refused("Coder-Deployment-ID"))
 }
 
 async fn read(body: Body) -> Result<Vec<Received>, (StatusCode, String)> {
     let bad = |message| (StatusCode::BAD_REQUEST, message);
-    let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| bad(format!("read request body: {error}")))?;
+    let body = axum::body::to_bytes(body, MAX_BODY_BYTES)
+        .await
+        .map_err(|error| bad(format!("read request body: {error}")))?;
     wire::parse(&body).map_err(bad)
 }
 
@@ -133,9 +154,12 @@ impl Delivered {
                 Some(Behaviour::RefuseForNow) => Outcome::RefusedForNow,
                 Some(Behaviour::RefuseForEver) => Outcome::RefusedForEver,
                 Some(Behaviour::Omit) => Outcome::Omitted,
-                Some(Behaviour::OmitThoughTaken) | None => state.books.take(self.deployment_id, event, self.now),
+                Some(Behaviour::OmitThoughTaken) | None => {
+                    state.books.take(self.deployment_id, event, self.now)
+                }
             };
-            let omitted = matches!(behaviour, Some(Behaviour::Omit | Behaviour::OmitThoughTaken)) && outcome != Outcome::TooOld;
+            let omitted = matches!(behaviour, Some(Behaviour::Omit | Behaviour::OmitThoughTaken))
+                && outcome != Outcome::TooOld;
             if !omitted {
                 name(&mut answer, event, outcome);
             }
@@ -163,7 +187,9 @@ fn name(answer: &mut Answer, event: &Received, outcome: Outcome) {
         Outcome::RefusedForNow => ("the event cannot be taken at the moment", false),
         Outcome::RefusedForEver => ("the event is refused", true),
         Outcome::TooOld => ("the event is older than 30 days", true),
-        Outcome::Billed | Outcome::Remembered => return answer.accepted_events.push(Accepted { id }),
+        Outcome::Billed | Outcome::Remembered => {
+            return answer.accepted_events.push(Accepted { id });
+        }
         Outcome::Omitted | Outcome::RequestFailed => return,
     };
     answer.rejected_events.push(Rejected { id, message: message.to_owned(), permanent });

@@ -64,13 +64,19 @@ pub struct Tallyman {
 
 impl Tallyman {
     /// Starts to listen and serves until `stop`.
-    pub async fn start(config: Config, clock: Clock, stop: CancellationToken) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        clock: Clock,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
         ensure!(config.listen.ip().is_loopback(), "{}: not a loopback address", config.listen);
         if let Some(mistake) = config.switches.mistake() {
             anyhow::bail!("switches: {mistake}");
         }
         let books = Bookkeeping::open(config.remember, config.books.as_deref())?;
-        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("listening on {}", config.listen))?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             license_keys: config.license_keys,
@@ -80,7 +86,8 @@ impl Tallyman {
             state: Mutex::new(ServerState { books, running: Running::new(config.switches) }),
         });
         let routes = routes(Arc::clone(&shared)).into_make_service_with_connect_info::<Scissors>();
-        let serve = axum::serve(CuttableListener(listener), routes).with_graceful_shutdown(stop.cancelled_owned());
+        let serve = axum::serve(CuttableListener(listener), routes)
+            .with_graceful_shutdown(stop.cancelled_owned());
         Ok(Tallyman { addr, shared, serving: tokio::spawn(serve.into_future()) })
     }
 
@@ -112,7 +119,9 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/sim/books", get(show_books))
         .route("/sim/switches", get(show_switches).put(put_switches))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "not found") })
-        .method_not_allowed_fallback(|| async { failure(StatusCode::METHOD_NOT_ALLOWED, "method not allowed") })
+        .method_not_allowed_fallback(|| async {
+            failure(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+        })
         .with_state(shared)
 }
 
@@ -125,7 +134,9 @@ async fn show_switches(State(shared): State<Arc<Shared>>) -> Json<Switches> {
 }
 
 async fn put_switches(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
-    let set = serde_json::from_slice(&body).map_err(|error| error.to_string()).and_then(|switches| shared.set_switches(switches));
+    let set = serde_json::from_slice(&body)
+        .map_err(|error| error.to_string())
+        .and_then(|switches| shared.set_switches(switches));
     match set {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(message) => failure(StatusCode::BAD_REQUEST, message),

@@ -100,10 +100,14 @@ impl Switches {
     /// The error in the switches, if there is one.
     pub(super) fn mistake(&self) -> Option<String> {
         let share = |fraction: f64| (0.0..=1.0).contains(&fraction);
-        if !share(self.errors.fraction) || !share(self.cuts.fraction) || !self.events.iter().all(|rule| share(rule.fraction)) {
+        if !share(self.errors.fraction)
+            || !share(self.cuts.fraction)
+            || !self.events.iter().all(|rule| share(rule.fraction))
+        {
             return Some("a fraction lies between 0 and 1".to_owned());
         }
-        (!(500..600).contains(&self.errors.status)).then(|| "errors.status is a status from 500 to 599".to_owned())
+        (!(500..600).contains(&self.errors.status))
+            .then(|| "errors.status is a status from 500 to 599".to_owned())
     }
 }
 
@@ -128,20 +132,24 @@ impl Running {
     /// Whether, and when, this request's connection is cut.
     pub fn cut(&mut self, request: u64) -> Option<CutMoment> {
         let cuts = &mut self.switches.cuts;
-        (counted(&mut cuts.next) || chosen(cuts.fraction, "cut", &request.to_string())).then_some(cuts.moment)
+        (counted(&mut cuts.next) || chosen(cuts.fraction, "cut", &request.to_string()))
+            .then_some(cuts.moment)
     }
 
-    /// Whether this request gets a server error: the status, and whether its events are still accepted.
+    /// Whether this request gets a server error: the status, and whether its events are still
+    /// accepted.
     pub fn error(&mut self, request: u64) -> Option<(u16, bool)> {
         let errors = &mut self.switches.errors;
-        let fails = counted(&mut errors.next) || chosen(errors.fraction, "error", &request.to_string());
+        let fails =
+            counted(&mut errors.next) || chosen(errors.fraction, "error", &request.to_string());
         fails.then_some((errors.status, errors.after_accepting))
     }
 
     /// The behaviour for this event, instead of accepting it.
     pub fn event(&mut self, id: &str, now: DateTime<Utc>) -> Option<Behaviour> {
         for (position, rule) in self.switches.events.iter().enumerate() {
-            let named = rule.ids.iter().any(|named| named == id) || chosen(rule.fraction, &format!("{:?}", rule.behaviour), id);
+            let named = rule.ids.iter().any(|named| named == id)
+                || chosen(rule.fraction, &format!("{:?}", rule.behaviour), id);
             if !named || rule.until.is_some_and(|until| now >= until) {
                 continue;
             }
@@ -162,7 +170,8 @@ fn counted(left: &mut u64) -> bool {
     some
 }
 
-/// Whether `key` belongs to the share of all keys. The same key gives the same answer; another `salt` makes another choice.
+/// Whether `key` belongs to the share of all keys. The same key gives the same answer; another
+/// `salt` makes another choice.
 fn chosen(fraction: f64, salt: &str, key: &str) -> bool {
     if fraction <= 0.0 {
         return false;
@@ -190,8 +199,14 @@ mod tests {
         let errors = ServerErrors { next: 2, ..ServerErrors::default() };
         let cuts = Cuts { next: 1, ..Cuts::default() };
         let mut running = Running::new(Switches { errors, cuts, ..Switches::default() });
-        assert_eq!([1, 2, 3].map(|request| running.error(request)), [Some((500, false)), Some((500, false)), None]);
-        assert_eq!([1, 2].map(|request| running.cut(request)), [Some(CutMoment::BeforeReading), None]);
+        assert_eq!(
+            [1, 2, 3].map(|request| running.error(request)),
+            [Some((500, false)), Some((500, false)), None]
+        );
+        assert_eq!(
+            [1, 2].map(|request| running.cut(request)),
+            [Some(CutMoment::BeforeReading), None]
+        );
         assert_eq!(running.switches().errors.next, 0);
     }
 
@@ -199,9 +214,13 @@ mod tests {
     fn a_rule_ends_by_times_for_each_id_and_by_time() {
         let twice = EventRule { times: Some(2), ..rule(Behaviour::RefuseForNow, &["a", "b"]) };
         let until = EventRule { until: Some(at(10)), ..rule(Behaviour::Omit, &["a"]) };
-        let mut running = Running::new(Switches { events: vec![twice, until], ..Switches::default() });
+        let mut running =
+            Running::new(Switches { events: vec![twice, until], ..Switches::default() });
         let now_and_later = [at(9); 3].map(|now| running.event("a", now));
-        assert_eq!(now_and_later, [Some(Behaviour::RefuseForNow), Some(Behaviour::RefuseForNow), Some(Behaviour::Omit)]);
+        assert_eq!(
+            now_and_later,
+            [Some(Behaviour::RefuseForNow), Some(Behaviour::RefuseForNow), Some(Behaviour::Omit)]
+        );
         assert_eq!(running.event("a", at(10)), None);
         assert_eq!(running.event("b", at(10)), Some(Behaviour::RefuseForNow));
         assert_eq!(running.event("c", at(9)), None);
@@ -219,9 +238,20 @@ mod tests {
     #[test]
     fn unknown_switches_and_impossible_shares_are_refused() {
         assert!(serde_json::from_str::<Switches>(r#"{"latency":5}"#).is_err());
-        let half: Switches = serde_json::from_str(r#"{"errors":{"fraction":0.5}}"#).expect("partial switches");
+        let half: Switches =
+            serde_json::from_str(r#"{"errors":{"fraction":0.5}}"#).expect("partial switches");
         assert_eq!(half.mistake(), None);
-        assert!(serde_json::from_str::<Switches>(r#"{"cuts":{"fraction":2}}"#).expect("readable").mistake().is_some());
-        assert!(serde_json::from_str::<Switches>(r#"{"errors":{"status":200}}"#).expect("readable").mistake().is_some());
+        assert!(
+            serde_json::from_str::<Switches>(r#"{"cuts":{"fraction":2}}"#)
+                .expect("readable")
+                .mistake()
+                .is_some()
+        );
+        assert!(
+            serde_json::from_str::<Switches>(r#"{"errors":{"status":200}}"#)
+                .expect("readable")
+                .mistake()
+                .is_some()
+        );
     }
 }

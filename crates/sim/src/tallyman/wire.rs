@@ -57,15 +57,23 @@ pub struct Rejected {
     pub permanent: bool,
 }
 
-/// Reads a request's body; `Err` contains the message of the 400. Each event must have an id, then a known type, then a time other than
-/// Go's zero time. It does not read the event's data.
+/// Reads a request's body; `Err` contains the message of the 400. Each event must have an id, then
+/// a known type, then a time other than Go's zero time. It does not read the event's data.
 pub fn parse(body: &[u8]) -> Result<Vec<Received>, String> {
-    let request: Request = serde_json::from_slice(body).map_err(|error| format!("decode request body: {error}"))?;
+    let request: Request =
+        serde_json::from_slice(body).map_err(|error| format!("decode request body: {error}"))?;
     if request.events.len() > MAX_EVENTS {
-        return Err(format!("{} events in one request, at most {MAX_EVENTS} are taken", request.events.len()));
+        return Err(format!(
+            "{} events in one request, at most {MAX_EVENTS} are taken",
+            request.events.len()
+        ));
     }
     let numbered = request.events.into_iter().enumerate();
-    numbered.map(|(number, raw)| parse_event(raw.get()).map_err(|error| format!("event {number}: {error}"))).collect()
+    numbered
+        .map(|(number, raw)| {
+            parse_event(raw.get()).map_err(|error| format!("event {number}: {error}"))
+        })
+        .collect()
 }
 
 pub fn parse_event(json: &str) -> Result<Received, String> {
@@ -81,7 +89,13 @@ pub fn parse_event(json: &str) -> Result<Received, String> {
         return Err("created_at cannot be zero".to_owned());
     }
     let json = json.to_owned();
-    Ok(Received { id: event.id, event_type: event.event_type, event_data: event.event_data, created_at, json })
+    Ok(Received {
+        id: event.id,
+        event_type: event.event_type,
+        event_data: event.event_data,
+        created_at,
+        json,
+    })
 }
 
 /// Go requires the `T` and the `Z` as capitals; chrono accepts more.
@@ -95,8 +109,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const GOOD: &str =
-        r#"{"id":"a","event_type":"dc_managed_agents_v1","event_data":{"count":1},"created_at":"2025-08-01T02:00:00+02:00"}"#;
+    const GOOD: &str = r#"{"id":"a","event_type":"dc_managed_agents_v1","event_data":{"count":1},"created_at":"2025-08-01T02:00:00+02:00"}"#;
 
     fn parse_only(event: &str) -> Result<Vec<Received>, String> {
         parse(format!(r#"{{"events":[{event}]}}"#).as_bytes())
@@ -105,9 +118,13 @@ mod tests {
     #[test]
     fn an_event_is_kept_byte_for_byte() {
         let spaced = GOOD.replace(":{", ": {  ");
-        let events = parse(format!("{{ \"events\" : [ {spaced} , {GOOD} ] }}").as_bytes()).expect("good");
+        let events =
+            parse(format!("{{ \"events\" : [ {spaced} , {GOOD} ] }}").as_bytes()).expect("good");
         assert_eq!((events[0].json.as_str(), events[1].json.as_str()), (spaced.as_str(), GOOD));
-        assert_eq!(events[0].created_at, "2025-08-01T00:00:00Z".parse::<DateTime<Utc>>().expect("a time"));
+        assert_eq!(
+            events[0].created_at,
+            "2025-08-01T00:00:00Z".parse::<DateTime<Utc>>().expect("a time")
+        );
     }
 
     #[test]
@@ -146,10 +163,19 @@ mod tests {
         let bad_time = GOOD.replace("2025-08-01T02:00:00+02:00", "0001-01-01T00:00:00Z");
         let bad_type = bad_time.replace("dc_managed_agents_v1", "dc_new_v1");
         let bad_id = bad_type.replace(r#""id":"a""#, r#""id":"""#);
-        assert_eq!(parse_only(&bad_time).expect_err("zero time"), "event 0: created_at cannot be zero");
-        assert_eq!(parse_only(&bad_type).expect_err("unknown type"), "event 0: unknown event type \"dc_new_v1\"");
+        assert_eq!(
+            parse_only(&bad_time).expect_err("zero time"),
+            "event 0: created_at cannot be zero"
+        );
+        assert_eq!(
+            parse_only(&bad_type).expect_err("unknown type"),
+            "event 0: unknown event type \"dc_new_v1\""
+        );
         assert_eq!(parse_only(&bad_id).expect_err("empty id"), "event 0: id is required");
-        assert!(parse_only(&GOOD.replace(r#"{"count":1}"#, r#"{"anything":[]}"#)).is_ok(), "data is not looked into");
+        assert!(
+            parse_only(&GOOD.replace(r#"{"count":1}"#, r#"{"anything":[]}"#)).is_ok(),
+            "data is not looked into"
+        );
     }
 
     #[test]

@@ -34,7 +34,10 @@ pub enum Chosen {
 impl Dashboard {
     pub fn shipped(name: &str) -> Dashboard {
         let path = format!("{}/dashboards/grafana/{name}", env!("CARGO_MANIFEST_DIR"));
-        Dashboard(serde_json::from_str(&std::fs::read_to_string(path).expect("read the dashboard")).expect("JSON"))
+        Dashboard(
+            serde_json::from_str(&std::fs::read_to_string(path).expect("read the dashboard"))
+                .expect("JSON"),
+        )
     }
 
     /// All panels, including those in rows.
@@ -46,7 +49,9 @@ impl Dashboard {
     }
 
     pub fn variables(&self) -> BTreeMap<&str, &Value> {
-        list(&self.0["templating"]["list"]).map(|variable| (text(&variable["name"]), variable)).collect()
+        list(&self.0["templating"]["list"])
+            .map(|variable| (text(&variable["name"]), variable))
+            .collect()
     }
 
     pub fn targets(&self) -> Vec<Target> {
@@ -66,17 +71,22 @@ impl Dashboard {
 
     /// The query of the panel with that title, by reference.
     pub fn expr(&self, panel: &str, reference: &str) -> String {
-        let target = self.targets().into_iter().find(|target| target.panel == panel && target.reference == reference);
+        let target = self
+            .targets()
+            .into_iter()
+            .find(|target| target.panel == panel && target.reference == reference);
         target.unwrap_or_else(|| panic!("no query {reference} in a panel {panel:?}")).expr
     }
 
     /// The values that a custom variable offers.
     pub fn offered(&self, variable: &str) -> Vec<String> {
-        list(&self.variables()[variable]["options"]).map(|option| text(&option["value"]).to_owned()).collect()
+        list(&self.variables()[variable]["options"])
+            .map(|option| text(&option["value"]).to_owned())
+            .collect()
     }
 
-    /// The expression as Prometheus gets it. Built-in variables have the values for ten minutes in steps of a second, with a scrape
-    /// interval of 15 s.
+    /// The expression as Prometheus gets it. Built-in variables have the values for ten minutes in
+    /// steps of a second, with a scrape interval of 15 s.
     ///
     /// # Panics
     /// At an undefined variable, or at a choice that does not fit it.
@@ -90,8 +100,14 @@ impl Dashboard {
                 "__interval" => "1s".to_owned(),
                 "__rate_interval" => "1m0s".to_owned(),
                 name => {
-                    let variable = variables.get(name).unwrap_or_else(|| panic!("{name} is not defined: {expr}"));
-                    value(variable, chosen.get(name).unwrap_or_else(|| panic!("nothing is chosen in {name}")), format)
+                    let variable = variables
+                        .get(name)
+                        .unwrap_or_else(|| panic!("{name} is not defined: {expr}"));
+                    value(
+                        variable,
+                        chosen.get(name).unwrap_or_else(|| panic!("nothing is chosen in {name}")),
+                        format,
+                    )
                 }
             });
         }
@@ -115,11 +131,15 @@ fn replaced(text: &str, by: impl Fn(&str, Option<&str>) -> String) -> String {
     let mut replaced = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (name, format, rest) = if let Some(braced) = part.strip_prefix('{') {
-            let (inside, rest) = braced.split_once('}').unwrap_or_else(|| panic!("a brace is open: {text}"));
-            let (name, format) = inside.split_once(':').map_or((inside, None), |(name, format)| (name, Some(format)));
+            let (inside, rest) =
+                braced.split_once('}').unwrap_or_else(|| panic!("a brace is open: {text}"));
+            let (name, format) = inside
+                .split_once(':')
+                .map_or((inside, None), |(name, format)| (name, Some(format)));
             (name, format, rest)
         } else {
-            let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+            let end =
+                part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
             (&part[..end], None, &part[end..])
         };
         assert!(!name.is_empty(), "a dollar without a name: {text}");
@@ -129,8 +149,8 @@ fn replaced(text: &str, by: impl Fn(&str, Option<&str>) -> String) -> String {
     replaced
 }
 
-/// The Prometheus data source's form of a choice. A variable with several values is a regular expression in a string, unless its raw value
-/// is requested.
+/// The Prometheus data source's form of a choice. A variable with several values is a regular
+/// expression in a string, unless its raw value is requested.
 fn value(variable: &Value, chosen: &Chosen, format: Option<&str>) -> String {
     let several = variable["multi"] == true || variable["includeAll"] == true;
     match (chosen, format) {
@@ -143,7 +163,10 @@ fn value(variable: &Value, chosen: &Chosen, format: Option<&str>) -> String {
             assert!(several, "several values of {variable}");
             match &values[..] {
                 [one] => escaped(one),
-                values => format!("({})", values.iter().map(|value| escaped(value)).collect::<Vec<_>>().join("|")),
+                values => format!(
+                    "({})",
+                    values.iter().map(|value| escaped(value)).collect::<Vec<_>>().join("|")
+                ),
             }
         }
     }
@@ -154,7 +177,9 @@ fn escaped(value: &str) -> String {
     for c in value.chars() {
         match c {
             '\\' => escaped += r"\\\\",
-            '$' | '^' | '*' | '{' | '}' | '[' | ']' | '+' | '?' | '.' | '(' | ')' | '|' => escaped.extend(['\\', '\\', c]),
+            '$' | '^' | '*' | '{' | '}' | '[' | ']' | '+' | '?' | '.' | '(' | ')' | '|' => {
+                escaped.extend(['\\', '\\', c])
+            }
             c => escaped.push(c),
         }
     }

@@ -38,8 +38,11 @@ const LATE: (Names, i64) = (["design", "docker", "large|gpu"], 5);
 impl Observed {
     /// Few, and all longer than any later one: a query that includes them is far off.
     pub fn before() -> Observed {
-        let longest = |n: i64| (0..3).map(|i| 7_000_000_000 + n * 1_000_000 + i).collect::<Vec<_>>();
-        let all = (0..).zip(KINDS).flat_map(|(k, kind)| (0..).zip(SERIES).map(move |(n, (names, _))| ((kind, names), longest(k * 10 + n))));
+        let longest =
+            |n: i64| (0..3).map(|i| 7_000_000_000 + n * 1_000_000 + i).collect::<Vec<_>>();
+        let all = (0..).zip(KINDS).flat_map(|(k, kind)| {
+            (0..).zip(SERIES).map(move |(n, (names, _))| ((kind, names), longest(k * 10 + n)))
+        });
         Observed(all.collect())
     }
 
@@ -48,26 +51,45 @@ impl Observed {
         let mut observed = Observed::default();
         for (k, kind) in (0..).zip(KINDS) {
             for (n, (names, count)) in (0..).zip(SERIES) {
-                observed.0.insert((kind, names), durations(k * 10 + n, count + k * 2 * i64::from(names[2] != "small")));
+                observed.0.insert(
+                    (kind, names),
+                    durations(k * 10 + n, count + k * 2 * i64::from(names[2] != "small")),
+                );
             }
         }
         observed.0.insert((Kind::Regular, LATE.0), durations(99, LATE.1));
         observed
     }
 
-    /// Without the series that first appears after the moment: a rate needs a series' second sample.
+    /// Without the series that first appears after the moment: a rate needs a series' second
+    /// sample.
     pub fn known_before(&self) -> Observed {
-        Observed(self.0.iter().filter(|((_, names), _)| *names != LATE.0).map(|(series, micros)| (*series, micros.clone())).collect())
+        Observed(
+            self.0
+                .iter()
+                .filter(|((_, names), _)| *names != LATE.0)
+                .map(|(series, micros)| (*series, micros.clone()))
+                .collect(),
+        )
     }
 
     /// The number of observations of this kind with matching names.
     pub fn count(&self, kind: Kind, wanted: impl Fn(&Names) -> bool) -> f64 {
-        self.0.iter().filter(|((of, names), _)| *of == kind && wanted(names)).map(|(_, micros)| micros.len() as f64).sum()
+        self.0
+            .iter()
+            .filter(|((of, names), _)| *of == kind && wanted(names))
+            .map(|(_, micros)| micros.len() as f64)
+            .sum()
     }
 
-    /// The true quantile of this kind in seconds, by the first `labels` names. If it is between two observations, both: their mean is as
-    /// true as either.
-    pub fn quantiles(&self, kind: Kind, quantile: f64, labels: usize) -> BTreeMap<Vec<&'static str>, [f64; 2]> {
+    /// The true quantile of this kind in seconds, by the first `labels` names. If it is between two
+    /// observations, both: their mean is as true as either.
+    pub fn quantiles(
+        &self,
+        kind: Kind,
+        quantile: f64,
+        labels: usize,
+    ) -> BTreeMap<Vec<&'static str>, [f64; 2]> {
         let mut groups: BTreeMap<Vec<&'static str>, Vec<i64>> = BTreeMap::new();
         for ((_, names), micros) in self.0.iter().filter(|((of, _), _)| *of == kind) {
             groups.entry(names[..labels].to_vec()).or_default().extend(micros);
@@ -83,7 +105,10 @@ impl Observed {
     /// One successful build of each duration, numbered from `first`.
     pub fn builds(&self, first: u32) -> Vec<Event> {
         let all = self.each().filter(|(kind, ..)| *kind != Kind::Claim);
-        (first..).zip(all).map(|(n, (kind, names, micros))| creation(n, kind, names, micros)).collect()
+        (first..)
+            .zip(all)
+            .map(|(n, (kind, names, micros))| creation(n, kind, names, micros))
+            .collect()
     }
 
     /// One successful claim of each duration, numbered from `first`.
@@ -93,7 +118,9 @@ impl Observed {
     }
 
     fn each(&self) -> impl Iterator<Item = (Kind, Names, i64)> {
-        self.0.iter().flat_map(|((kind, names), micros)| micros.iter().map(move |micros| (*kind, *names, *micros)))
+        self.0.iter().flat_map(|((kind, names), micros)| {
+            micros.iter().map(move |micros| (*kind, *names, *micros))
+        })
     }
 }
 
@@ -108,12 +135,14 @@ fn creation(n: u32, kind: Kind, [organization, template, preset]: Names, micros:
     let prebuilt = kind == Kind::Prebuild;
     build.initiator_id = if prebuilt { PREBUILDS_USER } else { Uuid::from_u128(100) };
     build.owner_id = build.initiator_id;
-    (build.stage, build.first_build_by_prebuilds_user) = (prebuilt.then_some(InputStage::Create), prebuilt);
+    (build.stage, build.first_build_by_prebuilds_user) =
+        (prebuilt.then_some(InputStage::Create), prebuilt);
     (build.status, build.first_successful_start) = (BuildStatus::Succeeded, true);
     build.completed_at = noon() + TimeDelta::seconds(i64::from(n));
     build.started_at = Some(build.completed_at - TimeDelta::microseconds(micros));
     build.created_at = build.completed_at - TimeDelta::hours(3);
-    (build.organization_name, build.template_name, build.preset_name) = (organization.into(), template.into(), preset.into());
+    (build.organization_name, build.template_name, build.preset_name) =
+        (organization.into(), template.into(), preset.into());
     event
 }
 
@@ -124,6 +153,7 @@ fn claimed(n: u32, [organization, template, preset]: Names, micros: i64) -> Even
     claim.completed_at = noon() + TimeDelta::seconds(i64::from(n));
     claim.started_at = Some(claim.completed_at - TimeDelta::microseconds(micros));
     claim.created_at = claim.completed_at - TimeDelta::hours(3);
-    (claim.organization_name, claim.template_name, claim.preset_name) = (organization.into(), template.into(), preset.into());
+    (claim.organization_name, claim.template_name, claim.preset_name) =
+        (organization.into(), template.into(), preset.into());
     event
 }
