@@ -50,41 +50,48 @@ impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Serving>> for Asked<T> {
             _ => of_query(path, query)?,
         };
         let name = match parts.extensions.remove::<Caller>() {
+            _ if parts.method.is_safe() && reason.is_some() => {
+                return Err(Problem::field("reason", "unknown field `reason`"));
+            }
             Some(Caller(Some(name))) => name,
             _ if parts.method.is_safe() => String::new(),
             // the guard rejects changes by callers without a name
             _ => return Err(Problem::unauthorized()),
         };
-        Ok(Self { request, actor: Actor { name, reason } })
+        Ok(Self { request, actor: Actor { name, reason: reason.unwrap_or_default() } })
     }
 }
 
 /// Reads the request and the reason in this query, as every path does.
-pub fn query_of<T: DeserializeOwned + Serialize>(query: &str) -> Result<(T, String), ProblemBody> {
+pub fn query_of<T: DeserializeOwned + Serialize>(
+    query: &str,
+) -> Result<(T, Option<String>), ProblemBody> {
     of_query(Vec::new(), query).map_err(ProblemBody::from)
 }
 
 /// Reads the request and the reason in this body, as every path does.
-pub fn body_of<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<(T, String), ProblemBody> {
+pub fn body_of<T: DeserializeOwned + Serialize>(
+    body: &[u8],
+) -> Result<(T, Option<String>), ProblemBody> {
     of_body(Vec::new(), body).map_err(ProblemBody::from)
 }
 
 fn of_query<T: DeserializeOwned + Serialize>(
     path: Vec<(String, String)>,
     query: &str,
-) -> Result<(T, String), Problem> {
+) -> Result<(T, Option<String>), Problem> {
     let mut fields = path;
     fields.extend(form_urlencoded::parse(query.as_bytes()).into_owned());
-    let reason = take_reason(&mut fields)?.unwrap_or_default();
+    let reason = take_reason(&mut fields)?;
     let texts = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
     let fields = serde_urlencoded::Deserializer::new(form_urlencoded::parse(texts.as_bytes()));
-    Ok((typed(fields)?, checked(&reason)?))
+    Ok((typed(fields)?, checked(reason)?))
 }
 
 fn of_body<T: DeserializeOwned + Serialize>(
     path: Vec<(String, String)>,
     body: &[u8],
-) -> Result<(T, String), Problem> {
+) -> Result<(T, Option<String>), Problem> {
     let mut fields = Vec::new();
     for (name, value) in path {
         fields.push((name, to_raw_value(&value).map_err(|error| Problem::internal(&error))?));
@@ -97,13 +104,11 @@ fn of_body<T: DeserializeOwned + Serialize>(
                 .0,
         );
     }
-    let reason = match take_reason(&mut fields)? {
-        Some(reason) => serde_json::from_str(reason.get())
-            .map_err(|_| Problem::field("reason", "must be a text"))?,
-        None => String::new(),
-    };
+    let reason =
+        take_reason(&mut fields)?.map(|reason| serde_json::from_str(reason.get())).transpose();
+    let reason = reason.map_err(|_| Problem::field("reason", "must be a text"))?;
     let values = fields.iter().map(|(name, value)| (name.as_str(), &**value));
-    Ok((typed(MapDeserializer::<_, serde_json::Error>::new(values))?, checked(&reason)?))
+    Ok((typed(MapDeserializer::<_, serde_json::Error>::new(values))?, checked(reason)?))
 }
 
 /// The fields of a JSON object, in order and possibly repeated, with unparsed values.
@@ -159,11 +164,12 @@ fn take_reason<V>(fields: &mut Vec<(String, V)>) -> Result<Option<V>, Problem> {
     }
 }
 
-fn checked(text: &str) -> Result<String, Problem> {
-    if text.contains('\0') {
-        return Err(Problem::field("reason", NUL));
+fn checked(text: Option<String>) -> Result<Option<String>, Problem> {
+    match text {
+        Some(text) if text.contains('\0') => Err(Problem::field("reason", NUL)),
+        Some(text) => reason(&text).map(Some).map_err(|problem| Problem::field("reason", problem)),
+        None => Ok(None),
     }
-    reason(text).map_err(|problem| Problem::field("reason", problem))
 }
 
 /// PostgreSQL cannot store it in a text.
@@ -260,7 +266,7 @@ mod tests {
         let (source, days, which) =
             (Some(Uuid::from_u128(0xd1)), Some(Days::Whole), Which { deep: Some("true".into()) });
         let window = Window { start, source, days, limit: Some(7), which, inner: None };
-        assert_eq!(query_of(all), Ok((window, "x".to_owned())));
+        assert_eq!(query_of(all), Ok((window, Some("x".to_owned()))));
         let least = Window {
             start,
             source: None,
@@ -269,7 +275,7 @@ mod tests {
             which: Which { deep: None },
             inner: None,
         };
-        assert_eq!(query_of("start=2025-07-01T00:00:00.000001Z"), Ok((least, String::new())));
+        assert_eq!(query_of("start=2025-07-01T00:00:00.000001Z"), Ok((least, None)));
     }
 
     #[test]

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_below_what_was_shown_is_shown() {
+    fn a_state_below_the_shown_sequence_is_not_shown() {
         let freshness = Freshness {
             sequence: Sequence { incarnation: Uuid::from_u128(9), number: 7 },
             as_of: None,

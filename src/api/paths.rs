@@ -66,3 +66,65 @@ fn probes() -> Vec<Route> {
         .map(|routes| Route::new(Needs::Nothing, routes).by_address())
         .into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::{Value, json};
+    use utoipa_axum::router::OpenApiRouter;
+
+    use super::super::document;
+    use super::*;
+
+    fn whole() -> Value {
+        let routes = api().into_iter().map(|route| route.into_routes());
+        json!(
+            routes
+                .fold(OpenApiRouter::with_openapi(document::empty()), OpenApiRouter::routes)
+                .into_openapi()
+        )
+    }
+
+    #[test]
+    fn no_two_types_have_one_name_and_every_type_that_is_named_is_there() {
+        let mut named: BTreeMap<String, Value> = BTreeMap::new();
+        for (name, schema) in api().into_iter().flat_map(|route| route.into_routes().0) {
+            let schema = json!(schema);
+            let before = named.entry(name.clone()).or_insert_with(|| schema.clone());
+            assert_eq!(*before, schema, "two types are called {name}");
+        }
+        let document = whole();
+        let text = document.to_string();
+        let used: BTreeSet<&str> = text
+            .split("\"#/components/schemas/")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        let there: BTreeSet<&str> = document["components"]["schemas"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        // a schema that is flattened into a query exists without a reference
+        assert!(used.is_subset(&there), "{:?} are named and not there", used.difference(&there));
+    }
+
+    #[test]
+    fn every_operation_has_an_id_of_its_own_a_summary_and_an_answer() {
+        let document = whole();
+        let operations = document["paths"]
+            .as_object()
+            .unwrap()
+            .values()
+            .flat_map(|path| path.as_object().unwrap().values());
+        let mut ids = BTreeSet::new();
+        for operation in operations {
+            assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{operation}");
+            assert!(!operation["summary"].as_str().unwrap().is_empty());
+            assert!(operation["responses"].as_object().unwrap().len() >= 2, "{operation}");
+        }
+        assert_eq!(ids.len(), api().len());
+    }
+}

@@ -176,7 +176,7 @@ async fn projections(serving: &Serving) -> Check {
     match serving.freshness() {
         Freshness::Current => Check::well(why),
         Freshness::Rebuilding => Check::well(format!(
-            "{why}: an operator has it folded anew, and the state before is shown meanwhile"
+            "{why}: a rebuild is running; the previous state is shown until it ends"
         )),
         Freshness::Behind => Check::missing(format!(
             "{why}: the ledger's end was not reached for {} seconds",
@@ -227,7 +227,7 @@ async fn holder(serving: &Serving) -> Check {
     }
     match serving.api.own.ledger.run(async |conn| leases::holder(conn, lease::NAME).await).await {
         Ok(Some(holder)) => Check::well(format!("held by {holder}")),
-        Ok(None) => Check::missing("nobody holds it: no process shows the domain series"),
+        Ok(None) => Check::missing("not held: no process shows the domain series"),
         Err(error) => Check::missing(format!("who holds it is not known: {}", cause::text(&error))),
     }
 }

@@ -37,7 +37,7 @@ impl RejectsTelemetry {
             open: IntGaugeVec::new(
                 Opts::new(
                     "tallyline_rejects_open",
-                    "Records that are no accepted event and wait for somebody to act on them.",
+                    "Records that are not accepted events and wait for an operator.",
                 ),
                 &["verdict", "cause"],
             )?,

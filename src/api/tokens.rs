@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_anyone_may_read_and_nobody_may_change() {
+    fn without_tokens_reads_are_open_and_changes_are_refused() {
         for (needs, answer) in [
             (Needs::Nothing, 200),
             (Needs::AnyToken, 200),

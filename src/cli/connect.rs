@@ -58,7 +58,7 @@ pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, 
     let named = PgConnectOptions::from_str(&url).map_err(|_| {
         Failure::of(
             Exit::Configuration,
-            format!("ledger.url: {} is no PostgreSQL URL", pipeline.ledger.url.origin()),
+            format!("ledger.url {}: not a PostgreSQL URL; expected postgres://USER:PASSWORD@HOST:PORT/DATABASE", pipeline.ledger.url.origin()),
         )
     })?;
     let database = named.get_database().unwrap_or_else(|| named.get_username());

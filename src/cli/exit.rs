@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_that_is_cut_off_in_a_look_at_the_schema_is_no_fault_of_ours() {
+    fn a_connection_cut_off_while_the_schema_is_read_is_unreachable() {
         let cut = || sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into());
         for error in [MigrateError::Execute(cut()), MigrateError::ExecuteMigration(cut(), 1)] {
             assert_eq!(Failure::from(LedgerError::from(error)).exit, Exit::Unreachable);
@@ -183,9 +183,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_cut_off_as_it_begins_is_no_fault_of_ours() {
+    async fn a_connection_cut_off_at_its_start_is_unreachable() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("postgres://nobody@{}/none", listener.local_addr().expect("an address"));
+        let url = format!("postgres://unknown@{}/none", listener.local_addr().expect("an address"));
         let cut = async {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             stream.read_exact(&mut [0; 8]).await.expect("the question for TLS");

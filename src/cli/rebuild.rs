@@ -95,10 +95,12 @@ fn compared(plan: &RebuildPlan) -> String {
     });
     let table = columns(["WHAT", "WHICH", "SHOWN", "FROM ZERO"], rows);
     let verdict = match (plan.differs, plan.falling) {
-        (false, _) => "what is shown is what the ledger says".to_owned(),
-        (true, 0) => "what is shown is NOT what the ledger says".to_owned(),
+        (false, _) => "the shown state equals the ledger".to_owned(),
+        (true, 0) => "the shown state DIFFERS from the ledger".to_owned(),
         (true, falling) => {
-            format!("what is shown is NOT what the ledger says; {falling} shown series would fall")
+            format!(
+                "the shown state DIFFERS from the ledger; {falling} shown series would decrease"
+            )
         }
     };
     format!("{table}{verdict}, up to ledger sequence {}\n", plan.sequence)

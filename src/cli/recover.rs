@@ -86,9 +86,9 @@ fn kafka(effect: &KafkaEffect) -> String {
     if effect.partitions.is_empty() {
         return text;
     }
-    text + "These partitions begin anew at the log's start. coderd is read again as a whole: what our collectors appended and nobody read comes again.\n\
-            REOPENED went through the log again from the rejects: it is among them again, to be resubmitted or admitted.\n\
-            UNREAD of other producers is lost; what they appended after the last pass of a collector is not known.\n"
+    text + "These partitions restart at the log's start. coderd is reread as a whole: unread records of collectors are appended again.\n\
+            REOPENED: rejects whose resubmitted records are lost; they are open again, to be resubmitted or admitted.\n\
+            UNREAD records of other producers are lost; records that they appended after the last pass of a collector are not known.\n"
 }
 
 fn ledger(effect: &LedgerEffect) -> String {

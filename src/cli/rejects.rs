@@ -251,7 +251,7 @@ fn outcomes(resubmitted: &Resubmitted) -> String {
         let ended = if record.ended || resubmitted.dry_run {
             ""
         } else {
-            "; somebody else ended it meanwhile"
+            "; another process ended it meanwhile"
         };
         let why = format!("{}{ended}", record.reason.clone().unwrap_or_default());
         [

@@ -250,7 +250,7 @@ pub(super) fn judge(
         match known.get(&new.index) {
             None => dispositions.accepted += 1,
             Some(digest) if *digest == new.digest => {
-                drop(dispositions.duplicates.insert(new.index))
+                dispositions.duplicates.insert(new.index);
             }
             Some(digest) => {
                 dispositions.refused.insert(new.index, Refusal::conflict(new.event));

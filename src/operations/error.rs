@@ -41,7 +41,7 @@ pub enum OperationError {
 impl OperationError {
     /// The effect of a plan has changed since the plan was made.
     pub(super) fn plan_changed() -> Self {
-        OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned())
+        OperationError::Forbidden("the effect has changed since the plan: plan again".to_owned())
     }
 }
 

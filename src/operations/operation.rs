@@ -29,7 +29,7 @@ pub trait ApiRequest: Serialize + DeserializeOwned + ToSchema + Send + Sync + 's
 
 /// An act or a question of an operator. [`Desk::run`] runs it.
 pub trait Operation: ApiRequest {
-    /// Dropping it at any point leaves no partial change.
+    /// May be dropped at any point: a retry is then safe.
     fn run(
         &self,
         run: Run<'_>,

@@ -167,7 +167,7 @@ fn topic(operation: Pausable, name: Option<&str>) -> Result<Option<Topic>, Opera
     match name.parse::<Topic>().ok() {
         Some(topic) => Ok(Some(topic)),
         None => invalid(format!(
-            "{name:?} is no topic: one of {}",
+            "topic {name:?}: unknown; expected one of {}",
             Topic::ALL.map(Topic::name).join(", ")
         )),
     }

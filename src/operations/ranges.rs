@@ -107,7 +107,7 @@ pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chose
     let (name, list) = text.split_once(':').map_or((text, None), |(name, list)| (name, Some(list)));
     let topic = named(name).ok_or_else(|| {
         let names: Vec<&str> = Topic::ALL.iter().map(|topic| topic.name()).collect();
-        format!("{name} is no topic: there are {}", names.join(", "))
+        format!("topic {name}: unknown; expected one of {}", names.join(", "))
     })?;
     let partitions = match list {
         None => None,
@@ -188,7 +188,9 @@ async fn partitions(log: &Log, topics: &[String]) -> Result<Vec<TopicPartition>,
     for Chosen { topic, partitions: named } in chosen {
         let all = log.partitions(topic).await?;
         if let Some(missing) = named.iter().flatten().find(|partition| !all.contains(partition)) {
-            return Err(wrong(format!("{topic}: there is no partition {missing}, only {all:?}")));
+            return Err(wrong(format!(
+                "{topic}: partition {missing} does not exist; expected one of {all:?}"
+            )));
         }
         partitions.extend(
             named.unwrap_or(all).into_iter().map(|partition| TopicPartition { topic, partition }),

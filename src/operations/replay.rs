@@ -216,7 +216,7 @@ impl Desk {
                 .await?;
             if generation != range.generation {
                 let message = format!(
-                    "{} was begun anew since this was planned: plan again",
+                    "{}: the partition has another generation since the plan: plan again",
                     range.partition
                 );
                 return Err(OperationError::Forbidden(message));

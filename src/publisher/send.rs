@@ -54,18 +54,17 @@ impl Publisher {
                 "request not sent: its leases expired before it was recorded; coderd's database or the ledger is too slow"
             );
         }
-        let answer = if begun.elapsed() + self.settings.tallyman.request_timeout
-            < self.settings.lease
-        {
-            // The vendor knows coderd's own id. It differs from the source's id if an operator
-            // accepted another coderd.
-            self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
-        } else {
-            Err(SendError::Unreachable(
+        let answer =
+            if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
+                // The vendor knows coderd's own id. It differs from the source's id if an operator
+                // accepted another coderd.
+                self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
+            } else {
+                Err(SendError::Unreachable(
                 "not sent: this process was delayed, and its lease could expire before the answer"
                     .to_owned(),
             ))
-        };
+            };
         let now = self.ledger.clock.now();
         let attempts = self.attempts(&ready, &answer, now);
         let outcome = RequestOutcome {

@@ -410,7 +410,7 @@ async fn replay_adds_missing_events_once(database: &Database, log: &Log, words: 
     assert_refused(
         &run(&format!("replay execute --plan {}", hash(&same))).await,
         4,
-        "no longer the planned one",
+        "the effect has changed since the plan",
     );
     assert_refused(&run("replay execute --plan 00ff").await, 4, "no replay was planned");
     let again = plan("--all-topics --from earliest").await;
@@ -419,7 +419,7 @@ async fn replay_adds_missing_events_once(database: &Database, log: &Log, words: 
     assert_refused(
         &run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await,
         2,
-        "there is no partition 7",
+        "partition 7 does not exist",
     );
     assert_refused(
         &run("replay plan --topic usage --from earliest").await,

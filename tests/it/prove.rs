@@ -530,7 +530,7 @@ async fn the_command_shows_a_page_and_the_same_as_json() {
     let long = "x".repeat(1025);
     for (id, exit, words) in [
         ("no-such", 4, "is known nowhere"),
-        ("prebuild_claimed:7", 2, "event_id: \"7\" after prebuild_claimed: is no build id"),
+        ("prebuild_claimed:7", 2, "event_id: \"7\" after prebuild_claimed: is not a build id"),
         ("", 2, "event_id: is empty"),
         (long.as_str(), 2, "event_id: has 1025 bytes"),
     ] {

@@ -168,7 +168,7 @@ async fn end(
     };
     tokio::select! {
         () = all => {}
-        () = overdue => info!("what was in hand is dropped, and done again by whoever comes next"),
+        () = overdue => info!("grace period over: unfinished batches are dropped and will be retried by another process"),
     }
     outcome
 }

@@ -108,7 +108,7 @@ async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
         let token = Token::new(name, setting.scope, &text);
         if let Some((other, _)) = tokens.iter().find(|(_, other)| other.has_text_of(&token)) {
             let problem = format!(
-                "serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts"
+                "serve.tokens.{other} and serve.tokens.{name} have the same secret: an act needs one actor; give each token its own secret"
             );
             return Err(Failure::of(Exit::Configuration, problem));
         }

@@ -253,7 +253,7 @@ fn processes(status: &Status) -> String {
         ]
     });
     let leases = status.leases.iter().map(|row| {
-        let holder = if row.held { row.holder.clone() } else { "nobody".to_owned() };
+        let holder = if row.held { row.holder.clone() } else { "-".to_owned() };
         [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
     });
     let processes =

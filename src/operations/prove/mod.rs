@@ -77,7 +77,7 @@ impl EventId {
                 return match rest.parse::<Uuid>() {
                     Ok(build) => Ok(EventId { topic, key: build.to_string() }),
                     Err(_) => invalid(format!(
-                        "{rest:?} after {prefix} is no build id: coderd's UUID of the workspace build is needed"
+                        "{rest:?} after {prefix} is not a build id; expected the UUID of coderd's workspace build"
                     )),
                 };
             }
@@ -264,7 +264,7 @@ mod tests {
             ("", "is empty"),
             (long.as_str(), "has 1025 bytes"),
             ("a\0b", "NUL"),
-            ("prebuild_claimed:7", "\"7\" after prebuild_claimed: is no build id"),
+            ("prebuild_claimed:7", "\"7\" after prebuild_claimed: is not a build id"),
         ] {
             let wrong = possible_id(id).unwrap_err();
             let named = matches!(&wrong, OperationError::Invalid { field: "event_id", message } if message.contains(words));

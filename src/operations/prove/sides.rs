@@ -145,7 +145,7 @@ impl Desk {
                             "the log holds the record, with the same digest".to_owned(),
                         )
                     }
-                    _ => (LogState::Other, "another record stands there now".to_owned()),
+                    _ => (LogState::Other, "another record has this offset now".to_owned()),
                 },
             },
             Err(LogError::OutOfRange { start, end, .. }) => {

@@ -145,7 +145,7 @@ impl Operation for RebuildExecution {
         }
         let done = match &self.rebuild.rules {
             Some(rules) => desk.choose_rules(rules, self, actor).await?,
-            None => desk.fold_anew(self, actor).await?,
+            None => desk.restart_fold(self, actor).await?,
         };
         Ok(Rebuilt { hash: self.hash.clone(), done })
     }
@@ -170,7 +170,7 @@ impl Desk {
         ))
     }
 
-    async fn fold_anew(
+    async fn restart_fold(
         &self,
         request: &RebuildExecution,
         actor: &Actor,
@@ -182,7 +182,7 @@ impl Desk {
             .run(async |conn| snapshots::rebuild(conn, stage, &act, self.ledger.clock.now()).await)
             .await?;
         Ok(format!(
-            "{stage} are folded anew from zero: every process shows the new state from this act's ledger sequence on"
+            "{stage}: the fold restarts from zero; every process shows the new state from this act's ledger sequence on"
         ))
     }
 

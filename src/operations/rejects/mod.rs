@@ -243,7 +243,7 @@ impl Desk {
         match ids.iter().find(|id| !rows.iter().any(|row| row.id == **id)) {
             None => Ok(rows),
             Some(id) => Err(OperationError::NotFound(format!(
-                "there is no reject {id}: `tallyline rejects list` shows their numbers"
+                "reject {id} does not exist: `tallyline rejects list` shows the numbers"
             ))),
         }
     }
@@ -263,7 +263,7 @@ impl Desk {
         });
         let (id, state) = (ended.id, ended.state);
         Err(OperationError::Forbidden(format!(
-            "reject {id} is no longer open: it was {state}{}; nothing was done",
+            "reject {id} is not open: it was {state}{}; nothing was done",
             by.unwrap_or_default()
         )))
     }

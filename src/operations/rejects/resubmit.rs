@@ -436,7 +436,7 @@ impl Desk {
                 None => {
                     fault = fault.or_else(|| {
                         Some(OperationError::NotFound(format!(
-                            "there is no topic {} any more",
+                            "topic {}: it does not exist any more",
                             one.row.topic
                         )))
                     })

@@ -71,7 +71,7 @@ async fn a_command_shows_the_same_with_and_without_the_api() {
     let unknown = over(&api, "rejects show 7", "--token env:READ").await;
     assert!(
         unknown.status.code() == Some(4)
-            && unknown.stderr.contains("404 Not Found: there is no reject 7"),
+            && unknown.stderr.contains("404 Not Found: reject 7 does not exist"),
         "{unknown:?}"
     );
     let proof = format!(
@@ -99,8 +99,7 @@ async fn a_command_shows_the_same_with_and_without_the_api() {
     assert!(again.status.code() == Some(4) && again.stderr.contains("plan again"), "{again:?}");
     let rebuilt = over(&api, "rebuild plan metrics", "--token env:ADMIN").await;
     assert!(
-        rebuilt.status.success()
-            && rebuilt.stdout.contains("what is shown is what the ledger says"),
+        rebuilt.status.success() && rebuilt.stdout.contains("the shown state equals the ledger"),
         "{rebuilt:?}"
     );
     let [over_http, direct] =

@@ -114,7 +114,7 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
     let planned = json_of(&site.rehearse(&format!("rebuild plan {words}"), 0).await);
     let hash = planned["hash"].as_str().unwrap();
     let refused = site.rehearse(&format!("rebuild execute {words} --plan 00ff"), 4).await;
-    assert!(refused.stderr.contains("no longer the planned one"), "{refused:?}");
+    assert!(refused.stderr.contains("the effect has changed since the plan"), "{refused:?}");
     for (words, exit, problem) in [
         ("licenses --rules 2027-01", 2, "rule set \"2027-01\" is unknown"),
         ("metrics --rules 2026-02", 2, "metrics have no rules"),

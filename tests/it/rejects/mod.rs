@@ -398,7 +398,7 @@ async fn several_rejects_are_closed_all_or_none_and_an_unknown_one_is_named() {
     act(&site.desk, &DiscardRejects { ids: vec![ids[1]] }, &operator()).await.unwrap();
     assert_forbidden(
         act(&site.desk, &DiscardRejects { ids: ids.clone() }, &operator()).await,
-        "is no longer open",
+        "is not open",
     );
     assert!(matches!(
         site.resubmit(as_is(&[])).await,
@@ -422,7 +422,7 @@ async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted()
     let id = site.list("open").await[0].id;
     act(&site.desk, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     let edit = with(id, r#"{"count": 2}"#);
-    assert_forbidden(site.resubmit(edit.clone()).await, "is no longer open");
+    assert_forbidden(site.resubmit(edit.clone()).await, "is not open");
     site.resubmit(Resubmit { force: true, ..edit.clone() }).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_forbidden(site.resubmit(Resubmit { force: true, ..edit }).await, "accepted already");

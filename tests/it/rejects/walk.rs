@@ -172,8 +172,8 @@ async fn a_bad_record_is_corrected_and_counted_once(backend: Backend) {
         (act["detail"]["edit"].as_str(), detail["accepted_sequence"].is_string()),
         (Some("{\"count\": 3}\n"), true)
     );
-    assert_refused(&site.command(&words).await, "no longer open");
-    assert_refused(&site.command(&["rejects", "show", "99"]).await, "there is no reject 99");
+    assert_refused(&site.command(&words).await, "is not open");
+    assert_refused(&site.command(&["rejects", "show", "99"]).await, "reject 99 does not exist");
 
     // the other one is discarded: the audit reports it, without a difference
     let other = &numbers[1 - corrected];

@@ -196,7 +196,7 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     let generation =
         "update position set generation = generation + $1 where topic = $2 and partition = 0";
     sqlx::query(generation).bind(1).bind(usage.topic.name()).execute(pool).await.unwrap();
-    refused("the partition was begun anew").await;
+    refused("the partition has another generation").await;
     sqlx::query(generation).bind(-1).bind(usage.topic.name()).execute(pool).await.unwrap();
 
     // one of its new events comes in live

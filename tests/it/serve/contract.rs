@@ -315,6 +315,8 @@ async fn answers_are_what_the_document_says() {
         ("/api/v2/entitlements?source=x", "source"),
         ("/api/v1/acts?actr=user-001", "actr"),
         ("/api/v1/acts?limit=0", "limit"),
+        ("/api/v1/acts?reason=x", "reason"),
+        ("/api/v1/sources?all=true", "all"),
         ("/api/v1/acts?act=burn", "act"),
     ] {
         let (status, body) = contract.get(path).await;
