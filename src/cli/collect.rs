@@ -142,7 +142,7 @@ async fn watch(
         match pass_id {
             None => {
                 collector_runs(ledger, source).await?;
-                progress.at("reading rows", rows, total.max(rows));
+                progress.at(("reading coderd", "rows"), rows, total.max(rows));
             }
             Some(pass_id)
                 if ledger
@@ -163,7 +163,7 @@ async fn watch(
                     complete_until,
                 });
             }
-            Some(_) => progress.at("recording rows", 0, rows),
+            Some(_) => progress.at(("recording", "rows"), 0, rows),
         }
         tokio::time::sleep(LOOK).await;
     }

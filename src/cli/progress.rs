@@ -19,10 +19,10 @@ struct Shown {
 
 impl Progress {
     /// Sets the finished items of `total`. A total of offsets includes offsets without records.
-    pub fn at(&self, doing: &str, done: u64, total: u64) {
+    pub fn at(&self, (doing, items): (&str, &str), done: u64, total: u64) {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.doing != doing {
-            shown.begin(doing);
+            shown.begin(doing, items);
         }
         if let Some(bar) = &shown.bar {
             bar.set_length(total);
@@ -33,7 +33,7 @@ impl Progress {
         if tenths > shown.tenths {
             shown.tenths = tenths;
             // ignore errors: stderr may be closed
-            let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total}");
+            let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total} {items}");
         }
     }
 
@@ -44,9 +44,10 @@ impl Progress {
 }
 
 impl Shown {
-    fn begin(&mut self, doing: &str) {
+    fn begin(&mut self, doing: &str, items: &str) {
         self.end();
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {eta}");
+        let template = format!("{{msg}} {{wide_bar}} {{human_pos}}/{{human_len}} {items} {{eta}}");
+        let style = ProgressStyle::with_template(&template);
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = || ProgressBar::new(0).with_message(doing.to_owned()).with_style(style);
         *self = Shown {

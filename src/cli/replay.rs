@@ -124,7 +124,7 @@ async fn over_api(
         match (standing.state, standing.replayed, standing.problem) {
             (PlanState::Running, ..) => {
                 progress.at(
-                    standing.doing.as_deref().unwrap_or("replaying"),
+                    (standing.doing.as_deref().unwrap_or("replaying"), "records"),
                     standing.done,
                     standing.total,
                 );

@@ -170,8 +170,8 @@ impl Site {
         operation: impl AsyncFnOnce(&Desk, operations::Progress<'_>) -> Result<T, OperationError>,
     ) -> Result<T, Failure> {
         let progress = Progress::default();
-        let ended = operation(&self.desk()?, &|Step { doing, done, total }| {
-            progress.at(doing, done, total)
+        let ended = operation(&self.desk()?, &|Step { doing, items, done, total }| {
+            progress.at((doing, items), done, total)
         })
         .await;
         progress.finish();

@@ -100,7 +100,7 @@ impl Operation for RunAudit {
             .sum();
         Ok(report.with(
             audit
-                .deep(&ranges, counting("rereading records", total, progress))
+                .deep(&ranges, counting(("rereading", "records"), total, progress))
                 .await
                 .map_err(unread)?,
         ))

@@ -65,8 +65,10 @@ impl Desk {
 /// Progress: `done` of `total`. Kafka's offsets have gaps, so `done` may end below `total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The current activity, with the counted items.
+    /// The current activity, in one word.
     pub doing: &'static str,
+    /// Name of the counted items.
+    pub items: &'static str,
     /// Items finished in this call.
     pub done: u64,
     /// Items to finish in this call.
@@ -78,10 +80,12 @@ pub type Progress<'a> = &'a (dyn Fn(Step) + Send + Sync);
 
 /// Adds finished items, and reports their sum.
 pub(super) fn counting(
-    doing: &'static str,
+    (doing, items): (&'static str, &'static str),
     total: u64,
     progress: Progress<'_>,
 ) -> impl Fn(u64) + Send + Sync {
     let sum = AtomicU64::new(0);
-    move |more| progress(Step { doing, done: sum.fetch_add(more, Ordering::Relaxed) + more, total })
+    move |more| {
+        progress(Step { doing, items, done: sum.fetch_add(more, Ordering::Relaxed) + more, total })
+    }
 }

@@ -188,7 +188,7 @@ impl Desk {
                 .await?;
             None
         };
-        let progress = counting("replaying", offsets(&planned.ranges), progress);
+        let progress = counting(("replaying", "records"), offsets(&planned.ranges), progress);
         self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
         self.ledger
             .run(async |conn| replays::finish(conn, hash, self.ledger.clock.now()).await)
@@ -234,7 +234,7 @@ impl Desk {
         stop: &CancellationToken,
     ) -> Result<ReplayPlan, OperationError> {
         let mut effects = Effects::begin(&self.ledger).await?;
-        let progress = counting(doing, offsets(ranges), progress);
+        let progress = counting((doing, "records"), offsets(ranges), progress);
         let partitions =
             self.replay().preview(ranges, |event| effects.add(event), progress, stop).await?;
         let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();

@@ -194,7 +194,8 @@ impl Desk {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
         let told = |done: i64, total: i64| {
             progress(Step {
-                doing: "folding batches",
+                doing: "folding",
+                items: "batches",
                 done: done.unsigned_abs(),
                 total: total.unsigned_abs(),
             });

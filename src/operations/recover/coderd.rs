@@ -103,7 +103,7 @@ pub(super) async fn foresee(
         .run(async |conn| losses::source_events(conn, comparison.source.id).await)
         .await?;
     let total = u64::try_from(all).unwrap_or_default();
-    let progress = counting("comparing ids", total, progress);
+    let progress = counting(("comparing", "records"), total, progress);
     comparison.builds(&progress, stop).await?;
     if comparison.catalog.usage_events {
         comparison.usage(&progress, stop).await?;

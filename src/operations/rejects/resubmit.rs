@@ -231,7 +231,8 @@ impl Operation for AdmitRejects {
         &self,
         Run { desk, actor, progress, stop }: Run<'_>,
     ) -> Result<Admitted, OperationError> {
-        let progress = counting("admitting records", desk.held_of_known_types().await?, progress);
+        let progress =
+            counting(("admitting", "records"), desk.held_of_known_types().await?, progress);
         let (mut admitted, mut after) = (Admitted::default(), 0);
         loop {
             if stop.is_cancelled() {
