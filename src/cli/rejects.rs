@@ -170,41 +170,7 @@ fn word(foreseen: Foreseen) -> &'static str {
 
 fn page(shown_reject: &ShownReject) -> String {
     let row = &shown_reject.reject;
-    let stake = at_stake(row);
-    let would = match &shown_reject.if_resubmitted_reason {
-        None => word(shown_reject.if_resubmitted).to_owned(),
-        Some(reason) => format!("{}: {reason}", word(shown_reject.if_resubmitted)),
-    };
-    let facts = [
-        ("reject", row.id.to_string()),
-        ("state", row.state.to_string()),
-        ("verdict", format!("{} ({})", row.verdict, row.cause)),
-        ("detail", row.detail.clone()),
-        (
-            "record",
-            format!(
-                "{}/{}@{}, life {} of the partition",
-                row.topic, row.partition, row.offset, row.generation
-            ),
-        ),
-        ("record time", or_dash(row.record_time.map(time))),
-        ("first seen", time(row.first_seen)),
-        ("deployment", or_dash(row.deployment_id)),
-        ("event id", or_dash(row.event_id.clone())),
-        ("event type", or_dash(row.event_type.clone())),
-        ("at stake", stake),
-        (
-            "event accepted",
-            shown_reject
-                .accepted_sequence
-                .map_or_else(|| "no".to_owned(), |at| format!("at ledger sequence {at}")),
-        ),
-        ("if resubmitted", would),
-        ("key", shown(row.key.as_ref())),
-    ];
-    let mut text = columns(["", ""], facts.map(|(name, value)| [name.to_owned(), value]));
-    // remove the empty headings
-    text = text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned());
+    let mut text = facts(shown_reject);
     let headers =
         row.headers.iter().map(|header| [header.name.clone(), shown(header.value.as_ref())]);
     let acts = row.acts.iter().map(|act| {
@@ -240,6 +206,45 @@ fn page(shown_reject: &ShownReject) -> String {
         .as_ref()
         .map_or_else(|| "no body: a tombstone".to_owned(), |payload| shown(Some(payload)));
     format!("{text}\nBODY\n{body}\n")
+}
+
+fn facts(shown_reject: &ShownReject) -> String {
+    let row = &shown_reject.reject;
+    let stake = at_stake(row);
+    let would = match &shown_reject.if_resubmitted_reason {
+        None => word(shown_reject.if_resubmitted).to_owned(),
+        Some(reason) => format!("{}: {reason}", word(shown_reject.if_resubmitted)),
+    };
+    let facts = [
+        ("reject", row.id.to_string()),
+        ("state", row.state.to_string()),
+        ("verdict", format!("{} ({})", row.verdict, row.cause)),
+        ("detail", row.detail.clone()),
+        (
+            "record",
+            format!(
+                "{}/{}@{}, life {} of the partition",
+                row.topic, row.partition, row.offset, row.generation
+            ),
+        ),
+        ("record time", or_dash(row.record_time.map(time))),
+        ("first seen", time(row.first_seen)),
+        ("deployment", or_dash(row.deployment_id)),
+        ("event id", or_dash(row.event_id.clone())),
+        ("event type", or_dash(row.event_type.clone())),
+        ("at stake", stake),
+        (
+            "event accepted",
+            shown_reject
+                .accepted_sequence
+                .map_or_else(|| "no".to_owned(), |at| format!("at ledger sequence {at}")),
+        ),
+        ("if resubmitted", would),
+        ("key", shown(row.key.as_ref())),
+    ];
+    let text = columns(["", ""], facts.map(|(name, value)| [name.to_owned(), value]));
+    // remove the empty headings
+    text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned())
 }
 
 fn outcomes(resubmitted: &Resubmitted) -> String {

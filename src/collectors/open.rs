@@ -102,15 +102,7 @@ impl Collector {
             Some(id) => id,
             None => reader.deployment_id().await?,
         };
-        if let Some(retirement) =
-            ledger.run(async |conn| retirements::of_deployment(conn, deployment_id).await).await?
-        {
-            return Err(CollectError::Retired(retirement));
-        }
-        if ledger.run(async |conn| cutover::needs_signing_key(conn, log.signatures()).await).await?
-        {
-            return Err(CollectError::NoSigningKey);
-        }
+        check_use(&log, &ledger, deployment_id).await?;
         let identity = identity::read(&settings, &mut reader, &ledger, deployment_id).await?;
         let name = collector_lease(deployment_id);
         let Some(lease) = ledger
@@ -301,6 +293,19 @@ impl Collector {
             }
         }
     }
+}
+
+/// Refuses a retired source, and a process without the signing key that its records need.
+async fn check_use(log: &Log, ledger: &Ledger, deployment_id: Uuid) -> Result<(), CollectError> {
+    if let Some(retirement) =
+        ledger.run(async |conn| retirements::of_deployment(conn, deployment_id).await).await?
+    {
+        return Err(CollectError::Retired(retirement));
+    }
+    if ledger.run(async |conn| cutover::needs_signing_key(conn, log.signatures()).await).await? {
+        return Err(CollectError::NoSigningKey);
+    }
+    Ok(())
 }
 
 /// The source as it was introduced, now or earlier.

@@ -155,12 +155,32 @@ pub async fn record(
     .bind(restored.lost())
     .execute(&mut *tx)
     .await?;
+    if !insert_recovery(&mut tx, restored, act_id, now).await? {
+        return Ok(false);
+    }
+    if let Some(hash) = plan
+        && !plans::executed(&mut tx, hash, act_id, now).await?
+    {
+        return Ok(false);
+    }
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Inserts the recovery and the sources that it waits for. False: it must not wait for a source that
+/// it would not wait for in any case.
+async fn insert_recovery(
+    conn: &mut PgConnection,
+    restored: &RestoreEvidence,
+    act_id: i64,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
     let without = if let RestoreEvidence::Reported { without, .. } = restored {
         without.as_slice()
     } else {
         &[]
     };
-    let (waited_for, _) = split(collected(&mut tx).await?);
+    let (waited_for, _) = split(collected(&mut *conn).await?);
     if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
         return Ok(false);
     }
@@ -177,14 +197,8 @@ pub async fn record(
     .bind(waited_for.iter().map(|source| source.id).collect::<Vec<_>>())
     .bind(waited_for.iter().map(|source| source.last_pass_id).collect::<Vec<_>>())
     .bind(&abandoned)
-    .execute(&mut *tx)
+    .execute(conn)
     .await?;
-    if let Some(hash) = plan
-        && !plans::executed(&mut tx, hash, act_id, now).await?
-    {
-        return Ok(false);
-    }
-    tx.commit().await?;
     Ok(true)
 }
 

@@ -11,7 +11,7 @@ use super::plan_hash::plan_hash;
 use super::ranges::{LogRange, MovedEnd};
 use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run};
 use crate::consumer::{RangePreview, Replay, ReplayError};
-use crate::ledger::{ActKind, Counts, ReplayRange, Subject, positions, replays};
+use crate::ledger::{ActKind, Counts, PlannedReplay, ReplayRange, Subject, positions, replays};
 
 /// Default rate in records per second. One consumer on two cores, beside its broker, records ten
 /// times as many. So live consumption keeps most of the ledger. A million records take three and a
@@ -128,6 +128,27 @@ impl Operation for LogRange {
 }
 
 impl Desk {
+    /// The plan with this hash, if it is not finished.
+    async fn replay_plan(&self, hash: &str) -> Result<PlannedReplay, OperationError> {
+        let unknown = || {
+            let message = format!(
+                "no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints"
+            );
+            OperationError::NotFound(message)
+        };
+        let planned = self
+            .ledger
+            .run(async |conn| replays::load(conn, hash).await)
+            .await?
+            .ok_or_else(unknown)?;
+        if planned.finished {
+            return Err(OperationError::Forbidden(
+                "this plan was executed to its end: plan again".to_owned(),
+            ));
+        }
+        Ok(planned)
+    }
+
     /// Executes the plan with this hash, or resumes it after an interruption. Returns the result of
     /// the whole plan.
     ///
@@ -149,22 +170,7 @@ impl Desk {
                 message: "must be at least 1".to_owned(),
             });
         }
-        let unknown = || {
-            let message = format!(
-                "no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints"
-            );
-            OperationError::NotFound(message)
-        };
-        let planned = self
-            .ledger
-            .run(async |conn| replays::load(conn, hash).await)
-            .await?
-            .ok_or_else(unknown)?;
-        if planned.finished {
-            return Err(OperationError::Forbidden(
-                "this plan was executed to its end: plan again".to_owned(),
-            ));
-        }
+        let planned = self.replay_plan(hash).await?;
         self.same_lives(&planned.ranges).await?;
         self.replay().is_the_same_log(&planned.ranges).await?;
         let resumed_after = if planned.started {

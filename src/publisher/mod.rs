@@ -29,8 +29,8 @@ use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
 use crate::ledger::{
-    Ledger, Pausable, Settled, Settlement, identity, known, losses, publications, recoveries,
-    retirements, sources,
+    Ledger, Pausable, Publication, Settled, Settlement, identity, known, losses, publications,
+    recoveries, retirements, sources,
 };
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
 use crate::waiting::Backoff;
@@ -372,6 +372,21 @@ impl Publisher {
             after = Some(last);
         }
         Ok(())
+    }
+
+    /// Leases at most `limit` due events that are not too old at `now`.
+    async fn lease(
+        &self,
+        source_id: i16,
+        now: DateTime<Utc>,
+        limit: usize,
+    ) -> anyhow::Result<Vec<Publication>> {
+        let (after, limit) = (sendable_after(now), i64::try_from(limit)?);
+        let (length, at) = (self.settings.lease, self.ledger.clock.now());
+        let leased = self.ledger.run(async |conn| {
+            publications::lease(conn, source_id, &self.holder, after, limit, length, at).await
+        });
+        Ok(leased.await?)
     }
 
     /// The facts that operators have recorded about these events.

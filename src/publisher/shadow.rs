@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
-use super::source_check::{SourceCheck, compare, sendable_after};
+use super::source_check::{SourceCheck, compare};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HeldFor, Postponed, Settlement, publications};
@@ -43,20 +43,7 @@ impl Publisher {
         cycle: &mut Cycle,
     ) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
-        let limit = i64::try_from(PAGE)?;
-        let leased = self.ledger.run(async |conn| {
-            publications::lease(
-                conn,
-                source_id,
-                &self.holder,
-                sendable_after(now),
-                limit,
-                self.settings.lease,
-                self.ledger.clock.now(),
-            )
-            .await
-        });
-        let leased = leased.await?;
+        let leased = self.lease(source_id, now, PAGE).await?;
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let read = async {
             anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?))

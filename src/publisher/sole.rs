@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::signing::{NoLicense, SigningLicense, signing_license};
-use super::source_check::{SourceCheck, compare, sendable_after};
+use super::source_check::{SourceCheck, compare};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{
@@ -116,20 +116,7 @@ impl Publisher {
         cycle: &mut Cycle,
     ) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
-        let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
-        let leased = self.ledger.run(async |conn| {
-            publications::lease(
-                conn,
-                source_id,
-                &self.holder,
-                sendable_after(now),
-                limit,
-                self.settings.lease,
-                self.ledger.clock.now(),
-            )
-            .await
-        });
-        let leased = leased.await?;
+        let leased = self.lease(source_id, now, MAX_EVENTS_PER_REQUEST).await?;
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let sent = match self.sift(reader, source_id, leased, now, cycle).await {
             Ok(sendable) if sendable.is_empty() => Ok(()),

@@ -63,59 +63,7 @@ fn attention(status: &Status) -> String {
     let recoveries = status.recovering.iter().map(|row| {
         [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]
     });
-    let audit = status.audit.iter().map(|row| {
-        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS" };
-        let [differences, open, gone] =
-            [row.differences, row.open, row.gone].map(|count| count.to_string());
-        let deployment = or_dash(row.deployment_id);
-        [
-            row.joint.clone(),
-            deployment,
-            verdict.to_owned(),
-            differences,
-            open,
-            gone,
-            time(row.audited_at),
-            or_dash(row.differs_since.map(time)),
-        ]
-    });
     let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
-    let holds = status.holds.iter().map(|hold| {
-        let (scope, of) = match (hold.scope, hold.deployment_id, &hold.event_id) {
-            (HoldScope::Everything, ..) => ("all", "-".to_owned()),
-            (HoldScope::Source, deployment, _) => ("source", or_dash(deployment)),
-            (HoldScope::Event, _, event) => ("event", event.clone().unwrap_or_default()),
-        };
-        [scope.to_owned(), of, or_dash(hold.since.map(time)), hold.why.clone(), hold.ends.clone()]
-    });
-    let refusals = status.processes.iter().filter_map(|process| {
-        let refusal = process.publish_refusal()?;
-        let held = status
-            .holds
-            .iter()
-            .any(|hold| (hold.deployment_id, &hold.why) == (refusal.deployment_id, &refusal.why));
-        let of = or_dash(refusal.deployment_id);
-        (!held).then(|| {
-            [
-                of,
-                process.host.clone(),
-                process.pid.to_string(),
-                time(refusal.since),
-                refusal.why.clone(),
-            ]
-        })
-    });
-    let rejects = status.open_rejects.iter().map(|row| {
-        let units: Vec<String> =
-            row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
-        [
-            row.verdict.to_string(),
-            row.cause.to_string(),
-            row.records.to_string(),
-            units.join(", "),
-            time(row.oldest),
-        ]
-    });
     joined([
         status
             .recovering
@@ -135,13 +83,81 @@ fn attention(status: &Status) -> String {
                 "AUDITED AT",
                 "DIFFERS SINCE",
             ],
-            audit,
+            audit_rows(status),
         ),
         columns(["THE BOOKS DIFFER"], differs),
-        columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], holds),
-        columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusals),
-        columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], rejects),
+        columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], hold_rows(status)),
+        columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusal_rows(status)),
+        columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], reject_rows(status)),
     ])
+}
+
+/// The last finding of each joint.
+fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 8]> {
+    status.audit.iter().map(|row| {
+        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS" };
+        let [differences, open, gone] =
+            [row.differences, row.open, row.gone].map(|count| count.to_string());
+        let deployment = or_dash(row.deployment_id);
+        [
+            row.joint.clone(),
+            deployment,
+            verdict.to_owned(),
+            differences,
+            open,
+            gone,
+            time(row.audited_at),
+            or_dash(row.differs_since.map(time)),
+        ]
+    })
+}
+
+/// Usage that is held, and the condition that ends each hold.
+fn hold_rows(status: &Status) -> impl Iterator<Item = [String; 5]> {
+    status.holds.iter().map(|hold| {
+        let (scope, of) = match (hold.scope, hold.deployment_id, &hold.event_id) {
+            (HoldScope::Everything, ..) => ("all", "-".to_owned()),
+            (HoldScope::Source, deployment, _) => ("source", or_dash(deployment)),
+            (HoldScope::Event, _, event) => ("event", event.clone().unwrap_or_default()),
+        };
+        [scope.to_owned(), of, or_dash(hold.since.map(time)), hold.why.clone(), hold.ends.clone()]
+    })
+}
+
+/// Refusals of publishers that no hold shows.
+fn refusal_rows(status: &Status) -> impl Iterator<Item = [String; 5]> {
+    status.processes.iter().filter_map(|process| {
+        let refusal = process.publish_refusal()?;
+        let held = status
+            .holds
+            .iter()
+            .any(|hold| (hold.deployment_id, &hold.why) == (refusal.deployment_id, &refusal.why));
+        let of = or_dash(refusal.deployment_id);
+        (!held).then(|| {
+            [
+                of,
+                process.host.clone(),
+                process.pid.to_string(),
+                time(refusal.since),
+                refusal.why.clone(),
+            ]
+        })
+    })
+}
+
+/// Open rejects by cause.
+fn reject_rows(status: &Status) -> impl Iterator<Item = [String; 5]> {
+    status.open_rejects.iter().map(|row| {
+        let units: Vec<String> =
+            row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
+        [
+            row.verdict.to_string(),
+            row.cause.to_string(),
+            row.records.to_string(),
+            units.join(", "),
+            time(row.oldest),
+        ]
+    })
 }
 
 fn open_transactions(status: &Status) -> String {

@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use super::config::{Config, PREBUILDS_USER};
-use super::deployment::{Deployment, Template};
+use super::deployment::{Deployment, Template, Version};
 use super::schema::SchemaVersion;
 
 const VERSION: &str = "v2.37.0-devel+simulated";
@@ -154,20 +154,29 @@ pub(super) async fn template(
                 .bind(template.ai);
             flag.execute(&mut *tx).await?;
         }
-        for (k, preset) in version.presets.iter().enumerate() {
-            sqlx::query(
-                "insert into template_version_presets (id, template_version_id, name, created_at, desired_instances, is_default)
-                 values ($1, $2, $3, $4, $5, $6)",
-            )
-            .bind(preset.id)
-            .bind(version.id)
-            .bind(&preset.name)
-            .bind(at)
-            .bind(preset.pool.then_some(2))
-            .bind(k == 0)
-            .execute(&mut *tx)
-            .await?;
-        }
+        presets(tx, version, at).await?;
+    }
+    Ok(())
+}
+
+async fn presets(
+    tx: &mut PgConnection,
+    version: &Version,
+    at: DateTime<Utc>,
+) -> anyhow::Result<()> {
+    for (i, preset) in version.presets.iter().enumerate() {
+        sqlx::query(
+            "insert into template_version_presets (id, template_version_id, name, created_at, desired_instances, is_default)
+             values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(preset.id)
+        .bind(version.id)
+        .bind(&preset.name)
+        .bind(at)
+        .bind(preset.pool.then_some(2))
+        .bind(i == 0)
+        .execute(&mut *tx)
+        .await?;
     }
     Ok(())
 }

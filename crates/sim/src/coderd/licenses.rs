@@ -131,14 +131,12 @@ const TERMS: Terms = Terms {
     features: &[],
 };
 
+const LIMITS: &[(&str, i64)] =
+    &[("managed_agent_limit_soft", 400), ("managed_agent_limit_hard", 600), ("user_limit", 50)];
+const RENEWED: &[(&str, i64)] =
+    &[("managed_agent_limit_soft", 100), ("managed_agent_limit_hard", 5000), ("user_limit", 50)];
+
 fn terms(config: &Config) -> Vec<Terms> {
-    const LIMITS: &[(&str, i64)] =
-        &[("managed_agent_limit_soft", 400), ("managed_agent_limit_hard", 600), ("user_limit", 50)];
-    const RENEWED: &[(&str, i64)] = &[
-        ("managed_agent_limit_soft", 100),
-        ("managed_agent_limit_hard", 5000),
-        ("user_limit", 50),
-    ];
     let mut terms = vec![
         // The current year, ending inside the history, in grace before it ends.
         Terms {
