@@ -14,7 +14,7 @@ use super::answer::Problem;
 use super::asked::Asked;
 use super::plans::{PlanProblem, PlanStanding, PlanState, shown};
 use crate::ledger::replays;
-use crate::operations::{ApiRequest, Desk, OperationError, ReplayExecution};
+use crate::operations::{ApiRequest, OperationError, Operations, ReplayExecution};
 
 /// A request waits this long for a result: an unknown or changed plan, or a short execution.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ pub(super) async fn execute(
     State(serving): State<Arc<Serving>>,
     Asked { request, actor }: Asked<ReplayExecution>,
 ) -> Result<(StatusCode, Json<PlanStanding>), Problem> {
-    if kept(&serving.api.desk, &request.hash)
+    if kept(&serving.api.operations, &request.hash)
         .await
         .is_ok_and(|kept| kept.state == PlanState::Finished)
     {
@@ -53,7 +53,7 @@ pub(super) async fn execute(
         )
         .into());
     }
-    let mut told = serving.executions.begin(&serving.api.desk, &serving.stop, request, actor);
+    let mut told = serving.executions.begin(&serving.api.operations, &serving.stop, request, actor);
     let over = told.wait_for(|standing| standing.state != PlanState::Running);
     // if it is still running, the caller asks again later
     let _ = tokio::time::timeout(AT_ONCE, over).await.map(|ended| ended.is_ok());
@@ -68,7 +68,7 @@ pub(super) async fn standing(
     State(serving): State<Arc<Serving>>,
     asked: Asked<ShowPlan>,
 ) -> Result<Json<PlanStanding>, Problem> {
-    let kept = || kept(&serving.api.desk, &asked.request.hash);
+    let kept = || kept(&serving.api.operations, &asked.request.hash);
     Ok(Json(match serving.executions.of(&asked.request.hash) {
         // another process may have executed it since
         Some(failed) if failed.state == PlanState::Failed => {
@@ -80,8 +80,8 @@ pub(super) async fn standing(
 }
 
 /// The state of a plan according to the ledger.
-async fn kept(desk: &Desk, hash: &str) -> Result<PlanStanding, OperationError> {
-    let planned = desk.ledger.run(async |conn| replays::load(conn, hash).await).await?;
+async fn kept(operations: &Operations, hash: &str) -> Result<PlanStanding, OperationError> {
+    let planned = operations.ledger.run(async |conn| replays::load(conn, hash).await).await?;
     let planned = planned
         .ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;
     let offsets = |number: i64| u64::try_from(number).unwrap_or_default();

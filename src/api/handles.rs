@@ -13,7 +13,7 @@ use crate::{coderd, publisher};
 
 /// Handles of a process's parts, for any roles.
 #[derive(Clone)]
-pub struct Own {
+pub struct ProcessHandles {
     /// For the check that it is reachable.
     pub ledger: Ledger,
     /// For the check that it is reachable.

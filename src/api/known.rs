@@ -49,7 +49,7 @@ impl KnownSources {
 
     async fn round(&self, api: &Api) -> Result<(), String> {
         // rules of a later version only prevent answers that need rules
-        let rules = match api.desk.license_rules().await {
+        let rules = match api.operations.license_rules().await {
             Ok(rules) => Ok(rules),
             Err(unknown @ OperationError::Forbidden(_)) => Err(unknown.to_string()),
             Err(error) => return Err(error.to_string()),

@@ -44,7 +44,7 @@ pub use asked::{body_of, query_of};
 pub use connections::Limits;
 pub use error::ServeError;
 pub use executions::ShowPlan;
-pub use handles::{Addresses, Own};
+pub use handles::{Addresses, ProcessHandles};
 pub use own::OwnServer;
 pub use plans::{PlanProblem, PlanStanding, PlanState};
 pub use serve::Server;

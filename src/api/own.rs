@@ -21,7 +21,7 @@ use super::host::{self, Hosts};
 use super::metrics::accepted;
 use super::probe::Probe;
 use super::serve::listen;
-use super::{Own, ServeError, answer, ready};
+use super::{ProcessHandles, ServeError, answer, ready};
 use crate::metrics::{Format, encode};
 
 /// The setting with the listener's address.
@@ -42,7 +42,7 @@ impl OwnServer {
     pub async fn bind(
         address: SocketAddr,
         host_names: Vec<String>,
-        own: Own,
+        own: ProcessHandles,
     ) -> Result<Self, ServeError> {
         if !address.ip().is_loopback() {
             return Err(ServeError::NoTls { key: KEY, address });

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::answer::Problem;
-use crate::operations::{Actor, Desk, OperationError, ReplayExecution, Replayed, Step};
+use crate::operations::{Actor, OperationError, Operations, ReplayExecution, Replayed, Step};
 
 /// State of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -68,7 +68,7 @@ impl Executions {
     /// Starts the execution unless it is already running.
     pub(super) fn begin(
         &self,
-        desk: &Desk,
+        operations: &Operations,
         stop: &CancellationToken,
         request: ReplayExecution,
         actor: Actor,
@@ -82,10 +82,10 @@ impl Executions {
         let (tell, told) =
             watch::channel(PlanStanding::of(&request.hash, PlanState::Running, 0, 0));
         all.insert(request.hash.clone(), told.clone());
-        let (desk, stop) = (desk.clone(), stop.clone());
+        let (operations, stop) = (operations.clone(), stop.clone());
         tokio::spawn(async move {
             let progress = |step: Step| tell.send_modify(|standing| standing.step(step));
-            let ended = desk.execute_replay(&request, &actor, &progress, &stop).await;
+            let ended = operations.execute_replay(&request, &actor, &progress, &stop).await;
             tell.send_modify(|standing| standing.end(ended));
         });
         told

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
-use super::handles::Own;
+use super::handles::ProcessHandles;
 use super::recent::Recent;
 use crate::coderd;
 
@@ -47,14 +47,14 @@ impl Check {
 /// Answers `/readyz`. For any number of callers, it checks each dependency at most once per second,
 /// on open connections.
 pub(super) struct Probe {
-    pub(super) own: Own,
+    pub(super) own: ProcessHandles,
     pub(super) recent: Recent<Readiness>,
     /// The idle connection to coderd's database.
     pub(super) source: Mutex<Option<coderd::Reader>>,
 }
 
 impl Probe {
-    pub(super) fn new(own: Own) -> Self {
+    pub(super) fn new(own: ProcessHandles) -> Self {
         Self { own, recent: Recent::default(), source: Mutex::default() }
     }
 }

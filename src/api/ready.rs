@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::probe::{Check, Probe, Readiness};
-use super::{Freshness, Own, Serving, lease};
+use super::{Freshness, ProcessHandles, Serving, lease};
 use crate::cause;
 use crate::coderd;
 use crate::event::Topic;
@@ -100,7 +100,7 @@ async fn in_time(check: impl Future<Output = Check>) -> Check {
     })
 }
 
-async fn ledger(own: &Own) -> Check {
+async fn ledger(own: &ProcessHandles) -> Check {
     match tokio::time::timeout(POOL_ANSWER, own.ledger.check_schema()).await {
         Ok(Ok(())) => Check::well("reachable, and its schema fits"),
         Ok(Err(error)) => Check::missing(error),
@@ -115,7 +115,7 @@ async fn ledger(own: &Own) -> Check {
     }
 }
 
-async fn log(own: &Own) -> Check {
+async fn log(own: &ProcessHandles) -> Check {
     for topic in Topic::ALL {
         if let Err(error) = own.log.partitions(topic).await {
             return Check::missing(format!("{topic}: {error}"));
@@ -186,13 +186,13 @@ async fn projections(serving: &Serving) -> Check {
 }
 
 /// A failed check while a restored ledger catches up.
-async fn recovery(own: &Own) -> Option<Check> {
+async fn recovery(own: &ProcessHandles) -> Option<Check> {
     let asked = tokio::time::timeout(ANSWER, own.ledger.run(recoveries::open)).await;
     asked.ok()?.ok()?.map(Check::missing)
 }
 
 /// Also checks whether the vendor is reachable.
-fn publisher(own: &Own) -> Option<Check> {
+fn publisher(own: &ProcessHandles) -> Option<Check> {
     let begun = own.publisher.as_ref()?;
     let Some(shown) = begun.get() else {
         return Some(Check::missing(
@@ -203,7 +203,7 @@ fn publisher(own: &Own) -> Option<Check> {
     Some(if condition.is_healthy() { Check::well(condition) } else { Check::missing(condition) })
 }
 
-fn partitions(own: &Own) -> Option<Check> {
+fn partitions(own: &ProcessHandles) -> Option<Check> {
     let stopped =
         own.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let why: Vec<String> =
@@ -216,7 +216,7 @@ fn partitions(own: &Own) -> Option<Check> {
 }
 
 /// Pauses are reported but do not make the process unready, because operators want them.
-fn pauses(own: &Own) -> Check {
+fn pauses(own: &ProcessHandles) -> Check {
     let pauses: Vec<String> = own.paused.all().iter().map(ToString::to_string).collect();
     Check::well(if pauses.is_empty() { "nothing is paused".to_owned() } else { pauses.join("; ") })
 }

@@ -88,7 +88,9 @@ async fn run<R: Operation>(
     State(serving): State<Arc<Serving>>,
     asked: Asked<R>,
 ) -> Result<Json<R::Answer>, Problem> {
-    Ok(Json(serving.api.desk.run(&asked.request, &asked.actor, &|_| {}, &serving.stop).await?))
+    Ok(Json(
+        serving.api.operations.run(&asked.request, &asked.actor, &|_| {}, &serving.stop).await?,
+    ))
 }
 
 type Schemas = Vec<(String, RefOr<Schema>)>;

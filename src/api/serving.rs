@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::handles::Own;
+use super::handles::ProcessHandles;
 use super::metrics_lease::MetricsLease;
 use super::plans::Executions;
 use super::probe::Probe;
@@ -12,7 +12,7 @@ use super::settings::ServeSettings;
 use super::sources::KnownSources;
 use super::telemetry::ApiTelemetry;
 use crate::clock::Clock;
-use crate::operations::Desk;
+use crate::operations::Operations;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
 
@@ -21,9 +21,9 @@ use crate::stages::{LicensesState, MetricsState};
 #[derive(Clone)]
 pub struct Api {
     /// Handles of every process. The HTTP server changes only the lease `metrics` in the ledger.
-    pub own: Own,
+    pub own: ProcessHandles,
     /// Operations of operators.
-    pub desk: Desk,
+    pub operations: Operations,
     /// The clock for entitlements.
     pub clock: Clock,
     pub metrics: View<MetricsState>,

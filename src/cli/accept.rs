@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
-use super::roles::Site;
+use super::roles::Handles;
 use super::{Context, Exit, Failure, PipelineArguments};
 
 /// Bind a source to the coderd that this pipeline names, even if it was bound to another one. Needs
@@ -23,10 +23,12 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    let accepted =
-        site.desk()?.accept_identity(arguments.source_id, &arguments.actor.actor()).await?;
+    let handles = Handles::open(arguments.pipeline.load()?, context.clock.clone()).await?;
+    handles.ledger.reach().await?;
+    let accepted = handles
+        .operations()?
+        .accept_identity(arguments.source_id, &arguments.actor.actor())
+        .await?;
     context.output.answer(&accepted, || {
         format!(
             "{} is bound to the coderd with deployment id {} and default organization {}\n",

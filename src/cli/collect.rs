@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::output::time;
 use super::progress::Progress;
-use super::roles::Site;
+use super::roles::Handles;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::ledger::{
     Ledger, Pausable, Source, SweepRequest, collector_lease, collector_requests, leases, losses,
@@ -50,10 +50,10 @@ struct Swept {
 
 pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Failure> {
     let Collect::Sweep(arguments) = collect;
-    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    let ledger = &site.ledger.ledger;
-    let source = source(&site, &context).await?;
+    let handles = Handles::open(arguments.pipeline.load()?, context.clock.clone()).await?;
+    handles.ledger.reach().await?;
+    let ledger = &handles.ledger.ledger;
+    let source = source(&handles, &context).await?;
     collector_runs(ledger, &source).await?;
     let total = ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
     ledger.run(async |conn| collector_requests::add_sweep(conn, source.id).await).await?;
@@ -77,8 +77,8 @@ pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Fail
     Ok(Exit::Success)
 }
 
-async fn source(site: &Site, context: &Context) -> Result<Source, Failure> {
-    let Some(deployment) = site.deployment(&context.stop).await else {
+async fn source(handles: &Handles, context: &Context) -> Result<Source, Failure> {
+    let Some(deployment) = handles.deployment(&context.stop).await else {
         let unset = "source.deployment_id is not set, and coderd's database cannot be asked: set source.deployment_id";
         return Err(if context.stop.is_cancelled() {
             Failure::interrupted()
@@ -86,7 +86,8 @@ async fn source(site: &Site, context: &Context) -> Result<Source, Failure> {
             Failure::of(Exit::Configuration, unset)
         });
     };
-    let source = site.ledger.ledger.run(async |conn| sources::get(conn, deployment).await).await?;
+    let source =
+        handles.ledger.ledger.run(async |conn| sources::get(conn, deployment).await).await?;
     source.ok_or_else(|| {
         Failure::of(
             Exit::Refused,

@@ -65,11 +65,14 @@ async fn execute(
     context: &Context,
 ) -> Result<Exit, Failure> {
     let answer = match via.open(context).await? {
-        Via::Site(site) => {
-            site.watched(async |desk, progress| {
-                desk.execute_replay(&request, &actor.actor(), progress, &context.stop).await
-            })
-            .await?
+        Via::Handles(handles) => {
+            handles
+                .watched(async |operations, progress| {
+                    operations
+                        .execute_replay(&request, &actor.actor(), progress, &context.stop)
+                        .await
+                })
+                .await?
         }
         Via::Api(api) => {
             let progress = Progress::default();

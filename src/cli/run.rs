@@ -3,7 +3,7 @@
 use clap::builder::PossibleValuesParser;
 use tracing::info;
 
-use super::roles::{self, Site};
+use super::roles::{self, Handles};
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::Pipeline;
 
@@ -30,15 +30,19 @@ impl Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
-    let site = Site::open(arguments.load()?, context.clock).await?;
-    let names: Vec<&str> = site.pipeline.roles.iter().map(|role| role.name()).collect();
+    let handles = Handles::open(arguments.load()?, context.clock).await?;
+    let names: Vec<&str> = handles.pipeline.roles.iter().map(|role| role.name()).collect();
     info!(
         roles = names.join(","),
-        ledger = site.ledger.address,
-        log = site.log.address,
+        ledger = handles.ledger.address,
+        log = handles.log.address,
         "starting"
     );
-    roles::run(site, &context.stop, |at| info!(api = %at.api, metrics = %at.metrics, "listening"))
-        .await?;
+    roles::run(
+        handles,
+        &context.stop,
+        |at| info!(api = %at.api, metrics = %at.metrics, "listening"),
+    )
+    .await?;
     Ok(Exit::Success)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::roles::Site;
+use super::roles::Handles;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, Output, plain, until_stopped};
 use crate::api::ShowStatus;
@@ -81,18 +81,18 @@ async fn watch(via: &Via, all: bool, output: Output, every: Duration) -> Result<
 
 async fn read(via: &Via, all: bool, log_answer: Duration) -> Result<Status, Failure> {
     let mut status = match via {
-        Via::Site(site) => of_site(site, log_answer).await?,
+        Via::Handles(handles) => of_site(handles, log_answer).await?,
         Via::Api(api) => api.ask(&ShowStatus {}, "").await?,
     };
     status.processes.retain(|process| all || !process.long_gone);
     Ok(status)
 }
 
-async fn of_site(site: &Site, log_answer: Duration) -> Result<Status, Failure> {
-    site.ledger.reach().await?;
-    let ledger = &site.ledger.ledger;
-    let mut status = status::read(ledger, &site.log.log, log_answer).await?;
+async fn of_site(handles: &Handles, log_answer: Duration) -> Result<Status, Failure> {
+    handles.ledger.reach().await?;
+    let ledger = &handles.ledger.ledger;
+    let mut status = status::read(ledger, &handles.log.log, log_answer).await?;
     status.log_problem =
-        status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
+        status.log_problem.map(|problem| format!("{}: {problem}", handles.log.address));
     Ok(status)
 }

@@ -9,10 +9,10 @@ use super::actor::ActorArguments;
 use super::api::{ApiClient, url};
 use super::pipeline::quoted;
 use super::progress::Progress;
-use super::roles::Site;
+use super::roles::Handles;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::Secret;
-use crate::operations::{self, Desk, Operation, OperationError, Step};
+use crate::operations::{self, Operation, OperationError, Operations, Step};
 
 /// Variable with the token, if no flag names one.
 const TOKEN_VARIABLE: &str = "TALLYLINE_API_TOKEN";
@@ -72,7 +72,7 @@ impl<R: Operation + clap::Args> Change<R> {
 /// The opened target.
 pub enum Via {
     /// This process, with its own handles for the ledger, the log and coderd.
-    Site(Box<Site>),
+    Handles(Box<Handles>),
     /// A serving process.
     Api(ApiClient),
 }
@@ -86,11 +86,12 @@ impl ViaArguments {
         context: &Context,
     ) -> Result<R::Answer, Failure> {
         match self.open(context).await? {
-            Via::Site(site) => {
-                site.watched(async |desk, progress| {
-                    desk.run(request, &actor.actor(), progress, &context.stop).await
-                })
-                .await
+            Via::Handles(handles) => {
+                handles
+                    .watched(async |operations, progress| {
+                        operations.run(request, &actor.actor(), progress, &context.stop).await
+                    })
+                    .await
             }
             Via::Api(api) => {
                 let answer =
@@ -105,8 +106,8 @@ impl ViaArguments {
     pub async fn open(&self, context: &Context) -> Result<Via, Failure> {
         let open = async {
             let via = self.prepare(context).await?;
-            if let Via::Site(site) = &via {
-                site.ledger.reach().await?;
+            if let Via::Handles(handles) = &via {
+                handles.ledger.reach().await?;
             }
             Ok(via)
         };
@@ -117,8 +118,8 @@ impl ViaArguments {
     pub async fn prepare(&self, context: &Context) -> Result<Via, Failure> {
         Ok(match &self.api {
             Some(base) => Via::Api(ApiClient::new(base.clone(), self.token().await?)?),
-            None => Via::Site(Box::new(
-                Site::open(self.pipeline().load()?, context.clock.clone()).await?,
+            None => Via::Handles(Box::new(
+                Handles::open(self.pipeline().load()?, context.clock.clone()).await?,
             )),
         })
     }
@@ -163,14 +164,14 @@ impl ViaArguments {
     }
 }
 
-impl Site {
+impl Handles {
     /// Runs an operation and shows its progress.
     pub(super) async fn watched<T>(
         &self,
-        operation: impl AsyncFnOnce(&Desk, operations::Progress<'_>) -> Result<T, OperationError>,
+        operation: impl AsyncFnOnce(&Operations, operations::Progress<'_>) -> Result<T, OperationError>,
     ) -> Result<T, Failure> {
         let progress = Progress::default();
-        let ended = operation(&self.desk()?, &|Step { doing, items, done, total }| {
+        let ended = operation(&self.operations()?, &|Step { doing, items, done, total }| {
             progress.at((doing, items), done, total)
         })
         .await;

@@ -58,7 +58,7 @@ impl ApiRequest for ListActs {
 }
 
 impl Operation for ListActs {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Acts, OperationError> {
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Acts, OperationError> {
         let limit = self.limit.unwrap_or(PAGE);
         if !(1..=MOST).contains(&limit) {
             return Err(OperationError::Invalid {
@@ -69,7 +69,7 @@ impl Operation for ListActs {
         let Self { actor, act, subject, from, to, before, .. } = self.clone();
         let filter = ActFilter { actor, act, subject, from, to, before };
         // one act more than the limit shows whether another page exists
-        let mut acts = desk
+        let mut acts = operations
             .ledger
             .run(async |conn| acts::list(conn, &filter, i64::from(limit) + 1).await)
             .await?;

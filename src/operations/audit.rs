@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::operation::counting;
-use super::{ApiRequest, Desk, Operation, OperationError, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
 use crate::event::Topic;
@@ -49,8 +49,8 @@ impl ApiRequest for ShowFindings {
 }
 
 impl Operation for ShowFindings {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<AuditFindings, OperationError> {
-        Ok(AuditFindings { findings: desk.ledger.run(findings::list).await? })
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<AuditFindings, OperationError> {
+        Ok(AuditFindings { findings: operations.ledger.run(findings::list).await? })
     }
 }
 
@@ -65,20 +65,22 @@ impl ApiRequest for RunAudit {
 impl Operation for RunAudit {
     async fn run(
         &self,
-        Run { desk, progress, .. }: Run<'_>,
+        Run { operations, progress, .. }: Run<'_>,
     ) -> Result<AuditReport, OperationError> {
         // before anything is compared: a log that cannot be reached is not a fault of ours
         for topic in Topic::ALL {
-            desk.log.partitions(topic).await?;
+            operations.log.partitions(topic).await?;
         }
         let patience = Duration::from_secs(self.patience_seconds.unwrap_or(60).into());
-        let source = match &desk.coderd {
-            Some(database) => Some((database.clone(), desk.deployment_told_by(database).await?)),
+        let source = match &operations.coderd {
+            Some(database) => {
+                Some((database.clone(), operations.deployment_told_by(database).await?))
+            }
             None => None,
         };
         let source = match source {
             Some((_, deployment))
-                if desk
+                if operations
                     .ledger
                     .run(async |conn| retirements::of_deployment(conn, deployment).await)
                     .await?
@@ -88,7 +90,12 @@ impl Operation for RunAudit {
             }
             source => source,
         };
-        let audit = Audit { ledger: desk.ledger.clone(), log: desk.log.clone(), source, patience };
+        let audit = Audit {
+            ledger: operations.ledger.clone(),
+            log: operations.log.clone(),
+            source,
+            patience,
+        };
         let report = audit.run().await.map_err(unread)?;
         if !self.deep {
             return Ok(report);
@@ -107,7 +114,7 @@ impl Operation for RunAudit {
     }
 }
 
-impl Desk {
+impl Operations {
     /// The configured deployment; without one, the deployment that coderd reports.
     async fn deployment_told_by(&self, database: &Database) -> Result<Uuid, OperationError> {
         if let Some(deployment) = self.deployment {

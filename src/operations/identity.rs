@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Actor, Desk, OperationError};
+use super::{Actor, OperationError, Operations};
 use crate::ledger::{ActKind, SourceIdentity, Subject, identity};
 
 /// A source, and the coderd to which it is now bound.
@@ -17,7 +17,7 @@ pub struct AcceptedIdentity {
     pub organization_id: Uuid,
 }
 
-impl Desk {
+impl Operations {
     /// Binds a source to the configured coderd. Replaces any earlier binding.
     ///
     /// # Errors

@@ -7,10 +7,10 @@
 
 mod acts;
 mod audit;
-mod desk;
 mod effect;
 mod error;
 mod given_file;
+mod handles;
 mod identity;
 mod instant;
 mod operation;
@@ -27,9 +27,9 @@ mod sources;
 
 pub use acts::{Acts, ListActs};
 pub use audit::{AuditFindings, RunAudit, ShowFindings};
-pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
+pub use handles::{Actor, Operations, reason};
 pub use identity::AcceptedIdentity;
 pub use instant::{CANNOT_BE, can_be, exact_instant, instant, iso_duration, optional_instant};
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use super::{Actor, Desk, OperationError};
+use super::{Actor, OperationError, Operations};
 
 /// A request of the API that the command line can send. The documentation of its type is its
 /// summary in the API and in the command's help; that of its fields describes them in both.
@@ -27,7 +27,7 @@ pub trait ApiRequest: Serialize + DeserializeOwned + ToSchema + Send + Sync + 's
     const IS_LONG: bool = false;
 }
 
-/// An act or a question of an operator. [`Desk::run`] runs it.
+/// An act or a question of an operator. [`Operations::run`] runs it.
 pub trait Operation: ApiRequest {
     /// May be dropped at any point: a retry is then safe.
     fn run(
@@ -39,13 +39,13 @@ pub trait Operation: ApiRequest {
 /// One run of an operation.
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
-    pub desk: &'a Desk,
+    pub operations: &'a Operations,
     pub actor: &'a Actor,
     pub progress: Progress<'a>,
     pub stop: &'a CancellationToken,
 }
 
-impl Desk {
+impl Operations {
     /// # Errors
     /// [`OperationError::Invalid`] if the operation needs a reason and the actor gives none.
     pub async fn run<R: Operation>(
@@ -58,7 +58,7 @@ impl Desk {
         if R::NEEDS_REASON {
             actor.require_reason()?;
         }
-        request.run(Run { desk: self, actor, progress, stop }).await
+        request.run(Run { operations: self, actor, progress, stop }).await
     }
 }
 

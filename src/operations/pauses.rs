@@ -68,8 +68,8 @@ impl ApiRequest for ListPauses {
 }
 
 impl Operation for ListPauses {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Pauses, OperationError> {
-        Ok(Pauses { pauses: desk.ledger.run(pauses::list).await? })
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Pauses, OperationError> {
+        Ok(Pauses { pauses: operations.ledger.run(pauses::list).await? })
     }
 }
 
@@ -82,10 +82,10 @@ impl ApiRequest for PauseRequest {
 }
 
 impl Operation for PauseRequest {
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
+    async fn run(&self, Run { operations, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
         let topic = topic(self.operation, self.topic.as_deref())?;
-        let now = desk.ledger.clock.now();
-        let begin = desk.ledger.run(async |conn| {
+        let now = operations.ledger.clock.now();
+        let begin = operations.ledger.run(async |conn| {
             pauses::begin(conn, self.operation, topic, &actor.name, &actor.reason, now).await
         });
         begin.await?.map_err(|held| OperationError::Forbidden(held.to_string()))
@@ -100,10 +100,10 @@ impl ApiRequest for ResumeRequest {
 }
 
 impl Operation for ResumeRequest {
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
+    async fn run(&self, Run { operations, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
         let topic = topic(self.operation, self.topic.as_deref())?;
-        let now = desk.ledger.clock.now();
-        let end = desk.ledger.run(async |conn| {
+        let now = operations.ledger.clock.now();
+        let end = operations.ledger.run(async |conn| {
             pauses::end(conn, self.operation, topic, &actor.name, &actor.reason, now).await
         });
         end.await?.map_err(|held| {
@@ -127,11 +127,14 @@ impl ApiRequest for CoderdCutOff {
 }
 
 impl Operation for CoderdCutOff {
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<PublishStop, OperationError> {
+    async fn run(
+        &self,
+        Run { operations, actor, .. }: Run<'_>,
+    ) -> Result<PublishStop, OperationError> {
         let act =
             actor.act(ActKind::Resume, Subject::Named("publish"), serde_json::Value::default());
-        let (id, now) = (self.deployment_id, desk.ledger.clock.now());
-        let ended = desk
+        let (id, now) = (self.deployment_id, operations.ledger.clock.now());
+        let ended = operations
             .ledger
             .run(async |conn| publish_marks::end_stop(conn, id, &act, now).await)
             .await?;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{CANNOT_BE, Desk, OperationError, can_be, instant, iso_duration};
+use super::{CANNOT_BE, OperationError, Operations, can_be, instant, iso_duration};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{ReplayRange, positions};
 use crate::log::Log;
@@ -125,7 +125,7 @@ pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chose
     Ok(Chosen { topic, partitions })
 }
 
-impl Desk {
+impl Operations {
     /// Resolves a range to current offsets, each partition once and in order. Like
     /// `kafka-consumer-groups`, it replaces an offset that the log does not hold by the nearest
     /// one, and reports each replacement.

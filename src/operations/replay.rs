@@ -9,7 +9,7 @@ use super::effect::{Effect, Effects};
 use super::operation::counting;
 use super::plan_hash::plan_hash;
 use super::ranges::{LogRange, MovedEnd};
-use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run};
+use super::{Actor, ApiRequest, Operation, OperationError, Operations, Progress, Run};
 use crate::consumer::{RangePreview, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, PlannedReplay, ReplayRange, Subject, positions, replays};
 
@@ -107,18 +107,22 @@ impl Operation for LogRange {
     /// Reads the range without recording an event, and saves the plan.
     async fn run(
         &self,
-        Run { desk, progress, stop, .. }: Run<'_>,
+        Run { operations, progress, stop, .. }: Run<'_>,
     ) -> Result<ReplayPlan, OperationError> {
-        let (ranges, moved_ends) = desk.resolve(self).await?;
-        desk.replay().is_the_same_log(&ranges).await?;
+        let (ranges, moved_ends) = operations.resolve(self).await?;
+        operations.replay().is_the_same_log(&ranges).await?;
         let id = Uuid::new_v4();
         let plan = ReplayPlan {
             moved_ends,
-            ..desk.foresee(id, &ranges, "planning", progress, stop).await?
+            ..operations.foresee(id, &ranges, "planning", progress, stop).await?
         };
-        let (request, effect, now) =
-            (serde_json::to_value(self)?, serde_json::to_value(&plan)?, desk.ledger.clock.now());
-        desk.ledger
+        let (request, effect, now) = (
+            serde_json::to_value(self)?,
+            serde_json::to_value(&plan)?,
+            operations.ledger.clock.now(),
+        );
+        operations
+            .ledger
             .run(async |conn| {
                 replays::save(conn, id, &plan.hash, &request, &effect, &ranges, now).await
             })
@@ -127,7 +131,7 @@ impl Operation for LogRange {
     }
 }
 
-impl Desk {
+impl Operations {
     /// The plan with this hash, if it is not finished.
     async fn replay_plan(&self, hash: &str) -> Result<PlannedReplay, OperationError> {
         let unknown = || {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ApiRequest, Desk, Operation, OperationError, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::ledger::{ActKind, Retirement, Subject, passes, publications, retirements, sources};
 
 /// Every registered source.
@@ -65,8 +65,8 @@ impl ApiRequest for ListSources {
 }
 
 impl Operation for ListSources {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Sources, OperationError> {
-        desk.sources().await
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Sources, OperationError> {
+        operations.sources().await
     }
 }
 
@@ -82,23 +82,29 @@ impl ApiRequest for RetireSource {
 impl Operation for RetireSource {
     async fn run(
         &self,
-        Run { desk, actor, .. }: Run<'_>,
+        Run { operations, actor, .. }: Run<'_>,
     ) -> Result<RegisteredSource, OperationError> {
         let id = self.deployment_id;
-        desk.source(id).await?;
+        operations.source(id).await?;
         let subject = id.to_string();
         let act = actor.act(ActKind::Retire, Subject::Named(&subject), serde_json::json!({}));
-        let now = desk.ledger.clock.now();
-        if !desk.ledger.run(async |conn| retirements::retire(conn, id, &act, now).await).await? {
-            let retirement =
-                desk.ledger.run(async |conn| retirements::of_deployment(conn, id).await).await?;
+        let now = operations.ledger.clock.now();
+        if !operations
+            .ledger
+            .run(async |conn| retirements::retire(conn, id, &act, now).await)
+            .await?
+        {
+            let retirement = operations
+                .ledger
+                .run(async |conn| retirements::of_deployment(conn, id).await)
+                .await?;
             let message = retirement.map_or_else(
                 || format!("source {id} changed meanwhile: retry"),
                 |by| by.to_string(),
             );
             return Err(OperationError::Forbidden(message));
         }
-        desk.source(id).await
+        operations.source(id).await
     }
 }
 
@@ -113,23 +119,27 @@ impl ApiRequest for ReinstateSource {
 impl Operation for ReinstateSource {
     async fn run(
         &self,
-        Run { desk, actor, .. }: Run<'_>,
+        Run { operations, actor, .. }: Run<'_>,
     ) -> Result<RegisteredSource, OperationError> {
         let id = self.deployment_id;
-        desk.source(id).await?;
+        operations.source(id).await?;
         let subject = id.to_string();
         let act = actor.act(ActKind::Reinstate, Subject::Named(&subject), serde_json::json!({}));
-        let now = desk.ledger.clock.now();
-        if !desk.ledger.run(async |conn| retirements::reinstate(conn, id, &act, now).await).await? {
+        let now = operations.ledger.clock.now();
+        if !operations
+            .ledger
+            .run(async |conn| retirements::reinstate(conn, id, &act, now).await)
+            .await?
+        {
             return Err(OperationError::Forbidden(format!(
                 "source {id} is not retired; nothing was changed"
             )));
         }
-        desk.source(id).await
+        operations.source(id).await
     }
 }
 
-impl Desk {
+impl Operations {
     async fn sources(&self) -> Result<Sources, OperationError> {
         let retirements = self.ledger.run(retirements::list).await?;
         let mut sources = Vec::new();

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::{ask, desk};
+use crate::support::ledger::{ask, operations};
 use crate::support::{Database, database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
@@ -313,7 +313,7 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
         )
         .await
         .unwrap();
-    let desk = desk(&site.ledger, &site.log);
+    let operations = operations(&site.ledger, &site.log);
     let range = LogRange {
         topics: vec![Topic::AgentUsage.name().to_owned()],
         from: "earliest".into(),
@@ -321,10 +321,10 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     };
     let (stop, actor) =
         (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
-    let plan = ask(&desk, &range).await.unwrap();
+    let plan = ask(&operations, &range).await.unwrap();
     assert_eq!(plan.partitions[0].new_refused, 1);
     let request = ReplayExecution { hash: plan.hash, records_per_second: None };
-    desk.execute_replay(&request, &actor, &|_: Step| {}, &stop).await.unwrap();
+    operations.execute_replay(&request, &actor, &|_: Step| {}, &stop).await.unwrap();
     assert_eq!(differences(&site.audit().await), []);
     site.consume().await;
     let report = site.audit().await;

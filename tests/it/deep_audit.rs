@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::export::publish;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, desk, event, noon, register};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, event, noon, operations, register,
+};
 use crate::support::{self, Database, database};
 
 /// A log with events of each type, one of them twice, a conflict, a reject and a held record. It
@@ -439,7 +441,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
     books.read(Topic::AgentUsage, 1000, earlier).await;
     assert_eq!((differences(&books.audit().await), open(&books.audit().await)), (vec![], vec![]));
 
-    let desk = desk(&books.ledger, &books.log);
+    let operations = operations(&books.ledger, &books.log);
     let (stop, actor) =
         (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
     let range = LogRange {
@@ -447,10 +449,10 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
         from: "earliest".into(),
         until: "latest".into(),
     };
-    let plan = ask(&desk, &range).await.unwrap();
+    let plan = ask(&operations, &range).await.unwrap();
     let execution = ReplayExecution { hash: plan.hash, records_per_second: None };
     assert_eq!(
-        desk.execute_replay(&execution, &actor, &|_: Step| {}, &stop).await.unwrap().accepted,
+        operations.execute_replay(&execution, &actor, &|_: Step| {}, &stop).await.unwrap().accepted,
         2
     );
     let ids = rejects(&books).await;
@@ -463,7 +465,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
     );
 
     let resubmit = Resubmit { ids, ..Resubmit::default() };
-    let done = act(&desk, &resubmit, &actor).await.unwrap();
+    let done = act(&operations, &resubmit, &actor).await.unwrap();
     assert!(done.records.iter().all(|record| record.ended && record.place.is_none()), "{done:?}");
     let report = books.audit().await;
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));

@@ -12,7 +12,9 @@ use tallyline::ledger::{
     NewExport, RejectState, Sequence, Subject, UsageRange, choices, event_history, leases,
     licenses, rejects, snapshots, sources,
 };
-use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
+use tallyline::operations::{
+    LogState, OperationError, Operations, Proof, ProveRequest, SourceState,
+};
 use uuid::Uuid;
 
 use crate::audit::Site;
@@ -21,17 +23,17 @@ use crate::support;
 use crate::support::ledger::ask;
 use crate::support::process::run_tallyline;
 
-fn desk(site: &Site) -> Desk {
+fn operations(site: &Site) -> Operations {
     let coderd = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
-    Desk {
+    Operations {
         coderd: Some(coderd),
         deployment: Some(site.coderd.deployment),
-        ..support::ledger::desk(&site.ledger, &site.log)
+        ..support::ledger::operations(&site.ledger, &site.log)
     }
 }
 
 async fn prove(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
-    ask(&desk(site), &ProveRequest { event_id: event_id.to_owned(), source }).await
+    ask(&operations(site), &ProveRequest { event_id: event_id.to_owned(), source }).await
 }
 
 async fn proof(site: &Site, event_id: &str) -> Proof {
@@ -179,7 +181,7 @@ async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
             .unwrap();
     let request = ProveRequest { event_id: id, source: None };
     for coderd in [Some(unreachable), None] {
-        let proof = ask(&Desk { coderd, ..desk(&site) }, &request).await.unwrap();
+        let proof = ask(&Operations { coderd, ..operations(&site) }, &request).await.unwrap();
         assert_eq!((proof.source.state, proof.accepted.is_some()), (SourceState::NotAsked, true));
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::audit::{SOURCE, Site, differences, number, remarks};
 use crate::support::coderd::Build;
-use crate::support::ledger::{ask, desk};
+use crate::support::ledger::{ask, operations};
 
 /// All regular creations, folded from zero.
 async fn creations(site: &Site) -> u64 {
@@ -30,7 +30,7 @@ async fn planned_creations(site: &Site) -> u64 {
         from: "earliest".into(),
         until: "latest".into(),
     };
-    let plan = ask(&desk(&site.ledger, &site.log), &range).await.unwrap();
+    let plan = ask(&operations(&site.ledger, &site.log), &range).await.unwrap();
     plan.effect
         .metrics
         .iter()

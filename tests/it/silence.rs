@@ -13,7 +13,7 @@ use tallyline::event::Topic;
 use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError, positions, record, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::RecoverRequest;
-use tallyline::operations::{Desk, ListActs, ListRejects, OperationError, ShowReject};
+use tallyline::operations::{ListActs, ListRejects, OperationError, Operations, ShowReject};
 use tallyline::projection::{Projection, ProjectionSettings};
 use tallyline::publisher::{Condition, Publisher, PublisherTelemetry};
 use tallyline::stages::MetricsState;
@@ -23,7 +23,7 @@ use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
 use crate::support::ledger::{
-    DEPLOYMENT, arrival, ask, build, caught_up_to, desk, noon, partition, registered_ledger,
+    DEPLOYMENT, arrival, ask, build, caught_up_to, noon, operations, partition, registered_ledger,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -233,17 +233,18 @@ async fn an_operation_reports_it() {
     ] {
         let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
         let (coderd, keys) = (world.settings.coderd.clone(), world.settings.license_keys.clone());
-        let desk = Desk { coderd, deployment: Some(COLLECTED), keys, ..desk(&ledger, &log) };
+        let operations =
+            Operations { coderd, deployment: Some(COLLECTED), keys, ..operations(&ledger, &log) };
         let call: Call<'_> = match operation {
-            "acts" => Box::pin(async { ask(&desk, &ListActs::default()).await.map(drop) }),
-            "list" => Box::pin(async { ask(&desk, &everything).await.map(drop) }),
-            "show" => Box::pin(async { ask(&desk, &ShowReject { id: 1 }).await.map(drop) }),
+            "acts" => Box::pin(async { ask(&operations, &ListActs::default()).await.map(drop) }),
+            "list" => Box::pin(async { ask(&operations, &everything).await.map(drop) }),
+            "show" => Box::pin(async { ask(&operations, &ShowReject { id: 1 }).await.map(drop) }),
             lost => {
-                let (request, desk) = (
+                let (request, operations) = (
                     serde_json::from_value::<RecoverRequest>(json!({ "lost": lost })).unwrap(),
-                    &desk,
+                    &operations,
                 );
-                Box::pin(async move { ask(desk, &request).await.map(drop) })
+                Box::pin(async move { ask(operations, &request).await.map(drop) })
             }
         };
         let refusal = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();

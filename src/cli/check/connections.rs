@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::line::Line;
 use crate::cli::connect::{self, LedgerAt};
-use crate::cli::{Exit, Failure, roles::Site};
+use crate::cli::{Exit, Failure, roles::Handles};
 use crate::clock::Clock;
 use crate::coderd::{CoderdError, Database, IdentityFacts, Reader};
 use crate::config::{LogKind, Pipeline, PublishMode};
@@ -70,11 +70,11 @@ pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
     if pipeline.log.kind == LogKind::Kafka {
         check_kafka(&pipeline, &ledger, &mut found).await;
     }
-    match Site::open(pipeline, clock).await {
-        Ok(Site { coderd: Some(database), .. }) => {
+    match Handles::open(pipeline, clock).await {
+        Ok(Handles { coderd: Some(database), .. }) => {
             check_coderd(&configured, &database, &ledger, current, &mut found).await
         }
-        Ok(Site { coderd: None, .. }) => {}
+        Ok(Handles { coderd: None, .. }) => {}
         Err(failure) => found.failure("source.coderd_url", &failure),
     }
     found

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Site;
+use super::Handles;
 use crate::cli::Failure;
 use crate::ledger::{Ledger, leases, rejects};
-use crate::operations::{Actor, AdmitRejects, Admitted, Desk, OperationError};
+use crate::operations::{Actor, AdmitRejects, Admitted, OperationError, Operations};
 use crate::waiting::Backoff;
 
 /// Lease for one admitting process at a time. If it expires during the work, some records are only
@@ -20,12 +20,12 @@ const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Admits held records until `stop`. Retries while the ledger or the log is unreachable.
-pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
-    let desk = site.desk()?;
+pub(super) async fn run(handles: Handles, stop: CancellationToken) -> Result<(), Failure> {
+    let operations = handles.operations()?;
     let holder = uuid::Uuid::new_v4().to_string();
     let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     loop {
-        let goes_on = match admit(&desk, &holder, &stop).await {
+        let goes_on = match admit(&operations, &holder, &stop).await {
             Ok(Some(Admitted { records, refused, left })) => {
                 if records > 0 {
                     info!(records, refused, left, "held records are admitted");
@@ -48,11 +48,11 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
 }
 
 async fn admit(
-    desk: &Desk,
+    operations: &Operations,
     holder: &str,
     stop: &CancellationToken,
 ) -> Result<Option<Admitted>, OperationError> {
-    let ledger: &Ledger = &desk.ledger;
+    let ledger: &Ledger = &operations.ledger;
     if ledger.run(async |conn| rejects::admissible(conn, 0, 1).await).await?.is_empty() {
         return Ok(Some(Admitted::default()));
     }
@@ -65,7 +65,7 @@ async fn admit(
         name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(),
         reason: "the type is known and the deployment registered".to_owned(),
     };
-    let admitted = desk.run(&AdmitRejects {}, &actor, &|_| {}, stop).await;
+    let admitted = operations.run(&AdmitRejects {}, &actor, &|_| {}, stop).await;
     ledger.run(async |conn| leases::release(conn, lease).await).await?;
     admitted.map(Some)
 }

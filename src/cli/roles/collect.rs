@@ -5,27 +5,27 @@ use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Parts, Site};
+use super::{Handles, Parts};
 use crate::cli::{Exit, Failure};
 use crate::collectors::{self, CollectorTelemetry};
 use crate::config::PublishMode;
 
 pub(super) async fn run(
-    site: Site,
+    handles: Handles,
     registry: Registry,
     parts: Parts,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let Some(database) = site.coderd.clone() else {
+    let Some(database) = handles.coderd.clone() else {
         return Err(Failure::of(Exit::Configuration, "the role collect needs source.coderd_url"));
     };
-    let (source, collect) = (&site.pipeline.source, &site.pipeline.collect);
+    let (source, collect) = (&handles.pipeline.source, &handles.pipeline.collect);
     let span = |length| {
         TimeDelta::from_std(length).map_err(|error| Failure::new(Exit::Configuration, error))
     };
     let settings = collectors::Settings {
         deployment_id: source.deployment_id,
-        identity_required: site.pipeline.publish.mode == PublishMode::Sole,
+        identity_required: handles.pipeline.publish.mode == PublishMode::Sole,
         introduced_at: source.introduced_at,
         from: source.backfill_from,
         poll_interval: collect.poll,
@@ -40,10 +40,10 @@ pub(super) async fn run(
     collectors::run(
         settings,
         database,
-        site.keys,
-        site.log.log,
-        site.ledger.ledger,
-        site.clock,
+        handles.keys,
+        handles.log.log,
+        handles.ledger.ledger,
+        handles.clock,
         stop,
     )
     .await;

@@ -3,15 +3,15 @@
 
 mod admit;
 mod collect;
+mod handles;
 mod parts;
 mod pauses;
 mod processes;
 mod publish;
 mod serve;
-mod site;
 
+pub use handles::Handles;
 pub use parts::Listening;
-pub use site::Site;
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use super::{Exit, Failure};
 use crate::collectors;
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
-use crate::operations::recover::Lookout;
+use crate::operations::recover::RestoreMonitor;
 use parts::{Parts, Publishing};
 
 /// Time for a role to end after the stop: its unfinished batch, open requests, the last snapshot.
@@ -39,7 +39,7 @@ const RECORDING: Duration = Duration::from_secs(5);
 /// # Errors
 /// A wrong setting or a broken invariant. In that case all roles have stopped.
 pub async fn run(
-    site: Site,
+    handles: Handles,
     stop: &CancellationToken,
     listening: impl FnOnce(Listening),
 ) -> Result<(), Failure> {
@@ -48,28 +48,28 @@ pub async fn run(
     let internal = |error| Failure::new(Exit::Internal, error);
     let telemetry = ConsumerTelemetry::register(&registry).map_err(internal)?;
     let (hearing, paused) =
-        pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
+        pauses::PauseWatcher::new(handles.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(
-        site.log.log.clone(),
-        site.ledger.ledger.clone(),
-        &site.pipeline.log.group,
+        handles.log.log.clone(),
+        handles.ledger.ledger.clone(),
+        &handles.pipeline.log.group,
         telemetry,
     );
     let consumer = Consumer {
         paused: paused.clone(),
-        ..consumer.with_stall_limit(site.pipeline.consume.stall)
+        ..consumer.with_stall_limit(handles.pipeline.consume.stall)
     };
     let (collecting, publishing) = (collectors::CollectorStatus::default(), Publishing::default());
     let parts = Parts { consumer, collecting, publishing, paused };
-    let (grace, mut at) = (grace(&site), json!({}));
-    if site.has(Role::Serve) {
-        let server = serve::bind(&site, &registry, &parts).await?;
+    let (grace, mut at) = (grace(&handles), json!({}));
+    if handles.has(Role::Serve) {
+        let server = serve::bind(&handles, &registry, &parts).await?;
         let bound = server.listening()?;
         at = json!({ "serve": { "api": bound.api, "metrics": bound.metrics } });
         listening(bound);
         roles.spawn(server.run(stop.clone()));
-    } else if let Some(address) = site.pipeline.telemetry.listen {
-        let server = serve::bind_own(&site, &registry, &parts, address).await?;
+    } else if let Some(address) = handles.pipeline.telemetry.listen {
+        let server = serve::bind_own(&handles, &registry, &parts, address).await?;
         let telemetry = server.address().map_err(|error| Failure::new(Exit::Internal, error))?;
         at = json!({ "telemetry": telemetry });
         info!(%telemetry, "listening");
@@ -79,14 +79,14 @@ pub async fn run(
             Ok(())
         });
     }
-    let lookout = Lookout::new(site.desk()?);
+    let restore_monitor = RestoreMonitor::new(handles.operations()?);
     let hears = stop.clone();
     roles.spawn(async move {
-        lookout.keep(&hears).await;
+        restore_monitor.keep(&hears).await;
         Ok(())
     });
-    let heart = processes::Heart::start(&site, &parts, at);
-    roles.spawn(work(site, registry, parts, hearing, stop.clone()));
+    let heart = processes::Heartbeat::start(&handles, &parts, at);
+    roles.spawn(work(handles, registry, parts, hearing, stop.clone()));
     let outcome = end(roles, stop, grace).await;
     heart.stop(outcome.is_ok()).await;
     outcome?;
@@ -97,13 +97,13 @@ pub async fn run(
 /// Runs the roles that need the ledger and the log. None of them starts before the pauses are
 /// known.
 async fn work(
-    site: Site,
+    handles: Handles,
     registry: Registry,
     parts: Parts,
-    hearing: pauses::Hearing,
+    hearing: pauses::PauseWatcher,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    match site.wait(&stop).await {
+    match handles.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,
     }
@@ -111,21 +111,21 @@ async fn work(
         return Ok(());
     }
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
-    let grace = grace(&site);
+    let grace = grace(&handles);
     roles.spawn(hearing.run(stop.clone()));
-    if site.has(Role::Consume) {
-        roles.spawn(admit::run(site.clone(), stop.clone()));
+    if handles.has(Role::Consume) {
+        roles.spawn(admit::run(handles.clone(), stop.clone()));
         let (consumer, hears) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
             consumer.run(&hears).await;
             Ok(())
         });
     }
-    if site.has(Role::Collect) {
-        roles.spawn(collect::run(site.clone(), registry.clone(), parts.clone(), stop.clone()));
+    if handles.has(Role::Collect) {
+        roles.spawn(collect::run(handles.clone(), registry.clone(), parts.clone(), stop.clone()));
     }
-    if site.has(Role::Publish) {
-        roles.spawn(publish::run(site.clone(), registry, parts, stop.clone()));
+    if handles.has(Role::Publish) {
+        roles.spawn(publish::run(handles.clone(), registry, parts, stop.clone()));
     }
     end(roles, &stop, grace).await
 }
@@ -133,9 +133,9 @@ async fn work(
 /// Time for the roles to end after the stop. It includes a pending answer of the vendor: without
 /// the answer, its events would be sent again, and only the vendor's memory would prevent a double
 /// bill. Mode `shadow` sends no requests.
-fn grace(site: &Site) -> Duration {
-    let publish = &site.pipeline.publish;
-    if site.has(Role::Publish) && publish.mode == PublishMode::Sole {
+fn grace(handles: &Handles) -> Duration {
+    let publish = &handles.pipeline.publish;
+    if handles.has(Role::Publish) && publish.mode == PublishMode::Sole {
         STOP_GRACE.max(publish.request_timeout + RECORDING)
     } else {
         STOP_GRACE

@@ -21,19 +21,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// Queries the ledger, and informs all roles of this process. If the ledger does not answer, the
 /// known pauses remain.
-pub(super) struct Hearing {
+pub(super) struct PauseWatcher {
     ledger: Ledger,
     tell: watch::Sender<Vec<Pause>>,
     gauge: IntGaugeVec,
 }
 
-impl Hearing {
+impl PauseWatcher {
     pub fn new(ledger: Ledger, registry: &Registry) -> prometheus::Result<(Self, Paused)> {
         let (tell, paused) = Paused::channel();
         let help = "1 where an operator has paused this; without a topic, all of it.";
         let gauge = IntGaugeVec::new(Opts::new("tallyline_paused", help), &["operation", "topic"])?;
         registry.register(Box::new(gauge.clone()))?;
-        let hearing = Hearing { ledger, tell, gauge };
+        let hearing = PauseWatcher { ledger, tell, gauge };
         hearing.show(&[]);
         Ok((hearing, paused))
     }

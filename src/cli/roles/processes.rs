@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::{Parts, Site};
+use super::{Handles, Parts};
 use crate::cause;
 use crate::config::Role;
 use crate::ledger::{Ledger, Process, StatementError, processes};
@@ -24,7 +24,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The task that updates the row.
-pub(super) struct Heart {
+pub(super) struct Heartbeat {
     stop: CancellationToken,
     task: JoinHandle<Row>,
 }
@@ -33,42 +33,42 @@ pub(super) struct Heart {
 struct Row {
     ledger: Ledger,
     process: Process,
-    site: Site,
+    handles: Handles,
     parts: Parts,
     at: Value,
 }
 
 impl Row {
     async fn write(&self) -> Result<(), StatementError> {
-        let standing = standing(&self.site, &self.parts, &self.at);
+        let standing = standing(&self.handles, &self.parts, &self.at);
         self.ledger
             .run(async |conn| processes::record_heartbeat(conn, &self.process, &standing).await)
             .await
     }
 }
 
-impl Heart {
+impl Heartbeat {
     /// Starts the heartbeat, which succeeds when the ledger is reachable. `at` is an object with
     /// the process's addresses.
-    pub fn start(site: &Site, parts: &Parts, at: Value) -> Self {
+    pub fn start(handles: &Handles, parts: &Parts, at: Value) -> Self {
         let stop = CancellationToken::new();
         let process = Process {
             id: Uuid::new_v4(),
             host: host(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION"),
-            roles: site.pipeline.roles.iter().map(|role| role.name()).collect(),
-            started_at: site.clock.now(),
+            roles: handles.pipeline.roles.iter().map(|role| role.name()).collect(),
+            started_at: handles.clock.now(),
         };
         let row = Row {
-            ledger: site.ledger.ledger.clone(),
+            ledger: handles.ledger.ledger.clone(),
             process,
-            site: site.clone(),
+            handles: handles.clone(),
             parts: parts.clone(),
             at,
         };
         let task = tokio::spawn(beat(row, stop.clone()));
-        Heart { stop, task }
+        Heartbeat { stop, task }
     }
 
     /// Stops the heartbeat. An orderly stop deletes the row. Otherwise it keeps the last state, and
@@ -106,15 +106,15 @@ async fn beat(row: Row, stop: CancellationToken) -> Row {
 }
 
 /// State of each role of this process.
-fn standing(site: &Site, parts: &Parts, at: &Value) -> Value {
+fn standing(handles: &Handles, parts: &Parts, at: &Value) -> Value {
     let mut standing = at.as_object().cloned().unwrap_or_default();
-    if site.has(Role::Collect) {
+    if handles.has(Role::Collect) {
         standing.insert("collect".into(), json!({ "standing": parts.collecting.get() }));
     }
-    if site.has(Role::Consume) {
+    if handles.has(Role::Consume) {
         standing.insert("consume".into(), consuming(parts));
     }
-    if site.has(Role::Publish) {
+    if handles.has(Role::Publish) {
         standing.insert("publish".into(), publishing(parts.publishing.get()));
     }
     Value::Object(standing)

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Listening, Parts, Site};
-use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token, Tokens};
+use super::{Handles, Listening, Parts};
+use crate::api::{Addresses, Api, OwnServer, ProcessHandles, ServeSettings, Server, Token, Tokens};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cause::LastingFault;
 use crate::cli::{Exit, Failure, connect};
@@ -30,72 +30,76 @@ pub(super) struct Bound {
     server: Server,
     metrics: Projection<MetricsState>,
     licenses: Projection<LicensesState>,
-    site: Site,
+    handles: Handles,
     audited: AuditTelemetry,
     tokens: Tokens,
 }
 
 /// Binds the listeners first, so that health checks are answered from the start.
 pub(super) async fn bind(
-    site: &Site,
+    handles: &Handles,
     registry: &Registry,
     parts: &Parts,
 ) -> Result<Bound, Failure> {
-    let settings = settings(site).await?;
+    let settings = settings(handles).await?;
     let tokens = settings.tokens.clone();
-    let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
-    let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
+    let metrics = Projection::new(handles.ledger.ledger.clone(), ProjectionSettings::default());
+    let licenses = Projection::new(handles.ledger.ledger.clone(), ProjectionSettings::default());
     let api = Api {
-        own: own(site, registry, parts),
-        desk: site.desk()?,
-        clock: site.clock.clone(),
+        own: own(handles, registry, parts),
+        operations: handles.operations()?,
+        clock: handles.clock.clone(),
         metrics: metrics.view(),
         licenses: licenses.view(),
     };
     let server = Server::bind(settings, api)
         .await
         .map_err(|error| Failure::new(Exit::Configuration, error))?;
-    let audited = AuditTelemetry::register(registry, site.coderd.is_some())
+    let audited = AuditTelemetry::register(registry, handles.coderd.is_some())
         .map_err(|error| Failure::new(Exit::Internal, error))?;
-    Ok(Bound { server, metrics, licenses, site: site.clone(), audited, tokens })
+    Ok(Bound { server, metrics, licenses, handles: handles.clone(), audited, tokens })
 }
 
 /// Binds the listener of a process without the role `serve`.
 pub(super) async fn bind_own(
-    site: &Site,
+    handles: &Handles,
     registry: &Registry,
     parts: &Parts,
     address: SocketAddr,
 ) -> Result<OwnServer, Failure> {
-    OwnServer::bind(address, site.pipeline.serve.host_names.clone(), own(site, registry, parts))
-        .await
-        .map_err(|error| Failure::new(Exit::Configuration, error))
+    OwnServer::bind(
+        address,
+        handles.pipeline.serve.host_names.clone(),
+        own(handles, registry, parts),
+    )
+    .await
+    .map_err(|error| Failure::new(Exit::Configuration, error))
 }
 
-fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
-    Own {
-        ledger: site.ledger.ledger.clone(),
-        log: site.log.log.clone(),
+fn own(handles: &Handles, registry: &Registry, parts: &Parts) -> ProcessHandles {
+    ProcessHandles {
+        ledger: handles.ledger.ledger.clone(),
+        log: handles.log.log.clone(),
         addresses: Addresses {
-            ledger: format!("PostgreSQL at {}", site.ledger.address),
-            log: site.log.address.clone(),
+            ledger: format!("PostgreSQL at {}", handles.ledger.address),
+            log: handles.log.address.clone(),
         },
         registry: registry.clone(),
-        stopped_partitions: site.has(Role::Consume).then(|| Arc::clone(&parts.consumer.stopped)),
-        coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
-        publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
+        stopped_partitions: handles.has(Role::Consume).then(|| Arc::clone(&parts.consumer.stopped)),
+        coderd: handles.coderd.clone().filter(|_| handles.has(Role::Collect)),
+        publisher: handles.has(Role::Publish).then(|| parts.publishing.clone()),
         paused: parts.paused.clone(),
     }
 }
 
-async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
-    let serve = &site.pipeline.serve;
+async fn settings(handles: &Handles) -> Result<ServeSettings, Failure> {
+    let serve = &handles.pipeline.serve;
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
         tokens: tokens(serve).await?.into(),
         host_names: serve.host_names.clone(),
-        source: site.pipeline.source.deployment_id,
+        source: handles.pipeline.source.deployment_id,
         ..ServeSettings::default()
     })
 }
@@ -152,11 +156,11 @@ impl Bound {
     /// Serves until `stop`. A projection that finds a broken invariant of the ledger ends the
     /// process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Bound { server, metrics, licenses, site, audited, tokens } = self;
+        let Bound { server, metrics, licenses, handles, audited, tokens } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
         let serving = async {
-            let tokens = follow_tokens(&site.pipeline.serve, &tokens, TOKENS_AGAIN, &stop);
-            tokio::join!(server.run(&stop), audit(&site, audited, &stop), tokens);
+            let tokens = follow_tokens(&handles.pipeline.serve, &tokens, TOKENS_AGAIN, &stop);
+            tokio::join!(server.run(&stop), audit(&handles, audited, &stop), tokens);
             Ok::<(), ProjectionError>(())
         };
         tokio::try_join!(folds, serving)
@@ -167,28 +171,28 @@ impl Bound {
 
 /// Audits while the process serves, as soon as the ledger, the log and the deployment's id are
 /// available.
-async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken) {
+async fn audit(handles: &Handles, telemetry: AuditTelemetry, stop: &CancellationToken) {
     // another role reports a failure that waiting cannot end
-    if site.wait(stop).await.is_err() {
+    if handles.wait(stop).await.is_err() {
         return;
     }
     let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
-    let patience = AUDIT_PATIENCE + 2 * site.pipeline.collect.poll;
+    let patience = AUDIT_PATIENCE + 2 * handles.pipeline.collect.poll;
     let continuous = |source| {
         let audit = Audit {
-            ledger: site.ledger.ledger.clone(),
-            log: site.log.log.clone(),
+            ledger: handles.ledger.ledger.clone(),
+            log: handles.log.log.clone(),
             source,
             patience,
         };
         Continuous {
             audit,
-            every: site.pipeline.serve.audit,
+            every: handles.pipeline.serve.audit,
             holder: holder.clone(),
             telemetry: telemetry.clone(),
         }
     };
-    let Some(database) = &site.coderd else {
+    let Some(database) = &handles.coderd else {
         info!(
             "no database of coderd is configured: this process audits the ledger against log and vendor only"
         );
@@ -197,7 +201,7 @@ async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken)
     // the other joints do not wait for coderd's deployment id
     let asking = stop.child_token();
     let asked = async {
-        let deployment = site.deployment(stop).await;
+        let deployment = handles.deployment(stop).await;
         asking.cancel();
         deployment
     };

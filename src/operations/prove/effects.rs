@@ -7,7 +7,7 @@ use super::{Label, LicenseWindow, NoSeries, SeriesProof};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
 use crate::ledger::{LicenseLife, known, licenses, sources};
 use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
-use crate::operations::{Desk, OperationError};
+use crate::operations::{OperationError, Operations};
 use crate::stages::{Effect, LicensesState, Stage as _, effects_of};
 
 const MICROS_PER_SECOND: f64 = 1e6;
@@ -22,7 +22,7 @@ struct Known {
     gone_at: Option<DateTime<Utc>>,
 }
 
-impl Desk {
+impl Operations {
     /// The series that the event changed, and the families that it did not change.
     pub(super) async fn metrics_of(
         &self,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ApiRequest, Desk, Operation, OperationError, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
 use crate::ledger::{KeptEvent, RefusalLife, Sequence, event_history, kept, snapshots};
 
@@ -103,24 +103,24 @@ impl ApiRequest for ProveRequest {
 }
 
 impl Operation for ProveRequest {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Proof, OperationError> {
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Proof, OperationError> {
         let id = EventId::parse(&self.event_id)?;
-        let head = desk.ledger.run(snapshots::head).await?;
-        let mut kept = desk
+        let head = operations.ledger.run(snapshots::head).await?;
+        let mut kept = operations
             .ledger
             .run(async |conn| {
                 kept::events_by_key(conn, id.topic, std::slice::from_ref(&id.key)).await
             })
             .await?;
         kept.retain(|row| self.source.is_none_or(|source| deployment_of(row) == Some(source)));
-        let refusals = desk
+        let refusals = operations
             .ledger
             .run(async |conn| event_history::refusals(conn, &id.whole(), self.source).await)
             .await?;
         let deployment = one_deployment(&kept, &refusals)?.or(self.source);
         let kept = kept.pop();
         let accepted = kept.as_ref().map(|row| accepted_event(&id, row)).transpose()?;
-        let source = desk.source_side(&id, deployment, accepted).await;
+        let source = operations.source_side(&id, deployment, accepted).await;
         if kept.is_none()
             && refusals.is_empty()
             && source.state != SourceState::NotAccepted
@@ -130,7 +130,7 @@ impl Operation for ProveRequest {
         }
         let accepted = match (&kept, accepted) {
             (Some(row), Some(event)) => {
-                Some(desk.accepted_proof(row, event, head.incarnation).await?)
+                Some(operations.accepted_proof(row, event, head.incarnation).await?)
             }
             _ => None,
         };
@@ -145,7 +145,7 @@ impl Operation for ProveRequest {
     }
 }
 
-impl Desk {
+impl Operations {
     async fn accepted_proof(
         &self,
         row: &KeptEvent,

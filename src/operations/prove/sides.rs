@@ -9,7 +9,7 @@ use crate::collectors::events;
 use crate::event::{self, Digest, Event, Payload, Topic, TopicPartition};
 use crate::ledger::{KeptEvent, positions};
 use crate::log::LogError;
-use crate::operations::{Desk, OperationError};
+use crate::operations::{OperationError, Operations};
 
 /// coderd's row of an event, if this version can read it.
 struct Row {
@@ -17,7 +17,7 @@ struct Row {
     published_at: Option<DateTime<Utc>>,
 }
 
-impl Desk {
+impl Operations {
     /// coderd's current row. If coderd does not answer, the proof continues without it.
     pub(super) async fn source_side(
         &self,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::effect::saturating;
 use super::plan_hash::plan_hash;
 use super::series::{Series, SeriesKey, series};
-use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run, Step};
+use super::{Actor, ApiRequest, Operation, OperationError, Operations, Progress, Run, Step};
 use crate::ledger::{ActKind, LICENSE_RULES, Sequence, Subject, choices, snapshots};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
@@ -101,13 +101,15 @@ impl ApiRequest for RebuildRequest {
 impl Operation for RebuildRequest {
     async fn run(
         &self,
-        Run { desk, progress, .. }: Run<'_>,
+        Run { operations, progress, .. }: Run<'_>,
     ) -> Result<RebuildPlan, OperationError> {
         match (self.stage, self.rehearses()?) {
-            (_, true) => desk.rehearse(self).await,
-            (RebuildStage::Metrics, false) => compared(&desk.both(progress).await?, metrics_found),
+            (_, true) => operations.rehearse(self).await,
+            (RebuildStage::Metrics, false) => {
+                compared(&operations.both(progress).await?, metrics_found)
+            }
             (RebuildStage::Licenses, false) => {
-                compared(&desk.both(progress).await?, licenses_found)
+                compared(&operations.both(progress).await?, licenses_found)
             }
         }
     }
@@ -124,7 +126,7 @@ impl ApiRequest for RebuildExecution {
 
 impl Operation for RebuildExecution {
     async fn run(&self, run: Run<'_>) -> Result<Rebuilt, OperationError> {
-        let Run { desk, actor, .. } = run;
+        let Run { operations, actor, .. } = run;
         let plan = self.rebuild.run(run).await?;
         match &plan.hash {
             None => {
@@ -144,14 +146,14 @@ impl Operation for RebuildExecution {
             Some(_) => {}
         }
         let done = match &self.rebuild.rules {
-            Some(rules) => desk.choose_rules(rules, self, actor).await?,
-            None => desk.restart_fold(self, actor).await?,
+            Some(rules) => operations.choose_rules(rules, self, actor).await?,
+            None => operations.restart_fold(self, actor).await?,
         };
         Ok(Rebuilt { hash: self.hash.clone(), done })
     }
 }
 
-impl Desk {
+impl Operations {
     async fn choose_rules(
         &self,
         rules: &str,

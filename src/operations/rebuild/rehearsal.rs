@@ -14,7 +14,7 @@ use crate::license::{
 };
 use crate::operations::effect::saturating;
 use crate::operations::plan_hash::plan_hash;
-use crate::operations::{Desk, OperationError};
+use crate::operations::{OperationError, Operations};
 use crate::projection;
 use crate::stages::{AgentCounts, DeploymentLicenses, KnownLicense, LicensesState, Stage as _};
 
@@ -88,7 +88,7 @@ pub struct Granted {
     pub errors: Vec<String>,
 }
 
-impl Desk {
+impl Operations {
     /// Makes the rehearsal. Its hash covers limits, entitlements and warnings, but not the counts,
     /// because live events raise them.
     pub(super) async fn rehearse(

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::super::operation::counting;
-use super::super::{Desk, OperationError, Progress};
+use super::super::{OperationError, Operations, Progress};
 use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
 use crate::ledger::{
@@ -93,12 +93,12 @@ struct Comparison<'a> {
 
 /// Compares all ids of the ledger with coderd's rows. Also returns the lost ids.
 pub(super) async fn foresee(
-    desk: &Desk,
+    operations: &Operations,
     progress: Progress<'_>,
     stop: &CancellationToken,
 ) -> Result<(CoderdEffect, Vec<String>), OperationError> {
-    let mut comparison = Comparison::open(desk).await?;
-    let all = desk
+    let mut comparison = Comparison::open(operations).await?;
+    let all = operations
         .ledger
         .run(async |conn| losses::source_events(conn, comparison.source.id).await)
         .await?;
@@ -112,45 +112,45 @@ pub(super) async fn foresee(
 }
 
 pub(super) async fn execute(
-    desk: &Desk,
+    operations: &Operations,
     effect: &CoderdEffect,
     ids: &[String],
     act: &NewAct<'_>,
     hash: &str,
 ) -> Result<bool, OperationError> {
-    let source = desk
+    let source = operations
         .ledger
         .run(async |conn| sources::get(conn, effect.deployment_id).await)
         .await?
         .ok_or_else(OperationError::plan_changed)?;
-    Ok(desk
+    Ok(operations
         .ledger
         .run(async |conn| {
-            losses::record(conn, source.id, ids, act, hash, desk.ledger.clock.now()).await
+            losses::record(conn, source.id, ids, act, hash, operations.ledger.clock.now()).await
         })
         .await?)
 }
 
 impl<'a> Comparison<'a> {
-    async fn open(desk: &'a Desk) -> Result<Self, OperationError> {
-        let Some(database) = &desk.coderd else {
+    async fn open(operations: &'a Operations) -> Result<Self, OperationError> {
+        let Some(database) = &operations.coderd else {
             let unset = "coderd's database is not known here, source.coderd_url is not set: ask where it is";
             return Err(OperationError::Forbidden(unset.to_owned()));
         };
         let mut reader = database.connect().await?;
-        let deployment_id = match desk.deployment {
+        let deployment_id = match operations.deployment {
             Some(id) => id,
             None => reader.deployment_id().await?,
         };
         let unknown =
             || OperationError::NotFound(format!("the ledger knows no deployment {deployment_id}"));
-        let source = desk
+        let source = operations
             .ledger
             .run(async |conn| sources::get(conn, deployment_id).await)
             .await?
             .ok_or_else(unknown)?;
         let facts = reader.identity_facts().await?;
-        if let Some(refusal) = desk
+        if let Some(refusal) = operations
             .ledger
             .run(async |conn| identity::refusal_of(conn, deployment_id, (&facts).into()).await)
             .await?
@@ -158,13 +158,13 @@ impl<'a> Comparison<'a> {
             return Err(OperationError::Forbidden(refusal.to_string()));
         }
         let catalog = reader.catalog().await?;
-        let conflicts = desk
+        let conflicts = operations
             .ledger
             .run(async |conn| losses::usage_conflicts(conn, deployment_id).await)
             .await?;
         let effect = CoderdEffect { deployment_id, conflicts, ..CoderdEffect::default() };
         Ok(Comparison {
-            ledger: &desk.ledger,
+            ledger: &operations.ledger,
             source,
             reader,
             catalog,

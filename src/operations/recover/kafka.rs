@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::{Desk, OperationError};
+use super::super::{OperationError, Operations};
 use crate::consumer::{PositionFault, PositionProblem, check_position};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{NewAct, NewGeneration, PartitionLease, generations, rejects};
@@ -76,22 +76,22 @@ impl KafkaEffect {
     }
 }
 
-pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> {
+pub(super) async fn foresee(operations: &Operations) -> Result<KafkaEffect, OperationError> {
     let mut effect = KafkaEffect {
         topics_to_create: Vec::new(),
-        partitions_to_create: desk.partitions,
+        partitions_to_create: operations.partitions,
         partitions: Vec::new(),
     };
     for topic in Topic::ALL {
-        match desk.log.partitions(topic).await {
+        match operations.log.partitions(topic).await {
             Ok(_) => {}
             Err(LogError::NoTopic(_)) => effect.topics_to_create.push(topic.name().to_owned()),
             Err(error) => return Err(error.into()),
         }
     }
-    for position in desk.ledger.run(generations::current).await? {
-        let Some(problem) = problem(&desk.log, &position).await? else { continue };
-        effect.partitions.push(begin(desk, &position, problem).await?);
+    for position in operations.ledger.run(generations::current).await? {
+        let Some(problem) = problem(&operations.log, &position).await? else { continue };
+        effect.partitions.push(begin(operations, &position, problem).await?);
     }
     Ok(effect)
 }
@@ -123,18 +123,21 @@ async fn misses_records(log: &Log, position: &PartitionLease) -> Result<bool, Lo
 }
 
 async fn begin(
-    desk: &Desk,
+    operations: &Operations,
     position: &PartitionLease,
     problem: &str,
 ) -> Result<PartitionToBegin, OperationError> {
-    let ends =
-        if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
-    let noted = desk
+    let ends = if problem == "gone" {
+        None
+    } else {
+        Some(operations.log.watermarks(position.partition).await?)
+    };
+    let noted = operations
         .ledger
         .run(async |conn| generations::recorded_end(conn, position.partition).await)
         .await?;
     let lost = lost(position.next_offset, problem, ends.map(|(start, _)| start));
-    let reopened = desk.ledger.run(async |conn| {
+    let reopened = operations.ledger.run(async |conn| {
         rejects::passed_to(conn, position.partition, position.generation, lost).await
     });
     let known_end = match (problem, ends) {
@@ -162,13 +165,13 @@ fn lost(position: i64, problem: &str, log_start: Option<i64>) -> Range<i64> {
 }
 
 pub(super) async fn execute(
-    desk: &Desk,
+    operations: &Operations,
     effect: &KafkaEffect,
     act: &NewAct<'_>,
     hash: &str,
 ) -> Result<bool, OperationError> {
     if !effect.topics_to_create.is_empty() {
-        for drift in desk.log.create_topics(effect.partitions_to_create).await? {
+        for drift in operations.log.create_topics(effect.partitions_to_create).await? {
             tracing::warn!("{drift}");
         }
     }
@@ -180,7 +183,7 @@ pub(super) async fn execute(
             .ok()
             .ok_or_else(|| anyhow::anyhow!("no topic {}", one.topic))?;
         let partition = TopicPartition { topic, partition: one.partition };
-        let start = match desk.log.whole_from(partition).await {
+        let start = match operations.log.whole_from(partition).await {
             Ok(start) => Some(start),
             // the topic was created again with fewer partitions
             Err(LogError::NoTopic(_)) => None,
@@ -195,10 +198,10 @@ pub(super) async fn execute(
             start,
         });
     }
-    Ok(desk
+    Ok(operations
         .ledger
         .run(async |conn| {
-            generations::begin(conn, &begun, act, hash, desk.ledger.clock.now()).await
+            generations::begin(conn, &begun, act, hash, operations.ledger.clock.now()).await
         })
         .await?)
 }

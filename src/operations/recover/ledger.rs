@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::super::{Desk, OperationError};
+use super::super::{OperationError, Operations};
 use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
@@ -106,10 +106,13 @@ impl LedgerEffect {
     }
 }
 
-pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffect, OperationError> {
-    let ledger = &desk.ledger;
+pub(super) async fn foresee(
+    operations: &Operations,
+    without: &[Uuid],
+) -> Result<LedgerEffect, OperationError> {
+    let ledger = &operations.ledger;
     let (head, open) = (ledger.run(snapshots::head).await?, ledger.run(recoveries::open).await?);
-    let (sources_to_read, not_waited_for) = sources(desk, open.as_ref(), without).await?;
+    let (sources_to_read, not_waited_for) = sources(operations, open.as_ref(), without).await?;
     let (pending, pending_to_send) = ledger
         .run(async |conn| {
             recoveries::pending_later_than(conn, sendable_after(ledger.clock.now())).await
@@ -126,32 +129,32 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
             .await?
             .first()
             .map(|act| act.acted_at),
-        had_read_until: had_read_until(desk).await,
+        had_read_until: had_read_until(operations).await,
         open,
-        records_to_read: records_to_read(desk).await?,
-        log_restored_too: matches!(desk.log, Log::Postgres(_)),
+        records_to_read: records_to_read(operations).await?,
+        log_restored_too: matches!(operations.log, Log::Postgres(_)),
         sources_to_read,
         not_waited_for,
         pending,
         pending_to_send,
         pending_too_old: pending - pending_to_send,
-        pending_published_by_coderd: published_by_coderd(desk).await?,
+        pending_published_by_coderd: published_by_coderd(operations).await?,
     })
 }
 
 /// The deployments that the recovery waits for, and the other collected deployments.
 async fn sources(
-    desk: &Desk,
+    operations: &Operations,
     open: Option<&Recovering>,
     without: &[Uuid],
 ) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
-    let (waited_for, not_read) = desk.ledger.run(restored::sources_to_recover).await?;
+    let (waited_for, not_read) = operations.ledger.run(restored::sources_to_recover).await?;
     let waits_for = |id: &Uuid| match open {
         Some(open) => open.sources_to_read.contains(id) || open.sources_to_compare.contains(id),
         None => waited_for.iter().any(|source| source.deployment_id == *id),
     };
     for id in without {
-        is_not_there(desk, *id).await?;
+        is_not_there(operations, *id).await?;
         if !waits_for(id) {
             return Err(OperationError::Forbidden(format!(
                 "the recovery does not wait for {id}: there is nothing to give up"
@@ -166,9 +169,11 @@ async fn sources(
         if waits_for(&id) && !by_this_plan {
             to_read.push(id);
         } else if by_this_plan || given_up || open.is_none() {
-            let events =
-                desk.ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
-            let pending = desk
+            let events = operations
+                .ledger
+                .run(async |conn| losses::source_events(conn, source.id).await)
+                .await?;
+            let pending = operations
                 .ledger
                 .run(async |conn| publications::pending(conn, source.id).await)
                 .await?
@@ -186,19 +191,19 @@ async fn sources(
 }
 
 /// Refuses to abandon a source that can be read.
-async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
-    if desk.ledger.run(async |conn| sources::get(conn, id).await).await?.is_none() {
+async fn is_not_there(operations: &Operations, id: Uuid) -> Result<(), OperationError> {
+    if operations.ledger.run(async |conn| sources::get(conn, id).await).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
     }
     if let Some(holder) =
-        desk.ledger.run(async |conn| leases::holder(conn, &collector_lease(id)).await).await?
+        operations.ledger.run(async |conn| leases::holder(conn, &collector_lease(id)).await).await?
     {
         return Err(OperationError::Forbidden(format!(
             "{id} is there: the collector {holder} reads it; stop that first if it cannot"
         )));
     }
-    match &desk.coderd {
-        Some(database) if is_of(desk, database, id).await.unwrap_or(false) => {
+    match &operations.coderd {
+        Some(database) if is_of(operations, database, id).await.unwrap_or(false) => {
             Err(OperationError::Forbidden(format!(
                 "{id} is there: its database answers at {}, and a collector can read it",
                 database.address()
@@ -208,8 +213,8 @@ async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
     }
 }
 
-async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
-    match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
+async fn had_read_until(operations: &Operations) -> Option<DateTime<Utc>> {
+    match mark_ahead(&operations.log, &operations.ledger, &operations.group).await {
         Ok(Some(RestoreEvidence::Position { read_until, .. })) => read_until,
         Ok(_) => None,
         Err(error) => {
@@ -222,25 +227,26 @@ async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
     }
 }
 
-async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
+async fn records_to_read(operations: &Operations) -> Result<i64, OperationError> {
     let mut waiting = 0;
-    for position in desk.ledger.run(generations::current).await? {
-        let (start, end) = desk.log.watermarks(position.partition).await?;
+    for position in operations.ledger.run(generations::current).await? {
+        let (start, end) = operations.log.watermarks(position.partition).await?;
         waiting += (end - position.next_offset.max(start)).max(0);
     }
     Ok(waiting)
 }
 
 /// Pending events of the configured deployment that coderd has marked as published.
-async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError> {
-    let Some(database) = &desk.coderd else { return Ok(None) };
+async fn published_by_coderd(operations: &Operations) -> Result<Option<i64>, OperationError> {
+    let Some(database) = &operations.coderd else { return Ok(None) };
     let mut published = 0;
-    for source in desk.ledger.run(sources::list).await?.into_iter().filter(|source| !source.retired)
+    for source in
+        operations.ledger.run(sources::list).await?.into_iter().filter(|source| !source.retired)
     {
-        if !is_of(desk, database, source.deployment_id).await.unwrap_or(false) {
+        if !is_of(operations, database, source.deployment_id).await.unwrap_or(false) {
             continue;
         }
-        match marked_as_published(desk, database, source.id).await {
+        match marked_as_published(operations, database, source.id).await {
             Ok(ids) => published += i64::try_from(ids.len()).unwrap_or(i64::MAX),
             Err(OperationError::Coderd(problem)) => {
                 tracing::warn!("coderd's publish marks are not known: {problem}");
@@ -255,7 +261,7 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
 /// Whether the database belongs to the source's coderd. If a fact is unknown and no other
 /// contradicts, the configured id decides.
 pub(super) async fn is_of(
-    desk: &Desk,
+    operations: &Operations,
     database: &Database,
     source_id: Uuid,
 ) -> Result<bool, OperationError> {
@@ -263,23 +269,23 @@ pub(super) async fn is_of(
     let facts = reader.identity_facts().await;
     reader.close().await;
     let facts = facts?;
-    let refusal = desk
+    let refusal = operations
         .ledger
         .run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await)
         .await?;
-    Ok(refusal.is_none() && (facts.problem.is_none() || desk.deployment == Some(source_id)))
+    Ok(refusal.is_none() && (facts.problem.is_none() || operations.deployment == Some(source_id)))
 }
 
 /// The source's pending events that coderd has marked as published, read in pages.
 pub(super) async fn marked_as_published(
-    desk: &Desk,
+    operations: &Operations,
     database: &Database,
     source_id: i16,
 ) -> Result<Vec<String>, OperationError> {
     let mut reader = database.connect().await?;
     let (mut after, mut published) = (None, Vec::new());
     loop {
-        let page = desk
+        let page = operations
             .ledger
             .run(async |conn| {
                 publications::old(conn, source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE)
@@ -298,7 +304,7 @@ pub(super) async fn marked_as_published(
 }
 
 pub(super) async fn execute(
-    desk: &Desk,
+    operations: &Operations,
     effect: &LedgerEffect,
     act: &NewAct<'_>,
     hash: &str,
@@ -306,7 +312,8 @@ pub(super) async fn execute(
     let without = effect.given_up();
     Ok(match &effect.open {
         Some(open) => {
-            desk.ledger
+            operations
+                .ledger
                 .run(async |conn| {
                     recoveries::abandon_sources(
                         conn,
@@ -314,26 +321,34 @@ pub(super) async fn execute(
                         &without,
                         act,
                         hash,
-                        desk.ledger.clock.now(),
+                        operations.ledger.clock.now(),
                     )
                     .await
                 })
                 .await?
         }
         None => {
-            let marked = match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
-                Ok(Some(RestoreEvidence::Position { marked, .. })) => marked,
-                Ok(_) | Err(_) => Vec::new(),
-            };
+            let marked =
+                match mark_ahead(&operations.log, &operations.ledger, &operations.group).await {
+                    Ok(Some(RestoreEvidence::Position { marked, .. })) => marked,
+                    Ok(_) | Err(_) => Vec::new(),
+                };
             let restored = RestoreEvidence::Reported {
                 incarnation: effect.sequence.incarnation,
                 without,
                 marked,
             };
-            desk.ledger
+            operations
+                .ledger
                 .run(async |conn| {
-                    restored::record(conn, &restored, act, Some(hash), desk.ledger.clock.now())
-                        .await
+                    restored::record(
+                        conn,
+                        &restored,
+                        act,
+                        Some(hash),
+                        operations.ledger.clock.now(),
+                    )
+                    .await
                 })
                 .await?
         }

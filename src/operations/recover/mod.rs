@@ -6,12 +6,12 @@
 mod coderd;
 mod kafka;
 mod ledger;
-mod lookout;
+mod restore_monitor;
 
 pub use coderd::{CoderdEffect, LostEvents};
 pub use kafka::{KafkaEffect, PartitionToBegin};
 pub use ledger::{LedgerEffect, SourceNotWaitedFor};
-pub use lookout::Lookout;
+pub use restore_monitor::RestoreMonitor;
 
 use axum::http::Method;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::plan_hash::plan_hash;
-use super::{ApiRequest, Desk, Operation, OperationError, Progress, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Progress, Run};
 use crate::ledger::{ActKind, Subject, plans};
 
 /// The part that was lost.
@@ -124,16 +124,17 @@ impl ApiRequest for RecoverRequest {
 impl Operation for RecoverRequest {
     async fn run(
         &self,
-        Run { desk, progress, stop, .. }: Run<'_>,
+        Run { operations, progress, stop, .. }: Run<'_>,
     ) -> Result<RecoverPlan, OperationError> {
-        let (plan, _) = desk.foresee_recovery(self, progress, stop).await?;
+        let (plan, _) = operations.foresee_recovery(self, progress, stop).await?;
         let Some(hash) = &plan.hash else { return Ok(plan) };
         let (asked, effect, now) = (
             serde_json::to_value(self)?,
             serde_json::to_value(&plan.effect)?,
-            desk.ledger.clock.now(),
+            operations.ledger.clock.now(),
         );
-        desk.ledger
+        operations
+            .ledger
             .run(async |conn| plans::save(conn, hash, "recover", &asked, &effect, now).await)
             .await?;
         Ok(plan)
@@ -151,7 +152,7 @@ impl ApiRequest for RecoverExecution {
 impl Operation for RecoverExecution {
     async fn run(
         &self,
-        Run { desk, actor, progress, stop }: Run<'_>,
+        Run { operations, actor, progress, stop }: Run<'_>,
     ) -> Result<RecoverPlan, OperationError> {
         let hash = &self.hash;
         let unknown = || {
@@ -159,7 +160,7 @@ impl Operation for RecoverExecution {
                 "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
             ))
         };
-        let kept = desk
+        let kept = operations
             .ledger
             .run(async |conn| plans::load(conn, hash, "recover").await)
             .await?
@@ -170,7 +171,7 @@ impl Operation for RecoverExecution {
             ));
         }
         let request: RecoverRequest = serde_json::from_value(kept.request)?;
-        let (plan, lost_ids) = desk.foresee_recovery(&request, progress, stop).await?;
+        let (plan, lost_ids) = operations.foresee_recovery(&request, progress, stop).await?;
         if let Some(nothing) = plan.effect.nothing() {
             return Err(OperationError::Forbidden(nothing));
         }
@@ -184,17 +185,19 @@ impl Operation for RecoverExecution {
         let detail = serde_json::to_value(&plan.effect)?;
         let act = actor.act(ActKind::Recover, Subject::Named(request.lost.as_str()), detail);
         let done = match &plan.effect {
-            RecoverEffect::Kafka(effect) => kafka::execute(desk, effect, &act, hash).await?,
-            RecoverEffect::Ledger(effect) => ledger::execute(desk, effect, &act, hash).await?,
+            RecoverEffect::Kafka(effect) => kafka::execute(operations, effect, &act, hash).await?,
+            RecoverEffect::Ledger(effect) => {
+                ledger::execute(operations, effect, &act, hash).await?
+            }
             RecoverEffect::Coderd(effect) => {
-                coderd::execute(desk, effect, &lost_ids, &act, hash).await?
+                coderd::execute(operations, effect, &lost_ids, &act, hash).await?
             }
         };
         if done { Ok(plan) } else { Err(OperationError::plan_changed()) }
     }
 }
 
-impl Desk {
+impl Operations {
     /// Computes the plan, and the ids of the events that coderd has lost.
     async fn foresee_recovery(
         &self,

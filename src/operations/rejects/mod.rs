@@ -19,7 +19,7 @@ use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ApiRequest, Desk, Operation, OperationError, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::event::RejectCause;
 use crate::ledger::{
     ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject,
@@ -145,7 +145,7 @@ impl ApiRequest for ListRejects {
 }
 
 impl Operation for ListRejects {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<RejectPage, OperationError> {
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<RejectPage, OperationError> {
         let filter = filter(&self.which)?;
         if !(1..=MOST_LISTED).contains(&self.limit) {
             return Err(OperationError::Invalid {
@@ -154,7 +154,7 @@ impl Operation for ListRejects {
             });
         }
         let one_more = i64::try_from(self.limit).unwrap_or(i64::MAX) + 1;
-        let mut rows = desk
+        let mut rows = operations
             .ledger
             .run(async |conn| {
                 rejects::list(conn, &filter, self.after, one_more, LISTED_BYTES).await
@@ -163,7 +163,7 @@ impl Operation for ListRejects {
         let more = rows.len() > self.limit;
         rows.truncate(self.limit);
         let next_after = rows.last().map(|row| row.id).filter(|_| more);
-        Ok(RejectPage { rejects: desk.with_acts(rows).await?, next_after })
+        Ok(RejectPage { rejects: operations.with_acts(rows).await?, next_after })
     }
 }
 
@@ -174,9 +174,9 @@ impl ApiRequest for CountRejects {
 }
 
 impl Operation for CountRejects {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<RejectCounts, OperationError> {
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<RejectCounts, OperationError> {
         let filter = filter(&self.which)?;
-        let groups = desk
+        let groups = operations
             .ledger
             .run(async |conn| reject_counts::groups(conn, &filter, self.by).await)
             .await?;
@@ -191,9 +191,9 @@ impl ApiRequest for ShowReject {
 }
 
 impl Operation for ShowReject {
-    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<ShownReject, OperationError> {
-        let row = desk.these_rejects(&[self.id]).await?.remove(0);
-        desk.shown(row).await
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<ShownReject, OperationError> {
+        let row = operations.these_rejects(&[self.id]).await?.remove(0);
+        operations.shown(row).await
     }
 }
 
@@ -208,17 +208,19 @@ impl ApiRequest for DiscardRejects {
 impl Operation for DiscardRejects {
     async fn run(
         &self,
-        Run { desk, actor, .. }: Run<'_>,
+        Run { operations, actor, .. }: Run<'_>,
     ) -> Result<DiscardedRejects, OperationError> {
-        let rows = desk.these_rejects(&self.ids).await?;
-        desk.all_open(&rows).await?;
+        let rows = operations.these_rejects(&self.ids).await?;
+        operations.all_open(&rows).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let act =
             |id: &i64| actor.act(ActKind::Discard, Subject::Reject(*id), serde_json::json!({}));
         let acts: Vec<NewAct<'_>> = ids.iter().map(act).collect();
-        match desk
+        match operations
             .ledger
-            .run(async |conn| rejects::discard(conn, &ids, &acts, desk.ledger.clock.now()).await)
+            .run(async |conn| {
+                rejects::discard(conn, &ids, &acts, operations.ledger.clock.now()).await
+            })
             .await?
         {
             Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
@@ -229,7 +231,7 @@ impl Operation for DiscardRejects {
     }
 }
 
-impl Desk {
+impl Operations {
     /// The rejects with these numbers, each once.
     async fn these_rejects(&self, ids: &[i64]) -> Result<Vec<RejectRow>, OperationError> {
         let ids: Vec<i64> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();

@@ -30,7 +30,9 @@ use crate::ledger::{
 };
 use crate::log::Record;
 use crate::operations::operation::counting;
-use crate::operations::{Actor, ApiRequest, Desk, Operation, OperationError, Run, given_file};
+use crate::operations::{
+    Actor, ApiRequest, Operation, OperationError, Operations, Run, given_file,
+};
 
 /// Rejects admitted in one step.
 const ADMITTED_AT_A_TIME: i64 = 200;
@@ -179,8 +181,11 @@ impl ApiRequest for Resubmit {
 impl Operation for Resubmit {
     /// On an error of the log or the ledger, the acknowledged rejects have ended, and a retry is
     /// safe.
-    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Resubmitted, OperationError> {
-        let rows = desk.these_rejects(&self.ids).await?;
+    async fn run(
+        &self,
+        Run { operations, actor, .. }: Run<'_>,
+    ) -> Result<Resubmitted, OperationError> {
+        let rows = operations.these_rejects(&self.ids).await?;
         if self.edit.is_some() && rows.len() != 1 {
             return Err(OperationError::Invalid {
                 field: "edit",
@@ -188,7 +193,7 @@ impl Operation for Resubmit {
             });
         }
         if !self.force {
-            desk.all_open(&rows).await?;
+            operations.all_open(&rows).await?;
         }
         let mut news = News::new();
         let mut prepared = Vec::with_capacity(rows.len());
@@ -197,7 +202,7 @@ impl Operation for Resubmit {
                 Some(text) => edit::edited(&as_found(&row), text)?,
                 None => as_found(&row),
             };
-            let foresight = desk.foreseen(&message, &mut news).await?;
+            let foresight = operations.foreseen(&message, &mut news).await?;
             prepared.push(Prepared { row, edit: self.edit.clone(), foresight });
         }
         if self.dry_run {
@@ -209,7 +214,7 @@ impl Operation for Resubmit {
         for one in &prepared {
             allowed(one, self.force)?;
         }
-        let records = desk
+        let records = operations
             .pass_through(ActKind::Resubmit, RejectState::Resubmitted, &prepared, actor)
             .await?;
         Ok(Resubmitted { dry_run: false, records })
@@ -229,16 +234,16 @@ impl Operation for AdmitRejects {
     /// matter, because the reason to hold them has ended.
     async fn run(
         &self,
-        Run { desk, actor, progress, stop }: Run<'_>,
+        Run { operations, actor, progress, stop }: Run<'_>,
     ) -> Result<Admitted, OperationError> {
         let progress =
-            counting(("admitting", "records"), desk.held_of_known_types().await?, progress);
+            counting(("admitting", "records"), operations.held_of_known_types().await?, progress);
         let (mut admitted, mut after) = (Admitted::default(), 0);
         loop {
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
             }
-            let ids = desk
+            let ids = operations
                 .ledger
                 .run(async |conn| rejects::admissible(conn, after, ADMITTED_AT_A_TIME).await)
                 .await?;
@@ -246,9 +251,10 @@ impl Operation for AdmitRejects {
             after = *last;
             let mut news = News::new();
             let mut prepared = Vec::with_capacity(ids.len());
-            for row in desk.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?
+            for row in
+                operations.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?
             {
-                let foresight = desk.foreseen(&as_found(&row), &mut news).await?;
+                let foresight = operations.foreseen(&as_found(&row), &mut news).await?;
                 match foresight.what {
                     Foreseen::Held => admitted.left += 1,
                     Foreseen::Accepted | Foreseen::Duplicate => admitted.records += 1,
@@ -261,13 +267,15 @@ impl Operation for AdmitRejects {
                     prepared.push(Prepared { row, edit: None, foresight });
                 }
             }
-            desk.pass_through(ActKind::Admit, RejectState::Admitted, &prepared, actor).await?;
+            operations
+                .pass_through(ActKind::Admit, RejectState::Admitted, &prepared, actor)
+                .await?;
             progress(u64::try_from(ids.len()).unwrap_or_default());
         }
     }
 }
 
-impl Desk {
+impl Operations {
     /// The number of held records whose type this version knows.
     async fn held_of_known_types(&self) -> Result<u64, OperationError> {
         let held = super::filter(&WhichRejects {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::resubmit::{Foreseen, as_found};
 use crate::event::{RejectCause, UsageType};
 use crate::ledger::{Disposition, RejectAct, RejectRow, RejectState, SameEvent, Sequence, rejects};
-use crate::operations::{Desk, OperationError};
+use crate::operations::{OperationError, Operations};
 
 /// A record that is not an accepted event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -100,7 +100,7 @@ pub struct ShownReject {
 const MAY_BE_FORGED: &str =
     "it may be forged, and a resubmission signs it: check first that coderd has this event";
 
-impl Desk {
+impl Operations {
     pub(super) async fn shown(&self, row: RejectRow) -> Result<ShownReject, OperationError> {
         let (mut accepted_sequence, mut same_event) = (None, Vec::new());
         if let (Some(deployment), Some(event_id)) = (row.deployment_id, &row.event_id) {

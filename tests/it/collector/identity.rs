@@ -9,7 +9,7 @@ use tallyline::ledger::{
     ActFilter, ActKind, IdentityRefusal, acts, collector_lease, leases, sources,
 };
 use tallyline::license::PublicKeys;
-use tallyline::operations::{Actor, Desk, OperationError, RetireSource};
+use tallyline::operations::{Actor, OperationError, Operations, RetireSource};
 use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use super::access::{grant, role, run};
 use super::{Store, produced, settings, source_of, store};
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
-use crate::support::ledger::{act, desk};
+use crate::support::ledger::{act, operations};
 
 fn named(deployment: Uuid) -> Settings {
     Settings { deployment_id: Some(deployment), ..settings() }
@@ -179,10 +179,12 @@ async fn a_collector_of_the_previous_coderd_appends_nothing_once_another_is_acce
     );
     let mut collector = store.collector(settings(), &coderd).await;
     coderd.creation().await;
-    let desk =
-        Desk { coderd: Some(source_of(&other.database.url)), ..desk(&store.ledger, &store.log) };
+    let operations = Operations {
+        coderd: Some(source_of(&other.database.url)),
+        ..operations(&store.ledger, &store.log)
+    };
     let actor = Actor { name: "user-001".to_owned(), reason: "moved".to_owned() };
-    desk.accept_identity(coderd.deployment, &actor).await.unwrap();
+    operations.accept_identity(coderd.deployment, &actor).await.unwrap();
     let outcome = collector.pass().await;
     assert!(
         matches!(outcome, Err(CollectError::WrongCoderd(IdentityRefusal::OtherCoderd { .. }))),
@@ -340,7 +342,7 @@ async fn a_corrected_id_introduces_no_source_beside_the_unbound_one() {
     );
     let actor =
         Actor { name: "user-001".to_owned(), reason: "a typing mistake, not in use".to_owned() };
-    act(&desk(&store.ledger, &store.log), &RetireSource { deployment_id: mistyped }, &actor)
+    act(&operations(&store.ledger, &store.log), &RetireSource { deployment_id: mistyped }, &actor)
         .await
         .unwrap();
     let mut collector = store.open(named(coderd.deployment), &hidden).await.unwrap().unwrap();
@@ -369,9 +371,10 @@ async fn a_source_that_was_introduced_under_a_mistyped_id_is_bound_and_not_repla
     let advice =
         format!("`tallyline sources accept {mistyped} --accept-new-identity --reason WHY`");
     assert!(text.contains(&advice) && text.contains("count and bill everything again"), "{text}");
-    let desk = Desk { coderd: Some(source_of(&url)), ..desk(&store.ledger, &store.log) };
+    let operations =
+        Operations { coderd: Some(source_of(&url)), ..operations(&store.ledger, &store.log) };
     let actor = Actor { name: "user-001".to_owned(), reason: "a typing mistake".to_owned() };
-    desk.accept_identity(mistyped, &actor).await.unwrap();
+    operations.accept_identity(mistyped, &actor).await.unwrap();
     let mut collector = store.open(named(mistyped), &url).await.unwrap().unwrap();
     assert_eq!(
         (produced(&collector.pass().await.unwrap()), collector.warning()),
@@ -402,18 +405,20 @@ async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
         collector.pass().await,
         Err(CollectError::WrongCoderd(IdentityRefusal::OtherCoderd { .. }))
     ));
-    let desk =
-        Desk { coderd: Some(source_of(&coderd.database.url)), ..desk(&store.ledger, &store.log) };
+    let operations = Operations {
+        coderd: Some(source_of(&coderd.database.url)),
+        ..operations(&store.ledger, &store.log)
+    };
     let actor = |reason: &str| Actor { name: "user-001".to_owned(), reason: reason.to_owned() };
-    let error = desk.accept_identity(coderd.deployment, &actor(" ")).await.unwrap_err();
+    let error = operations.accept_identity(coderd.deployment, &actor(" ")).await.unwrap_err();
     assert!(matches!(error, OperationError::Invalid { field: "reason", .. }), "{error}");
-    let error = desk.accept_identity(Uuid::new_v4(), &actor("a test")).await.unwrap_err();
+    let error = operations.accept_identity(Uuid::new_v4(), &actor("a test")).await.unwrap_err();
     assert!(
         matches!(error, OperationError::Forbidden(_)),
         "this coderd is bound to another source: {error}"
     );
     assert!(collector.pass().await.is_err());
-    desk.accept_identity(coderd.deployment, &actor("the row was lost")).await.unwrap();
+    operations.accept_identity(coderd.deployment, &actor("the row was lost")).await.unwrap();
     let mut collector = store.collector(named(coderd.deployment), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
     let acts = store

@@ -80,7 +80,7 @@ async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_s
     let peak = peak_memory(&running);
     assert!(peak < 900 * 1024, "{peak} KiB at most");
 
-    // the deep audit and the desk accept a record that is kept in part
+    // the deep audit and the operations accept a record that is kept in part
     site.balanced().await;
     let deep = site.command("audit --deep --output json --patience 1").await;
     assert_eq!(deep.status.code(), Some(0), "{deep:?}");

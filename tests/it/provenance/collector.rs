@@ -272,7 +272,7 @@ async fn an_oversized_row_is_one_reject_and_collection_of_its_source_continues()
     }
     // a discarded row is not appended again either
     let id = world.count("select id from reject").await;
-    act(&world.desk(key()), &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
+    act(&world.operations(key()), &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     let mut collector = opened(&world, &coderd, key()).await;
     assert_eq!(collector.pass().await.unwrap().usage, 0);
 }

@@ -9,14 +9,14 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{
     CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest,
 };
-use tallyline::operations::{Desk, OperationError};
+use tallyline::operations::{OperationError, Operations};
 use tallyline_sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use super::world::operator;
 use crate::support::coderd::identify;
 use crate::support::ledger::{
-    DEPLOYMENT, act, arrival, ask, build, desk, partition, registered_ledger, usage,
+    DEPLOYMENT, act, arrival, ask, build, operations, partition, registered_ledger, usage,
 };
 use crate::support::{self, Database};
 
@@ -43,19 +43,23 @@ async fn ledger_with(topics: &[Topic]) -> (Database, Ledger) {
     (database, ledger)
 }
 
-/// The operators' desk with a coderd without rows.
-async fn desk_without_rows(ledger: &Ledger) -> (Database, Desk) {
+/// Operations with a coderd without rows.
+async fn desk_without_rows(ledger: &Ledger) -> (Database, Operations) {
     let source = support::database().await;
     create_schema(&mut source.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
     let database = coderd::Database::new(&source.url, Duration::from_secs(10)).unwrap();
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
-    let desk = Desk { coderd: Some(database), deployment: Some(DEPLOYMENT), ..desk(ledger, &log) };
-    (source, desk)
+    let operations = Operations {
+        coderd: Some(database),
+        deployment: Some(DEPLOYMENT),
+        ..operations(ledger, &log)
+    };
+    (source, operations)
 }
 
-async fn plan(desk: &Desk) -> (Option<String>, CoderdEffect) {
+async fn plan(operations: &Operations) -> (Option<String>, CoderdEffect) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = ask(desk, &request).await.unwrap();
+    let plan = ask(operations, &request).await.unwrap();
     let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
     (plan.hash, effect)
 }
@@ -63,11 +67,11 @@ async fn plan(desk: &Desk) -> (Option<String>, CoderdEffect) {
 #[tokio::test]
 async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_have_it() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds, Topic::AgentUsage]).await;
-    let (_source, desk) = desk_without_rows(&ledger).await;
-    let (hash, effect) = plan(&desk).await;
+    let (_source, operations) = desk_without_rows(&ledger).await;
+    let (hash, effect) = plan(&operations).await;
     assert_eq!((effect.unconfirmed, effect.to_list, effect.gone_builds), (2, 1, 1), "{effect:?}");
     let execution = RecoverExecution { hash: hash.unwrap() };
-    act(&desk, &execution, &operator()).await.unwrap();
+    act(&operations, &execution, &operator()).await.unwrap();
     let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost order by 1")
         .fetch_all(&ledger.pool)
         .await
@@ -79,8 +83,8 @@ async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_
 #[tokio::test]
 async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
-    let (_source, desk) = desk_without_rows(&ledger).await;
-    let (hash, effect) = plan(&desk).await;
+    let (_source, operations) = desk_without_rows(&ledger).await;
+    let (hash, effect) = plan(&operations).await;
     assert_eq!(
         (hash, effect.gone_builds, effect.unconfirmed, &effect.lost[..]),
         (None, 1, 1, &[][..])
@@ -90,12 +94,12 @@ async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
 #[tokio::test]
 async fn a_recovery_is_not_planned_from_another_coderd_that_hides_one_fact() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
-    let (source, desk) = desk_without_rows(&ledger).await;
+    let (source, operations) = desk_without_rows(&ledger).await;
     let other = Uuid::from_u128(0xf);
     identify(&source.pool, DEPLOYMENT, other).await;
     sqlx::query("delete from site_configs").execute(&source.pool).await.unwrap();
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let error = ask(&desk, &request).await.unwrap_err();
+    let error = ask(&operations, &request).await.unwrap_err();
     assert!(
         matches!(&error, OperationError::Forbidden(why) if why.contains(&other.to_string())),
         "{error}"

@@ -129,17 +129,20 @@ async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_
 
     let which =
         WhichRejects { cause: Some(RejectCause::Unsigned.to_string()), ..WhichRejects::default() };
-    let rejects =
-        ask(&world.desk(key()), &ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
+    let rejects = ask(&world.operations(key()), &ListRejects { which, after: 0, limit: 10 })
+        .await
+        .unwrap()
+        .rejects;
     let reject = rejects.iter().find(|reject| reject.event_id == Some(second.id())).unwrap();
     assert!(reject.detail.contains("tallyline-signature"), "{}", reject.detail);
     let request = Resubmit { ids: vec![reject.id], ..Resubmit::default() };
-    let unable = act(&world.desk(Signatures::default()), &request, &operator()).await.unwrap_err();
+    let unable =
+        act(&world.operations(Signatures::default()), &request, &operator()).await.unwrap_err();
     assert!(
         matches!(&unable, OperationError::Forbidden(why) if why.contains("log.signing_key")),
         "{unable}"
     );
-    act(&world.desk(key()), &request, &operator()).await.unwrap();
+    act(&world.operations(key()), &request, &operator()).await.unwrap();
     world.consume(key()).await;
     let accepted = "select count(*) from usage_event where id = 'usage-2' and confirmed_at is null";
     assert_eq!(

@@ -57,8 +57,8 @@ async fn registering_a_deployment_admits_its_held_events() {
     let held = "select count(*) from reject where verdict = 'held' and cause = 'unregistered_source' and state = 'open'";
     let accepted = "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
     assert_eq!((world.count(held).await, world.count(accepted).await), (3, 0));
-    let desk = world.desk(Signatures::default());
-    let admit = async || act(&desk, &AdmitRejects {}, &operator()).await.unwrap();
+    let operations = world.operations(Signatures::default());
+    let admit = async || act(&operations, &AdmitRejects {}, &operator()).await.unwrap();
     assert_eq!(admit().await.records, 0);
 
     register(&world.ledger, &[OTHER_DEPLOYMENT]).await;
@@ -75,14 +75,14 @@ async fn a_retired_source_is_not_waited_for_until_it_is_reinstated() {
         ledger.pool.clone(),
         tallyline::log::PostgresLogSettings::default(),
     );
-    let desk = crate::support::ledger::desk(&ledger, &log);
+    let operations = crate::support::ledger::operations(&ledger, &log);
     let ids = async || {
         let (waited_for, others) = ledger.run(restored::sources_to_recover).await.unwrap();
         assert!(others.is_empty());
         waited_for.into_iter().map(|source| source.deployment_id).collect::<Vec<_>>()
     };
     let deployment_id = OTHER_DEPLOYMENT;
-    act(&desk, &RetireSource { deployment_id }, &operator()).await.unwrap();
+    act(&operations, &RetireSource { deployment_id }, &operator()).await.unwrap();
     assert_eq!(ids().await, [DEPLOYMENT]);
     let words = ledger
         .run(async |conn| retirements::of_deployment(conn, OTHER_DEPLOYMENT).await)
@@ -95,11 +95,11 @@ async fn a_retired_source_is_not_waited_for_until_it_is_reinstated() {
     {
         assert!(words.contains(part), "{part} is not in {words}");
     }
-    let listed = ask(&desk, &ListSources {}).await.unwrap().sources;
+    let listed = ask(&operations, &ListSources {}).await.unwrap().sources;
     assert_eq!(
         listed.iter().map(|source| source.retired.is_some()).collect::<Vec<_>>(),
         [false, true]
     );
-    act(&desk, &ReinstateSource { deployment_id }, &operator()).await.unwrap();
+    act(&operations, &ReinstateSource { deployment_id }, &operator()).await.unwrap();
     assert_eq!(ids().await, [DEPLOYMENT, OTHER_DEPLOYMENT]);
 }

@@ -15,13 +15,13 @@ use tallyline::event::{Event, Message, Signatures, Signer, Topic, TopicPartition
 use tallyline::ledger::{Ledger, cutover, positions, snapshots};
 use tallyline::log::{KafkaSettings, Log};
 use tallyline::operations::recover::{Lost, RecoverExecution, RecoverRequest};
-use tallyline::operations::{Actor, Desk, LogRange, ReplayExecution, Step};
+use tallyline::operations::{Actor, LogRange, Operations, ReplayExecution, Step};
 use tallyline::projection::fold_to;
 use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::{
-    DEPLOYMENT, GROUP, act, ask, build, claim, desk, ledger, register, usage,
+    DEPLOYMENT, GROUP, act, ask, build, claim, ledger, operations, register, usage,
 };
 use crate::support::{Database, Kafka, eventually, kafka, setting};
 
@@ -72,8 +72,8 @@ impl World {
         self.kafka.name(topic.name())
     }
 
-    pub fn desk(&self, signatures: Signatures) -> Desk {
-        desk(&self.ledger, &self.log(signatures))
+    pub fn operations(&self, signatures: Signatures) -> Operations {
+        operations(&self.ledger, &self.log(signatures))
     }
 
     /// A collector appends these events; without keys it does not sign them.
@@ -207,14 +207,14 @@ impl World {
 
     /// Replays all topics. Returns the number of added events.
     pub async fn replay(&self, signatures: Signatures) -> u64 {
-        let desk = self.desk(signatures);
+        let operations = self.operations(signatures);
         let stop = CancellationToken::new();
         let topics = Topic::ALL.map(|topic| topic.name().to_owned()).to_vec();
         let range = LogRange { topics, from: "earliest".into(), until: "latest".into() };
-        let plan = ask(&desk, &range).await.unwrap();
+        let plan = ask(&operations, &range).await.unwrap();
         let request = ReplayExecution { hash: plan.hash, records_per_second: Some(1_000_000) };
         let replayed =
-            desk.execute_replay(&request, &operator(), &|_: Step| {}, &stop).await.unwrap();
+            operations.execute_replay(&request, &operator(), &|_: Step| {}, &stop).await.unwrap();
         replayed.accepted.try_into().unwrap()
     }
 
@@ -255,11 +255,11 @@ impl World {
     }
 
     pub async fn recover(&self, lost: Lost, signatures: Signatures) {
-        let desk = Desk { partitions: 2, ..self.desk(signatures) };
+        let operations = Operations { partitions: 2, ..self.operations(signatures) };
         let request = RecoverRequest { lost, without: Vec::new() };
-        let plan = ask(&desk, &request).await.unwrap();
+        let plan = ask(&operations, &request).await.unwrap();
         let execution = RecoverExecution { hash: plan.hash.expect("something is lost") };
-        act(&desk, &execution, &operator()).await.unwrap();
+        act(&operations, &execution, &operator()).await.unwrap();
     }
 }
 

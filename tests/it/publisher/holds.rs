@@ -190,10 +190,10 @@ async fn usage_that_is_pending_when_its_source_is_retired_is_held_until_it_is_re
     let world = World::new().await;
     let log = world.log().await;
     world.add(&[usage("a", start_time())]).await;
-    let (desk, deployment_id) = (world.desk(&log), DEPLOYMENT);
+    let (operations, deployment_id) = (world.operations(&log), DEPLOYMENT);
     let actor = Actor { name: "sre-1".to_owned(), reason: "moved".to_owned() };
     let holds = async || status::read(&world.ledger, &log, DEADLINE).await.unwrap().holds;
-    assert_eq!(act(&desk, &RetireSource { deployment_id }, &actor).await.unwrap().pending, 1);
+    assert_eq!(act(&operations, &RetireSource { deployment_id }, &actor).await.unwrap().pending, 1);
     let held = holds().await;
     let [hold] = held.as_slice() else { panic!("{held:?}") };
     assert_eq!(
@@ -206,7 +206,7 @@ async fn usage_that_is_pending_when_its_source_is_retired_is_held_until_it_is_re
         "{hold:?}"
     );
     assert_eq!((world.cycle().await.requests, world.number_in("pending").await), (0, 1));
-    act(&desk, &ReinstateSource { deployment_id }, &actor).await.unwrap();
+    act(&operations, &ReinstateSource { deployment_id }, &actor).await.unwrap();
     assert_eq!(holds().await, []);
     assert_eq!(world.cycle().await.accepted, 1);
 }
@@ -216,10 +216,10 @@ async fn a_retirement_ends_publishing_before_the_next_request() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_many(150).await;
-    let (desk, deployment_id) = (world.desk(&log), DEPLOYMENT);
+    let (operations, deployment_id) = (world.operations(&log), DEPLOYMENT);
     let actor = Actor { name: "sre-1".to_owned(), reason: "a test".to_owned() };
-    act(&desk, &RetireSource { deployment_id }, &actor).await.unwrap();
-    act(&desk, &ReinstateSource { deployment_id }, &actor).await.unwrap();
+    act(&operations, &RetireSource { deployment_id }, &actor).await.unwrap();
+    act(&operations, &ReinstateSource { deployment_id }, &actor).await.unwrap();
     // the source is retired while the first request is in flight
     sqlx::raw_sql(
         "create function retire() returns trigger language plpgsql as $$ begin

@@ -155,15 +155,16 @@ async fn publishing_resumes_once_an_operator_confirms_that_coderds_publisher_is_
         "{holds:?}"
     );
 
-    let (desk, request) = (world.desk(&log), CoderdCutOff { deployment_id: DEPLOYMENT });
+    let (operations, request) =
+        (world.operations(&log), CoderdCutOff { deployment_id: DEPLOYMENT });
     let actor = |reason: &str| Actor { name: "sre-1".into(), reason: reason.into() };
     assert!(matches!(
-        act(&desk, &request, &actor(" ")).await,
+        act(&operations, &request, &actor(" ")).await,
         Err(OperationError::Invalid { field: "reason", .. })
     ));
-    act(&desk, &request, &actor("its usage publisher is disabled")).await.unwrap();
+    act(&operations, &request, &actor("its usage publisher is disabled")).await.unwrap();
     assert!(matches!(
-        act(&desk, &request, &actor("again")).await,
+        act(&operations, &request, &actor("again")).await,
         Err(OperationError::NotFound(_))
     ));
     let acts: Vec<(String, String, String)> =

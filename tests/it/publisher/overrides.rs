@@ -43,7 +43,7 @@ async fn audited(world: &World, log: &Log) -> AuditReport {
 /// ones among them, and the hash.
 async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = ask(&world.desk(log), &request).await.expect("a plan");
+    let plan = ask(&world.operations(log), &request).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
     (effect.ids_used_again, effect.ids_used_again_pending, plan.hash)
 }
@@ -51,7 +51,7 @@ async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
 async fn execute_override(world: &World, log: &Log, hash: String) {
     let actor = Actor { name: "user-001".to_owned(), reason: "coderd was restored".to_owned() };
     let execution = RecoverExecution { hash };
-    act(&world.desk(log), &execution, &actor).await.expect("executed");
+    act(&world.operations(log), &execution, &actor).await.expect("executed");
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
         name: "user-001".to_owned(),
         reason: "coderd's publisher is disabled again".to_owned(),
     };
-    act(&world.desk(&log), &CoderdCutOff { deployment_id: DEPLOYMENT }, &actor)
+    act(&world.operations(&log), &CoderdCutOff { deployment_id: DEPLOYMENT }, &actor)
         .await
         .expect("it has stopped");
     let cycle = publisher.cycle(&world.stop).await.unwrap();
@@ -290,7 +290,7 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     );
 
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = ask(&world.desk(&log), &request).await.expect("a plan");
+    let plan = ask(&world.operations(&log), &request).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
     assert_eq!((effect.to_list, effect.unconfirmed), (1, 1), "{effect:?}");
     execute_override(&world, &log, plan.hash.expect("there is something to do")).await;

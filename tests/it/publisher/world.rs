@@ -13,7 +13,7 @@ use tallyline::ledger::{
 };
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::Desk;
+use tallyline::operations::Operations;
 use tallyline::publisher::{Cycle, Publisher, PublisherTelemetry, Settings};
 use tallyline::tallyman::ClientSettings;
 use tallyline_sim::coderd::{SchemaVersion, Signer, create_schema};
@@ -267,14 +267,14 @@ impl World {
         self.add(usages).await;
     }
 
-    /// The operators' desk of this world.
-    pub fn desk(&self, log: &Log) -> Desk {
+    /// The operations of this world.
+    pub fn operations(&self, log: &Log) -> Operations {
         let (coderd, keys) = (self.settings.coderd.clone(), self.settings.license_keys.clone());
-        Desk {
+        Operations {
             coderd,
             deployment: Some(DEPLOYMENT),
             keys,
-            ..support::ledger::desk(&self.ledger, log)
+            ..support::ledger::operations(&self.ledger, log)
         }
     }
 

@@ -11,7 +11,7 @@ use tallyline::ledger::{
 };
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{
-    Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage,
+    Actor, OperationError, Operations, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage,
 };
 use tallyline::projection::{self, Folded, Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
@@ -114,8 +114,8 @@ async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
     (before, after)
 }
 
-fn desk(ledger: &Ledger) -> Desk {
-    support::ledger::desk(
+fn operations(ledger: &Ledger) -> Operations {
+    support::ledger::operations(
         ledger,
         &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),
     )
@@ -140,7 +140,7 @@ async fn execute(
     let hash = plan.hash.clone().unwrap();
     let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, may_fall };
     let actor = Actor { name: "sre-1".into(), reason: "the snapshot was changed by hand".into() };
-    act(&desk(ledger), &request, &actor).await.map(|rebuilt| rebuilt.done)
+    act(&operations(ledger), &request, &actor).await.map(|rebuilt| rebuilt.done)
 }
 
 /// A ledger whose newest snapshot of the metrics is wrong, and a process that started from it.
@@ -171,7 +171,7 @@ async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_p
         .unwrap()
         .unwrap();
     let before = tables(&ledger.pool).await;
-    let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
+    let plan = ask(&operations(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
     let numbers: Vec<_> = plan
         .differences
@@ -184,7 +184,10 @@ async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_p
     );
     // events in between raise both sides: the effect is the same
     builds(&ledger, 210..230).await;
-    assert_eq!(ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap().hash, plan.hash);
+    assert_eq!(
+        ask(&operations(&ledger), &plain(RebuildStage::Metrics)).await.unwrap().hash,
+        plan.hash
+    );
 
     execute(&ledger, &plan, false).await.unwrap();
     builds(&ledger, 230..240).await;
@@ -215,7 +218,7 @@ async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_p
     restarted.caught_up(&ledger).await;
     assert!(restarted.bytes() == from_zero().await, "a process that began from a stale snapshot");
     restarted.end().await;
-    let again = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
+    let again = ask(&operations(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((again.differs, again.differences), (false, vec![]));
     assert!(
         matches!(execute(&ledger, &plan, false).await, Err(OperationError::Forbidden(_))),
@@ -227,7 +230,7 @@ async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_p
 #[tokio::test]
 async fn no_shown_series_falls_unless_it_is_allowed() {
     let (_database, ledger, running, (truth, value)) = wrong(|value| value + 5).await;
-    let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
+    let plan = ask(&operations(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((plan.differs, plan.falling, plan.differences.len()), (true, 1, 1));
     assert_eq!(value - truth, 5);
     let before = tables(&ledger.pool).await;
@@ -362,6 +365,6 @@ async fn an_older_snapshot_is_not_a_difference() {
         .await
         .unwrap();
     builds(&ledger, 100..200).await;
-    let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
+    let plan = ask(&operations(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((plan.differs, plan.sequence.number), (false, folded.sequence.number + 1));
 }

@@ -13,11 +13,11 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{
     LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
 };
-use tallyline::operations::{Actor, Desk, ListActs, OperationError};
+use tallyline::operations::{Actor, ListActs, OperationError, Operations};
 use uuid::Uuid;
 
 use crate::support::Database;
-use crate::support::ledger::{act, ask, desk, ledger, noon};
+use crate::support::ledger::{act, ask, ledger, noon, operations};
 
 // Read until the end; 34 days before; 36 days before; never.
 const LIVE: Uuid = Uuid::from_u128(1);
@@ -28,7 +28,7 @@ const NEVER: Uuid = Uuid::from_u128(4);
 const GONE: Uuid = Uuid::from_u128(5);
 
 struct Site {
-    desk: Desk,
+    operations: Operations,
     _database: Database,
 }
 
@@ -65,8 +65,8 @@ impl Site {
                 .unwrap()
         );
         ledger.clock.set(noon() + TimeDelta::days(100));
-        let desk = desk(&ledger, &log);
-        Site { desk, _database: database }
+        let operations = operations(&ledger, &log);
+        Site { operations, _database: database }
     }
 
     async fn try_plan(
@@ -74,7 +74,7 @@ impl Site {
         without: &[Uuid],
     ) -> Result<(RecoverPlan, LedgerEffect), OperationError> {
         let request = RecoverRequest { lost: Lost::Ledger, without: without.to_vec() };
-        let plan = ask(&self.desk, &request).await?;
+        let plan = ask(&self.operations, &request).await?;
         let RecoverEffect::Ledger(effect) = plan.effect.clone() else { panic!("{plan:?}") };
         Ok((plan, *effect))
     }
@@ -90,7 +90,7 @@ impl Site {
     ) -> Result<RecoverPlan, OperationError> {
         let actor = Actor { name: "sre-1".into(), reason: reason.into() };
         let execution = RecoverExecution { hash: plan.hash.clone().expect("a hash") };
-        act(&self.desk, &execution, &actor).await
+        act(&self.operations, &execution, &actor).await
     }
 }
 
@@ -136,7 +136,8 @@ async fn a_recovery_waits_for_sources_read_in_the_last_35_days_of_the_ledger() {
     assert_eq!(not_waited_for(&effect), [(RETIRED, false)]);
     assert_eq!(effect.not_waited_for[0].last_read_at, Some(noon() - TimeDelta::days(36)));
     site.execute(&plan, "").await.unwrap();
-    let recovering = site.desk.ledger.run(recoveries::open).await.unwrap().expect("it is open");
+    let recovering =
+        site.operations.ledger.run(recoveries::open).await.unwrap().expect("it is open");
     assert_eq!(recovering.sources_to_read, [LIVE, QUIET, NEVER]);
     assert_eq!(
         (recovering.sources_to_compare, recovering.without),
@@ -164,7 +165,7 @@ async fn a_pass_of_a_fast_clock_does_not_exclude_another_source() {
 #[tokio::test]
 async fn a_removed_source_is_excluded_and_the_recovery_ends() {
     let site = Site::restored().await;
-    let ledger = &site.desk.ledger;
+    let ledger = &site.operations.ledger;
     let (plan, _) = site.plan(&[]).await;
     site.execute(&plan, "the disk died").await.unwrap();
     let id = ledger.run(recoveries::open).await.unwrap().expect("it is open").id;
@@ -225,10 +226,11 @@ async fn a_removed_source_is_excluded_and_the_recovery_ends() {
         "nothing is waited for any more"
     );
 
-    let acts = ask(&site.desk, &ListActs { act: Some(ActKind::Recover), ..ListActs::default() })
-        .await
-        .unwrap()
-        .acts;
+    let acts =
+        ask(&site.operations, &ListActs { act: Some(ActKind::Recover), ..ListActs::default() })
+            .await
+            .unwrap()
+            .acts;
     let reasons: Vec<&str> = acts.iter().map(|act| act.reason.as_str()).collect();
     assert_eq!(reasons, ["switched off in July", "the disk died"]);
     let given_up = acts[0].detail["not_waited_for"].as_array().unwrap();
@@ -246,7 +248,8 @@ async fn a_source_can_be_excluded_when_the_recovery_opens() {
     assert_eq!(effect.sources_to_read, [LIVE, QUIET]);
     assert_eq!(not_waited_for(&effect), [(NEVER, true), (RETIRED, false)]);
     site.execute(&plan, "it never began").await.unwrap();
-    let recovering = site.desk.ledger.run(recoveries::open).await.unwrap().expect("it is open");
+    let recovering =
+        site.operations.ledger.run(recoveries::open).await.unwrap().expect("it is open");
     assert_eq!(
         (recovering.sources_to_read.as_slice(), recovering.without.as_slice()),
         (&[LIVE, QUIET][..], &[NEVER][..])
@@ -266,17 +269,17 @@ async fn a_source_that_is_read_or_not_awaited_cannot_be_excluded() {
         assert!(refused(site.try_plan(&[other]).await).contains("does not wait for"));
     }
     let lease = site
-        .desk
+        .operations
         .ledger
         .run(async |conn| leases::take(conn, &name(LIVE), "host-1", Duration::from_secs(30)).await)
         .await
         .unwrap()
         .unwrap();
     assert!(refused(site.try_plan(&[LIVE]).await).contains("the collector host-1 reads it"));
-    site.desk.ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
+    site.operations.ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
     let (stale, _) = site.plan(&[LIVE]).await;
     let request = RecoverRequest { lost: Lost::Kafka, without: vec![LIVE] };
-    let elsewhere = ask(&site.desk, &request).await;
+    let elsewhere = ask(&site.operations, &request).await;
     assert!(
         matches!(elsewhere, Err(OperationError::Invalid { field: "without", .. })),
         "{elsewhere:?}"
@@ -289,5 +292,7 @@ async fn a_source_that_is_read_or_not_awaited_cannot_be_excluded() {
         matches!(&executed, Err(OperationError::Forbidden(why)) if why.contains("plan again")),
         "{executed:?}"
     );
-    assert!(site.desk.ledger.run(recoveries::open).await.unwrap().unwrap().without.is_empty());
+    assert!(
+        site.operations.ledger.run(recoveries::open).await.unwrap().unwrap().without.is_empty()
+    );
 }

@@ -24,7 +24,7 @@ async fn fresh_pass(coderd: &Coderd, site: &Site) -> i32 {
         deployment_id: Some(coderd.deployment),
         ..Settings::new("test")
     };
-    let (log, ledger) = (site.desk.log.clone(), site.desk.ledger.clone());
+    let (log, ledger) = (site.operations.log.clone(), site.operations.ledger.clone());
     let opened =
         Collector::open(settings, source(coderd), PublicKeys::new(), log, ledger, Clock::system())
             .await;
@@ -39,7 +39,7 @@ fn source(coderd: &Coderd) -> coderd::Database {
 
 async fn audit(coderd: &Coderd, site: &Site) -> AuditReport {
     let source = Some((source(coderd), coderd.deployment));
-    let (ledger, log) = (site.desk.ledger.clone(), site.desk.log.clone());
+    let (ledger, log) = (site.operations.ledger.clone(), site.operations.log.clone());
     Audit { ledger, log, source, patience: Duration::ZERO }.run().await.unwrap()
 }
 
@@ -67,7 +67,7 @@ async fn the_audit_shows_the_outcome_of_acts_on_refused_rows() {
     );
 
     let [first, second] = site.list("open").await.try_into().unwrap();
-    act(&site.desk, &DiscardRejects { ids: vec![second.id] }, &operator()).await.unwrap();
+    act(&site.operations, &DiscardRejects { ids: vec![second.id] }, &operator()).await.unwrap();
     site.resubmit(with(first.id, r#"{"count": 1}"#)).await.unwrap();
     // in flight, it is neither accepted nor open
     let report = audit(&coderd, &site).await;
@@ -100,6 +100,6 @@ async fn a_resubmission_that_is_refused_again_is_open_again() {
     assert_eq!(site.consume().await.rejects, 1);
     assert_eq!(row_kinds(&audit(&coderd, &site).await), (true, vec![("rejected", "usage-1")]));
     let id = site.list("open").await[0].id;
-    act(&site.desk, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
+    act(&site.operations, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     assert_eq!(row_kinds(&audit(&coderd, &site).await), (true, vec![("discarded", "usage-1")]));
 }

@@ -9,7 +9,7 @@ use tallyline::operations::recover::{
 };
 use tallyline::operations::{Foreseen, OperationError, Resubmit, ShowReject};
 
-use super::{Backend, Site, as_is, desk, operator, with, with_body};
+use super::{Backend, Site, as_is, operations, operator, with, with_body};
 use crate::support;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, claim, usage};
 
@@ -37,23 +37,23 @@ impl Site {
 
     /// Records an invalid record in the event's own topic. Returns its reject's number.
     async fn broken(&self, event: &Event) -> i64 {
-        self.desk.log.append(event.topic(), vec![with_body(event, "broken")]).await.unwrap();
+        self.operations.log.append(event.topic(), vec![with_body(event, "broken")]).await.unwrap();
         assert_eq!(self.consume().await.rejects, 1);
         self.list("open").await.last().unwrap().id
     }
 
     async fn plan_recovery(&self) -> RecoverPlan {
         let request = RecoverRequest { lost: Lost::Kafka, without: Vec::new() };
-        ask(&self.desk, &request).await.unwrap()
+        ask(&self.operations, &request).await.unwrap()
     }
 
     async fn execute_recovery(&self, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
         let execution = RecoverExecution { hash: plan.hash.clone().unwrap() };
-        act(&self.desk, &execution, &operator()).await
+        act(&self.operations, &execution, &operator()).await
     }
 
     async fn differences(&self) -> Vec<Difference> {
-        self.desk.ledger.run(books::add_up).await.unwrap().differences
+        self.operations.ledger.run(books::add_up).await.unwrap().differences
     }
 
     /// Checks that the corrected event is accepted once, the reject has ended, and the books
@@ -62,7 +62,7 @@ impl Site {
         assert_eq!(self.number("select count(*) from usage_event where quantity = 5").await, 1);
         assert_eq!(self.number("select count(*) from publication").await, 1);
         assert_eq!(self.list("open").await, []);
-        assert_eq!(self.desk.ledger.run(books::add_up).await.unwrap().differences, []);
+        assert_eq!(self.operations.ledger.run(books::add_up).await.unwrap().differences, []);
     }
 }
 
@@ -76,7 +76,7 @@ async fn a_crash_after_the_append_leaves_the_reject_open_and_a_second_resubmissi
         let broken = site.resubmit(with(id, MENDED)).await;
         assert!(matches!(broken, Err(OperationError::Ledger(_))), "{broken:?}");
         site.is_well_again().await;
-        let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
+        let acts = ask(&site.operations, &ShowReject { id }).await.unwrap().reject.acts;
         assert_eq!(
             acts.iter().map(|act| (act.actor.as_str(), act.ended_it)).collect::<Vec<_>>(),
             [("operator-1", false)]
@@ -119,14 +119,14 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
     let id = site.one_bad_record().await;
     // a log without topics
     let elsewhere = support::database().await;
-    let other = desk(
-        &site.desk.ledger,
+    let other = operations(
+        &site.operations.ledger,
         &Log::postgres(elsewhere.pool.clone(), PostgresLogSettings::default()),
     );
     let edit = with(id, MENDED);
     let broken = act(&other, &edit, &operator()).await;
     assert!(matches!(broken, Err(OperationError::Log(_))), "{broken:?}");
-    let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
+    let shown = ask(&site.operations, &ShowReject { id }).await.unwrap();
     assert_eq!((shown.reject.state.as_str(), shown.reject.acts.len()), ("open", 1));
     site.resubmit(edit).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
@@ -137,7 +137,7 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
 async fn of_several_resubmissions_those_in_the_log_are_closed_and_the_others_stay_open() {
     let site = Site::new(Backend::Postgres).await;
     let id = site.one_bad_record().await;
-    site.desk
+    site.operations
         .log
         .append(Topic::WorkspaceBuilds, vec![with_body(&build(DEPLOYMENT, 1), "broken")])
         .await
@@ -188,7 +188,7 @@ async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recov
     site.execute_recovery(&plan).await.unwrap();
     assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [id, late_id]);
     assert_eq!((site.list("resubmitted").await.len(), site.differences().await), (1, vec![]));
-    let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
+    let acts = ask(&site.operations, &ShowReject { id }).await.unwrap().reject.acts;
     assert_eq!(
         acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(),
         [false],
@@ -198,7 +198,7 @@ async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recov
     assert_eq!(site.consume().await.accepted, 1);
     assert_eq!(site.differences().await, []);
     assert!(
-        site.desk
+        site.operations
             .ledger
             .run(async |conn| rejects::accepted(conn, OTHER_DEPLOYMENT, "usage-2").await)
             .await
@@ -266,7 +266,7 @@ async fn a_lost_resubmission_is_named_for_every_event_type_and_deployment() {
         }
         assert_eq!(site.differences().await, [], "the consumer has not read it yet");
         let other = crate::support::ledger::event(event.topic(), 100);
-        site.desk.log.append(event.topic(), vec![other.to_message()]).await.unwrap();
+        site.operations.log.append(event.topic(), vec![other.to_message()]).await.unwrap();
         assert_eq!(site.consume().await.accepted, 1);
         let kinds: Vec<_> =
             site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
@@ -282,7 +282,7 @@ async fn a_lost_resubmission_is_named_for_every_event_type_and_deployment() {
 async fn an_event_that_came_in_another_topic_is_resubmitted_to_its_own() {
     let site = Site::new(Backend::Postgres).await;
     let event = usage(DEPLOYMENT, 1);
-    site.desk.log.append(Topic::WorkspaceBuilds, vec![event.to_message()]).await.unwrap();
+    site.operations.log.append(Topic::WorkspaceBuilds, vec![event.to_message()]).await.unwrap();
     assert_eq!(site.consume().await.rejects, 1);
     let [stray] = site.list("open").await.try_into().unwrap();
     assert_eq!(

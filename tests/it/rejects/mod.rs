@@ -1,4 +1,4 @@
-//! The rejects desk: operators see, mend, resubmit or discard refused records, and the books show
+//! Rejects: operators see, mend, resubmit or discard refused records, and the books show
 //! it.
 
 mod balance;
@@ -19,20 +19,20 @@ use tallyline::ledger::{
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
-    Actor, AdmitRejects, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError,
-    Reject, Resubmit, Resubmitted, ShowReject, WhichRejects,
+    Actor, AdmitRejects, CountRejects, DiscardRejects, Foreseen, ListRejects, OperationError,
+    Operations, Reject, Resubmit, Resubmitted, ShowReject, WhichRejects,
 };
 
 use crate::journey::site::Backend;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, desk, ledger, noon, partition, refused,
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, ledger, noon, operations, partition, refused,
     register, usage,
 };
 use crate::support::{self, Database};
 
-/// A ledger and a log, and an operator's desk for both.
+/// A ledger and a log, and the operations on both.
 struct Site {
-    desk: Desk,
+    operations: Operations,
     database: Database,
 }
 
@@ -55,16 +55,16 @@ impl Site {
         };
         log.create_topics(1).await.unwrap();
         register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
-        Site { desk: desk(&ledger, &log), database }
+        Site { operations: operations(&ledger, &log), database }
     }
 
     async fn append(&self, messages: Vec<Message>) {
-        self.desk.log.append(Topic::AgentUsage, messages).await.unwrap();
+        self.operations.log.append(Topic::AgentUsage, messages).await.unwrap();
     }
 
     /// Records everything in the log, as a consumer does.
     async fn consume(&self) -> Counts {
-        let (ledger, log) = (&self.desk.ledger, &self.desk.log);
+        let (ledger, log) = (&self.operations.ledger, &self.operations.log);
         let mut counts = Counts::default();
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
@@ -103,11 +103,11 @@ impl Site {
 
     async fn list(&self, state: &str) -> Vec<Reject> {
         let which = WhichRejects { state: state.to_owned(), ..WhichRejects::default() };
-        ask(&self.desk, &ListRejects { which, after: 0, limit: 100 }).await.unwrap().rejects
+        ask(&self.operations, &ListRejects { which, after: 0, limit: 100 }).await.unwrap().rejects
     }
 
     async fn resubmit(&self, request: Resubmit) -> Result<Resubmitted, OperationError> {
-        act(&self.desk, &request, &operator()).await
+        act(&self.operations, &request, &operator()).await
     }
 
     async fn number(&self, query: &'static str) -> i64 {
@@ -250,7 +250,7 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
     assert_eq!(listed, expected);
     let by_verdict =
         CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
-    let groups = ask(&site.desk, &by_verdict).await.unwrap().groups;
+    let groups = ask(&site.operations, &by_verdict).await.unwrap().groups;
     let listed: Vec<_> = groups
         .iter()
         .map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone()))
@@ -274,7 +274,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
     let (mut after, mut ids) = (0, Vec::new());
     loop {
         let request = ListRejects { which: WhichRejects::default(), after, limit: 2 };
-        let page = ask(&site.desk, &request).await.unwrap();
+        let page = ask(&site.operations, &request).await.unwrap();
         assert!(page.rejects.len() <= 2);
         for row in page.rejects {
             let payload = row.payload.unwrap();
@@ -296,7 +296,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
         limit: 1,
     };
     assert!(matches!(
-        ask(&site.desk, &wrong).await,
+        ask(&site.operations, &wrong).await,
         Err(OperationError::Invalid { field: "state", .. })
     ));
 }
@@ -326,7 +326,7 @@ async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_i
     assert_eq!((old.state.as_str(), new.state.as_str(), new.offset), ("resubmitted", "open", 1));
     // linked by their event id, each way
     for (one, other) in [(old.id, new.id), (new.id, old.id)] {
-        let shown = ask(&site.desk, &ShowReject { id: one }).await.unwrap();
+        let shown = ask(&site.operations, &ShowReject { id: one }).await.unwrap();
         assert_eq!(shown.same_event.iter().map(|same| same.id).collect::<Vec<_>>(), [other]);
         assert_eq!((shown.accepted_sequence, shown.if_resubmitted), (None, Foreseen::Rejected));
     }
@@ -342,7 +342,7 @@ async fn large_headers_are_shown_with_the_reject_and_not_in_a_list() {
     let listed = site.list("open").await;
     assert_eq!(listed.iter().map(|reject| reject.headers.len()).collect::<Vec<_>>(), [count, 0]);
     assert_eq!(
-        ask(&site.desk, &ShowReject { id: listed[1].id }).await.unwrap().reject.headers.len(),
+        ask(&site.operations, &ShowReject { id: listed[1].id }).await.unwrap().reject.headers.len(),
         count + 1
     );
 }
@@ -354,7 +354,7 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
     let mut longer = event.clone();
     let Payload::Build(build) = &mut longer.payload else { unreachable!("it is a build") };
     build.completed_at += TimeDelta::seconds(1);
-    site.desk
+    site.operations
         .log
         .append(Topic::WorkspaceBuilds, vec![event.to_message(), longer.to_message()])
         .await
@@ -369,13 +369,13 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
     }
     let nameless = Actor { reason: " ".to_owned(), ..operator() };
     let discard = DiscardRejects { ids: vec![id] };
-    let without = act(&site.desk, &discard, &nameless).await;
+    let without = act(&site.operations, &discard, &nameless).await;
     assert!(matches!(without, Err(OperationError::Invalid { field: "reason", .. })), "{without:?}");
-    let discarded = act(&site.desk, &discard, &operator()).await.unwrap();
+    let discarded = act(&site.operations, &discard, &operator()).await.unwrap();
     assert_eq!(discarded.ids, [id]);
-    assert_forbidden(act(&site.desk, &discard, &operator()).await, "discarded by operator-1");
+    assert_forbidden(act(&site.operations, &discard, &operator()).await, "discarded by operator-1");
 
-    let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
+    let shown = ask(&site.operations, &ShowReject { id }).await.unwrap();
     assert!(shown.accepted_sequence.is_some());
     let acts: Vec<_> = shown
         .reject
@@ -386,7 +386,7 @@ async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains
     assert_eq!(acts, [("discard", "operator-1", "a typo of the producer")]);
     let accepted = "select count(*) from workspace_build where completed_at = timestamptz '2025-08-01T11:56:57Z'";
     assert_eq!(site.number(accepted).await, 1, "17 s - 200 s before noon");
-    assert_eq!(site.desk.ledger.run(books::add_up).await.unwrap().differences, []);
+    assert_eq!(site.operations.ledger.run(books::add_up).await.unwrap().differences, []);
 }
 
 #[tokio::test]
@@ -395,9 +395,9 @@ async fn several_rejects_are_closed_all_or_none_and_an_unknown_one_is_named() {
     site.take((1..4).map(|n| with_type(&usage(DEPLOYMENT, n), "something_else_v1")).collect())
         .await;
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
-    act(&site.desk, &DiscardRejects { ids: vec![ids[1]] }, &operator()).await.unwrap();
+    act(&site.operations, &DiscardRejects { ids: vec![ids[1]] }, &operator()).await.unwrap();
     assert_forbidden(
-        act(&site.desk, &DiscardRejects { ids: ids.clone() }, &operator()).await,
+        act(&site.operations, &DiscardRejects { ids: ids.clone() }, &operator()).await,
         "is not open",
     );
     assert!(matches!(
@@ -406,7 +406,7 @@ async fn several_rejects_are_closed_all_or_none_and_an_unknown_one_is_named() {
     ));
     for missing in [
         site.resubmit(as_is(&[ids[0], 999])).await.map(|_| ()),
-        ask(&site.desk, &ShowReject { id: 999 }).await.map(|_| ()),
+        ask(&site.operations, &ShowReject { id: 999 }).await.map(|_| ()),
     ] {
         assert!(matches!(missing, Err(OperationError::NotFound(why)) if why.contains("999")));
     }
@@ -420,13 +420,13 @@ async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted()
     let site = Site::new(Backend::Postgres).await;
     site.take(vec![with_body(&usage(DEPLOYMENT, 1), "broken")]).await;
     let id = site.list("open").await[0].id;
-    act(&site.desk, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
+    act(&site.operations, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     let edit = with(id, r#"{"count": 2}"#);
     assert_forbidden(site.resubmit(edit.clone()).await, "is not open");
     site.resubmit(Resubmit { force: true, ..edit.clone() }).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_forbidden(site.resubmit(Resubmit { force: true, ..edit }).await, "accepted already");
-    let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
+    let shown = ask(&site.operations, &ShowReject { id }).await.unwrap();
     let ended: Vec<_> =
         shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
     assert_eq!(ended, [("discard", false), ("resubmit", true)]);
@@ -450,7 +450,7 @@ async fn a_record_with_wrong_headers_is_replaced_by_a_whole_event() {
     site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     let digest = site
-        .desk
+        .operations
         .ledger
         .run(async |conn| rejects::accepted(conn, DEPLOYMENT, "usage-1").await)
         .await
@@ -476,7 +476,7 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposi
         // coderd's collector of this version has already sent one of them again
         assert_eq!(site.take(vec![usage(DEPLOYMENT, 4).to_message()]).await.accepted, 1);
         let actor = Actor { name: "tallyline 9".to_owned(), reason: "knows the type".to_owned() };
-        let admitted = act(&site.desk, &AdmitRejects {}, &actor).await.unwrap();
+        let admitted = act(&site.operations, &AdmitRejects {}, &actor).await.unwrap();
         assert_eq!((admitted.records, admitted.refused, admitted.left), (3, 1, 0));
         let counts = site.consume().await;
         assert_eq!((counts.records, counts.accepted, counts.rejects), (2, 1, 1), "{counts:?}");
@@ -498,29 +498,29 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposi
             ("usage-2", "rejected", "open"),
         ];
         assert_eq!(states, expected);
-        let again = act(&site.desk, &AdmitRejects {}, &actor).await.unwrap();
+        let again = act(&site.operations, &AdmitRejects {}, &actor).await.unwrap();
         assert_eq!((again.records, site.consume().await.records), (0, 0));
-        assert_eq!(site.desk.ledger.run(books::add_up).await.unwrap().differences, []);
+        assert_eq!(site.operations.ledger.run(books::add_up).await.unwrap().differences, []);
     }
 }
 
 /// Records the partition's records as held, like an earlier version that does not know these types.
 async fn held_by_an_earlier_version(site: &Site, number: i32) {
     let claim = site
-        .desk
+        .operations
         .ledger
         .run(async |conn| {
             positions::lease(
                 conn,
                 partition(Topic::AgentUsage, number),
                 0,
-                site.desk.ledger.clock.now(),
+                site.operations.ledger.clock.now(),
             )
             .await
         })
         .await
         .unwrap();
-    let records = site.desk.log.read(claim.partition, 0, 100).await.unwrap();
+    let records = site.operations.log.read(claim.partition, 0, 100).await.unwrap();
     let next_offset = records.last().unwrap().offset + 1;
     let refusal = |record: &Record| Refusal {
         verdict: Disposition::Held,
@@ -536,7 +536,7 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
     });
     let arrivals: Vec<Arrival> = arrivals.collect();
     let counts = site
-        .desk
+        .operations
         .ledger
         .run(async |conn| {
             record::batch(
@@ -544,7 +544,7 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
                 &Chain::Live(claim),
                 &arrivals,
                 next_offset,
-                site.desk.ledger.clock.now(),
+                site.operations.ledger.clock.now(),
             )
             .await
         })

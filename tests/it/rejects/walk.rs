@@ -15,7 +15,7 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline_sim::coderd::SchemaVersion;
 use tempfile::NamedTempFile;
 
-use super::{desk, held_by_an_earlier_version, operator, with, with_body};
+use super::{held_by_an_earlier_version, operations, operator, with, with_body};
 use crate::journey::site::{Backend, Site};
 use crate::publisher::world::{self, World};
 use crate::support::coderd::Coderd;
@@ -248,7 +248,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: 
     crate::support::ledger::register(&site.ledger, &[crate::support::ledger::DEPLOYMENT]).await;
     let event = crate::support::ledger::usage(crate::support::ledger::DEPLOYMENT, 1);
     let operators = super::Site {
-        desk: desk(&site.ledger, &site.log),
+        operations: operations(&site.ledger, &site.log),
         database: crate::support::database().await,
     };
     // all with one key, so all in one partition
@@ -279,8 +279,10 @@ async fn corrected_usage_is_published_and_billed_once() {
     let world = World::new().await;
     let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();
-    let site =
-        super::Site { desk: desk(&world.ledger, &log), database: crate::support::database().await };
+    let site = super::Site {
+        operations: operations(&world.ledger, &log),
+        database: crate::support::database().await,
+    };
     let usage = world::usage("agent-1", world::start_time());
     sqlx::query(
         "insert into usage_events (id, event_type, event_data, created_at) values ($1, $2, $3, $4)",
@@ -300,7 +302,7 @@ async fn corrected_usage_is_published_and_billed_once() {
 
     let id = site.list("open").await[0].id;
     let ledger: &Ledger = &world.ledger;
-    act(&site.desk, &with(id, "{\"count\": 1}"), &operator()).await.unwrap();
+    act(&site.operations, &with(id, "{\"count\": 1}"), &operator()).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     world.cycle().await;
     assert_eq!(

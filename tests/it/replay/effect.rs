@@ -117,7 +117,7 @@ fn expected_metrics() -> Vec<FamilyEffect> {
 #[tokio::test]
 async fn a_plan_shows_its_later_effect_in_numbers() {
     let site = Site::new().await;
-    license(&site.desk.ledger).await;
+    license(&site.operations.ledger).await;
     append_what_is_missing(&site).await;
     site.begin_at_the_ends().await;
     site.append(Topic::AgentUsage, &[agents("live", 16, at(5))]).await;
@@ -169,7 +169,7 @@ async fn a_plan_shows_its_later_effect_in_numbers() {
         "select usage_event.event_type, count(*), sum(quantity)::text from publication
          join usage_event on usage_event.source_id = publication.source_id and id = event_id group by 1 order by 1",
     )
-    .fetch_all(&site.desk.ledger.pool)
+    .fetch_all(&site.operations.ledger.pool)
     .await
     .unwrap();
     assert_eq!(
@@ -181,18 +181,21 @@ async fn a_plan_shows_its_later_effect_in_numbers() {
 #[tokio::test]
 async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     let site = Site::new().await;
-    license(&site.desk.ledger).await;
+    license(&site.operations.ledger).await;
     append_what_is_missing(&site).await;
     site.begin_at_the_ends().await;
     let plan = site.plan(&[]).await;
     let refused = async |what: &str| {
-        let before = tables(&site.desk.ledger.pool).await;
+        let before = tables(&site.operations.ledger.pool).await;
         let executed = site.execute(&plan).await;
         assert!(matches!(executed, Err(OperationError::Forbidden(_))), "{what}: {executed:?}");
-        assert!(tables(&site.desk.ledger.pool).await == before, "{what}: something was written");
+        assert!(
+            tables(&site.operations.ledger.pool).await == before,
+            "{what}: something was written"
+        );
     };
     let usage = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-    let pool = &site.desk.ledger.pool;
+    let pool = &site.operations.ledger.pool;
     let generation =
         "update position set generation = generation + $1 where topic = $2 and partition = 0";
     sqlx::query(generation).bind(1).bind(usage.topic.name()).execute(pool).await.unwrap();
@@ -210,7 +213,7 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     let missing = OperationError::NotFound(String::new());
     let request = ReplayExecution { hash: "00ff".into(), records_per_second: None };
     let executed = site
-        .desk
+        .operations
         .execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new())
         .await;
     assert_eq!(std::mem::discriminant(&executed.unwrap_err()), std::mem::discriminant(&missing));
@@ -233,7 +236,7 @@ async fn an_event_of_an_unregistered_deployment_is_held_and_the_plan_shows_it() 
     );
     let executed = site.execute(&plan).await.unwrap();
     assert_eq!(
-        (executed.accepted, site.desk.ledger.run(sources::list).await.unwrap().len()),
+        (executed.accepted, site.operations.ledger.run(sources::list).await.unwrap().len()),
         (0, 1)
     );
 }
@@ -241,7 +244,7 @@ async fn an_event_of_an_unregistered_deployment_is_held_and_the_plan_shows_it() 
 #[tokio::test]
 async fn a_record_that_postgresql_itself_refuses_is_rejected_by_a_replay_too() {
     let site = Site::new().await;
-    license(&site.desk.ledger).await;
+    license(&site.operations.ledger).await;
     site.append(
         Topic::AgentUsage,
         &[agents("one", 1, at(0)), agents("unlucky", 1, at(1)), agents("two", 2, at(2))],
@@ -249,7 +252,7 @@ async fn a_record_that_postgresql_itself_refuses_is_rejected_by_a_replay_too() {
     .await;
     site.begin_at_the_ends().await;
     let refuses = "alter table usage_event add constraint unlucky check (id <> 'unlucky')";
-    sqlx::query(refuses).execute(&site.desk.ledger.pool).await.unwrap();
+    sqlx::query(refuses).execute(&site.operations.ledger.pool).await.unwrap();
     let first = site.plan(&[]).await;
     assert_eq!(sum(&first, |one| one.new_events), 3, "only PostgreSQL knows");
     let executed = site.execute(&first).await.unwrap();

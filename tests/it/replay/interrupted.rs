@@ -9,7 +9,7 @@ use tallyline::ledger::{Ledger, LedgerSettings, sources};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tallyline::operations::{LogRange, OperationError};
 
-use crate::support::ledger::{DEPLOYMENT, ask, desk, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, ask, noon, operations, usage};
 use crate::support::process::{Process, tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -18,13 +18,13 @@ use super::{SOON, Site, license, sum};
 #[tokio::test]
 async fn a_partition_recreated_during_a_replay_ends_it() {
     let site = Site::new().await;
-    license(&site.desk.ledger).await;
+    license(&site.operations.ledger).await;
     site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>())
         .await;
     site.begin_at_the_ends().await;
     let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
     site.interrupt(&plan).await;
-    let pool = &site.desk.ledger.pool;
+    let pool = &site.operations.ledger.pool;
     let accepted = async || {
         sqlx::query_scalar::<_, i64>("select count(*) from usage_event")
             .fetch_one(pool)
@@ -48,7 +48,7 @@ async fn a_batch_whose_commit_got_no_answer_is_recorded_once() {
     site.begin_at_the_ends().await;
     let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
     site.interrupt(&plan).await;
-    let pool = site.desk.ledger.pool.clone();
+    let pool = site.operations.ledger.pool.clone();
     let accepted = async || {
         sqlx::query_scalar::<_, i64>("select count(*) from usage_event")
             .fetch_one(&pool)
@@ -59,13 +59,13 @@ async fn a_batch_whose_commit_got_no_answer_is_recorded_once() {
     // its commit waits for the sequence
     let mut other = pool.begin().await.unwrap();
     sqlx::query("select from ledger for update").execute(&mut *other).await.unwrap();
-    site.desk.ledger.deadline = Duration::from_secs(1);
+    site.operations.ledger.deadline = Duration::from_secs(1);
     let unanswered = site.execute(&plan).await;
     assert!(matches!(unanswered, Err(OperationError::Ledger(_))), "{unanswered:?}");
     assert_eq!(accepted().await, before);
     other.rollback().await.unwrap();
     eventually(SOON, "the commit is done", || async { accepted().await > before }).await;
-    site.desk.ledger.deadline = SOON;
+    site.operations.ledger.deadline = SOON;
     let done = site.execute(&plan).await.unwrap();
     assert_eq!([done.records, done.accepted, done.duplicates], [40, 40, 0]);
 }
@@ -76,7 +76,7 @@ async fn a_resumed_replay_reports_the_total_of_the_plan() {
     let site = Site::new().await;
     let usage: Vec<_> = (0..20).chain(0..5).map(|n| usage(DEPLOYMENT, n)).collect();
     site.append(Topic::AgentUsage, &usage).await;
-    site.desk
+    site.operations
         .log
         .append(
             Topic::AgentUsage,
@@ -123,11 +123,12 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     ledger.migrate().await.unwrap();
     let (log, more) = log(&ledger);
     log.create_topics(2).await.unwrap();
-    let site = Site { desk: desk(&ledger, &log), _database: database };
-    site.desk
+    let site = Site { operations: operations(&ledger, &log), _database: database };
+    site.operations
         .ledger
         .run(async |conn| {
-            sources::register(conn, DEPLOYMENT, noon(), None, site.desk.ledger.clock.now()).await
+            sources::register(conn, DEPLOYMENT, noon(), None, site.operations.ledger.clock.now())
+                .await
         })
         .await
         .unwrap();
@@ -139,7 +140,7 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     let plan = site.plan(&[]).await;
     assert_eq!(sum(&plan, |one| one.new_events), 1000);
 
-    let pool = &site.desk.ledger.pool;
+    let pool = &site.operations.ledger.pool;
     let count = async |query: &'static str| {
         sqlx::query_scalar::<_, i64>(query).fetch_one(pool).await.unwrap()
     };
@@ -195,7 +196,7 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
         "one act, however often it was begun"
     );
     assert!(consumer.terminate(SOON).await.success());
-    let (ledger, log) = (site.desk.ledger.clone(), site.desk.log.clone());
+    let (ledger, log) = (site.operations.ledger.clone(), site.operations.log.clone());
     let report = Audit { ledger, log, source: None, patience: Duration::ZERO }.run().await.unwrap();
     assert!(report.balanced, "{report:?}");
     assert_eq!(count("select count(*) from publication where state = 'pending'").await, 1200);
@@ -237,7 +238,7 @@ async fn another_log_than_the_planned_one_is_not_replayed() {
     let plan = site.plan(&[]).await;
     // as if the topic had been recreated: the same offsets have other records
     sqlx::query("update log_record set payload = '{}' where payload is not null")
-        .execute(&site.desk.ledger.pool)
+        .execute(&site.operations.ledger.pool)
         .await
         .unwrap();
     let executed = site.execute(&plan).await.unwrap_err();
@@ -246,6 +247,6 @@ async fn another_log_than_the_planned_one_is_not_replayed() {
         "{executed:?}"
     );
     let range = LogRange { topics: vec![], from: "earliest".into(), until: "latest".into() };
-    let planned = ask(&site.desk, &range).await;
+    let planned = ask(&site.operations, &range).await;
     assert!(matches!(planned, Err(OperationError::Forbidden(_))), "{planned:?}");
 }

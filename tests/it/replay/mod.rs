@@ -14,21 +14,23 @@ use tallyline::ledger::{
 };
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{
-    Actor, Desk, LogRange, OperationError, ReplayExecution, ReplayPlan, Replayed, Step,
+    Actor, LogRange, OperationError, Operations, ReplayExecution, ReplayPlan, Replayed, Step,
 };
 use tallyline::projection;
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, ask, build, claim, desk, ledger, noon, register, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, ask, build, claim, ledger, noon, operations, register, usage,
+};
 use crate::support::tables::tables;
 
 const SOON: Duration = Duration::from_secs(60);
 
 /// A ledger and a log with two partitions a topic, in one database.
 struct Site {
-    desk: Desk,
+    operations: Operations,
     _database: Database,
 }
 
@@ -38,32 +40,37 @@ impl Site {
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(2).await.unwrap();
         register(&ledger, &[DEPLOYMENT]).await;
-        Site { desk: desk(&ledger, &log), _database: database }
+        Site { operations: operations(&ledger, &log), _database: database }
     }
 
     async fn append(&self, topic: Topic, events: &[Event]) {
-        self.desk.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
+        self.operations
+            .log
+            .append(topic, events.iter().map(Event::to_message).collect())
+            .await
+            .unwrap();
     }
 
     /// Records unread records of the log, as a consumer does.
     async fn consume(&self) {
         for topic in Topic::ALL {
-            for partition in self.desk.log.partitions(topic).await.unwrap() {
+            for partition in self.operations.log.partitions(topic).await.unwrap() {
                 let partition = TopicPartition { topic, partition };
                 let claim = self
-                    .desk
+                    .operations
                     .ledger
                     .run(async |conn| {
-                        positions::lease(conn, partition, 0, self.desk.ledger.clock.now()).await
+                        positions::lease(conn, partition, 0, self.operations.ledger.clock.now())
+                            .await
                     })
                     .await
                     .unwrap();
                 let records =
-                    self.desk.log.read(partition, claim.next_offset, 10_000).await.unwrap();
+                    self.operations.log.read(partition, claim.next_offset, 10_000).await.unwrap();
                 let Some(last) = records.last() else { continue };
                 let next_offset = last.offset + 1;
                 let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-                self.desk
+                self.operations
                     .ledger
                     .run(async |conn| {
                         record::batch(
@@ -71,7 +78,7 @@ impl Site {
                             &Chain::Live(claim),
                             &arrivals,
                             next_offset,
-                            self.desk.ledger.clock.now(),
+                            self.operations.ledger.clock.now(),
                         )
                         .await
                     })
@@ -84,13 +91,14 @@ impl Site {
     /// The ledger begins to read at the log's ends: earlier records are missing in it.
     async fn begin_at_the_ends(&self) {
         for topic in Topic::ALL {
-            for partition in self.desk.log.partitions(topic).await.unwrap() {
+            for partition in self.operations.log.partitions(topic).await.unwrap() {
                 let partition = TopicPartition { topic, partition };
-                let (_, end) = self.desk.log.watermarks(partition).await.unwrap();
-                self.desk
+                let (_, end) = self.operations.log.watermarks(partition).await.unwrap();
+                self.operations
                     .ledger
                     .run(async |conn| {
-                        positions::lease(conn, partition, end, self.desk.ledger.clock.now()).await
+                        positions::lease(conn, partition, end, self.operations.ledger.clock.now())
+                            .await
                     })
                     .await
                     .unwrap();
@@ -101,13 +109,15 @@ impl Site {
     async fn plan(&self, topics: &[&str]) -> ReplayPlan {
         let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
         let range = LogRange { topics, from: "earliest".into(), until: "latest".into() };
-        ask(&self.desk, &range).await.unwrap()
+        ask(&self.operations, &range).await.unwrap()
     }
 
     async fn execute(&self, plan: &ReplayPlan) -> Result<Replayed, OperationError> {
         let request =
             ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(1_000_000) };
-        self.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await
+        self.operations
+            .execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new())
+            .await
     }
 
     /// At ten a second an execution waits after the first ten records; this stops it there.
@@ -122,12 +132,13 @@ impl Site {
                 signal.cancel();
             }
         };
-        let interrupted = self.desk.execute_replay(&request, &actor(), &stopping, &stop).await;
+        let interrupted =
+            self.operations.execute_replay(&request, &actor(), &stopping, &stop).await;
         assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
     }
 
     async fn state<S: Stage>(&self) -> S {
-        projection::fold_to::<S>(&self.desk.ledger, i64::MAX).await.unwrap().state
+        projection::fold_to::<S>(&self.operations.ledger, i64::MAX).await.unwrap().state
     }
 }
 
@@ -174,7 +185,7 @@ async fn license(ledger: &Ledger) {
 #[tokio::test]
 async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
     let site = Site::new().await;
-    license(&site.desk.ledger).await;
+    license(&site.operations.ledger).await;
     site.append(
         Topic::WorkspaceBuilds,
         &(0..400).map(|n| build(DEPLOYMENT, n)).collect::<Vec<_>>(),
@@ -199,18 +210,18 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
         Message { payload: Some(b"{}".to_vec()), ..Message::default() },
         later,
     ];
-    site.desk.log.append(Topic::AgentUsage, odd).await.unwrap();
+    site.operations.log.append(Topic::AgentUsage, odd).await.unwrap();
     site.consume().await;
     // one is published, the others wait
     let settled = "with b as (insert into batch (kind, recorded_at) values ('verdicts', now()) returning id),
         p as (update publication set state = 'published' where event_id = 'usage-2' returning source_id, event_id, state)
         insert into settlement (source_id, event_id, batch_id, state) select source_id, event_id, id, state from p, b";
-    sqlx::query(settled).execute(&site.desk.ledger.pool).await.unwrap();
+    sqlx::query(settled).execute(&site.operations.ledger.pool).await.unwrap();
 
     let (metrics, licenses) =
         (site.state::<MetricsState>().await, site.state::<LicensesState>().await);
     let families = format!("{:?}", metrics.deployment(DEPLOYMENT).unwrap().families());
-    let before = tables(&site.desk.ledger.pool).await;
+    let before = tables(&site.operations.ledger.pool).await;
     let plan = site.plan(&[]).await;
     let counts = [
         sum(&plan, |one| one.records),
@@ -254,7 +265,7 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
         serde_json::to_vec(&site.state::<LicensesState>().await).unwrap()
             == serde_json::to_vec(&licenses).unwrap()
     );
-    let now = tables(&site.desk.ledger.pool).await;
+    let now = tables(&site.operations.ledger.pool).await;
     let changed: Vec<&String> = now
         .iter()
         .filter(|(name, rows)| before.get(*name) != Some(rows))
@@ -267,7 +278,7 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
     );
     let acts: Vec<(String, String, String, String)> =
         sqlx::query_as("select actor, act, subject, reason from operator_act")
-            .fetch_all(&site.desk.ledger.pool)
+            .fetch_all(&site.operations.ledger.pool)
             .await
             .unwrap();
     assert_eq!(acts, [("sre-1".into(), "replay".into(), plan.hash.clone(), "a test".into())]);
@@ -282,7 +293,7 @@ async fn a_replay_reads_at_most_the_requested_records_a_second() {
     let plan = site.plan(&[]).await;
     let request = ReplayExecution { hash: plan.hash, records_per_second: Some(40) };
     let begun = std::time::Instant::now();
-    site.desk
+    site.operations
         .execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new())
         .await
         .unwrap();

@@ -160,7 +160,7 @@ async fn entitlements_follow_the_clock_the_licenses_and_the_configured_rules() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     let process = site.process().await;
-    let newer = site.process_with(|_, api| api.desk.rules = RuleSet::Y2026M02).await;
+    let newer = site.process_with(|_, api| api.operations.rules = RuleSet::Y2026M02).await;
     caught_up(&site, &process).await;
     let feature = |body: &Value| body["features"]["managed_agent_limit"].clone();
     let (_, unlicensed) = process.get("/api/v2/entitlements").await;

@@ -492,8 +492,8 @@ async fn losses_of_coderd_are_planned_and_executed_where_its_database_is_known()
         let process = site
             .process_with(|settings, api| {
                 settings.tokens = tokens().into();
-                api.desk.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
-                api.desk.deployment = Some(coderd.deployment);
+                api.operations.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
+                api.operations.deployment = Some(coderd.deployment);
             })
             .await;
         operators::lost_in_coderd(&mut Contract::of(process).await, known).await;

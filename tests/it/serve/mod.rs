@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::Value;
-use tallyline::api::{Addresses, Api, Own, ServeSettings, Server};
+use tallyline::api::{Addresses, Api, ProcessHandles, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
 use tallyline::ledger::{
     Chain, Lease, Ledger, NewPass, Source, leases, passes, positions, record, sources,
@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::ledger::{arrival, desk, ledger, noon, register};
+use crate::support::ledger::{arrival, ledger, noon, operations, register};
 use crate::support::{Database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -130,8 +130,8 @@ impl Site {
     ) -> Api {
         let addresses =
             Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
-        let desk = desk(ledger, &self.log);
-        let own = Own {
+        let operations = operations(ledger, &self.log);
+        let own = ProcessHandles {
             ledger: ledger.clone(),
             log: self.log.clone(),
             addresses,
@@ -141,7 +141,7 @@ impl Site {
             publisher: None,
             paused: Paused::never(),
         };
-        Api { own, desk, clock: ledger.clock.clone(), metrics, licenses }
+        Api { own, operations, clock: ledger.clock.clone(), metrics, licenses }
     }
 
     /// A process with the role `serve`, on its own ports.

@@ -12,7 +12,7 @@ use tallyline::ledger::{
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
-use tallyline::operations::{Actor, Desk, Operation, OperationError};
+use tallyline::operations::{Actor, Operation, OperationError, Operations};
 use tallyline::projection::View;
 use tallyline::stages::Stage;
 use tokio::sync::OnceCell;
@@ -111,9 +111,9 @@ pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
     );
 }
 
-/// The operators' desk without a coderd; everything else is the default.
-pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
-    Desk {
+/// Operations without a coderd; everything else is the default.
+pub fn operations(ledger: &Ledger, log: &Log) -> Operations {
+    Operations {
         ledger: ledger.clone(),
         log: log.clone(),
         group: GROUP.to_owned(),
@@ -127,16 +127,19 @@ pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
 
 /// Runs an operation of this actor.
 pub async fn act<R: Operation>(
-    desk: &Desk,
+    operations: &Operations,
     request: &R,
     actor: &Actor,
 ) -> Result<R::Answer, OperationError> {
-    desk.run(request, actor, &|_| {}, &CancellationToken::new()).await
+    operations.run(request, actor, &|_| {}, &CancellationToken::new()).await
 }
 
 /// Runs an operation that no actor is needed for.
-pub async fn ask<R: Operation>(desk: &Desk, request: &R) -> Result<R::Answer, OperationError> {
-    act(desk, request, &Actor::default()).await
+pub async fn ask<R: Operation>(
+    operations: &Operations,
+    request: &R,
+) -> Result<R::Answer, OperationError> {
+    act(operations, request, &Actor::default()).await
 }
 
 pub fn partition(topic: Topic, partition: i32) -> TopicPartition {

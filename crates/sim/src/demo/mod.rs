@@ -56,7 +56,8 @@ async fn show(
         warn!("not everything was counted and billed within {} s", SETTLE.as_secs());
     }
     let audit = RunAudit { patience_seconds: Some(20), deep: false };
-    let report = world.site.desk()?.run(&audit, &Actor::default(), &|_| {}, &context.stop).await?;
+    let report =
+        world.site.operations()?.run(&audit, &Actor::default(), &|_| {}, &context.stop).await?;
     let summary = Summary::of(&world, report).await?;
     world.stop().await?;
     context.output.answer(&summary, || summary.table())?;

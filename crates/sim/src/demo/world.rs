@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
-use tallyline::cli::roles::{self, Listening, Site};
+use tallyline::cli::roles::{self, Handles, Listening};
 use tallyline::cli::{Context, Exit, Failure};
 use tallyline::clock::Clock;
 use tallyline::config;
@@ -30,7 +30,7 @@ const HISTORY_BUILDS: usize = 2_000;
 
 /// All running parts of the demo.
 pub(super) struct World {
-    pub site: Site,
+    pub site: Handles,
     pub tallyman: Tallyman,
     listening: Listening,
     pipeline: std::path::PathBuf,
@@ -71,7 +71,7 @@ impl World {
         let input = config::Input { file: pipeline.clone(), ..config::Input::default() };
         let settings =
             config::load(&input).map_err(|mistakes| Failure::of(Exit::Internal, mistakes))?;
-        let site = Site::open(settings, context.clock.clone()).await?;
+        let site = Handles::open(settings, context.clock.clone()).await?;
         site.ledger.ledger.migrate().await?;
         let partitions = i32::try_from(site.pipeline.log.partitions).context("log.partitions")?;
         site.log.log.create_topics(partitions).await?;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::super::{Desk, OperationError};
+use super::super::{OperationError, Operations};
 use super::ledger::{is_of, marked_as_published};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{
@@ -28,8 +28,8 @@ const TOLD_AFTER: u32 = 10;
 /// The restore monitor of one process. It remembers the newest batch that it saw: a ledger without
 /// this batch was restored. After a start it remembers none; consumers and publishers compare the
 /// committed offsets of the consumer group.
-pub struct Lookout {
-    desk: Desk,
+pub struct RestoreMonitor {
+    operations: Operations,
     /// Identifies this process when it settles publications.
     holder: String,
 }
@@ -43,10 +43,10 @@ struct Remembered {
     told: Option<i64>,
 }
 
-impl Lookout {
+impl RestoreMonitor {
     #[must_use]
-    pub fn new(desk: Desk) -> Self {
-        Lookout { desk, holder: Uuid::new_v4().to_string() }
+    pub fn new(operations: Operations) -> Self {
+        RestoreMonitor { operations, holder: Uuid::new_v4().to_string() }
     }
 
     /// Checks until `stop`.
@@ -72,7 +72,7 @@ impl Lookout {
 
     async fn look(&self, remembered: &mut Remembered) -> Result<(), OperationError> {
         self.recognise(&mut remembered.landmark).await?;
-        let ledger = &self.desk.ledger;
+        let ledger = &self.operations.ledger;
         if let Some(recovering) = ledger.run(recoveries::open).await? {
             if remembered.told.replace(recovering.id) != Some(recovering.id) {
                 warn!(
@@ -89,7 +89,7 @@ impl Lookout {
 
     /// Checks that the ledger contains the remembered batch, then remembers a newer one.
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
-        let ledger = &self.desk.ledger;
+        let ledger = &self.operations.ledger;
         let (head, acquaintance) = ledger
             .run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await)
             .await?;
@@ -120,7 +120,7 @@ impl Lookout {
     /// Does the part of the open recovery that this process can do. Closes the recovery when
     /// nothing is left.
     async fn tend(&self, recovering: &Recovering) -> Result<(), OperationError> {
-        let ledger = &self.desk.ledger;
+        let ledger = &self.operations.ledger;
         if !recovering.log_ends_known {
             let ends = self.ends().await?;
             ledger
@@ -151,9 +151,9 @@ impl Lookout {
     async fn ends(&self) -> Result<Vec<(TopicPartition, i64)>, LogError> {
         let mut ends = Vec::new();
         for topic in Topic::ALL {
-            for partition in self.desk.log.partitions(topic).await? {
+            for partition in self.operations.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
-                let (_, end) = self.desk.log.watermarks(partition).await?;
+                let (_, end) = self.operations.log.watermarks(partition).await?;
                 ends.push((partition, end));
             }
         }
@@ -163,24 +163,27 @@ impl Lookout {
     /// Settles publications that coderd has marked as published: they are not ours to send, even if
     /// we sent them in the lost time.
     async fn compare(&self, recovering: &Recovering) -> Result<(), OperationError> {
-        let Some(database) = &self.desk.coderd else { return Ok(()) };
-        let ledger = &self.desk.ledger;
+        let Some(database) = &self.operations.coderd else { return Ok(()) };
+        let ledger = &self.operations.ledger;
         let mut sources = ledger.run(sources::list).await?;
         sources.retain(|source| recovering.sources_to_compare.contains(&source.deployment_id));
         for source in sources {
-            let is_of = match self.desk.deployment {
+            let is_of = match self.operations.deployment {
                 Some(configured) => {
                     configured == source.deployment_id
-                        && is_of(&self.desk, database, configured).await?
+                        && is_of(&self.operations, database, configured).await?
                 }
-                None => is_of(&self.desk, database, source.deployment_id).await.unwrap_or(false),
+                None => {
+                    is_of(&self.operations, database, source.deployment_id).await.unwrap_or(false)
+                }
             };
             if !is_of {
                 continue;
             }
             let mut not_ours = 0;
-            for ids in
-                marked_as_published(&self.desk, database, source.id).await?.chunks(SETTLED_AT_ONCE)
+            for ids in marked_as_published(&self.operations, database, source.id)
+                .await?
+                .chunks(SETTLED_AT_ONCE)
             {
                 let settled = ledger.run(async |conn| {
                     publications::settle(

@@ -11,7 +11,7 @@ use crate::log::Log;
 /// The handles of one deployment, of a command or of a serving process. Each dependency may still
 /// be unreachable.
 #[derive(Clone)]
-pub struct Desk {
+pub struct Operations {
     /// The ledger. Operations use its clock.
     pub ledger: Ledger,
     pub log: Log,
@@ -29,7 +29,7 @@ pub struct Desk {
     pub rules: RuleSet,
 }
 
-impl Desk {
+impl Operations {
     /// The license rules in force: those chosen in the ledger, else the pipeline's.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::coderd::{CoderdError, Database};
 use crate::config::{Pipeline, Role};
 use crate::license::PublicKeys;
-use crate::operations::Desk;
+use crate::operations::Operations;
 use crate::waiting::Backoff;
 
 /// Timeout of our statements in coderd's database.
@@ -22,7 +22,7 @@ const CODERD_STATEMENT: Duration = Duration::from_secs(30);
 
 /// The handles of one deployment. None of them has connected yet.
 #[derive(Clone)]
-pub struct Site {
+pub struct Handles {
     pub pipeline: Arc<Pipeline>,
     pub ledger: LedgerAt,
     pub log: LogAt,
@@ -33,7 +33,7 @@ pub struct Site {
     pub clock: Clock,
 }
 
-impl Site {
+impl Handles {
     /// Resolves the secrets and creates the handles.
     pub async fn open(pipeline: Pipeline, clock: Clock) -> Result<Self, Failure> {
         let ledger = connect::open_ledger(&pipeline, clock.clone()).await?;
@@ -54,13 +54,13 @@ impl Site {
                 Failure::of(Exit::Configuration, format!("license.public_keys: {error}"))
             })?;
         }
-        Ok(Site { pipeline: Arc::new(pipeline), ledger, log, coderd, keys, clock })
+        Ok(Handles { pipeline: Arc::new(pipeline), ledger, log, coderd, keys, clock })
     }
 
     /// The handles for operations. Their deployment is the configured one, without a query to
     /// coderd.
-    pub fn desk(&self) -> Result<Desk, Failure> {
-        Ok(Desk {
+    pub fn operations(&self) -> Result<Operations, Failure> {
+        Ok(Operations {
             ledger: self.ledger.ledger.clone(),
             log: self.log.log.clone(),
             group: self.pipeline.log.group.clone(),
