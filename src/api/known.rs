@@ -37,7 +37,7 @@ impl KnownSources {
                 Err(cause) if fault.is_new(cause) => {
                     tracing::warn!(
                         cause,
-                        "what the ledger says of its sources and rules cannot be used: what was known stays"
+                        "sources and rules of the ledger are not usable: the last ones remain"
                     );
                 }
                 Err(_) => {}

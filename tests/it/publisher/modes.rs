@@ -230,7 +230,7 @@ async fn shadow_sends_nothing_and_follows_coderds_own_marks() {
             .state("changed")
             .await
             .1
-            .is_some_and(|message| message.contains("now says dc_managed_agents_v1 5"))
+            .is_some_and(|message| message.contains("has dc_managed_agents_v1 5"))
     );
 
     world.coderd_marks("waiting", Some(start_time() + TimeDelta::minutes(17)), None).await;

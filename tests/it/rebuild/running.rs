@@ -329,7 +329,7 @@ async fn the_command_exits_with_1_where_the_shown_state_differs() {
     let table =
         run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
     assert!(
-        table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"),
+        table.status.code() == Some(1) && table.stdout.contains("DIFFERS from the ledger"),
         "{table:?}"
     );
     assert!(

@@ -1,4 +1,4 @@
-//! `tallyline tallyman-sim`: a simulated Tallyman. It answers by coderd's own reference for the
+//! `tallyline-demo tallyman-sim`: a simulated Tallyman. It answers by coderd's own reference for the
 //! service, and misbehaves on request. It keeps its bills and every delivery's bytes.
 //!
 //! It shares no code with Tallyline's own client, so that an error in one cannot hide an error in
