@@ -133,7 +133,7 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
             && again["message"]
                 .as_str()
                 .unwrap()
-                .contains("no longer open: it was resubmitted by the-admin"),
+                .contains("is not open: it was resubmitted by the-admin"),
         "{again}"
     );
 
