@@ -142,7 +142,7 @@ impl LastingFault {
     }
 
     /// Records that the condition has ended; false: it had not begun.
-    pub fn has_ended(&mut self) -> bool {
+    pub fn end(&mut self) -> bool {
         self.0.take().is_some()
     }
 }
@@ -255,12 +255,12 @@ mod tests {
     #[test]
     fn a_cause_is_new_unless_it_is_the_last_one() {
         let mut lasting = LastingFault::default();
-        assert!(!lasting.has_ended());
+        assert!(!lasting.end());
         assert_eq!(
             ["a", "a", "b", "a"].map(|cause| lasting.is_new(cause)),
             [true, false, true, true]
         );
-        assert!(lasting.has_ended() && !lasting.has_ended());
+        assert!(lasting.end() && !lasting.end());
         assert!(lasting.is_new("a"));
     }
 

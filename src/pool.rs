@@ -14,8 +14,8 @@ use tokio::time::timeout;
 /// middle of an answer or of a `begin`.
 ///
 /// # Errors
-/// The errors of `call`; [`Error::Io`] of the kind `TimedOut` without an answer, where it is not
-/// known whether a commit succeeded.
+/// The errors of `call` and of the pool; [`Error::Io`] of the kind `TimedOut` if no answer arrives
+/// in time. Then it is not known whether a commit succeeded.
 pub async fn run<T, E: From<Error>>(
     pool: &PgPool,
     deadline: Duration,
@@ -30,7 +30,7 @@ pub async fn run<T, E: From<Error>>(
     timeout(deadline, answer).await.unwrap_or_else(|_| Err(no_answer(deadline).into()))
 }
 
-/// A connection that is closed when it is dropped, unless it is given back.
+/// A connection that is closed when it is dropped, unless it is released.
 struct ConnectionGuard(Option<PoolConnection<Postgres>>);
 
 impl ConnectionGuard {

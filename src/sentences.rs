@@ -61,7 +61,8 @@ impl fmt::Display for RestoreEvidence {
 impl Recovering {
     /// Losses that neither the log nor a source can restore.
     pub const LOST_ACTS: &str = "acts of operators after the backup are missing from this ledger: pauses, choices of license rules, \
-                                 acts on rejects, replays, rebuilds, recoveries, exports";
+                                 acts on rejects, replays, rebuilds, recoveries, exports, \
+                                 and acceptances, retirements and reinstatements of sources";
 
     /// A sentence about the operators' acts that this ledger lacks.
     #[must_use]

@@ -7,13 +7,13 @@ use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio_util::sync::CancellationToken;
 
-/// Backoff between attempts: each about 1.5 times the previous one, randomised by up to half, until
+/// Waits between attempts: each about 1.5 times the previous one, randomised by up to half, until
 /// a success resets them.
 #[derive(Debug)]
 pub struct Backoff(ExponentialBackoff);
 
 impl Backoff {
-    /// Backoff from `first` up to `longest`, without a limit on their number.
+    /// Waits from `first` up to `longest`, without a limit on their number.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Backoff(

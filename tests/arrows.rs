@@ -132,7 +132,7 @@ fn the_reader_sees_every_way_to_name_a_part() {
         use crate::{clock::Clock, event::{Event, self}, log};
         fn f<'a>() { crate::coderd::jobs(); $crate::export::csv(); tallyline::audit::all() }
         mod tests { use super::super::super::config::File; }
-        // crate::api is only talked of; \"tallyline::api\" too
+        // crate::api is only in a comment; \"tallyline::api\" too
         const TEXT: (&str, char) = (r#\"crate::sim \" crate::sim\"#, '\"');
         pub(crate) fn g(x: my_crate::cli) {}
     ";

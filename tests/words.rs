@@ -45,7 +45,7 @@ const ANY: &str = "*";
 struct Word<'a> {
     text: &'a str,
     line: usize,
-    /// Whether only a space, a line break or a part of a name separates it from the word before.
+    /// Whether only a space, a line break or an underscore separates it from the word before.
     continues: bool,
 }
 

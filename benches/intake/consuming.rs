@@ -42,8 +42,8 @@ pub struct Consumed {
 
 /// Longer than any machine takes: after this the consumer hangs.
 const DEADLINE: Duration = Duration::from_secs(900);
-/// Time between two looks at the consumer's own counters.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Interval of reading the consumer's counters.
+const READ_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Runs this program again, as a consumer only.
 pub fn in_a_process_of_its_own(consuming: &Consuming) -> Result<Consumed> {
@@ -88,7 +88,7 @@ pub async fn consume(consuming: &Consuming) -> Result<()> {
         if begun.elapsed() > DEADLINE {
             bail!("{recorded} of {} events after {DEADLINE:?}", consuming.events);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(READ_INTERVAL).await;
     };
     stop.cancel();
     running.await?;

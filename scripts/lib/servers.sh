@@ -108,7 +108,7 @@ port_answers() {
 }
 
 # A killed run cannot remove its folder. A folder in use is locked.
-remove_what_killed_runs_left() {
+remove_stale_folders() {
     local lock
     for lock in /tmp/tallyline-servers.*/lock; do
         [[ -O $lock ]] || continue
@@ -124,7 +124,7 @@ start_servers() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     take_ports
-    remove_what_killed_runs_left
+    remove_stale_folders
     servers=$(mktemp -d /tmp/tallyline-servers.XXXXXX)
     exec {servers_lock}>"$servers/lock"
     flock -n "$servers_lock"
@@ -143,9 +143,9 @@ start_servers() {
     export TMPDIR=$servers/tmp
 }
 
-# Becomes cargo, for run_beside_servers. RUSTC_BOOTSTRAP lets test binaries print the duration of each test; cargo itself does not
-# see it, because it would build everything again. Cargo ends with this script, even if the script is killed. Its tests end with it, and the processes of
-# a test end with the test.
+# Becomes cargo, for run_beside_servers. RUSTC_BOOTSTRAP lets test binaries print the duration of each
+# test. Cargo does not get it, because it would then rebuild everything. Cargo ends with this script,
+# even if the script is killed. Its tests end with it, and the processes of a test end with the test.
 cargo_beside_servers() {
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')

@@ -1,6 +1,5 @@
 //! `GET /api/v1/managed-agents/count`: number of managed agents started in a window, from memory.
 
-use crate::ledger::Sequence;
 use std::sync::Arc;
 
 use axum::Json;
@@ -14,6 +13,7 @@ use super::Serving;
 use super::answer::Problem;
 use super::asked::Asked;
 use super::entitlements::from_memory;
+use crate::ledger::Sequence;
 use crate::operations::exact_instant;
 
 /// The window to count: half-open, to the microsecond.
@@ -84,7 +84,7 @@ pub(super) async fn count(
             None => agents.count(start, end),
         }
     })?;
-    let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
-    let (sequence, as_of, source) = (answer.standing.sequence, answer.as_of, answer.source);
+    let complete_until = serving.known.completeness(answer.source, answer.freshness).complete_until;
+    let (sequence, as_of, source) = (answer.freshness.sequence, answer.as_of, answer.source);
     Ok(Json(Count { count: answer.value, start, end, as_of, sequence, complete_until, source }))
 }

@@ -116,10 +116,10 @@ impl IntoResponse for Problem {
 
 /// Answers requests for unknown paths.
 pub(super) async fn unknown_path(uri: Uri) -> Problem {
-    Problem::not_found(format!("there is nothing at {}", uri.path()))
+    Problem::not_found(format!("path {} does not exist", uri.path()))
 }
 
 /// Answers requests with a wrong method. The header `Allow` lists the right ones.
 pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not accept {method}", uri.path()))
 }

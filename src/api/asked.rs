@@ -21,7 +21,7 @@ use super::tokens::Caller;
 use crate::operations::{Actor, reason};
 
 /// Maximum size of a request body, in bytes.
-const MOST_BYTES: usize = 1024 * 1024;
+const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// A request and its actor. A read may have a nameless actor.
 pub(super) struct Asked<T> {
@@ -43,7 +43,7 @@ impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Serving>> for Asked<T> {
         let (request, reason) = match parts.method {
             Method::POST if !query.is_empty() => {
                 return Err(Problem::wrong(format!(
-                    "the query {query:?} is not expected: fields belong into the body"
+                    "the query {query:?} is not expected: put the fields into the body"
                 )));
             }
             Method::POST => of_body(path, &bytes(&parts.headers, body).await?)?,
@@ -138,8 +138,8 @@ impl<'de> Deserialize<'de> for Object {
 
 /// The body, which must be JSON unless it is empty.
 async fn bytes(headers: &HeaderMap, body: Body) -> Result<axum::body::Bytes, Problem> {
-    let too_large = || format!("the body cannot be read, or is larger than {MOST_BYTES} bytes");
-    let bytes = to_bytes(body, MOST_BYTES)
+    let too_large = || format!("the body cannot be read, or is larger than {MAX_BODY_BYTES} bytes");
+    let bytes = to_bytes(body, MAX_BODY_BYTES)
         .await
         .map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, too_large()))?;
     let content_type =

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 /// Pause before a retry after a failed accept, mostly for lack of file descriptors.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Limits of one listener.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +50,12 @@ pub(super) async fn answer_on(
                 Ok((stream, _)) => {
                     open.spawn(answer(http.clone(), stream, router.clone(), stop.clone()));
                     if open.len() == limits.connections {
-                        warn!(connections = limits.connections, "as many connections are open as may be: others wait");
+                        warn!(connections = limits.connections, "connection limit reached: further connections wait");
                     }
                 }
                 Err(error) => {
-                    warn!(%error, "a connection cannot be taken");
-                    stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await;
+                    warn!(%error, "connection not accepted");
+                    stop.run_until_cancelled(tokio::time::sleep(RETRY_PAUSE)).await;
                 }
             },
         }

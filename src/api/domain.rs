@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Serving;
+use super::chosen_source::choose;
 use super::sources::Known;
-use super::standing::choose;
 use super::withheld::Withheld;
 use crate::ledger::{Lease, leases};
 use crate::projection::{self, DeploymentFamilies, Freshness};
@@ -113,8 +113,8 @@ pub(super) async fn families(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::chosen_source::NoSource;
     use crate::api::sources::KnownSource;
-    use crate::api::standing::NoSource;
     use crate::ledger::Sequence;
     use crate::ledger::{Completeness, Source};
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Serving;
 use super::answer::Problem;
 use super::asked::Asked;
-use super::standing::choose;
+use super::chosen_source::choose;
 use crate::license::Entitlements;
 use crate::projection::Freshness;
 use crate::stages::DeploymentLicenses;
@@ -54,12 +54,12 @@ pub(super) async fn entitlements(
 ) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
     let rules = serving.known.rules().ok_or_else(|| {
-        Problem::unavailable("which license rules hold is not known: the ledger was not asked yet, or names rules of a later version")
+        Problem::unavailable("the license rules in force are not known: the ledger was not read yet, or names rules of a later version")
     })?;
     let answer =
         from_memory(&serving, asked.request.source, |licenses| licenses.entitlements(rules, now))?;
     let mut response = Json(answer.value).into_response();
-    let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
+    let complete_until = serving.known.completeness(answer.source, answer.freshness).complete_until;
     let instants =
         [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];
     for (name, instant) in instants {
@@ -70,7 +70,7 @@ pub(super) async fn entitlements(
             response.headers_mut().insert(name, value);
         }
     }
-    if let Ok(sequence) = answer.standing.sequence.to_string().try_into() {
+    if let Ok(sequence) = answer.freshness.sequence.to_string().try_into() {
         response.headers_mut().insert("tallyline-sequence", sequence);
     }
     Ok(response)
@@ -80,7 +80,7 @@ pub(super) async fn entitlements(
 pub(super) struct Answer<T> {
     pub(super) value: T,
     pub(super) source: Uuid,
-    pub(super) standing: Freshness,
+    pub(super) freshness: Freshness,
     pub(super) as_of: DateTime<Utc>,
 }
 
@@ -91,14 +91,14 @@ pub(super) fn from_memory<T>(
     read: impl FnOnce(&DeploymentLicenses) -> T,
 ) -> Result<Answer<T>, Problem> {
     let behind = || Problem::unavailable("the ledger's events are still being read: no answer yet");
-    let answer = serving.api.licenses.with(|state, standing| {
+    let answer = serving.api.licenses.with(|state, freshness| {
         // a state that has not reached the end of the ledger may lack licenses and usage
-        let as_of = standing.as_of.ok_or_else(behind)?;
+        let as_of = freshness.as_of.ok_or_else(behind)?;
         let there: Vec<Uuid> = state.deployments().map(|(id, _)| id).collect();
         let meant = serving.settings.source.or_else(|| serving.known.now()?.only_one_in_use());
         let source = choose(&there, meant, asked)?;
         let licenses = state.deployment(source).ok_or_else(behind)?;
-        Ok(Answer { value: read(licenses), source, standing, as_of })
+        Ok(Answer { value: read(licenses), source, freshness, as_of })
     });
     answer.unwrap_or_else(|| Err(behind()))
 }

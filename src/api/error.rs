@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 pub enum ServeError {
     /// The address is not on loopback, where a token in clear text would be exposed.
     #[error(
-        "{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it"
+        "{key} is {address}: not a loopback address, and TLS is not implemented yet; listen on 127.0.0.1 behind a TLS proxy"
     )]
     NoTls {
         /// Name of the setting.
@@ -17,7 +17,7 @@ pub enum ServeError {
     },
     /// The address cannot be bound.
     #[error(
-        "{key} is {address}, which cannot be listened on: end what listens there, or choose another port"
+        "{key} is {address}, which cannot be bound: end the process that listens there, or choose another port"
     )]
     Listen {
         /// Name of the setting.

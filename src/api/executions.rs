@@ -48,23 +48,21 @@ pub(super) async fn execute(
         .await
         .is_ok_and(|kept| kept.state == PlanState::Finished)
     {
-        return Err(OperationError::Forbidden(
-            "this plan was executed to its end: plan again".to_owned(),
-        )
-        .into());
+        return Err(OperationError::plan_finished().into());
     }
-    let mut told = serving.executions.begin(&serving.api.operations, &serving.stop, request, actor);
-    let over = told.wait_for(|standing| standing.state != PlanState::Running);
+    let mut receiver =
+        serving.executions.begin(&serving.api.operations, &serving.stop, request, actor);
+    let ended = receiver.wait_for(|standing| standing.state != PlanState::Running);
     // if it is still running, the caller asks again later
-    let _ = tokio::time::timeout(AT_ONCE, over).await.map(|ended| ended.is_ok());
-    let standing = shown(&told);
+    let _ = tokio::time::timeout(AT_ONCE, ended).await.map(|ended| ended.is_ok());
+    let standing = shown(&receiver);
     match standing.problem {
         Some(PlanProblem { status, message }) => Err(Problem::with_status(status, message)),
         None => Ok((StatusCode::ACCEPTED, Json(standing))),
     }
 }
 
-pub(super) async fn standing(
+pub(super) async fn plan_state(
     State(serving): State<Arc<Serving>>,
     asked: Asked<ShowPlan>,
 ) -> Result<Json<PlanStanding>, Problem> {
@@ -82,8 +80,7 @@ pub(super) async fn standing(
 /// The state of a plan according to the ledger.
 async fn kept(operations: &Operations, hash: &str) -> Result<PlanStanding, OperationError> {
     let planned = operations.ledger.run(async |conn| replays::load(conn, hash).await).await?;
-    let planned = planned
-        .ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;
+    let planned = planned.ok_or_else(|| OperationError::replay_not_planned(hash))?;
     let offsets = |number: i64| u64::try_from(number).unwrap_or_default();
     let done =
         planned.ranges.iter().map(|range| offsets(range.next_offset - range.first_offset)).sum();

@@ -41,7 +41,7 @@ impl KnownSources {
                     );
                 }
                 Err(_) => {}
-                Ok(()) => drop(fault.has_ended()),
+                Ok(()) => drop(fault.end()),
             }
             stop.run_until_cancelled(tokio::time::sleep(settings.poll)).await;
         }
@@ -98,12 +98,12 @@ async fn reached(api: &Api, head: Sequence) -> bool {
     metrics && licenses
 }
 
-async fn reaches(mut standing: watch::Receiver<Option<Freshness>>, head: Sequence) -> bool {
+async fn reaches(mut freshness: watch::Receiver<Option<Freshness>>, head: Sequence) -> bool {
     let is_decided = |at: Sequence| at.incarnation != head.incarnation || at.number >= head.number;
-    let decided = standing
-        .wait_for(|standing| standing.is_some_and(|standing| is_decided(standing.sequence)))
+    let decided = freshness
+        .wait_for(|freshness| freshness.is_some_and(|freshness| is_decided(freshness.sequence)))
         .await;
-    decided.is_ok_and(|standing| {
-        standing.is_some_and(|standing| standing.sequence.incarnation == head.incarnation)
+    decided.is_ok_and(|freshness| {
+        freshness.is_some_and(|freshness| freshness.sequence.incarnation == head.incarnation)
     })
 }

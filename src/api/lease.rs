@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::metrics_lease::MetricsLease;
-use super::{Freshness, Serving};
+use super::{Serving, Timeliness};
 use crate::cause::{self, LastingFault};
 use crate::ledger::{Lease, Ledger, StatementError, lease_step, leases};
 
@@ -39,7 +39,7 @@ impl MetricsLease {
                     warn!(cause, "whether this process may show the domain series is not known")
                 }
                 Some(_) => {}
-                None => drop(fault.has_ended()),
+                None => drop(fault.end()),
             }
             stop.run_until_cancelled(tokio::time::sleep((length / 3).min(LONGEST_WAIT))).await;
         }
@@ -95,18 +95,18 @@ impl MetricsLease {
 /// at the end of the ledger lately is outdated. During a rebuild every process is behind: a process
 /// may then show its old state if it is not below the shown sequence.
 async fn can_show(serving: &Serving) -> Result<bool, StatementError> {
-    let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
-    Ok(match serving.freshness() {
-        Freshness::Current => true,
-        Freshness::Rebuilding => {
+    let Some(freshness) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
+    Ok(match serving.timeliness() {
+        Timeliness::Current => true,
+        Timeliness::Rebuilding => {
             serving
                 .api
                 .own
                 .ledger
                 .run(async |conn| leases::shown_sequence(conn, NAME).await)
                 .await?
-                <= standing.sequence.number
+                <= freshness.sequence.number
         }
-        Freshness::Behind => false,
+        Timeliness::Behind => false,
     })
 }

@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::Serving;
 use super::answer::Problem;
 use super::asked::Asked;
+use super::chosen_source::NoSource;
 use super::domain;
-use super::standing::NoSource;
 use super::withheld::Withheld;
 use crate::metrics::{Format, encode};
 

@@ -1,4 +1,4 @@
-//! The HTTP server: `/metrics`, answers to coderd, and health checks.
+//! The HTTP server: `/metrics`, answers to coderd, operations of operators, and health checks.
 //!
 //! Answers come from memory, from two states that are folded along the ledger, and contain the
 //! sequence of their state. Two loops of [`Server::run`] query the ledger: [`known`] for the
@@ -7,6 +7,7 @@
 mod agents;
 mod answer;
 mod asked;
+mod chosen_source;
 mod connections;
 mod document;
 mod domain;
@@ -33,7 +34,6 @@ mod serve;
 mod serving;
 mod settings;
 mod sources;
-mod standing;
 mod status;
 mod telemetry;
 mod tokens;
@@ -53,4 +53,4 @@ pub use settings::ServeSettings;
 pub use status::ShowStatus;
 pub use tokens::{Token, Tokens};
 
-use serving::{Freshness, Serving};
+use serving::{Serving, Timeliness};

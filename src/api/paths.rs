@@ -44,7 +44,7 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<ReinstateSource>(),
         Route::operation::<ProveRequest>(),
         Route::operation::<LogRange>(),
-        Route::request::<ShowPlan, _, _>(200, executions::standing),
+        Route::request::<ShowPlan, _, _>(200, executions::plan_state),
         Route::request::<ReplayExecution, _, _>(202, executions::execute),
         Route::operation::<RebuildRequest>(),
         Route::operation::<RebuildExecution>(),

@@ -74,21 +74,21 @@ impl Executions {
         actor: Actor,
     ) -> watch::Receiver<PlanStanding> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(told) =
-            all.get(&request.hash).filter(|told| shown(told).state == PlanState::Running)
+        if let Some(receiver) =
+            all.get(&request.hash).filter(|receiver| shown(receiver).state == PlanState::Running)
         {
-            return told.clone();
+            return receiver.clone();
         }
-        let (tell, told) =
+        let (sender, receiver) =
             watch::channel(PlanStanding::of(&request.hash, PlanState::Running, 0, 0));
-        all.insert(request.hash.clone(), told.clone());
+        all.insert(request.hash.clone(), receiver.clone());
         let (operations, stop) = (operations.clone(), stop.clone());
         tokio::spawn(async move {
-            let progress = |step: Step| tell.send_modify(|standing| standing.step(step));
+            let progress = |step: Step| sender.send_modify(|standing| standing.step(step));
             let ended = operations.execute_replay(&request, &actor, &progress, &stop).await;
-            tell.send_modify(|standing| standing.end(ended));
+            sender.send_modify(|standing| standing.end(ended));
         });
-        told
+        receiver
     }
 
     pub(super) fn of(&self, hash: &str) -> Option<PlanStanding> {
@@ -129,9 +129,9 @@ impl PlanStanding {
 }
 
 /// The last reported state. If the task ended without a report, the execution has failed.
-pub(super) fn shown(told: &watch::Receiver<PlanStanding>) -> PlanStanding {
-    let gone = told.has_changed().is_err();
-    let mut standing = told.borrow().clone();
+pub(super) fn shown(receiver: &watch::Receiver<PlanStanding>) -> PlanStanding {
+    let gone = receiver.has_changed().is_err();
+    let mut standing = receiver.borrow().clone();
     if gone && standing.state == PlanState::Running {
         standing.fail(&Problem::internal(&"the execution of a plan broke off"));
     }

@@ -44,8 +44,8 @@ impl Check {
     }
 }
 
-/// Answers `/readyz`. For any number of callers, it checks each dependency at most once per second,
-/// on open connections.
+/// State of the checks for `/readyz`. For any number of callers, each dependency is checked at most
+/// once per second, on open connections.
 pub(super) struct Probe {
     pub(super) own: ProcessHandles,
     pub(super) recent: Recent<Readiness>,

@@ -1,6 +1,5 @@
 //! `GET /healthz`: the process is alive. `GET /readyz`: missing dependencies, with reasons.
 
-use crate::ledger::{leases, recoveries, snapshots};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -14,10 +13,11 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::probe::{Check, Probe, Readiness};
-use super::{Freshness, ProcessHandles, Serving, lease};
+use super::{ProcessHandles, Serving, Timeliness, lease};
 use crate::cause;
 use crate::coderd;
 use crate::event::Topic;
+use crate::ledger::{leases, recoveries, snapshots};
 
 /// Timeout of one check.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -149,36 +149,33 @@ async fn projections(serving: &Serving) -> Check {
     let end = match serving.api.own.ledger.run(snapshots::head).await {
         Ok(head) => head.number,
         Err(error) => {
-            return Check::missing(format!(
-                "how far they are behind is not known: {}",
-                cause::text(&error)
-            ));
+            return Check::missing(format!("ledger's end not readable: {}", cause::text(&error)));
         }
     };
-    let mut standings = Vec::new();
-    for (stage, standing) in [
+    let mut texts = Vec::new();
+    for (stage, freshness) in [
         ("metrics", *serving.api.metrics.watch().borrow()),
         ("licenses", *serving.api.licenses.watch().borrow()),
     ] {
-        let Some(standing) = standing else {
+        let Some(freshness) = freshness else {
             return Check::missing(format!("{stage}: nothing is folded"));
         };
-        let behind = (end - standing.sequence.number).max(0);
-        standings.push(format!("{stage} at {}, {behind} behind", standing.sequence));
-        if standing.as_of.is_none() {
+        let behind = (end - freshness.sequence.number).max(0);
+        texts.push(format!("{stage} at {}, {behind} behind", freshness.sequence));
+        if freshness.as_of.is_none() {
             return Check::missing(format!(
                 "{}: the ledger's end was not reached yet",
-                standings.join("; ")
+                texts.join("; ")
             ));
         }
     }
-    let why = standings.join("; ");
-    match serving.freshness() {
-        Freshness::Current => Check::well(why),
-        Freshness::Rebuilding => Check::well(format!(
+    let why = texts.join("; ");
+    match serving.timeliness() {
+        Timeliness::Current => Check::well(why),
+        Timeliness::Rebuilding => Check::well(format!(
             "{why}: a rebuild is running; the previous state is shown until it ends"
         )),
-        Freshness::Behind => Check::missing(format!(
+        Timeliness::Behind => Check::missing(format!(
             "{why}: the ledger's end was not reached for {} seconds",
             serving.settings.fresh.as_secs()
         )),
@@ -191,15 +188,15 @@ async fn recovery(own: &ProcessHandles) -> Option<Check> {
     asked.ok()?.ok()?.map(Check::missing)
 }
 
-/// Also checks whether the vendor is reachable.
+/// The publisher's condition, which reports an unreachable vendor.
 fn publisher(own: &ProcessHandles) -> Option<Check> {
-    let begun = own.publisher.as_ref()?;
-    let Some(shown) = begun.get() else {
+    let cell = own.publisher.as_ref()?;
+    let Some(handle) = cell.get() else {
         return Some(Check::missing(
-            "not begun: it needs ledger, log and the deployment's id first",
+            "not started: it waits for ledger, log and the deployment's id first",
         ));
     };
-    let condition = shown.get();
+    let condition = handle.get();
     Some(if condition.is_healthy() { Check::well(condition) } else { Check::missing(condition) })
 }
 
@@ -228,6 +225,6 @@ async fn holder(serving: &Serving) -> Check {
     match serving.api.own.ledger.run(async |conn| leases::holder(conn, lease::NAME).await).await {
         Ok(Some(holder)) => Check::well(format!("held by {holder}")),
         Ok(None) => Check::missing("not held: no process shows the domain series"),
-        Err(error) => Check::missing(format!("who holds it is not known: {}", cause::text(&error))),
+        Err(error) => Check::missing(format!("holder not readable: {}", cause::text(&error))),
     }
 }

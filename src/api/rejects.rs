@@ -50,7 +50,7 @@ impl RejectsTelemetry {
             )?,
             oldest: Gauge::new(
                 "tallyline_rejects_oldest_age_seconds",
-                "How long the oldest open reject has waited; 0 without any.",
+                "Age of the oldest open reject; 0 without one.",
             )?,
             state: Mutex::default(),
         };

@@ -1,5 +1,5 @@
-//! A path of the API with its handler, its guard and its part of the OpenAPI document. Both come
-//! from one request type, so they cannot differ.
+//! A path of the API with its handler, its guard and its part of the OpenAPI document. The handler
+//! and the document come from one request type, so they cannot differ.
 
 use std::sync::Arc;
 use std::time::Duration;

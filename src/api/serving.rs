@@ -20,7 +20,8 @@ use crate::stages::{LicensesState, MetricsState};
 /// projections behind the views.
 #[derive(Clone)]
 pub struct Api {
-    /// Handles of every process. The HTTP server changes only the lease `metrics` in the ledger.
+    /// Handles of every process. With these, the HTTP server changes only the lease `metrics` in
+    /// the ledger.
     pub own: ProcessHandles,
     /// Operations of operators.
     pub operations: Operations,
@@ -33,7 +34,7 @@ pub struct Api {
 
 /// How close the states are to the end of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Freshness {
+pub(super) enum Timeliness {
     /// Both reached it lately.
     Current,
     /// A rebuild of one state is making progress. Every process shows the old state until the new
@@ -61,7 +62,7 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    pub(super) fn freshness(&self) -> Freshness {
+    pub(super) fn timeliness(&self) -> Timeliness {
         let lately = |at: Instant| at.elapsed() <= self.settings.fresh;
         let rebuilds = || {
             [self.api.metrics.rebuild_progress_at(), self.api.licenses.rebuild_progress_at()]
@@ -70,9 +71,9 @@ impl Serving {
                 .any(lately)
         };
         match self.known.now() {
-            Some(known) if lately(known.reached_at) => Freshness::Current,
-            Some(_) if rebuilds() => Freshness::Rebuilding,
-            Some(_) | None => Freshness::Behind,
+            Some(known) if lately(known.reached_at) => Timeliness::Current,
+            Some(_) if rebuilds() => Timeliness::Rebuilding,
+            Some(_) | None => Timeliness::Behind,
         }
     }
 }

@@ -49,10 +49,10 @@ impl Known {
         in_use.next().is_none().then_some(first.source.deployment_id)
     }
 
-    /// Whether a state with this standing contains everything up to `head`.
-    pub(super) fn is_in(&self, standing: Freshness) -> bool {
-        standing.sequence.incarnation == self.head.incarnation
-            && standing.sequence.number >= self.head.number
+    /// Whether a state of this freshness contains everything up to `head`.
+    pub(super) fn is_in(&self, freshness: Freshness) -> bool {
+        freshness.sequence.incarnation == self.head.incarnation
+            && freshness.sequence.number >= self.head.number
     }
 }
 
@@ -68,9 +68,9 @@ impl KnownSources {
         *self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completeness of a source in a state with this standing.
-    pub(super) fn completeness(&self, deployment: Uuid, standing: Freshness) -> Completeness {
-        let known = self.now().filter(|known| known.is_in(standing));
+    /// Completeness of a source in a state of this freshness.
+    pub(super) fn completeness(&self, deployment: Uuid, freshness: Freshness) -> Completeness {
+        let known = self.now().filter(|known| known.is_in(freshness));
         known
             .and_then(|known| known.source(deployment).map(|source| source.completeness.clone()))
             .unwrap_or_default()

@@ -40,8 +40,8 @@ pub(super) async fn status(
         Problem::unavailable(format!("the ledger cannot be read: {}", crate::cause::text(&error)))
     })?;
     status.folded_sequences = Some(Folded {
-        metrics: api.metrics.watch().borrow().map(|standing| standing.sequence),
-        licenses: api.licenses.watch().borrow().map(|standing| standing.sequence),
+        metrics: api.metrics.watch().borrow().map(|freshness| freshness.sequence),
+        licenses: api.licenses.watch().borrow().map(|freshness| freshness.sequence),
     });
     Ok(Json(status))
 }

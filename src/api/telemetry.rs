@@ -39,12 +39,12 @@ impl ApiTelemetry {
             )?,
             held: IntGauge::new(
                 "tallyline_metrics_lease_held",
-                "1 where this process is the one that shows the domain series.",
+                "1 if this process shows the domain series.",
             )?,
             complete_until: GaugeVec::new(
                 Opts::new(
                     "tallyline_complete_until_timestamp_seconds",
-                    "All that coderd committed before this instant is counted; a source of which nothing can be said has no series.",
+                    "All that coderd committed before this instant is counted; a source without known completeness has no series.",
                 ),
                 source,
             )?,
@@ -102,8 +102,8 @@ impl ApiTelemetry {
         known: Option<&Known>,
     ) {
         self.held.set(i64::from(held));
-        for (stage, standing) in folded {
-            let sequence = standing.map_or(0, |standing| standing.sequence.number);
+        for (stage, freshness) in folded {
+            let sequence = freshness.map_or(0, |freshness| freshness.sequence.number);
             self.folded.with_label_values(&[stage]).set(sequence);
         }
         if let Some(known) = known {

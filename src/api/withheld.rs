@@ -1,6 +1,6 @@
 //! Reasons to show no domain series.
 
-use super::standing::NoSource;
+use super::chosen_source::NoSource;
 
 /// Why an answer has no domain series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -47,8 +47,8 @@ pub struct AuditTelemetry {
 }
 
 impl AuditTelemetry {
-    /// Registers the gauges. A joint that this process should audit and no process ever has has the
-    /// time 0. A joint that other processes audit appears with its first audit.
+    /// Registers the gauges. A joint that this process should audit has the time 0 until its first
+    /// audit by any process. A joint that other processes audit appears with its first audit.
     pub fn register(registry: &Registry, reads_source: bool) -> prometheus::Result<Self> {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
         let labels = &["joint", "source"];
@@ -184,7 +184,7 @@ impl Continuous {
             match self.round(waits, &mut logged, stop).await {
                 Ok(()) if waits => {}
                 Ok(()) => {
-                    logged.fault.has_ended();
+                    logged.fault.end();
                 }
                 Err(fault) => {
                     failed_at = Some(Instant::now());
@@ -384,14 +384,14 @@ fn log_changes(logged: &mut LastMessages, findings: &[Finding]) {
         Some(differences) if logged.imbalance.is_new(differences) => {
             warn!(differences, "books differ; `tallyline audit` lists the differences")
         }
-        None if logged.imbalance.has_ended() => info!("books balance again"),
+        None if logged.imbalance.end() => info!("books balance again"),
         _ => {}
     }
     match &holds {
         Some(why) if logged.holds.is_new(why) => {
             error!(why, "usage is held; `tallyline status` shows what ends the hold")
         }
-        None if logged.holds.has_ended() => info!("findings no longer hold usage"),
+        None if logged.holds.end() => info!("findings no longer hold usage"),
         _ => {}
     }
 }

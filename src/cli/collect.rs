@@ -69,7 +69,7 @@ pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Fail
         .await;
     progress.finish();
     let Some(swept) = watched else {
-        let advice = "the sweep goes on; `tallyline collect sweep` asks for another one";
+        let advice = "the sweep continues; `tallyline collect sweep` requests another one";
         return Err(Failure::of(Exit::Interrupted, format!("stopped watching: {advice}")));
     };
     let swept = swept?;
@@ -105,7 +105,7 @@ async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure>
     if let Some(pause) = pauses.iter().find(|pause| pause.operation == Pausable::Collect) {
         return Err(Failure::of(
             Exit::Refused,
-            format!("{pause}; `tallyline resume collect` goes on"),
+            format!("{pause}; to resume, run `tallyline resume collect`"),
         ));
     }
     let holder = ledger
@@ -132,7 +132,10 @@ async fn watch(
 ) -> Result<Swept, Failure> {
     loop {
         let gone = || {
-            Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again")
+            Failure::of(
+                Exit::Refused,
+                "the request is missing in the ledger, which may have been restored: run `tallyline collect sweep` again",
+            )
         };
         let request = ledger
             .run(async |conn| collector_requests::sweep(conn, source.id).await)

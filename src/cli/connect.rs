@@ -221,7 +221,7 @@ where
             return Err(Failure::interrupted());
         }
     }
-    if logged.has_ended() {
+    if logged.end() {
         info!(waited_for = what, "reached");
     }
     Ok(())

@@ -14,7 +14,7 @@ pub fn span(text: &str) -> Result<Duration, String> {
                 text.strip_suffix(unit)?.parse::<u32>().ok().map(u64::from)? * seconds,
             ))
         })
-        .ok_or_else(|| "no time such as 20s, 5m or 2h".to_owned())
+        .ok_or_else(|| "not a duration; expected 20s, 5m or 2h".to_owned())
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+//! Starts logging on stderr.
+
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::layer::SubscriberExt as _;

@@ -44,11 +44,11 @@ pub use program::start;
 
 use chrono::TimeDelta;
 use clap::{Parser, Subcommand, ValueEnum};
+use context::until_stopped;
 
 use self::via::{Change, Query};
 use crate::clock::Clock;
 use crate::operations::{ListActs, PauseRequest, ProveRequest, RunAudit};
-use context::until_stopped;
 
 /// Meters Coder deployments: metrics and usage billing whose books balance.
 #[derive(Clone, Debug, Parser)]

@@ -109,16 +109,16 @@ fn is_obeyed(character: char) -> bool {
 
 /// Maximum characters of a cell, so that foreign text cannot make a table unreadable. JSON contains
 /// the whole text.
-const MOST_IN_A_CELL: usize = 4_200;
+const MAX_CELL_CHARS: usize = 4_200;
 
 /// A cell as one line, safe for a terminal.
 fn in_one_line(cell: &str) -> String {
     let mut text: String = cell
         .chars()
-        .take(MOST_IN_A_CELL)
+        .take(MAX_CELL_CHARS)
         .map(|character| if is_obeyed(character) { '\u{fffd}' } else { character })
         .collect();
-    if cell.chars().nth(MOST_IN_A_CELL).is_some() {
+    if cell.chars().nth(MAX_CELL_CHARS).is_some() {
         text.push('…');
     }
     text
@@ -186,7 +186,7 @@ pub(super) fn exact_time(time: DateTime<Utc>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_IN_A_CELL, Output, columns, plain};
+    use super::{MAX_CELL_CHARS, Output, columns, plain};
 
     #[test]
     fn columns_are_aligned_and_hold_no_control_characters() {
@@ -208,8 +208,8 @@ mod tests {
             ["a", "b"],
             [["é".repeat(70_000), "1".to_owned()], ["x".to_owned(), "2".to_owned()]],
         );
-        let cut = "é".repeat(MOST_IN_A_CELL) + "…";
-        let blanks = " ".repeat(MOST_IN_A_CELL);
+        let cut = "é".repeat(MAX_CELL_CHARS) + "…";
+        let blanks = " ".repeat(MAX_CELL_CHARS);
         assert_eq!(table, format!("a{blanks}  b\n{cut}  1\nx{blanks}  2\n"));
     }
 

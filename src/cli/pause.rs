@@ -45,7 +45,7 @@ pub(super) async fn resume(
     let stop = change.via.run(&CoderdCutOff { deployment_id }, &change.actor, context).await?;
     let goes_on = || {
         format!(
-            "publish of {} goes on; coderd's last publish mark is {}\n",
+            "publish of {} is resumed; coderd's last publish mark is {}\n",
             stop.deployment_id,
             stop.later_mark.to_rfc3339()
         )
@@ -57,7 +57,7 @@ pub(super) async fn resume(
 fn resumed(pause: &Pause) -> String {
     let of = pause.topic.as_ref().map(|topic| format!(" of {topic}")).unwrap_or_default();
     format!(
-        "{}{of} goes on; it was paused by {}: {}\n",
+        "{}{of} is resumed; it was paused by {}: {}\n",
         pause.operation.as_str(),
         pause.actor,
         pause.reason

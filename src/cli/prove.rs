@@ -64,7 +64,7 @@ fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
     let number =
         |number: Option<i32>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
     let place = format!(
-        "{}/{}@{}, life {} of the partition",
+        "{}/{}@{}, generation {} of the partition",
         log.topic,
         number(log.partition),
         log.offset,
@@ -91,9 +91,9 @@ fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
         ),
     }
     let holds = if accepted.digest_holds {
-        "the row gives it still"
+        "the row has it"
     } else {
-        "the row does NOT give it any more: run `tallyline audit --deep`"
+        "the row does NOT have it any more: run `tallyline audit --deep`"
     };
     page.line("", &format!("digest {}; {holds}", accepted.digest));
     counted_lines(page, accepted);
@@ -150,11 +150,11 @@ fn counted_lines(page: &mut Page, accepted: &AcceptedProof) {
             .map_or_else(|| "+1".to_owned(), |seconds| format!("observed {seconds} s"));
         format!("{}{{{}}} {value}", series.family, labels.join(", "))
     });
-    let left_out = accepted
+    let unaffected = accepted
         .not_in_metrics
         .iter()
         .map(|family| format!("not in {}: {}", family.family, family.why));
-    page.lines("METRICS", added.chain(left_out));
+    page.lines("METRICS", added.chain(unaffected));
 }
 
 fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {

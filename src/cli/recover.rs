@@ -127,9 +127,9 @@ fn ledger(effect: &LedgerEffect) -> String {
     if !effect.not_waited_for.is_empty() {
         let rows = effect.not_waited_for.iter().map(|source| {
             let why = if source.by_this_plan {
-                "given up by this plan"
+                "abandoned by this plan"
             } else {
-                "was not read for 35 days, or is given up"
+                "not read for 35 days, or abandoned earlier"
             };
             [
                 source.deployment_id.to_string(),
@@ -140,13 +140,13 @@ fn ledger(effect: &LedgerEffect) -> String {
             ]
         });
         text += &columns(["NOT WAITED FOR", "LAST READ", "EVENTS", "PENDING", "WHY"], rows);
-        text += "What happened there after the backup may never come back: series and counts of these sources may stay lower than they were, and the\n\
-                 vendor may have amounts that this ledger does not know. Should one be read again, what it still has is added.\n";
+        text += "Their events after the backup may be lost: series and counts of these sources may stay lower than they were, and the\n\
+                 vendor may have amounts that this ledger does not know. If one is read again, its remaining events are added.\n";
     }
     if effect.log_restored_too {
         text += "A series whose template, organization or preset was renamed since the backup may be lower than it was, and another one higher.\n";
     }
-    let to_do = "look at `tallyline acts`, and set again what has to hold: pauses before processes are started";
+    let to_do = "look at `tallyline acts`, and repeat those still needed: pauses before you start processes";
     text + &format!("{}; {to_do}.\n", Recovering::LOST_ACTS)
         + "Until it has caught up as another incarnation, no domain series are shown and nothing is published.\n"
 }

@@ -142,19 +142,20 @@ fn groups(counts: &RejectCounts) -> String {
 /// Bytes for a terminal: as text if possible, else in hexadecimal. Long values are cut.
 fn shown(bytes: Option<&Bytes>) -> String {
     use base64::Engine as _;
-    const MOST: usize = 4_096;
+    const MAX_SHOWN: usize = 4_096;
     let Some(bytes) = bytes else { return "-".to_owned() };
     let whole = match &bytes.text {
         Some(text) => text.clone(),
         None => {
             let raw =
                 base64::engine::general_purpose::STANDARD.decode(&bytes.base64).unwrap_or_default();
-            format!("hex {}", hex::encode(&raw[..raw.len().min(MOST / 2)]))
+            format!("hex {}", hex::encode(&raw[..raw.len().min(MAX_SHOWN / 2)]))
         }
     };
-    let text: String = whole.chars().take(MOST).collect();
-    let cut =
-        bytes.cut || text.len() < whole.len() || (bytes.text.is_none() && bytes.length > MOST / 2);
+    let text: String = whole.chars().take(MAX_SHOWN).collect();
+    let cut = bytes.cut
+        || text.len() < whole.len()
+        || (bytes.text.is_none() && bytes.length > MAX_SHOWN / 2);
     if cut { format!("{text} … ({} bytes; --output json has all)", bytes.length) } else { text }
 }
 
@@ -223,7 +224,7 @@ fn facts(shown_reject: &ShownReject) -> String {
         (
             "record",
             format!(
-                "{}/{}@{}, life {} of the partition",
+                "{}/{}@{}, generation {} of the partition",
                 row.topic, row.partition, row.offset, row.generation
             ),
         ),
@@ -284,7 +285,6 @@ fn acts(discarded: &DiscardedRejects) -> String {
 fn sentence(admitted: &Admitted) -> String {
     let Admitted { records, refused, left } = admitted;
     format!(
-        "{records} held records of known types admitted, {refused} of them foreseen to be refused for another cause; {left} stay held, \
-         and all of other types\n"
+        "{records} held records of known types admitted, {refused} of them will be refused for another cause; {left} remain held, and so do records of unknown types\n"
     )
 }

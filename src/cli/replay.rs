@@ -141,7 +141,7 @@ async fn over_api(
             _ => {
                 return Err(Failure::of(
                     Exit::Refused,
-                    "the process that executed the plan has ended; the same command goes on from there",
+                    "the process that executed the plan has ended; run the same command again, it resumes",
                 ));
             }
         }

@@ -81,14 +81,14 @@ async fn watch(via: &Via, all: bool, output: Output, every: Duration) -> Result<
 
 async fn read(via: &Via, all: bool, log_answer: Duration) -> Result<Status, Failure> {
     let mut status = match via {
-        Via::Handles(handles) => of_site(handles, log_answer).await?,
+        Via::Handles(handles) => of_handles(handles, log_answer).await?,
         Via::Api(api) => api.ask(&ShowStatus {}, "").await?,
     };
     status.processes.retain(|process| all || !process.long_gone);
     Ok(status)
 }
 
-async fn of_site(handles: &Handles, log_answer: Duration) -> Result<Status, Failure> {
+async fn of_handles(handles: &Handles, log_answer: Duration) -> Result<Status, Failure> {
     handles.ledger.reach().await?;
     let ledger = &handles.ledger.ledger;
     let mut status = status::read(ledger, &handles.log.log, log_answer).await?;

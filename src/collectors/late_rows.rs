@@ -1,7 +1,6 @@
 //! Finds rows that pages by time miss, because they came later than their date: by counts of days,
 //! and by request.
 
-use crate::ledger::{collector_requests, known};
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -13,6 +12,7 @@ use super::report::PassTotals;
 use super::settings::CollectError;
 use crate::coderd::{Catalog, Reader, UsageKey};
 use crate::event::build_of;
+use crate::ledger::{collector_requests, known};
 
 /// Compared days before today: older usage cannot be published.
 const COMPARED_DAYS: i64 = 31;

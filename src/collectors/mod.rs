@@ -1,4 +1,4 @@
-//! Collectors: read coderd's database (later also HTTP and NDJSON) and append events to the log.
+//! Collectors: read coderd's database and append events to the log.
 //!
 //! A pass reads the horizon, then the rows that can be new. It appends those that neither the log
 //! nor the ledger has. After the log acknowledges them, it records the pass with its offsets and

@@ -237,8 +237,9 @@ impl Collector {
         Ok(())
     }
 
-    /// Adds to `claimless` each build that is a prebuild claim whose own event is not in flight. It
-    /// is seen only if the ledger has that event.
+    /// Remembers the ids of a record in flight. A build that is a prebuild claim goes to
+    /// `claimless` unless its claim is in flight too: it is remembered only if the ledger has that
+    /// claim.
     fn remember_record(
         &mut self,
         partition: TopicPartition,

@@ -42,9 +42,9 @@ impl Collector {
     }
 
     /// Each statement has its own snapshot, younger than the horizon, so it contains every commit
-    /// before the horizon. Pages go by keys that a row keeps, so a changed row is not skipped. (A
-    /// canceled job that a daemon still takes completes again, later: it moves ahead.) So no
-    /// transaction stays open in coderd's database while the log acknowledges.
+    /// before the horizon. No transaction stays open in coderd's database while the log
+    /// acknowledges. Pages go by keys that a row keeps, so a changed row is not skipped. A canceled
+    /// job that a daemon still takes completes again, with a later key.
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
         self.check_signatures().await?;

@@ -21,7 +21,8 @@ pub struct PassReport {
     /// Builds and usage that came after an earlier pass had reported completeness beyond their
     /// time.
     pub late: i32,
-    /// What coderd committed before this is in the log. None: completeness is not reported.
+    /// The log has everything that coderd committed before this instant. None: completeness is not
+    /// reported.
     pub complete_until: Option<DateTime<Utc>>,
     /// The hour before which every hour has its runtime row or is over 7 days old. None: not
     /// reported, or this coderd has no agent runtime.

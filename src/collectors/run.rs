@@ -134,7 +134,7 @@ async fn pause(length: Duration, stop: &CancellationToken) -> bool {
     stop.run_until_cancelled(tokio::time::sleep(length)).await.is_some()
 }
 
-/// A failure, logged and shown.
+/// Logs each failure once, and sets the shown state.
 struct Reporter {
     logged: LastingFault,
     status: CollectorStatus,
@@ -153,7 +153,7 @@ impl Reporter {
             warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
         match warning {
             Some(warning) if self.logged.is_new(warning) => tracing::warn!("{status}"),
-            None if self.logged.has_ended() => tracing::info!("collecting again"),
+            None if self.logged.end() => tracing::info!("collecting again"),
             _ => {}
         }
         self.status.set(&status);

@@ -21,8 +21,8 @@ pub struct Settings {
     pub identity_required: bool,
     /// The name of this process as holder of the lease; unique.
     pub holder: String,
-    /// Histograms observe builds completed from here on. None: from the first sight of the source.
-    /// Used once, at the introduction.
+    /// Histograms observe builds completed from here on. None: from the introduction of the source.
+    /// Used once, then.
     pub introduced_at: Option<DateTime<Utc>>,
     /// Collects builds completed from here on, and counts earlier creations once. None: all
     /// history. Used once, at the introduction.
@@ -79,10 +79,10 @@ impl Settings {
 /// Why a pass did not finish. The events that it appended are acknowledged and stay.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
-    /// coderd's database.
+    /// A read of coderd's database failed.
     #[error(transparent)]
     Coderd(#[from] CoderdError),
-    /// The ledger.
+    /// A statement of the ledger failed.
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] StatementError),
     /// The log did not acknowledge all events.

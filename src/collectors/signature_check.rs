@@ -1,7 +1,8 @@
 //! Checks that consumers accept this collector's signatures.
 //!
 //! If they do not, each appended row becomes a reject. So the first signed records are the proof:
-//! until then, passes report no completeness. Signed records in flight at the start belong to it.
+//! until consumers have accepted them, passes report no completeness. Signed records in flight at
+//! the start belong to them.
 //! After a rejection this process appends nothing more: it no longer knows which of its rows the
 //! ledger has. The next process does.
 

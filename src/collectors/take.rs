@@ -1,6 +1,5 @@
 //! Reads pages of coderd's rows and appends the new ones to the log.
 
-use crate::ledger::{collector_requests, known};
 use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
@@ -13,6 +12,7 @@ use super::settings::CollectError;
 use super::telemetry::{LATE_BUILD, LATE_USAGE};
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
 use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition, UsageType};
+use crate::ledger::{collector_requests, known};
 use crate::log::{AppendError, Log, LogError};
 
 /// A row that is not known yet, as a message.

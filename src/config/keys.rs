@@ -180,7 +180,7 @@ pub const KEYS: &[Key] = &[
         "license.public_keys",
         Kind::PublicKeys,
         None,
-        "Ed25519 public keys that verify licenses, by name (kid): PEM, 32 bytes in base64, or file:PATH. Default: every license is refused.",
+        "Ed25519 public keys that verify licenses, by name (kid): PEM, 32 bytes in base64 or hex, or file:PATH. Default: every license is refused.",
     ),
     key(
         "license.rules",

@@ -176,7 +176,7 @@ pub struct Serve {
     /// Tokens by name. The name is the actor in the audit trail.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSetting>,
-    /// Accepted host names beside loopback's own.
+    /// Accepted host names besides loopback's.
     #[serde(default)]
     pub host_names: Vec<String>,
 }

@@ -125,7 +125,7 @@ fn property(raw: &Raw) -> Option<Value> {
 
 /// Reads a public key. Public keys are not secret, so a file is read at once.
 fn public_key(raw: &Raw) -> Result<Value, String> {
-    let text = text(raw).ok_or("must be PEM, 32 bytes in base64, or file:PATH")?;
+    let text = text(raw).ok_or("must be PEM, 32 bytes in base64 or hex, or file:PATH")?;
     match text.strip_prefix("file:") {
         Some(path) => std::fs::read_to_string(path)
             .map(Value::from)

@@ -1,10 +1,10 @@
 //! Records the signature cutover when a consumer first has keys.
 
-use crate::ledger::cutover;
 use tracing::info;
 
 use super::Consumer;
 use crate::event::{Topic, TopicPartition};
+use crate::ledger::cutover;
 
 /// The reason why a process without keys does not read records that must be signed.
 pub(super) const NO_KEYS: &str = "log.verification_keys is not set, but the records of this log must be signed: set it as in the other processes";

@@ -29,6 +29,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gaps::{Gap, GapWatch};
+use membership::{MembershipState, room};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -38,8 +40,6 @@ use crate::event::TopicPartition;
 use crate::ledger::{PartitionGenerations, PartitionLease, generations, positions, restored};
 use crate::log::{Delivery, Log, LogError};
 use crate::waiting::Backoff;
-use gaps::{Gap, GapWatch};
-use membership::{MembershipState, room};
 
 /// How often a consumer checks for a recovery. After one it rejoins the group, which also restarts
 /// stopped partitions.

@@ -164,7 +164,7 @@ mod tests {
 
     const AT: TopicPartition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
 
-    /// A patience of one minute, a partition at position 10, and instants in seconds.
+    /// A limit of one minute, a partition at position 10, and instants in seconds.
     fn started() -> (Progress, impl Fn(u64) -> Instant) {
         let mut progress = Progress::new(Duration::from_secs(60));
         progress.start(AT, 10, DateTime::UNIX_EPOCH);

@@ -82,7 +82,7 @@ impl Replay {
     ///
     /// # Errors
     /// [`ReplayError::AnotherLog`], or an error of the check itself.
-    pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
+    pub async fn check_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
         let mut leases = self.ledger.run(generations::current).await?;
         leases.retain(|lease| ranges.iter().any(|range| range.partition == lease.partition));
         let checks = leases.into_iter().map(|lease| async move {

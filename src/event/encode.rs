@@ -35,7 +35,7 @@ impl Event {
         }
     }
 
-    /// The event in structured mode, one JSON object, for NDJSON files and HTTP.
+    /// The event in structured mode, one JSON object.
     #[must_use]
     pub fn to_structured(&self) -> Value {
         let mut event = serde_json::json!({

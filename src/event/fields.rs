@@ -260,7 +260,7 @@ pub(super) fn time<'de, D: Deserializer<'de>, T: From<DateTime<Utc>>>(
 pub(super) fn number<'de, D: Deserializer<'de>, const LEAST: i32>(
     value: D,
 ) -> Result<i32, D::Error> {
-    let Value::Whole(number) = Value::deserialize(value)? else {
+    let Ok(Value::Whole(number)) = Value::deserialize(value) else {
         return Err(D::Error::custom("must be a whole number of 64 bits"));
     };
     let number = i32::try_from(number).ok().filter(|number| *number >= LEAST);

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 
-/// Larger payloads are refused. Tallyline's are under 2 KiB; Kafka's own limit for a record is 1
-/// MiB.
+/// Larger payloads are refused. Tallyline's are normally under 2 KiB; Kafka's own limit for a
+/// record is 1 MiB.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 
 /// Number of bytes kept of a larger payload.

@@ -149,7 +149,7 @@ fn event<'a>(
                         .transpose()?,
                 },
             }),
-            Err(_) if UsageType::looks_like_usage(&event_type) => {
+            Err(_) if UsageType::has_usage_prefix(&event_type) => {
                 return Err(ParseError::UnknownEventType(clip(&event_type)));
             }
             Err(_) => return Err(ParseError::ForeignEventType(clip(&event_type))),

@@ -87,7 +87,7 @@ impl Traces {
 fn units(event_type: &str, mut data: Fields<'_>) -> Option<u64> {
     match event_type.parse::<UsageType>() {
         Ok(usage_type) => data.take(usage_type.field())?.unsigned(),
-        Err(_) if UsageType::looks_like_usage(event_type) => data.only_whole()?.unsigned(),
+        Err(_) if UsageType::has_usage_prefix(event_type) => data.only_whole()?.unsigned(),
         Err(_) => None,
     }
 }

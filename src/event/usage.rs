@@ -54,7 +54,7 @@ impl UsageType {
     /// Tallyman's types begin with `dc_` or `hb_`. Such a type is billable even if this version
     /// does not know it.
     #[must_use]
-    pub fn looks_like_usage(event_type: &str) -> bool {
+    pub fn has_usage_prefix(event_type: &str) -> bool {
         event_type.starts_with("dc_") || event_type.starts_with("hb_")
     }
 }

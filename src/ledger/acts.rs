@@ -9,7 +9,7 @@ use super::Sequence;
 use crate::words::words;
 
 /// The actor of acts that this program does by itself.
-pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
+pub const PROGRAM: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
 
 words! {
     /// The kinds of acts.

@@ -1,11 +1,11 @@
 //! The audit's questions to the ledger: rows on both sides of each joint, counted and compared in
 //! one snapshot.
 
-use sqlx::Connection as _;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;

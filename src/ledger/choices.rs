@@ -1,9 +1,10 @@
 //! Settings that operators have chosen in the ledger. They take precedence over the pipeline file.
 
-use super::{NewAct, acts};
 use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
 use sqlx::PgConnection;
+
+use super::{NewAct, acts};
 
 /// The choice of the license rules. Its values are names of rule sets.
 pub const LICENSE_RULES: &str = "license.rules";

@@ -1,9 +1,9 @@
 //! Reads the ledger forward, batch by batch in sequence order. A reader keeps a snapshot open for
 //! one page at most.
 
-use sqlx::Connection as _;
 use std::collections::HashMap;
 
+use sqlx::Connection as _;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, PgConnection, Row};
 

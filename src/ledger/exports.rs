@@ -61,7 +61,7 @@ pub struct LaterUsage {
     pub sequence: Sequence,
 }
 
-/// How far the source's usage is complete now. [`Ledger::later_usage`] returns the later additions
+/// How far the source's usage is complete now. [`later_usage`] returns the later additions
 /// to a range.
 pub async fn completeness(
     conn: &mut PgConnection,

@@ -1,10 +1,10 @@
 //! A partition's next generation: its topic was lost or recreated, or no longer has the records to
 //! read.
 
-use chrono::{DateTime, Utc};
-use sqlx::Connection as _;
 use std::ops::Range;
 
+use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::PgConnection;
 
 use super::leases::{ALL_COLLECTORS, revoke_leases};
@@ -120,7 +120,7 @@ pub async fn begin(
             return Ok(false);
         }
     }
-    if !plans::executed(&mut tx, plan, act_id, now).await? {
+    if !plans::mark_executed(&mut tx, plan, act_id, now).await? {
         return Ok(false);
     }
     tx.commit().await?;

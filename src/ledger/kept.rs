@@ -9,7 +9,7 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::entries::payload_of;
-use super::refused::Traces;
+use super::refused::RejectTraces;
 use super::{Arrival, BatchKind, Difference, Disposition, RejectState};
 use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
@@ -236,7 +236,7 @@ impl KeptReject {
     /// The names of the columns that differ from this record.
     #[must_use]
     pub fn differs_from(&self, arrival: &Arrival) -> Vec<&'static str> {
-        let traces = Traces::of(arrival);
+        let traces = RejectTraces::of(arrival);
         let message = &arrival.message;
         let same = [
             ("record_timestamp", self.record_timestamp == Some(arrival.timestamp)),

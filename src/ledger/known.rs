@@ -1,10 +1,10 @@
 //! The ids of a source that the ledger already has.
 
-use sqlx::PgConnection;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::RejectState;

@@ -23,8 +23,8 @@ pub struct Lease {
     pub epoch: i64,
 }
 
-/// The leases of all collectors. Revoking them makes each collector open again and reread
-/// everything. A pass in flight commits first.
+/// The pattern of the names of all collectors' leases. Revoking them makes each collector open
+/// again and reread everything. A pass in flight commits first.
 pub(super) const ALL_COLLECTORS: &str = "collector:%";
 
 /// The name of the lease of a deployment's collector.

@@ -1,11 +1,11 @@
 //! Events that coderd lost when its database was restored to an earlier time. The ledger keeps
 //! them.
 
-use sqlx::Connection as _;
-use sqlx::PgConnection;
 use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::leases::{ALL_COLLECTORS, revoke_leases};
@@ -40,7 +40,7 @@ pub async fn usage_outcomes(
     .bind(ids)
     .fetch_all(conn)
     .await?;
-    Ok(outcomes.into_iter().map(|fate| (fate.id.clone(), fate)).collect())
+    Ok(outcomes.into_iter().map(|outcome| (outcome.id.clone(), outcome)).collect())
 }
 
 /// The number of accepted builds, prebuild claims and usage events of the source.
@@ -103,7 +103,7 @@ pub async fn record(
     .bind(act_id)
     .execute(&mut *tx)
     .await?;
-    if !plans::executed(&mut tx, plan, act_id, now).await? {
+    if !plans::mark_executed(&mut tx, plan, act_id, now).await? {
         return Ok(false);
     }
     // Publications held because their row is gone or differs are due at once: the act authorises

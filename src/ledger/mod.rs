@@ -1,6 +1,6 @@
 //! The PostgreSQL ledger: totally ordered batches of accepted events.
 //!
-//! Each file has one subject and its SQL. Each row that a fold, an export or a close reads belongs
+//! Each file has one subject and its SQL. Each row that a fold or an export reads belongs
 //! to a row of `batch`. The batch takes the next ledger sequence inside its transaction's commit.
 
 pub mod acts;
@@ -53,7 +53,7 @@ pub mod snapshots;
 pub mod sources;
 mod statement_error;
 
-pub use acts::{Act, ActFilter, ActKind, NewAct, OURSELVES, Subject};
+pub use acts::{Act, ActFilter, ActKind, NewAct, PROGRAM, Subject};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
 pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use choices::LICENSE_RULES;
@@ -83,7 +83,7 @@ pub use passes::{Completeness, LastPass, TopicCompleteness};
 pub use pauses::{Pausable, Pause};
 pub use plans::KeptPlan;
 pub use positions::{Chain, LastRecord, PartitionLease, fingerprint};
-pub use preview::{Forecast, PlannedEvents};
+pub use preview::{BatchPreview, PlannedEvents};
 pub use processes::{GONE_SECONDS, Process, ProcessRow, PublishRefusal};
 pub use publication_requests::{
     Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome,

@@ -57,7 +57,7 @@ pub async fn load(
 }
 
 /// Marks a plan as executed by this act, in the act's transaction. False: it was executed before.
-pub(super) async fn executed(
+pub(super) async fn mark_executed(
     tx: &mut PgConnection,
     hash: &str,
     act_id: i64,

@@ -1,10 +1,10 @@
 //! Computes what recording would do, without writing: the numbers of a plan.
 
-use chrono::{DateTime, Utc};
-use sqlx::Connection as _;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
+use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ pub struct PlannedEvents {
 
 /// The effect that recording some arrivals would have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forecast {
+pub struct BatchPreview {
     pub counts: Counts,
     /// The arrivals that would become new events, by index, in the log's order.
     pub new: Vec<usize>,
@@ -33,7 +33,7 @@ pub struct Forecast {
 impl PlannedEvents {
     /// Adds the new events of earlier batches to the known digests, by index, and remembers the
     /// events that are new here.
-    fn and(
+    fn with_earlier_batches(
         &mut self,
         mut known: HashMap<usize, Digest>,
         news: &[&rows::New<'_>],
@@ -55,16 +55,16 @@ impl PlannedEvents {
     }
 }
 
-/// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `planned`
-/// has the new events of earlier batches. An arrival that PostgreSQL refused before keeps that
-/// refusal. A new build is a first successful start only if the ledger would keep it as one.
+/// Returns what [`super::record::batch`] would do with arrivals of this range, without writing.
+/// `planned` has the new events of earlier batches. An arrival that PostgreSQL refused before keeps
+/// that refusal. A new build is a first successful start only if the ledger would keep it as one.
 pub async fn batch(
     conn: &mut PgConnection,
     range: &ReplayRange,
     arrivals: &mut [Arrival],
     planned: &mut PlannedEvents,
     now: DateTime<Utc>,
-) -> Result<Forecast, sqlx::Error> {
+) -> Result<BatchPreview, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let mut sources = HashMap::new();
     for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {
@@ -87,7 +87,7 @@ pub async fn batch(
     let known_claims = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
     let known_usage = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
     for (news, known) in [(&builds, known_builds), (&claims, known_claims), (&usage, known_usage)] {
-        let known = planned.and(known, news);
+        let known = planned.with_earlier_batches(known, news);
         judge(&mut dispositions, news, &known);
         new.extend(news.iter().map(|new| new.index).filter(|index| !known.contains_key(index)));
     }
@@ -100,7 +100,7 @@ pub async fn batch(
         refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
     let counts = dispositions.counts(arrivals);
     first_starts(&mut tx, arrivals, &new, planned).await?;
-    Ok(Forecast { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
+    Ok(BatchPreview { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
 }
 
 /// Clears `first_successful_start` of new builds, except of the one build per workspace that the
@@ -111,17 +111,17 @@ async fn first_starts(
     new: &[usize],
     planned: &mut PlannedEvents,
 ) -> Result<(), sqlx::Error> {
-    let mut claimants = Vec::new();
+    let mut candidates = Vec::new();
     for index in new {
         if let Ok(Event { deployment, payload: Payload::Build(build) }) = &arrivals[*index].event
             && build.first_successful_start
         {
-            claimants.push((build.build_number, *index, (*deployment, build.workspace_id)));
+            candidates.push((build.build_number, *index, (*deployment, build.workspace_id)));
         }
     }
-    claimants.sort_unstable();
+    candidates.sort_unstable();
     let (deployments, workspaces): (Vec<Uuid>, Vec<Uuid>) =
-        claimants.iter().map(|(_, _, workspace)| *workspace).unzip();
+        candidates.iter().map(|(_, _, workspace)| *workspace).unzip();
     let started: Vec<(Uuid, Uuid)> = sqlx::query_as(
         "select s.deployment_id, f.workspace_id from unnest($1::uuid[], $2::uuid[]) as named (deployment_id, workspace_id)
              join source s using (deployment_id) join workspace_first_start f on f.source_id = s.id and f.workspace_id = named.workspace_id",
@@ -131,7 +131,7 @@ async fn first_starts(
     .fetch_all(tx)
     .await?;
     planned.started.extend(started);
-    for (_, index, workspace) in claimants {
+    for (_, index, workspace) in candidates {
         if !planned.started.insert(workspace)
             && let Ok(Event { payload: Payload::Build(build), .. }) = &mut arrivals[index].event
         {

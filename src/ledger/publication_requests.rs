@@ -1,9 +1,9 @@
 //! Requests to the vendor: written before they are sent, and updated with the answer.
 
-use sqlx::Connection as _;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -193,8 +193,8 @@ pub async fn record_outcome(
     .await?;
     if open.rows_affected() == 0 {
         let query = "select exists (select from publication_request where id = $1)";
-        let there: bool = sqlx::query_scalar(query).bind(outcome.id).fetch_one(&mut *tx).await?;
-        return Ok(if there { Recorded::Before } else { Recorded::RequestLost });
+        let exists: bool = sqlx::query_scalar(query).bind(outcome.id).fetch_one(&mut *tx).await?;
+        return Ok(if exists { Recorded::Before } else { Recorded::RequestLost });
     }
     record_attempts(&mut tx, outcome).await?;
     settle(&mut tx, outcome, batch_id).await?;
@@ -230,11 +230,11 @@ async fn settle(
     outcome: &RequestOutcome<'_>,
     batch_id: i64,
 ) -> Result<(), sqlx::Error> {
-    let final_words = outcome
+    let settled = outcome
         .attempts
         .iter()
         .filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
-    let final_words: Vec<&Attempt> = final_words.collect();
+    let settled: Vec<&Attempt> = settled.collect();
     sqlx::query(
         "with settled as (
              update publication set state = new.state, unanswered = false, last_message = new.message, held_for = null, held_since = null,
@@ -248,14 +248,14 @@ async fn settle(
     )
     .bind(outcome.source_id)
     .bind(batch_id)
-    .bind(final_words.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
     .bind(
-        final_words
+        settled
             .iter()
             .map(|one| if one.verdict == AttemptVerdict::Accepted { PublicationState::Published } else { PublicationState::Refused })
             .collect::<Vec<_>>(),
     )
-    .bind(final_words.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())
@@ -265,11 +265,11 @@ async fn reschedule(
     tx: &mut PgConnection,
     outcome: &RequestOutcome<'_>,
 ) -> Result<(), sqlx::Error> {
-    let again = outcome
+    let retried = outcome
         .attempts
         .iter()
         .filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
-    let again: Vec<&Attempt> = again.collect();
+    let retried: Vec<&Attempt> = retried.collect();
     sqlx::query(
         "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message, held_for = null, held_since = null,
              leased_by = null, leased_until = null
@@ -278,10 +278,10 @@ async fn reschedule(
     )
     .bind(outcome.source_id)
     .bind(outcome.holder)
-    .bind(again.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
-    .bind(again.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
-    .bind(again.iter().map(|one| one.unanswered).collect::<Vec<_>>())
-    .bind(again.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .bind(retried.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
+    .bind(retried.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
+    .bind(retried.iter().map(|one| one.unanswered).collect::<Vec<_>>())
+    .bind(retried.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())

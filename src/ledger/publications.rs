@@ -2,10 +2,10 @@
 //!
 //! A publisher leases rows by the database's clock. A batch of kind `verdicts` settles them.
 
-use sqlx::Connection as _;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::Connection as _;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 

@@ -2,10 +2,10 @@
 //! records become rows, duplicates a count. The transaction also queues publications and moves the
 //! position.
 
-use sqlx::Connection as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
@@ -82,7 +82,7 @@ pub(super) struct SortedEvents<'a> {
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
     /// Repeated ids within this batch.
-    again: Vec<RepeatedId<'a>>,
+    repeated: Vec<RepeatedId<'a>>,
     /// Records of unregistered deployments, by index.
     unregistered: HashMap<usize, Uuid>,
 }
@@ -105,7 +105,7 @@ impl<'a> SortedEvents<'a> {
             builds: BTreeMap::new(),
             claims: BTreeMap::new(),
             usage: BTreeMap::new(),
-            again: Vec::new(),
+            repeated: Vec::new(),
             unregistered: HashMap::new(),
         };
         for (index, arrival) in arrivals.iter().enumerate() {
@@ -136,7 +136,7 @@ impl<'a> SortedEvents<'a> {
                     .or_insert_with(|| new.clone()),
             };
             if first.index != index {
-                sorted.again.push(RepeatedId {
+                sorted.repeated.push(RepeatedId {
                     first_index: first.index,
                     first_digest: first.digest,
                     new,
@@ -159,17 +159,19 @@ impl<'a> SortedEvents<'a> {
     /// Sets the disposition of records that the tables cannot judge: repeated ids in the batch, and
     /// unregistered deployments.
     pub(super) fn judge_the_rest(&self, dispositions: &mut Dispositions) {
-        for again in &self.again {
-            if again.new.digest
+        for repeated in &self.repeated {
+            if repeated.new.digest
                 == dispositions
-                    .otherwise
-                    .get(&again.first_index)
+                    .accepted_digests
+                    .get(&repeated.first_index)
                     .copied()
-                    .unwrap_or(again.first_digest)
+                    .unwrap_or(repeated.first_digest)
             {
-                dispositions.duplicates.insert(again.new.index);
+                dispositions.duplicates.insert(repeated.new.index);
             } else {
-                dispositions.refused.insert(again.new.index, Refusal::conflict(again.new.event));
+                dispositions
+                    .refused
+                    .insert(repeated.new.index, Refusal::conflict(repeated.new.event));
             }
         }
         dispositions.refused.extend(
@@ -189,7 +191,7 @@ pub(super) struct Dispositions {
     /// Events that are not accepted, by the record's index.
     refused: HashMap<usize, Refusal>,
     /// The accepted digest of each conflict, by the index of the batch's first event of that id.
-    otherwise: HashMap<usize, Digest>,
+    accepted_digests: HashMap<usize, Digest>,
 }
 
 impl Dispositions {
@@ -233,7 +235,7 @@ async fn insert_events(
         .into_iter()
         .chain(claims)
         .chain(usage)
-        .chain(sorted.again.iter().map(|again| &again.new));
+        .chain(sorted.repeated.iter().map(|repeated| &repeated.new));
     let duplicates: Vec<&rows::New<'_>> =
         sightings.filter(|new| dispositions.duplicates.contains(&new.index)).collect();
     confirm(tx, &duplicates, now).await?;
@@ -254,7 +256,7 @@ pub(super) fn judge(
             }
             Some(digest) => {
                 dispositions.refused.insert(new.index, Refusal::conflict(new.event));
-                dispositions.otherwise.insert(new.index, *digest);
+                dispositions.accepted_digests.insert(new.index, *digest);
             }
         }
     }

@@ -39,8 +39,7 @@ pub struct Recovering {
     /// When the batch of that sequence was recorded; absent: the ledger was empty.
     pub ended_at: Option<DateTime<Utc>>,
     /// When the last act before this recovery was done; absent: the ledger has none. The ledger
-    /// lacks later acts up to the restore: pauses, choices of license rules, acts on rejects,
-    /// replays, rebuilds, recoveries, exports.
+    /// lacks later acts up to the restore.
     pub last_act_at: Option<DateTime<Utc>>,
 }
 
@@ -169,7 +168,7 @@ pub async fn abandon_sources(
     .execute(&mut *tx)
     .await?;
     if abandoned.rows_affected() != without.len() as u64
-        || !plans::executed(&mut tx, plan, act_id, now).await?
+        || !plans::mark_executed(&mut tx, plan, act_id, now).await?
     {
         return Ok(false);
     }

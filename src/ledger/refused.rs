@@ -1,8 +1,8 @@
 //! Rows of records that are not accepted.
 
-use chrono::{DateTime, Utc};
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -46,7 +46,7 @@ pub(super) async fn insert_refused(
     let (mut rows, mut bytes) = (Vec::new(), 0);
     for (arrival, refusal) in refused {
         bytes += arrival.message.payload.as_deref().map_or(0, <[u8]>::len);
-        rows.push(NewReject { arrival, refusal, traces: Traces::of(arrival) });
+        rows.push(NewReject { arrival, refusal, traces: RejectTraces::of(arrival) });
         if bytes >= STATEMENT_BYTES {
             insert(tx, now, batch_id, chain, &rows).await?;
             (rows, bytes) = (Vec::new(), 0);
@@ -61,7 +61,7 @@ const STATEMENT_BYTES: usize = 16 * 1024 * 1024;
 struct NewReject<'a> {
     arrival: &'a Arrival,
     refusal: &'a Refusal,
-    traces: Traces,
+    traces: RejectTraces,
 }
 
 async fn insert(
@@ -113,28 +113,28 @@ fn column<'a, T>(rows: &'a [NewReject<'a>], value: impl Fn(&'a NewReject<'a>) ->
 }
 
 /// The readable facts of a record that is not accepted, kept for searches.
-pub(super) struct Traces {
+pub(super) struct RejectTraces {
     pub(super) deployment: Option<Uuid>,
     pub(super) event_id: Option<String>,
     pub(super) event_type: Option<String>,
     pub(super) units: Option<u64>,
 }
 
-impl Traces {
+impl RejectTraces {
     pub(super) fn of(arrival: &Arrival) -> Self {
         let read = match &arrival.event {
             Ok(event) => event::Traces::of_event(event),
             Err(_) => event::Traces::of(&arrival.message),
         };
-        Traces {
+        RejectTraces {
             deployment: read.deployment,
             event_id: read
                 .id
-                .or_else(|| as_found(&arrival.message, "ce_id"))
+                .or_else(|| header_text(&arrival.message, "ce_id"))
                 .map(|id| kept(&id, MAX_ID_BYTES)),
             event_type: read
                 .event_type
-                .or_else(|| as_found(&arrival.message, "ce_type"))
+                .or_else(|| header_text(&arrival.message, "ce_type"))
                 .map(|event_type| kept(&event_type, 200)),
             units: read.units,
         }
@@ -142,7 +142,7 @@ impl Traces {
 }
 
 /// A header's value as text, for searches, where the record has no valid one.
-fn as_found(message: &Message, name: &str) -> Option<String> {
+fn header_text(message: &Message, name: &str) -> Option<String> {
     let (_, value) =
         message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
     Some(String::from_utf8_lossy(value.as_deref()?).into_owned())

@@ -1,10 +1,10 @@
 //! Counts of rejects, their ages and their unbilled usage.
 
-use sqlx::PgConnection;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
+use sqlx::PgConnection;
 
 use super::{Disposition, RejectFilter};
 use crate::event::{RejectCause, UsageType};

@@ -1,11 +1,11 @@
 //! Records that are not accepted, for operators to work on. Rows are never deleted: the act that
 //! ends a reject is recorded in its row.
 
-use sqlx::Connection as _;
-use sqlx::PgConnection;
 use std::ops::Range;
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
+use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
@@ -204,7 +204,7 @@ pub async fn of_event(
     conn: &mut PgConnection,
     deployment_id: Uuid,
     event_id: &str,
-    but: i64,
+    except: i64,
 ) -> Result<Vec<SameEvent>, sqlx::Error> {
     sqlx::query_as(
         "select id, verdict, cause, state, recorded_at from reject where deployment_id = $1 and event_id = $2 and id <> $3
@@ -212,7 +212,7 @@ pub async fn of_event(
     )
     .bind(deployment_id)
     .bind(event_id)
-    .bind(but)
+    .bind(except)
     .fetch_all(conn)
     .await
 }

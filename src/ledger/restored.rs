@@ -12,7 +12,7 @@ use super::generations;
 use super::leases::revoke_leases;
 use super::publications::doubt_pending;
 use super::{
-    ActKind, Landmark, NewAct, OURSELVES, PartitionGenerations, Recovering, Subject, acts, plans,
+    ActKind, Landmark, NewAct, PROGRAM, PartitionGenerations, Recovering, Subject, acts, plans,
 };
 use crate::event::TopicPartition;
 
@@ -159,7 +159,7 @@ pub async fn record(
         return Ok(false);
     }
     if let Some(hash) = plan
-        && !plans::executed(&mut tx, hash, act_id, now).await?
+        && !plans::mark_executed(&mut tx, hash, act_id, now).await?
     {
         return Ok(false);
     }
@@ -167,8 +167,8 @@ pub async fn record(
     Ok(true)
 }
 
-/// Inserts the recovery and the sources that it waits for. False: it must not wait for a source that
-/// it would not wait for in any case.
+/// Inserts the recovery and the sources that it waits for. False:
+/// `without` names a source that it would not wait for anyway.
 async fn insert_recovery(
     conn: &mut PgConnection,
     restored: &RestoreEvidence,
@@ -211,7 +211,7 @@ pub async fn record_detected(
 ) -> Result<bool, sqlx::Error> {
     let reason = restored.to_string();
     let act = NewAct {
-        actor: OURSELVES,
+        actor: PROGRAM,
         act: ActKind::Recover,
         subject: Subject::Named("ledger"),
         reason: &reason,

@@ -1,7 +1,8 @@
 //! The rights that Tallyline's role needs in the ledger's database.
 
-use super::migrations::MIGRATIONS;
 use sqlx::PgConnection;
+
+use super::migrations::MIGRATIONS;
 
 /// The names of all tables and views in the migrations. Other tables of the database do not belong
 /// to Tallyline.

@@ -148,8 +148,8 @@ pub(super) async fn insert_builds(
     let first_build_stage = |new| build(new).first_build_stage.map(InputStage::as_str);
     rows.column("first_build_stage", first_build_stage)?;
     let statement = rows.insert("workspace_build", "source_id, build_id");
-    let inserted = inserted::<Uuid>(tx, statement, rows.arguments).await?;
-    claim_first_starts(tx, news, &inserted).await?;
+    let inserted = insert_and_return_keys::<Uuid>(tx, statement, rows.arguments).await?;
+    record_first_starts(tx, news, &inserted).await?;
     all_known(known_builds(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -168,7 +168,7 @@ pub(super) async fn known_builds(
 
 /// Records the first build that a workspace names as its first successful start. Folds count only
 /// this build as a creation.
-async fn claim_first_starts(
+async fn record_first_starts(
     tx: &mut PgConnection,
     news: &[&New<'_>],
     inserted: &HashSet<(i16, Uuid)>,
@@ -210,7 +210,7 @@ pub(super) async fn insert_claims(
     add_shared_columns!(rows, claim);
     add_columns!(rows, claim: claimed_by);
     let statement = rows.insert("prebuild_claim", "source_id, build_id");
-    let inserted = inserted::<Uuid>(tx, statement, rows.arguments).await?;
+    let inserted = insert_and_return_keys::<Uuid>(tx, statement, rows.arguments).await?;
     all_known(known_claims(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -253,7 +253,7 @@ pub(super) async fn insert_usage(
          select source_id, id from accepted",
         rows.arguments.len()
     );
-    let inserted = inserted::<String>(tx, statement, rows.arguments).await?;
+    let inserted = insert_and_return_keys::<String>(tx, statement, rows.arguments).await?;
     all_known(known_usage(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -283,7 +283,7 @@ fn all_known(
 }
 
 /// Runs an insert. Returns the keys of the new rows.
-async fn inserted<K>(
+async fn insert_and_return_keys<K>(
     tx: &mut PgConnection,
     statement: String,
     arguments: PgArguments,
@@ -311,22 +311,22 @@ where
         + sqlx::Type<sqlx::Postgres>
         + 'q,
 {
-    let there: HashMap<(i16, K), usize> = news
+    let existing: HashMap<(i16, K), usize> = news
         .iter()
         .map(|new| ((new.source_id, key(new)), new.index))
         .filter(|(key, _)| !inserted.contains(key))
         .collect();
-    if there.is_empty() {
+    if existing.is_empty() {
         return Ok(HashMap::new());
     }
-    let (sources, ids): (Vec<i16>, Vec<K>) = there.keys().cloned().unzip();
+    let (sources, ids): (Vec<i16>, Vec<K>) = existing.keys().cloned().unzip();
     let rows = query.bind(sources).bind(ids).fetch_all(tx).await?;
     let mut digests = HashMap::with_capacity(rows.len());
     for row in &rows {
         let digest: Vec<u8> = row.try_get(2)?;
         let digest = Digest::try_from(digest)
             .map_err(|_| sqlx::Error::Protocol("a digest is not 32 bytes".into()))?;
-        if let Some(index) = there.get(&(row.try_get(0)?, row.try_get(1)?)) {
+        if let Some(index) = existing.get(&(row.try_get(0)?, row.try_get(1)?)) {
             digests.insert(*index, digest);
         }
     }

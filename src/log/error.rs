@@ -57,7 +57,7 @@ pub enum LogError {
     /// A setting is unknown or invalid.
     #[error("log settings: {0}")]
     Settings(String),
-    /// The log answered with a refusal (authorization, a message that is too large). A retry alone
+    /// The log answered with a refusal (such as missing authorization). A retry alone
     /// does not help.
     #[error("log request refused: {0}")]
     Refused(String),

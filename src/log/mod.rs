@@ -181,7 +181,7 @@ impl Log {
 
     /// Reads at most `limit` records from offset `from` on, without a group. It stops at the
     /// readable end at the time of the call. Fewer records than `limit`, or none, mean that the end
-    /// is reached. To continue at the last call's end is fast. A Kafka batch that cannot be
+    /// is reached. Continuing at the last call's end is fast. A Kafka batch that cannot be
     /// unpacked is one record at its last offset: [`Message::of_unreadable_batch`].
     ///
     /// # Errors

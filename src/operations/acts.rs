@@ -9,7 +9,7 @@ use crate::ledger::{Act, ActFilter, ActKind, acts};
 
 /// Acts of one page: the default and the maximum.
 const PAGE: u16 = 100;
-const MOST: u16 = 1000;
+const MAX_ACTS: u16 = 1000;
 
 /// Show the audit trail: actor, act, time and reason, the latest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
@@ -60,10 +60,10 @@ impl ApiRequest for ListActs {
 impl Operation for ListActs {
     async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Acts, OperationError> {
         let limit = self.limit.unwrap_or(PAGE);
-        if !(1..=MOST).contains(&limit) {
+        if !(1..=MAX_ACTS).contains(&limit) {
             return Err(OperationError::Invalid {
                 field: "limit",
-                message: format!("must be 1 to {MOST}"),
+                message: format!("must be 1 to {MAX_ACTS}"),
             });
         }
         let Self { actor, act, subject, from, to, before, .. } = self.clone();

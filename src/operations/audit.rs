@@ -73,9 +73,7 @@ impl Operation for RunAudit {
         }
         let patience = Duration::from_secs(self.patience_seconds.unwrap_or(60).into());
         let source = match &operations.coderd {
-            Some(database) => {
-                Some((database.clone(), operations.deployment_told_by(database).await?))
-            }
+            Some(database) => Some((database.clone(), operations.deployment_of(database).await?)),
             None => None,
         };
         let source = match source {
@@ -116,7 +114,7 @@ impl Operation for RunAudit {
 
 impl Operations {
     /// The configured deployment; without one, the deployment that coderd reports.
-    async fn deployment_told_by(&self, database: &Database) -> Result<Uuid, OperationError> {
+    async fn deployment_of(&self, database: &Database) -> Result<Uuid, OperationError> {
         if let Some(deployment) = self.deployment {
             return Ok(deployment);
         }

@@ -31,7 +31,7 @@ pub enum OperationError {
     #[error("coderd's database cannot be used: {0}")]
     Coderd(#[from] CoderdError),
     /// The operation was stopped. The same call resumes it. Exit code 130.
-    #[error("interrupted; the same command goes on from here")]
+    #[error("interrupted: run the same command again, it resumes")]
     Interrupted,
     /// A fault of Tallyline. HTTP 500, exit code 70.
     #[error("{}", crate::cause::text(.0.as_ref()))]
@@ -39,6 +39,18 @@ pub enum OperationError {
 }
 
 impl OperationError {
+    /// The ledger has no replay plan with this hash.
+    pub(crate) fn replay_not_planned(hash: &str) -> Self {
+        OperationError::NotFound(format!(
+            "no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints"
+        ))
+    }
+
+    /// A plan is executed only once.
+    pub(crate) fn plan_finished() -> Self {
+        OperationError::Forbidden("this plan was executed to its end: plan again".to_owned())
+    }
+
     /// The effect of a plan has changed since the plan was made.
     pub(super) fn plan_changed() -> Self {
         OperationError::Forbidden("the effect has changed since the plan: plan again".to_owned())

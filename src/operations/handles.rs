@@ -37,7 +37,7 @@ impl Operations {
     pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
         match self.ledger.run(async |conn| choices::get(conn, LICENSE_RULES).await).await? {
             Some(name) => name.parse().map_err(|error| {
-                OperationError::Forbidden(format!("in the ledger were chosen: {error}"))
+                OperationError::Forbidden(format!("license rules chosen in the ledger: {error}"))
             }),
             None => Ok(self.rules),
         }
@@ -45,13 +45,13 @@ impl Operations {
 }
 
 /// Maximum characters of a reason. Every view of an act shows the whole reason.
-const MOST_OF_A_REASON: usize = 2_000;
+const MAX_REASON_CHARS: usize = 2_000;
 
 /// Checks the length of a reason for the audit trail.
 pub fn reason(text: &str) -> Result<String, String> {
     match text.chars().count() {
-        length if length > MOST_OF_A_REASON => {
-            Err(format!("has {length} characters, more than {MOST_OF_A_REASON}"))
+        length if length > MAX_REASON_CHARS => {
+            Err(format!("has {length} characters, more than {MAX_REASON_CHARS}"))
         }
         _ => Ok(text.to_owned()),
     }

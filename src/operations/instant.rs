@@ -41,7 +41,7 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
         // a leap second becomes the second after it, as in PostgreSQL
         .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
         .ok_or_else(|| {
-            "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)"
+            "not an instant; expected 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)"
                 .to_owned()
         })
         .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })

@@ -140,7 +140,7 @@ impl Operation for CoderdCutOff {
             .await?;
         ended.ok_or_else(|| {
             OperationError::NotFound(format!(
-                "publishing of deployment {id} has not stopped for coderd's own"
+                "publishing of deployment {id} is not stopped by a publish mark of coderd"
             ))
         })
     }

@@ -14,8 +14,8 @@ use crate::consumer::{RangePreview, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, PlannedReplay, ReplayRange, Subject, positions, replays};
 
 /// Default rate in records per second. One consumer on two cores, beside its broker, records ten
-/// times as many. So live consumption keeps most of the ledger. A million records take three and a
-/// half minutes.
+/// times as many. So live consumption keeps most of the ledger. A million records take at least 200
+/// seconds.
 pub const RECORDS_PER_SECOND: u32 = 5_000;
 
 /// The effect of a replay in numbers, and the hash that identifies the plan when it is executed.
@@ -110,7 +110,7 @@ impl Operation for LogRange {
         Run { operations, progress, stop, .. }: Run<'_>,
     ) -> Result<ReplayPlan, OperationError> {
         let (ranges, moved_ends) = operations.resolve(self).await?;
-        operations.replay().is_the_same_log(&ranges).await?;
+        operations.replay().check_log(&ranges).await?;
         let id = Uuid::new_v4();
         let plan = ReplayPlan {
             moved_ends,
@@ -134,21 +134,13 @@ impl Operation for LogRange {
 impl Operations {
     /// The plan with this hash, if it is not finished.
     async fn replay_plan(&self, hash: &str) -> Result<PlannedReplay, OperationError> {
-        let unknown = || {
-            let message = format!(
-                "no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints"
-            );
-            OperationError::NotFound(message)
-        };
         let planned = self
             .ledger
             .run(async |conn| replays::load(conn, hash).await)
             .await?
-            .ok_or_else(unknown)?;
+            .ok_or_else(|| OperationError::replay_not_planned(hash))?;
         if planned.finished {
-            return Err(OperationError::Forbidden(
-                "this plan was executed to its end: plan again".to_owned(),
-            ));
+            return Err(OperationError::plan_finished());
         }
         Ok(planned)
     }
@@ -175,8 +167,8 @@ impl Operations {
             });
         }
         let planned = self.replay_plan(hash).await?;
-        self.same_lives(&planned.ranges).await?;
-        self.replay().is_the_same_log(&planned.ranges).await?;
+        self.check_generations(&planned.ranges).await?;
+        self.replay().check_log(&planned.ranges).await?;
         let resumed_after = if planned.started {
             Some(
                 self.ledger
@@ -218,7 +210,7 @@ impl Operations {
     }
 
     /// An offset identifies a record only within one generation of its partition.
-    async fn same_lives(&self, ranges: &[ReplayRange]) -> Result<(), OperationError> {
+    async fn check_generations(&self, ranges: &[ReplayRange]) -> Result<(), OperationError> {
         for range in ranges {
             let generation = self
                 .ledger

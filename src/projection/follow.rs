@@ -83,7 +83,7 @@ impl<S: Stage> Projection<S> {
             let wait = match stop.run_until_cancelled(self.catch_up()).await {
                 None => break,
                 Some(Ok(())) => {
-                    if away.has_ended() {
+                    if away.end() {
                         info!(stage = S::NAME, "ledger readable again");
                     }
                     self.settings.poll

@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use source_check::OperatorStatement;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
@@ -34,8 +35,6 @@ use crate::ledger::{
 };
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
 use crate::waiting::Backoff;
-
-use source_check::OperatorStatement;
 
 /// Old events in one comparison with coderd's rows.
 const OLD_PAGE: i64 = 500;

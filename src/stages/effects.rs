@@ -59,7 +59,7 @@ pub enum NoEffectReason {
 pub struct Effects {
     pub added: Vec<Effect>,
     /// Unaffected families, with reasons.
-    pub left_out: Vec<UnaffectedFamily>,
+    pub unaffected: Vec<UnaffectedFamily>,
 }
 
 /// The effect of an accepted event on the series of its deployment, which was introduced at
@@ -80,9 +80,9 @@ impl Effects {
         let [organization, template, preset] =
             names(&build.organization_name, &build.template_name, &build.preset_name);
         if !build.first_successful_start {
-            self.left_out(CREATIONS.name, NoEffectReason::NotTheFirstStart);
+            self.unaffected(CREATIONS.name, NoEffectReason::NotTheFirstStart);
         } else if build.initiator_id == PREBUILDS_USER {
-            self.left_out(CREATIONS.name, NoEffectReason::ByThePrebuildsUser);
+            self.unaffected(CREATIONS.name, NoEffectReason::ByThePrebuildsUser);
         } else {
             self.added.push(Effect::Creation([
                 organization.clone(),
@@ -94,7 +94,7 @@ impl Effects {
             BuildKind::RegularCreation => "regular",
             BuildKind::PrebuildCreation => "prebuild",
             BuildKind::PrebuildClaim | BuildKind::Other => {
-                return self.left_out(CREATION_SECONDS.name, NoEffectReason::NoCreation);
+                return self.unaffected(CREATION_SECONDS.name, NoEffectReason::NoCreation);
             }
         };
         match observed(build.status, build.duration(), build.completed_at, introduced_at) {
@@ -105,7 +105,7 @@ impl Effects {
                     micros,
                 ));
             }
-            Err(why) => self.left_out(CREATION_SECONDS.name, why),
+            Err(why) => self.unaffected(CREATION_SECONDS.name, why),
         }
     }
 
@@ -117,7 +117,7 @@ impl Effects {
                     names(&claim.organization_name, &claim.template_name, &claim.preset_name);
                 self.added.push(Effect::ClaimSeconds(labels, micros));
             }
-            Err(why) => self.left_out(CLAIM_SECONDS.name, why),
+            Err(why) => self.unaffected(CLAIM_SECONDS.name, why),
         }
     }
 
@@ -129,8 +129,8 @@ impl Effects {
         })
     }
 
-    fn left_out(&mut self, family: &'static str, why: NoEffectReason) {
-        self.left_out.push(UnaffectedFamily { family, why });
+    fn unaffected(&mut self, family: &'static str, why: NoEffectReason) {
+        self.unaffected.push(UnaffectedFamily { family, why });
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
 
     fn why(fact: Fact) -> Vec<(&'static str, NoEffectReason)> {
         let effects = effects_of(&event(fact), introduced_at());
-        effects.left_out.iter().map(|left_out| (left_out.family, left_out.why)).collect()
+        effects.unaffected.iter().map(|unaffected| (unaffected.family, unaffected.why)).collect()
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
                 ("coderd_workspace_creation_duration_seconds", Some(42_000_000), timed)
             ]
         );
-        assert!(effects.left_out.is_empty());
+        assert!(effects.unaffected.is_empty());
         let usage = samples::fact(usage(UsageQuantity::ManagedAgents(3), introduced_at()));
         assert_eq!(effects_of(&event(usage), introduced_at()), Effects::default());
     }

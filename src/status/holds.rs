@@ -129,9 +129,9 @@ fn end_of(event: &HeldBack) -> &'static str {
             "a version of Tallyline with other rules; otherwise the event expires"
         }
         HeldBack { confirmed: true, .. } => {
-            "coderd's row being equal to the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
+            "coderd's row equals the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
-        _ => "coderd's row being equal to the accepted event; no operation releases it",
+        _ => "coderd's row equals the accepted event; no operation releases it",
     }
 }
 

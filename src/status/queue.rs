@@ -14,11 +14,12 @@ pub struct Queue {
     pub deployment_id: Uuid,
     /// Pending events.
     pub pending: i64,
-    /// Of these, events not sent because coderd's row has changed.
+    /// Of the pending events, those held: coderd's row differs or is gone, or the vendor's rules do
+    /// not allow them.
     pub held_back: i64,
     /// The first held events by time, at most 10.
     pub held_back_first: Vec<HeldBack>,
-    /// Of these, events with an attempt that the vendor may have accepted.
+    /// Pending events with an attempt that the vendor may have accepted.
     pub unanswered: i64,
     /// Time of the oldest pending event. It expires 30 days later.
     pub oldest_created_at: Option<DateTime<Utc>>,

@@ -85,12 +85,12 @@ async fn run_schedule(schedule: &Schedule, servers: &mut Servers) -> String {
     let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
     let (coderd, stop) = (Arc::new(Mutex::new(simulation)), CancellationToken::new());
     // a separate task: coderd lives on while faults block
-    let lives = tokio::spawn(traffic::live(Arc::clone(&coderd), stop.clone()));
+    let traffic_task = tokio::spawn(traffic::live(Arc::clone(&coderd), stop.clone()));
     for round in &schedule.rounds {
         world.run_round(round, servers, &coderd).await;
     }
     stop.cancel();
-    lives.await.expect("coderd lives");
+    traffic_task.await.expect("traffic");
     world.say("the traffic has ended");
     if schedule.has(Kind::TransactionalNoise) {
         world.partitions_end_in_aborted_records().await;

@@ -13,8 +13,7 @@ use tallyline::event::{
     Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse,
 };
 use tallyline::ledger::{
-    ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject, findings, positions, record,
-    rejects,
+    ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject, findings, rejects,
 };
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
@@ -24,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::{ask, operations};
+use crate::support::ledger::{ask, lease_partition, operations, record_batch};
 use crate::support::{Database, database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
@@ -103,30 +102,12 @@ impl Site {
     pub async fn consume(&self) {
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = self
-                .ledger
-                .run(async |conn| {
-                    positions::lease(conn, partition, 0, self.ledger.clock.now()).await
-                })
-                .await
-                .unwrap();
+            let claim = lease_partition(&self.ledger, partition, 0).await.unwrap();
             let records = self.log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-            self.ledger
-                .run(async |conn| {
-                    record::batch(
-                        conn,
-                        &Chain::Live(claim),
-                        &arrivals,
-                        next_offset,
-                        self.ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await
-                .unwrap();
+            record_batch(&self.ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
         }
     }
 

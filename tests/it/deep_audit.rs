@@ -9,7 +9,7 @@ use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{
     Arrival, Chain, Disposition, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement,
-    positions, publications, record, replays,
+    publications, replays,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
@@ -18,7 +18,8 @@ use uuid::Uuid;
 
 use crate::export::publish;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, event, noon, operations, register,
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, event, lease_partition, noon, operations, record_batch,
+    register,
 };
 use crate::support::{self, Database, database};
 
@@ -151,35 +152,12 @@ impl Written {
 impl Books {
     /// Records the topic's next records, as parsed by `read`.
     async fn read(&self, topic: Topic, limit: usize, read: impl Fn(Record) -> Arrival) {
-        let claim = self
-            .ledger
-            .run(async |conn| {
-                positions::lease(
-                    conn,
-                    TopicPartition { topic, partition: 0 },
-                    0,
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
-            .await
-            .unwrap();
+        let claim =
+            lease_partition(&self.ledger, TopicPartition { topic, partition: 0 }, 0).await.unwrap();
         let records = self.log.read(claim.partition, claim.next_offset, limit).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
         let arrivals: Vec<_> = records.into_iter().map(read).collect();
-        self.ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim),
-                    &arrivals,
-                    next_offset,
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
-            .await
-            .unwrap();
+        record_batch(&self.ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
     }
 
     async fn audit(&self) -> AuditReport {
@@ -511,16 +489,7 @@ async fn a_reject_of_a_replay_that_ran_ahead_of_a_later_version_is_not_a_differe
     let arrivals: Vec<_> =
         books.log.read(USAGE, 0, 5).await.unwrap().into_iter().map(earlier).collect();
     let chain = Chain::Replay { id, partition: USAGE, generation: 1, next_offset: 0 };
-    assert_eq!(
-        books
-            .ledger
-            .run(async |conn| record::batch(conn, &chain, &arrivals, 5, books.ledger.clock.now())
-                .await)
-            .await
-            .unwrap()
-            .accepted,
-        3
-    );
+    assert_eq!(record_batch(&books.ledger, &chain, &arrivals, 5).await.unwrap().accepted, 3);
     books.read(USAGE.topic, 1000, consumer::read).await;
     let report = books.audit().await;
     assert_eq!(differences(&report), []);

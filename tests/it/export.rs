@@ -9,12 +9,13 @@ use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity
 use tallyline::export::{Aggregate, Totals, TypeTotal, export_usage};
 use tallyline::ledger::{
     Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Sequence, Settlement,
-    UsageRange, positions, publication_requests, publications, record, snapshots,
+    UsageRange, publication_requests, publications, snapshots,
 };
 use uuid::Uuid;
 
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, noon, partition, registered_ledger,
+    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, lease_partition, noon, partition, record_batch,
+    registered_ledger,
 };
 
 const HEADER: &str = "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence\n";
@@ -33,23 +34,12 @@ fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTi
 
 /// Records the events as one batch and returns its sequence.
 pub async fn record(ledger: &Ledger, events: &[Event]) -> Sequence {
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let from = claim.next_offset;
     let arrivals: Vec<_> =
         (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
     let next_offset = from + i64::try_from(events.len()).unwrap();
-    let counts = ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let counts = record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
     assert_eq!(usize::try_from(counts.accepted).unwrap(), events.len());
     ledger.run(snapshots::head).await.unwrap()
 }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::cli::{Pipeline, assert_refused, code, json};
 use crate::export::record;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, take_lease, usage,
 };
 use crate::support::{Database, database, eventually};
 
@@ -94,9 +94,7 @@ impl Site {
         unread: i64,
     ) -> Sequence {
         let name = format!("collector:{}", source.deployment_id);
-        let lease = self
-            .ledger
-            .run(async |conn| leases::take(conn, &name, "test", Duration::from_secs(60)).await)
+        let lease = take_lease(&self.ledger, &name, "test", Duration::from_secs(60))
             .await
             .unwrap()
             .expect("free");

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::event::{Event, Fact, Message, Payload, Topic};
-use tallyline::ledger::{Chain, Counts, Ledger, books, entries, positions, record, sources};
+use tallyline::ledger::{Chain, Counts, Ledger, books, entries, sources};
 use tallyline::log::{KafkaSettings, Log, LogError, PostgresLogSettings};
 use tallyline_sim::tallyman::{Behaviour, EventRule, Switches};
 use tokio::task::JoinHandle;
@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::publisher::world::World;
 use crate::support::ledger::{
-    DEPLOYMENT, GROUP, arrival, build, ledger, moved, noon, partition, usage,
+    DEPLOYMENT, GROUP, arrival, build, lease_partition, ledger, moved, noon, partition,
+    record_batch, usage,
 };
 use crate::support::{self, Database, Kafka, eventually};
 
@@ -121,23 +122,8 @@ async fn a_position_never_moves_before_its_rows_are_written() {
     log.create_topics(1).await.unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     // the first is already recorded, so that this process knows the source
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &[arrival(0, usage(DEPLOYMENT, 0))],
-                1,
-                ledger.clock.now(),
-            )
-            .await
-        })
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &[arrival(0, usage(DEPLOYMENT, 0))], 1)
         .await
         .unwrap();
     // every batch locks this last: while it is locked, rows and position are written but not
@@ -383,38 +369,17 @@ async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
 #[tokio::test]
 async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_remains() {
     let (_database, ledger) = new_ledger().await;
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let accepted = build(DEPLOYMENT, 1);
     let mut otherwise = accepted.clone();
     let Payload::Build(other) = &mut otherwise.payload else { panic!("it is a build") };
     other.build_number = 9;
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim.clone()),
-                &[arrival(0, accepted.clone())],
-                1,
-                ledger.clock.now(),
-            )
-            .await
-        })
+    record_batch(&ledger, &Chain::Live(claim.clone()), &[arrival(0, accepted.clone())], 1)
         .await
         .unwrap();
     let again = [(1, &otherwise), (2, &accepted), (3, &otherwise), (4, &accepted)]
         .map(|(offset, event)| arrival(offset, event.clone()));
-    let counts = ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(moved(&claim, 1)), &again, 5, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let counts = record_batch(&ledger, &Chain::Live(moved(&claim, 1)), &again, 5).await.unwrap();
     assert_eq!(counts, Counts { records: 4, duplicates: 2, conflicts: 2, ..Counts::default() });
     let offsets: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1")
         .fetch_all(&ledger.pool)

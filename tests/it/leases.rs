@@ -11,7 +11,7 @@ use tallyline::ledger::{
 use uuid::Uuid;
 
 use crate::support::eventually;
-use crate::support::ledger::ledger_at;
+use crate::support::ledger::{ledger_at, take_lease};
 
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(1);
@@ -23,34 +23,19 @@ async fn ends_at(ledger: &Ledger) -> DateTime<Utc> {
 #[tokio::test]
 async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
-    let first = ledger
-        .run(async |conn| leases::take(conn, "metrics", "one", LONG).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let first = take_lease(&ledger, "metrics", "one", LONG).await.unwrap().unwrap();
     assert_eq!(
-        ledger.run(async |conn| leases::take(conn, "metrics", "one", LONG).await).await.unwrap(),
+        take_lease(&ledger, "metrics", "one", LONG).await.unwrap(),
         Some(first.clone()),
         "the same holder, the same epoch"
     );
-    assert_eq!(
-        ledger.run(async |conn| leases::take(conn, "metrics", "two", LONG).await).await.unwrap(),
-        None
-    );
+    assert_eq!(take_lease(&ledger, "metrics", "two", LONG).await.unwrap(), None);
     assert!(
-        ledger
-            .run(async |conn| leases::take(conn, "collector", "two", LONG).await)
-            .await
-            .unwrap()
-            .is_some(),
+        take_lease(&ledger, "collector", "two", LONG).await.unwrap().is_some(),
         "another lease is free"
     );
     ledger.run(async |conn| leases::release(conn, first.clone()).await).await.unwrap();
-    let second = ledger
-        .run(async |conn| leases::take(conn, "metrics", "two", LONG).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let second = take_lease(&ledger, "metrics", "two", LONG).await.unwrap().unwrap();
     assert!(second.epoch > first.epoch);
     assert!(
         !ledger.run(async |conn| leases::renew(conn, &first, LONG).await).await.unwrap(),
@@ -66,33 +51,15 @@ async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
 #[tokio::test]
 async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
-    let first = ledger
-        .run(async |conn| leases::take(conn, "metrics", "one", LONG).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let first = take_lease(&ledger, "metrics", "one", LONG).await.unwrap().unwrap();
     let end = ends_at(&ledger).await;
     assert!(ledger.run(async |conn| leases::renew(conn, &first, SHORT).await).await.unwrap());
-    assert!(
-        ledger
-            .run(async |conn| leases::take(conn, "metrics", "one", SHORT).await)
-            .await
-            .unwrap()
-            .is_some()
-    );
+    assert!(take_lease(&ledger, "metrics", "one", SHORT).await.unwrap().is_some());
     assert_eq!(ends_at(&ledger).await, end);
     ledger.run(async |conn| leases::release(conn, first).await).await.unwrap();
-    let brief = ledger
-        .run(async |conn| leases::take(conn, "metrics", "two", SHORT).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let brief = take_lease(&ledger, "metrics", "two", SHORT).await.unwrap().unwrap();
     eventually(Duration::from_secs(10), "the lease ends by itself", async || {
-        ledger
-            .run(async |conn| leases::take(conn, "metrics", "three", LONG).await)
-            .await
-            .unwrap()
-            .is_some()
+        take_lease(&ledger, "metrics", "three", LONG).await.unwrap().is_some()
     })
     .await;
     assert!(!ledger.run(async |conn| leases::renew(conn, &brief, LONG).await).await.unwrap());
@@ -104,12 +71,7 @@ async fn of_many_concurrent_requests_one_gets_the_lease() {
     let asking = (0..16).map(|number| {
         let ledger = ledger.clone();
         tokio::spawn(async move {
-            ledger
-                .run(async |conn| {
-                    leases::take(conn, "metrics", &format!("process {number}"), LONG).await
-                })
-                .await
-                .unwrap()
+            take_lease(&ledger, "metrics", &format!("process {number}"), LONG).await.unwrap()
         })
     });
     let mut holders = 0;
@@ -149,11 +111,7 @@ async fn a_former_holder_records_neither_passes_nor_licenses() {
         uploaded_at: None,
         state: LicenseState::Refused("no key".into()),
     }];
-    let first = ledger
-        .run(async |conn| leases::take(conn, "collector", "one", SHORT).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let first = take_lease(&ledger, "collector", "one", SHORT).await.unwrap().unwrap();
     ledger.run(async |conn| passes::record(conn, &first, &pass).await).await.unwrap();
     ledger
         .run(async |conn| {
@@ -162,11 +120,7 @@ async fn a_former_holder_records_neither_passes_nor_licenses() {
         .await
         .unwrap();
     eventually(Duration::from_secs(10), "another takes it", async || {
-        ledger
-            .run(async |conn| leases::take(conn, "collector", "two", LONG).await)
-            .await
-            .unwrap()
-            .is_some()
+        take_lease(&ledger, "collector", "two", LONG).await.unwrap().is_some()
     })
     .await;
     let end = ledger.run(snapshots::head).await.unwrap().number;

@@ -10,14 +10,14 @@ use tallyline::ledger::{
     ActKind, Arrival, Baseline, Chain, Counts, Disposition, Landmark, Ledger, LedgerIdentity,
     LedgerSettings, NewAct, PartitionGenerations, PartitionLease, PassedReject, RecordError,
     Refusal, RejectState, RestoreEvidence, Subject, contents, entries, generations, landmarks,
-    positions, record, recoveries, rejects, restored, retirements, snapshots, sources,
+    recoveries, rejects, restored, retirements, snapshots, sources,
 };
 use tokio::task::JoinSet;
 
 use crate::support::eventually;
 use crate::support::ledger::{
-    DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused, register,
-    registered_ledger,
+    DEPLOYMENT, arrival, build, event, lease_partition, ledger, moved, noon, partition,
+    record_batch, refused, register, registered_ledger,
 };
 
 /// A deadline, not a measurement.
@@ -30,20 +30,9 @@ async fn number(ledger: &Ledger, query: &'static str) -> i64 {
 #[tokio::test]
 async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
     let (_database, ledger) = registered_ledger().await;
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let first = [arrival(0, build(DEPLOYMENT, 1)), arrival(1, build(DEPLOYMENT, 2))];
-    let counts = ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim.clone()), &first, 2, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let counts = record_batch(&ledger, &Chain::Live(claim.clone()), &first, 2).await.unwrap();
     assert_eq!(counts, Counts { records: 2, accepted: 2, ..Counts::default() });
 
     let mut told_otherwise = build(DEPLOYMENT, 2);
@@ -64,13 +53,7 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
         refused(8, Disposition::Rejected),
         refused(9, Disposition::Held),
     ];
-    let counts = ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(moved(&claim, 2)), &second, 12, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let counts = record_batch(&ledger, &Chain::Live(moved(&claim, 2)), &second, 12).await.unwrap();
     assert_eq!(
         counts,
         Counts { records: 7, accepted: 1, duplicates: 2, conflicts: 2, rejects: 1, held: 1 }
@@ -88,13 +71,7 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
     assert_eq!(facts, [1, 2, 3].map(|n| build(DEPLOYMENT, n)), "events are as first seen");
     assert_eq!(number(&ledger, "select sum(records) from batch").await, 9);
     assert_eq!(number(&ledger, "select records from position").await, 9);
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     assert_eq!((claim.next_offset, claim.last.unwrap().offset), (12, 9));
 }
 
@@ -119,19 +96,9 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
         .unwrap();
         writers.spawn(async move {
             register(&own, &[DEPLOYMENT]).await;
-            let claim = own
-                .run(async |conn| {
-                    positions::lease(conn, partition(Topic::AgentUsage, n), 0, own.clock.now())
-                        .await
-                })
-                .await
-                .unwrap();
+            let claim = lease_partition(&own, partition(Topic::AgentUsage, n), 0).await.unwrap();
             let arrivals = [arrival(0, event(Topic::AgentUsage, n.unsigned_abs()))];
-            own.run(async |conn| {
-                record::batch(conn, &Chain::Live(claim), &arrivals, 1, own.clock.now()).await
-            })
-            .await
-            .unwrap();
+            record_batch(&own, &Chain::Live(claim), &arrivals, 1).await.unwrap();
         });
     }
     while let Some(ended) = writers.join_next().await {
@@ -151,14 +118,8 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
 async fn a_consumer_without_the_lease_or_with_another_position_writes_nothing() {
     let (_database, ledger) = registered_ledger().await;
     let of = partition(Topic::WorkspaceBuilds, 3);
-    let lost = ledger
-        .run(async |conn| positions::lease(conn, of, 40, ledger.clock.now()).await)
-        .await
-        .unwrap();
-    let holder = ledger
-        .run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
+    let lost = lease_partition(&ledger, of, 40).await.unwrap();
+    let holder = lease_partition(&ledger, of, 0).await.unwrap();
     assert_eq!(
         (holder.epoch, holder.next_offset),
         (lost.epoch + 1, 40),
@@ -167,12 +128,7 @@ async fn a_consumer_without_the_lease_or_with_another_position_writes_nothing() 
     let batch = [arrival(40, build(DEPLOYMENT, 1)), refused(41, Disposition::Rejected)];
     let stale = moved(&holder, 39);
     for claim in [&lost, &stale] {
-        let outcome = ledger
-            .run(async |conn| {
-                record::batch(conn, &Chain::Live(claim.clone()), &batch, 42, ledger.clock.now())
-                    .await
-            })
-            .await;
+        let outcome = record_batch(&ledger, &Chain::Live(claim.clone()), &batch, 42).await;
         assert!(
             matches!(outcome, Err(RecordError::Fenced(partition)) if partition == of),
             "{outcome:?}"
@@ -183,12 +139,7 @@ async fn a_consumer_without_the_lease_or_with_another_position_writes_nothing() 
     assert_eq!(number(&ledger, written).await, 0);
     // a fenced batch takes no sequence
     let before = ledger.run(snapshots::head).await.unwrap().number;
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(holder), &batch, 42, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(holder), &batch, 42).await.unwrap();
     assert_eq!(ledger.run(snapshots::head).await.unwrap().number, before + 1);
 }
 
@@ -199,28 +150,13 @@ async fn the_same_events_on_two_partitions_at_once_are_accepted_once() {
     for n in 0..4_i32 {
         let ledger = ledger.clone();
         writers.spawn(async move {
-            let claim = ledger
-                .run(async |conn| {
-                    positions::lease(
-                        conn,
-                        partition(Topic::WorkspaceBuilds, n),
-                        0,
-                        ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await
-                .unwrap();
+            let claim =
+                lease_partition(&ledger, partition(Topic::WorkspaceBuilds, n), 0).await.unwrap();
             let order: Vec<u32> =
                 if n % 2 == 0 { (0..200).collect() } else { (0..200).rev().collect() };
             let batch: Vec<_> =
                 (0..).zip(order).map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n))).collect();
-            ledger
-                .run(async |conn| {
-                    record::batch(conn, &Chain::Live(claim), &batch, 200, ledger.clock.now()).await
-                })
-                .await
-                .unwrap()
+            record_batch(&ledger, &Chain::Live(claim), &batch, 200).await.unwrap()
         });
     }
     let mut counts = Counts::default();
@@ -281,10 +217,7 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
 /// back amid the others'.
 async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<Written> {
     let of = partition(Topic::WorkspaceBuilds, i32::try_from(n).unwrap());
-    let mut claim = ledger
-        .run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
+    let mut claim = lease_partition(&ledger, of, 0).await.unwrap();
     let mut written = Vec::new();
     for batch in 0..60_u32 {
         let offset = i64::from(batch) * 5;
@@ -297,33 +230,18 @@ async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<
             })
             .collect();
         let begun = ticks.fetch_add(1, Ordering::SeqCst);
-        let counts = ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim.clone()),
-                    &arrivals,
-                    offset + 5,
-                    ledger.clock.now(),
-                )
-                .await
-            })
+        let counts = record_batch(&ledger, &Chain::Live(claim.clone()), &arrivals, offset + 5)
             .await
             .unwrap();
         let ended = ticks.fetch_add(1, Ordering::SeqCst);
         assert_eq!((counts.records, counts.accepted), (5, 5));
-        let fenced = ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(PartitionLease { epoch: 0, ..claim.clone() }),
-                    &arrivals,
-                    offset + 5,
-                    ledger.clock.now(),
-                )
-                .await
-            })
-            .await;
+        let fenced = record_batch(
+            &ledger,
+            &Chain::Live(PartitionLease { epoch: 0, ..claim.clone() }),
+            &arrivals,
+            offset + 5,
+        )
+        .await;
         assert!(matches!(fenced, Err(RecordError::Fenced(_))), "{fenced:?}");
         let sequence = sqlx::query(
             "select sequence from batch where topic = $1 and partition = $2 and first_offset = $3",
@@ -353,14 +271,8 @@ async fn a_transaction_that_a_failed_call_left_open_does_not_reach_the_next_call
             Err::<(), _>(sqlx::Error::RowNotFound)
         });
         left_open.await.unwrap_err();
-        let epoch = ledger
-            .run(async |conn| {
-                positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                    .await
-            })
-            .await
-            .unwrap()
-            .epoch;
+        let epoch =
+            lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap().epoch;
         let stored: i64 = sqlx::query_scalar("select epoch from position")
             .fetch_one(&database.pool)
             .await
@@ -471,43 +383,18 @@ async fn large_tables_are_estimated_from_a_part_and_marked_as_such() {
 #[tokio::test]
 async fn data_that_postgres_cannot_store_is_refused_and_not_retried() {
     let (_database, ledger) = registered_ledger().await;
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     // too long for an index entry, and this text cannot be compressed
     let long: String = (0..128).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
     for id in ["with\0NUL", &long] {
         let mut event = event(Topic::AgentUsage, 1);
         let Payload::Usage(usage) = &mut event.payload else { panic!("it is usage") };
         usage.id = id.to_owned();
-        let outcome = ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim.clone()),
-                    &[arrival(0, event)],
-                    1,
-                    ledger.clock.now(),
-                )
-                .await
-            })
-            .await;
+        let outcome =
+            record_batch(&ledger, &Chain::Live(claim.clone()), &[arrival(0, event)], 1).await;
         assert!(matches!(outcome, Err(RecordError::Refused(_))), "{outcome:?}");
     }
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &[arrival(0, event(Topic::AgentUsage, 1))],
-                1,
-                ledger.clock.now(),
-            )
-            .await
-        })
+    record_batch(&ledger, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1)
         .await
         .unwrap();
 }
@@ -525,9 +412,7 @@ async fn sessions_that_began_read_only_are_not_kept() {
     sessions_begin("on").await;
     let take = async |number| {
         let partition = partition(Topic::AgentUsage, number);
-        ledger
-            .run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await)
-            .await
+        lease_partition(&ledger, partition, 0).await
     };
     let claims = futures::future::join_all((0..3).map(&take)).await;
     assert!(claims.iter().all(Result::is_err), "{claims:?}");
@@ -543,21 +428,8 @@ async fn sessions_that_began_read_only_are_not_kept() {
 async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_mark() {
     let (_database, ledger) = registered_ledger().await;
     let place = partition(Topic::AgentUsage, 0);
-    let claim = ledger
-        .run(async |conn| positions::lease(conn, place, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &[arrival(0, event(Topic::AgentUsage, 1))],
-                1,
-                ledger.clock.now(),
-            )
-            .await
-        })
+    let claim = lease_partition(&ledger, place, 0).await.unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1)
         .await
         .unwrap();
     let backed_up = ledger.run(generations::all).await.unwrap();
@@ -584,14 +456,14 @@ async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_
             .unwrap()
     );
     let recovered = ledger.run(generations::all).await.unwrap();
-    let acquaintance = async |landmark: &Landmark| {
+    let identity = async |landmark: &Landmark| {
         ledger
             .run(async |conn| landmarks::head_and_identity(conn, Some(landmark)).await)
             .await
             .unwrap()
             .1
     };
-    assert_eq!(acquaintance(&first).await, LedgerIdentity::Another);
+    assert_eq!(identity(&first).await, LedgerIdentity::Another);
     let of_recovered = landmark().await;
 
     sqlx::query("with gone as (delete from past_incarnation) update ledger set incarnation = $1")
@@ -599,7 +471,7 @@ async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_
         .execute(&ledger.pool)
         .await
         .unwrap();
-    assert_eq!(acquaintance(&of_recovered).await, LedgerIdentity::Restored);
+    assert_eq!(identity(&of_recovered).await, LedgerIdentity::Restored);
     let mark = |generations, next_offset| RestoreEvidence::Position {
         generations,
         partition: place,
@@ -613,10 +485,10 @@ async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_
             .await
             .unwrap()
     };
-    let of_later_life = PartitionGenerations { ended: backed_up.ended + 1, ..backed_up };
+    let of_later_generation = PartitionGenerations { ended: backed_up.ended + 1, ..backed_up };
     assert!(
         restored(recovered, 1).await
-            && restored(of_later_life, 1).await
+            && restored(of_later_generation, 1).await
             && restored(backed_up, 2).await
     );
     assert!(!restored(backed_up, 1).await);
@@ -643,28 +515,20 @@ async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_
             .unwrap(),
         "it is known"
     );
-    assert_eq!(acquaintance(&of_recovered).await, LedgerIdentity::Another);
-    assert!(!restored(recovered, 9).await && !restored(of_later_life, 9).await);
+    assert_eq!(identity(&of_recovered).await, LedgerIdentity::Another);
+    assert!(!restored(recovered, 9).await && !restored(of_later_generation, 9).await);
 }
 
 #[tokio::test]
 async fn rejects_stay_open_where_the_log_may_have_lost_their_resubmission() {
     let (_database, ledger) = registered_ledger().await;
     let place = partition(Topic::AgentUsage, 0);
-    let claim = ledger
-        .run(async |conn| positions::lease(conn, place, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, place, 0).await.unwrap();
     let refused = Arrival {
         event: Err(Refusal::unregistered(DEPLOYMENT)),
         ..arrival(0, event(Topic::AgentUsage, 1))
     };
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &[refused], 1, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &[refused], 1).await.unwrap();
     let reject: i64 = number(&ledger, "select max(id) from reject").await;
     let act = NewAct {
         actor: "sre-1",
@@ -733,21 +597,8 @@ async fn a_recovery_that_is_not_complete_does_not_change_the_queue() {
             .await
             .unwrap()
     );
-    let claim = ledger
-        .run(async |conn| positions::lease(conn, read, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &[arrival(0, event(Topic::AgentUsage, 1))],
-                1,
-                ledger.clock.now(),
-            )
-            .await
-        })
+    let claim = lease_partition(&ledger, read, 0).await.unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1)
         .await
         .unwrap();
     let landmark = ledger
@@ -795,21 +646,8 @@ async fn a_recovery_that_is_not_complete_does_not_change_the_queue() {
     other.rollback().await.unwrap();
     let waits_for = ledger.run(recoveries::open).await.unwrap().unwrap().records_to_read;
     assert_eq!(waits_for, 3, "an unread partition must be read, too");
-    let claim = ledger
-        .run(async |conn| positions::lease(conn, unread, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &[arrival(0, event(Topic::AgentUsage, 2))],
-                3,
-                ledger.clock.now(),
-            )
-            .await
-        })
+    let claim = lease_partition(&ledger, unread, 0).await.unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 2))], 3)
         .await
         .unwrap();
     assert_eq!(ledger.run(recoveries::open).await.unwrap().unwrap().records_to_read, 0);

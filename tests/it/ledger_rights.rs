@@ -3,12 +3,14 @@
 
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Ledger, LedgerSettings, positions, record, rights, sources};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, rights, sources};
 use tallyline_sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use crate::cli::{assert_refused, code, pipeline};
-use crate::support::ledger::{DEPLOYMENT, arrival, build, noon, partition};
+use crate::support::ledger::{
+    DEPLOYMENT, arrival, build, lease_partition, noon, partition, record_batch,
+};
 use crate::support::{Database, database};
 
 /// A role without ownership, its ledger, and its URL.
@@ -112,19 +114,10 @@ async fn a_role_that_owns_no_table_gets_grants_for_each_table_and_the_batch_sequ
         })
         .await
         .unwrap();
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let (chain, arrivals) = (Chain::Live(claim), [arrival(0, build(DEPLOYMENT, 1))]);
     assert!(
-        ledger
-            .run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await)
-            .await
-            .is_err(),
+        record_batch(&ledger, &chain, &arrivals, 1).await.is_err(),
         "a batch takes its id from the sequence"
     );
     let grants = ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap();
@@ -135,14 +128,7 @@ async fn a_role_that_owns_no_table_gets_grants_for_each_table_and_the_batch_sequ
     assert_eq!(grants, expected);
     run(&database, &grants.concat()).await;
     assert!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap().is_empty());
-    assert_eq!(
-        ledger
-            .run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await)
-            .await
-            .unwrap()
-            .accepted,
-        1
-    );
+    assert_eq!(record_batch(&ledger, &chain, &arrivals, 1).await.unwrap().accepted, 1);
 }
 
 #[tokio::test]

@@ -12,13 +12,13 @@ use tallyline::consumer;
 use tallyline::event::{
     BuildStatus, Event, Message, Payload, Topic, TopicPartition, UsageQuantity,
 };
-use tallyline::ledger::{
-    Arrival, Chain, Counts, Disposition, Ledger, PartitionBooks, books, positions, record,
-};
+use tallyline::ledger::{Arrival, Chain, Counts, Disposition, Ledger, PartitionBooks, books};
 use tallyline::log::Record;
 use tokio::task::JoinSet;
 
-use crate::support::ledger::{REGISTERED, event, moved, noon, partition, registered_ledger};
+use crate::support::ledger::{
+    REGISTERED, event, lease_partition, moved, noon, partition, record_batch, registered_ledger,
+};
 
 const RECORDS: u32 = 1_000_000;
 const PER_PARTITION: u32 = RECORDS / 4;
@@ -204,10 +204,7 @@ struct Consumed {
 
 async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
     let mut maker = Maker::new(of);
-    let mut claim = ledger
-        .run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
+    let mut claim = lease_partition(&ledger, of, 0).await.unwrap();
     let mut counts = Counts::default();
     for _ in 0..PER_PARTITION / BATCH {
         // offsets have gaps, like Kafka's
@@ -217,17 +214,7 @@ async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
         let arrivals: Vec<Arrival> =
             (0..i64::from(BATCH)).map(record).map(consumer::read).collect();
         let next_offset = offset(i64::from(BATCH));
-        let batch = ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim.clone()),
-                    &arrivals,
-                    next_offset,
-                    ledger.clock.now(),
-                )
-                .await
-            })
+        let batch = record_batch(&ledger, &Chain::Live(claim.clone()), &arrivals, next_offset)
             .await
             .unwrap();
         let refused = |verdict| {

@@ -7,12 +7,15 @@ use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
 use tallyline::ledger::{
     Chain, Lease, LeaseError, Ledger, NewPass, Source, books, collector_lease, collector_requests,
-    cutover, leases, passes, positions, record, snapshots, sources,
+    cutover, passes, snapshots, sources,
 };
 use tallyline::log::{Log, PostgresLogSettings};
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, arrival, ledger_at, noon, partition, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, arrival, completeness, lease_partition, ledger_at, noon, partition, record_batch,
+    take_lease, usage,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -32,11 +35,8 @@ impl Site {
             })
             .await
             .unwrap();
-        let lease = ledger
-            .run(async |conn| leases::take(conn, &collector_lease(DEPLOYMENT), "test", HOUR).await)
-            .await
-            .unwrap()
-            .unwrap();
+        let lease =
+            take_lease(&ledger, &collector_lease(DEPLOYMENT), "test", HOUR).await.unwrap().unwrap();
         Site { _database: database, ledger, source, lease }
     }
 
@@ -61,37 +61,17 @@ impl Site {
 
     /// Records the next record of the usage topic.
     async fn read_one(&self) {
-        let claim = self
-            .ledger
-            .run(async |conn| {
-                positions::lease(conn, partition(Topic::AgentUsage, 0), 0, self.ledger.clock.now())
-                    .await
-            })
-            .await
-            .unwrap();
+        let claim =
+            lease_partition(&self.ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
         let next = claim.next_offset;
         let event = usage(DEPLOYMENT, u32::try_from(next).unwrap());
-        self.ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim),
-                    &[arrival(next, event)],
-                    next + 1,
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
+        record_batch(&self.ledger, &Chain::Live(claim), &[arrival(next, event)], next + 1)
             .await
             .unwrap();
     }
 
     async fn complete_until(&self) -> Option<DateTime<Utc>> {
-        self.ledger
-            .run(async |conn| passes::completeness(conn, self.source.id).await)
-            .await
-            .unwrap()
-            .complete_until
+        completeness(&self.ledger, self.source.id).await.unwrap().complete_until
     }
 
     /// Rows of all tables that a pass could add to.
@@ -326,10 +306,7 @@ async fn a_requested_sweep_that_is_withdrawn_runs_again() {
 async fn a_thousand_passes_that_wait_for_one_partition_keep_no_rows_of_the_others() {
     let site = Site::new().await;
     let read = partition(Topic::AgentUsage, 1);
-    site.ledger
-        .run(async |conn| positions::lease(conn, read, 1, site.ledger.clock.now()).await)
-        .await
-        .unwrap();
+    lease_partition(&site.ledger, read, 1).await.unwrap();
     let rows = site.rows().await;
     for minute in 1..=1000 {
         let pass = site.pass(minute, 1);

@@ -8,7 +8,7 @@ use sqlx::{Executor as _, PgPool};
 use tallyline::event::{Payload, Topic};
 use tallyline::ledger::{
     Baseline, BaselineRow, Chain, Ledger, LicenseChange, LicenseState, PartitionLease, Sequence,
-    Snapshot, leases, licenses, positions, record, recoveries, snapshots, sources,
+    Snapshot, licenses, recoveries, snapshots, sources,
 };
 use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
@@ -17,8 +17,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, caught_up_to, event, ledger, moved, noon,
-    partition, register, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, caught_up_to, event, lease_partition, ledger,
+    moved, noon, partition, record_batch, register, take_lease, usage,
 };
 use crate::support::{eventually, setting};
 
@@ -70,10 +70,7 @@ async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
         let (ledger, batches) = (ledger.clone(), batches.clone());
         writers.spawn(async move {
             let of = partition(topic, i32::try_from(number).unwrap());
-            let mut claim = ledger
-                .run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await)
-                .await
-                .unwrap();
+            let mut claim = lease_partition(&ledger, of, 0).await.unwrap();
             for batch in batches {
                 claim = write_20(&ledger, &claim, topic, number * 100_000 + batch * 20).await;
             }
@@ -96,46 +93,23 @@ async fn write_20(
         .map(|(offset, n)| arrival(offset, event(topic, n)))
         .collect();
     register(ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim.clone()),
-                &arrivals,
-                from + 20,
-                ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim.clone()), &arrivals, from + 20).await.unwrap();
     moved(claim, from + 20)
 }
 
 /// One batch of one build.
 async fn write_one(ledger: &Ledger, n: u32) {
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 9), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
     let next = claim.next_offset + 1;
     register(ledger, &[DEPLOYMENT]).await;
-    ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim.clone()),
-                &[arrival(claim.next_offset, build(DEPLOYMENT, n))],
-                next,
-                ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
+    record_batch(
+        &ledger,
+        &Chain::Live(claim.clone()),
+        &[arrival(claim.next_offset, build(DEPLOYMENT, n))],
+        next,
+    )
+    .await
+    .unwrap();
 }
 
 async fn snapshots<S: Stage>(pool: &PgPool) -> Vec<i64> {
@@ -261,11 +235,8 @@ async fn a_registered_source_starts_with_its_baseline_and_its_current_licenses()
         change(2, verified(2)),
         change(1, verified(1)),
     ];
-    let lease = ledger
-        .run(async |conn| leases::take(conn, "collector", "test", Duration::from_secs(60)).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let lease =
+        take_lease(&ledger, "collector", "test", Duration::from_secs(60)).await.unwrap().unwrap();
     ledger
         .run(async |conn| {
             licenses::record(conn, &lease, source.id, &came, ledger.clock.now()).await
@@ -285,20 +256,10 @@ async fn a_registered_source_starts_with_its_baseline_and_its_current_licenses()
         })
         .await
         .unwrap();
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let used: Vec<_> =
         (0..).zip([0, 1, 2, 4]).map(|(offset, n)| arrival(offset, usage(DEPLOYMENT, n))).collect();
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &used, 4, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &used, 4).await.unwrap();
     write_one(&ledger, 1).await;
 
     let metrics: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();

@@ -9,8 +9,8 @@ use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{
     ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct,
-    NewExport, RejectState, Sequence, Subject, UsageRange, choices, event_history, leases,
-    licenses, rejects, snapshots, sources,
+    NewExport, RejectState, Sequence, Subject, UsageRange, choices, event_history, licenses,
+    rejects, snapshots, sources,
 };
 use tallyline::operations::{
     LogState, OperationError, Operations, Proof, ProveRequest, SourceState,
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::audit::Site;
 use crate::export::publish;
 use crate::support;
-use crate::support::ledger::ask;
+use crate::support::ledger::{ask, take_lease};
 use crate::support::process::run_tallyline;
 
 fn operations(site: &Site) -> Operations {
@@ -212,12 +212,8 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
         .await
         .unwrap();
     let (tick, week) = (TimeDelta::microseconds(1), TimeDelta::weeks(1));
-    let lease = site
-        .ledger
-        .run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let lease =
+        take_lease(&site.ledger, "test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
     // half-open windows; the third one was issued last of those that are valid now, a moment after
     // the usage
     let licenses =
@@ -311,12 +307,8 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     let mut of_2026 = license(2, at - week, at + week);
     let LicenseState::Verified(claims) = &mut of_2026.state else { panic!("it is verified") };
     claims["features"] = json!({"managed_agent_limit_soft": 50, "managed_agent_limit_hard": 45});
-    let lease = site
-        .ledger
-        .run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let lease =
+        take_lease(&site.ledger, "test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
     let both = [license(1, at, at + week), of_2026];
     site.ledger
         .run(async |conn| {

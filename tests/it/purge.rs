@@ -115,7 +115,7 @@ async fn the_builds_of_a_deleted_template_version_are_removed_and_not_an_imbalan
 }
 
 #[tokio::test]
-async fn only_confirmed_builds_can_be_removed() {
+async fn only_removed_builds_that_were_confirmed_are_source_gone() {
     let mut site = Site::new().await;
     assert_eq!(differences(&site.audit().await), [], "this confirms what it sees");
     let unseen = site.coderd.creation().await;

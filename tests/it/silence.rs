@@ -10,7 +10,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError, positions, record, snapshots};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::RecoverRequest;
 use tallyline::operations::{ListActs, ListRejects, OperationError, Operations, ShowReject};
@@ -23,7 +23,8 @@ use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
 use crate::support::ledger::{
-    DEPLOYMENT, arrival, ask, build, caught_up_to, noon, operations, partition, registered_ledger,
+    DEPLOYMENT, arrival, ask, build, caught_up_to, lease_partition, noon, operations, partition,
+    record_batch, registered_ledger,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -106,30 +107,20 @@ async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
 async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 2).await;
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals = [arrival(0, build(DEPLOYMENT, 1))];
     let chain = Chain::Live(claim);
     let answer = lost(
         &database.pool,
         "workspace_build",
         &proxy,
-        ledger
-            .run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await),
+        record_batch(&ledger, &chain, &arrivals, 1),
     )
     .await;
     assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
     // The server ends the work of its lost client.
     eventually(SOON, "the batch is recorded", || async {
-        ledger
-            .run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await)
-            .await
-            .is_ok()
+        record_batch(&ledger, &chain, &arrivals, 1).await.is_ok()
     })
     .await;
     let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build")
@@ -141,21 +132,9 @@ async fn a_batch_is_recorded_once_although_its_answer_never_came() {
 
 /// One batch of one build.
 async fn record(ledger: &Ledger, offset: i64) {
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals = [arrival(offset, build(DEPLOYMENT, u32::try_from(offset).unwrap()))];
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, offset + 1, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &arrivals, offset + 1).await.unwrap();
 }
 
 #[tokio::test]
@@ -188,7 +167,7 @@ async fn a_fold_resumes() {
 }
 
 #[tokio::test]
-async fn a_publisher_reports_it_and_resumes() {
+async fn a_publisher_reports_the_silence_and_resumes() {
     let world = World::new().await;
     let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
     let telemetry = PublisherTelemetry::register(&Registry::new()).unwrap();
@@ -215,7 +194,7 @@ type Call<'a> = Pin<Box<dyn Future<Output = Result<(), OperationError>> + 'a>>;
 
 /// The command line does it in one go, and no other process would end it.
 #[tokio::test]
-async fn an_operation_reports_it() {
+async fn an_operation_reports_the_silence() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     // the log's own deadline does not apply here

@@ -34,7 +34,7 @@ async fn every_test_has_a_database_of_its_own() {
 }
 
 #[tokio::test]
-async fn postgres_keeps_what_it_confirmed() {
+async fn postgres_keeps_confirmed_rows() {
     let database = support::database().await;
     let settings: Vec<(String, String)> = sqlx::query_as(
         "select name, setting from pg_settings where name in ('fsync', 'synchronous_commit', 'full_page_writes') order by name",

@@ -26,8 +26,9 @@ impl Program {
         let file = |name| File::create(output.path().join(name)).unwrap();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_tallyline-demo")]).args(words);
-        let is_ours = |name: &str| name.starts_with("TALLYLINE_");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
+        let is_setting = |name: &str| name.starts_with("TALLYLINE_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy()))
+        {
             command.env_remove(name);
         }
         let child = command
@@ -192,12 +193,13 @@ async fn the_demo_is_closed_to_other_users_of_the_machine() {
 }
 
 #[tokio::test]
-async fn a_simulator_tells_its_address_and_ends_in_order() {
+async fn a_simulator_prints_its_address_and_ends_in_order() {
     let mut simulator =
         Program::start(&["tallyman-sim", "--listen", "127.0.0.1:0", "--log-format", "json"]);
     simulator.shows("http://127.0.0.1:").await;
     simulator.ends_in_order().await;
     assert_eq!(simulator.stdout().lines().count(), 1);
+    assert!(simulator.stdout().contains("http://127.0.0.1:"), "{}", simulator.stdout());
     for line in simulator.stderr().lines() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }

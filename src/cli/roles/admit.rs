@@ -37,7 +37,7 @@ pub(super) async fn run(handles: Handles, stop: CancellationToken) -> Result<(),
             // another process has the lease
             Ok(None) => waits.wait(&stop).await,
             Err(error) => {
-                warn!(%error, "held records are not admitted yet, trying again");
+                warn!(%error, "held records not admitted, retrying");
                 waits.wait(&stop).await
             }
         };

@@ -116,7 +116,7 @@ async fn ask(database: &Database) -> Result<Uuid, CoderdError> {
     let id = reader.deployment_id().await;
     reader.close().await;
     if let Ok(id) = &id {
-        info!(deployment = %id, "coderd has told its deployment id");
+        info!(deployment = %id, "deployment id read from coderd");
     }
     id
 }

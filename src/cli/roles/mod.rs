@@ -15,6 +15,7 @@ pub use parts::Listening;
 
 use std::time::Duration;
 
+use parts::{Parts, Publishing};
 use prometheus::Registry;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -26,7 +27,6 @@ use crate::collectors;
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
 use crate::operations::recover::RestoreMonitor;
-use parts::{Parts, Publishing};
 
 /// Time for a role to end after the stop: its unfinished batch, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
@@ -47,7 +47,7 @@ pub async fn run(
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let internal = |error| Failure::new(Exit::Internal, error);
     let telemetry = ConsumerTelemetry::register(&registry).map_err(internal)?;
-    let (hearing, paused) =
+    let (pause_watcher, paused) =
         pauses::PauseWatcher::new(handles.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(
         handles.log.log.clone(),
@@ -80,13 +80,13 @@ pub async fn run(
         });
     }
     let restore_monitor = RestoreMonitor::new(handles.operations()?);
-    let hears = stop.clone();
+    let token = stop.clone();
     roles.spawn(async move {
-        restore_monitor.keep(&hears).await;
+        restore_monitor.keep(&token).await;
         Ok(())
     });
     let heart = processes::Heartbeat::start(&handles, &parts, at);
-    roles.spawn(work(handles, registry, parts, hearing, stop.clone()));
+    roles.spawn(work(handles, registry, parts, pause_watcher, stop.clone()));
     let outcome = end(roles, stop, grace).await;
     heart.stop(outcome.is_ok()).await;
     outcome?;
@@ -100,24 +100,24 @@ async fn work(
     handles: Handles,
     registry: Registry,
     parts: Parts,
-    hearing: pauses::PauseWatcher,
+    pause_watcher: pauses::PauseWatcher,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     match handles.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,
     }
-    if !hearing.first(&stop).await {
+    if !pause_watcher.first(&stop).await {
         return Ok(());
     }
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let grace = grace(&handles);
-    roles.spawn(hearing.run(stop.clone()));
+    roles.spawn(pause_watcher.run(stop.clone()));
     if handles.has(Role::Consume) {
         roles.spawn(admit::run(handles.clone(), stop.clone()));
-        let (consumer, hears) = (parts.consumer.clone(), stop.clone());
+        let (consumer, token) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
-            consumer.run(&hears).await;
+            consumer.run(&token).await;
             Ok(())
         });
     }

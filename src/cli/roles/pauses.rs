@@ -23,19 +23,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// known pauses remain.
 pub(super) struct PauseWatcher {
     ledger: Ledger,
-    tell: watch::Sender<Vec<Pause>>,
+    sender: watch::Sender<Vec<Pause>>,
     gauge: IntGaugeVec,
 }
 
 impl PauseWatcher {
     pub fn new(ledger: Ledger, registry: &Registry) -> prometheus::Result<(Self, Paused)> {
-        let (tell, paused) = Paused::channel();
+        let (sender, paused) = Paused::channel();
         let help = "1 where an operator has paused this; without a topic, all of it.";
         let gauge = IntGaugeVec::new(Opts::new("tallyline_paused", help), &["operation", "topic"])?;
         registry.register(Box::new(gauge.clone()))?;
-        let hearing = PauseWatcher { ledger, tell, gauge };
-        hearing.show(&[]);
-        Ok((hearing, paused))
+        let pause_watcher = PauseWatcher { ledger, sender, gauge };
+        pause_watcher.show(&[]);
+        Ok((pause_watcher, paused))
     }
 
     /// Waits for the first answer of the ledger. Returns false if it was stopped before.
@@ -61,22 +61,19 @@ impl PauseWatcher {
     async fn ask(&self) -> bool {
         match tokio::time::timeout(ANSWER, self.ledger.run(pauses::list)).await {
             Ok(Ok(pauses)) => {
-                self.heard(pauses);
+                self.update(pauses);
                 true
             }
             Ok(Err(error)) => {
-                debug!(
-                    error = cause::text(&error),
-                    "what is paused cannot be asked for: nothing changes"
-                );
+                debug!(error = cause::text(&error), "pauses not readable: the known pauses remain");
                 false
             }
             Err(_) => false,
         }
     }
 
-    fn heard(&self, pauses: Vec<Pause>) {
-        let before = self.tell.borrow().clone();
+    fn update(&self, pauses: Vec<Pause>) {
+        let before = self.sender.borrow().clone();
         if pauses == before {
             return;
         }
@@ -87,7 +84,7 @@ impl PauseWatcher {
             info!(operation = pause.operation.as_str(), topic = pause.topic, "resumed");
         }
         self.show(&pauses);
-        self.tell.send_replace(pauses);
+        self.sender.send_replace(pauses);
     }
 
     fn show(&self, pauses: &[Pause]) {

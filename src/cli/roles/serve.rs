@@ -128,13 +128,13 @@ async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &Can
         let Some(read) = stop.run_until_cancelled(tokens(serve)).await else { return };
         match read {
             Ok(tokens) => {
-                fault.has_ended();
+                fault.end();
                 if held.replace(tokens) {
                     info!("tokens of the API have changed");
                 }
             }
             Err(failure) if fault.is_new(&failure.text()) => {
-                warn!("{}; the tokens before stay good", failure.text())
+                warn!("{}; the previous tokens remain valid", failure.text())
             }
             Err(_) => {}
         }

@@ -344,7 +344,7 @@ impl Member {
         if let Err(error) =
             list(&marks).map(signed).and_then(|list| self.client.commit(&list, CommitMode::Async))
         {
-            debug!(%error, "group offsets not committed; only lag tools miss them");
+            debug!(%error, "group offsets not committed");
         }
     }
 

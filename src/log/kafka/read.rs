@@ -232,8 +232,8 @@ impl Reader {
             .map_err(|error| refused(partition.topic, &error))
     }
 
-    /// At the end it stops fetching until the next read; before the end it prefetches the next
-    /// records.
+    /// At the end the reader stops fetching until the next read; before the end it prefetches
+    /// the next records.
     fn rest(&mut self, partition: TopicPartition, next: i64, end: i64) -> Result<(), LogError> {
         self.at = (next < end).then_some((partition, next));
         if self.at.is_none() {

@@ -71,7 +71,7 @@ impl ConsumerContext for Rebalances {
 
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
-            debug!(%error, "group offsets not committed; only lag tools miss them");
+            debug!(%error, "group offsets not committed");
         }
     }
 }

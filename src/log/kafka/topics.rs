@@ -61,8 +61,8 @@ impl KafkaLog {
         .await
     }
 
-    /// Record times are the broker's, so that a producer's wrong clock does not affect retention.
-    /// False: the topic already exists.
+    /// Creates the topic. Record times are the broker's, so that a producer's wrong clock does not
+    /// affect retention. False: the topic already exists.
     async fn create_topic(
         &self,
         admin: &AdminClient<Connection>,

@@ -284,7 +284,7 @@ impl Member {
     fn log_fault<T>(&mut self, answer: Result<T, LogError>) -> Option<T> {
         match answer {
             Ok(value) => {
-                if self.fault.has_ended() {
+                if self.fault.end() {
                     info!("PostgreSQL log answers again");
                 }
                 Some(value)

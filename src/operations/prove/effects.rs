@@ -40,11 +40,11 @@ impl Operations {
             build.first_successful_start &= kept == Some(build.build_id);
         }
         let effects = effects_of(&event, source.introduced_at);
-        let left_out = effects
-            .left_out
+        let unaffected = effects
+            .unaffected
             .iter()
             .map(|one| NoSeries { family: one.family.to_owned(), why: one.why.to_string() });
-        Ok((effects.added.iter().map(series).collect(), left_out.collect()))
+        Ok((effects.added.iter().map(series).collect(), unaffected.collect()))
     }
 
     /// The usage periods of all licenses that coderd has or had, under the rules in force. A fold

@@ -201,7 +201,7 @@ fn deployment_of(row: &KeptEvent) -> Option<Uuid> {
 fn accepted_event<'a>(id: &EventId, row: &'a KeptEvent) -> Result<&'a Event, OperationError> {
     let unreadable = |why: &String| {
         anyhow::anyhow!(
-            "the ledger's row of {} says no event any more ({why}): run `tallyline audit --deep`",
+            "the ledger's row of {} is not a valid event any more ({why}): run `tallyline audit --deep`",
             id.whole()
         )
     };

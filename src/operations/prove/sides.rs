@@ -25,9 +25,9 @@ impl Operations {
         deployment: Option<Uuid>,
         accepted: Option<&Event>,
     ) -> SourceProof {
-        let told = |state, detail: String| SourceProof { state, detail, published_at: None };
+        let proof = |state, detail: String| SourceProof { state, detail, published_at: None };
         let Some(database) = &self.coderd else {
-            return told(
+            return proof(
                 SourceState::NotAsked,
                 "not asked: no database of coderd is configured".to_owned(),
             );
@@ -35,11 +35,11 @@ impl Operations {
         let address = database.address();
         let row = match self.row(database, id, deployment).await {
             Ok(Ok(row)) => row,
-            Ok(Err(why)) => return told(SourceState::NotAsked, why),
-            Err(error) => return told(SourceState::NotAsked, format!("not asked: {error}")),
+            Ok(Err(why)) => return proof(SourceState::NotAsked, why),
+            Err(error) => return proof(SourceState::NotAsked, format!("not asked: {error}")),
         };
         let Some(Row { digest, published_at }) = row else {
-            return told(SourceState::Gone, format!("{address} has no such row"));
+            return proof(SourceState::Gone, format!("{address} has no such row"));
         };
         let (state, detail) = match (digest, accepted) {
             (Err(why), _) => (
@@ -53,10 +53,9 @@ impl Operations {
             (Ok(digest), Some(event)) if digest == event.digest() => {
                 (SourceState::Same, format!("{address} has the row, with the same digest"))
             }
-            (Ok(_), Some(_)) => (
-                SourceState::Changed,
-                format!("{address} has the row, and it tells something else by now"),
-            ),
+            (Ok(_), Some(_)) => {
+                (SourceState::Changed, format!("{address} has the row, with another digest"))
+            }
         };
         SourceProof { state, detail, published_at }
     }
@@ -108,7 +107,7 @@ impl Operations {
                     (
                         LogState::Gone,
                         format!(
-                            "read in life {generation} of the partition, which is in its life {current}"
+                            "read in generation {generation}; the partition is in generation {current}"
                         ),
                     )
                 }

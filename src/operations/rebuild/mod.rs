@@ -136,12 +136,10 @@ impl Operation for RebuildExecution {
             Some(hash) if *hash != self.hash => return Err(OperationError::plan_changed()),
             Some(_) if plan.falling > 0 && !self.may_fall => {
                 let message = format!(
-                    "{} shown series would fall, which a metrics server takes for a restart",
+                    "{} shown series would decrease, which a metrics server treats as a restart",
                     plan.falling
                 );
-                return Err(OperationError::Forbidden(
-                    message + ": allow it (--may-fall), or leave them",
-                ));
+                return Err(OperationError::Forbidden(message + ": add --may-fall to execute"));
             }
             Some(_) => {}
         }
@@ -209,7 +207,7 @@ impl Operations {
             Ok((shown, rebuilt))
         } else {
             Err(OperationError::Forbidden(
-                "the ledger became another one meanwhile: plan again".to_owned(),
+                "the ledger's incarnation changed during the fold: plan again".to_owned(),
             ))
         }
     }

@@ -72,7 +72,7 @@ pub struct LostEvents {
 
 impl CoderdEffect {
     pub(super) fn nothing(&self) -> Option<String> {
-        let nothing = "coderd has all confirmed usage, but for what is known to be lost: there is nothing to recover";
+        let nothing = "coderd has all confirmed usage, except usage already recorded as lost: there is nothing to recover";
         (self.to_list == 0).then(|| nothing.to_owned())
     }
 
@@ -134,7 +134,7 @@ pub(super) async fn execute(
 impl<'a> Comparison<'a> {
     async fn open(operations: &'a Operations) -> Result<Self, OperationError> {
         let Some(database) = &operations.coderd else {
-            let unset = "coderd's database is not known here, source.coderd_url is not set: ask where it is";
+            let unset = "coderd's database is not known here, source.coderd_url is not set: use a process that has it";
             return Err(OperationError::Forbidden(unset.to_owned()));
         };
         let mut reader = database.connect().await?;
@@ -256,27 +256,27 @@ impl<'a> Comparison<'a> {
             self.ledger.run(async |conn| confirmed::usage(conn, self.source.id, ids).await).await?;
         let rows: BTreeMap<String, _> =
             self.reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
-        for (id, fate) in outcomes {
+        for (id, outcome) in outcomes {
             match rows.get(&id) {
                 None if listed.contains(&id) => {}
                 None if !confirmed.contains(&id) => self.effect.unconfirmed += 1,
                 None => {
-                    let (lost, units) = self.lost_event(fate.event_type.as_str());
+                    let (lost, units) = self.lost_event(outcome.event_type.as_str());
                     lost.events += 1;
                     lost.published += i64::from(matches!(
-                        fate.state,
+                        outcome.state,
                         PublicationState::Published | PublicationState::NotOurs
                     ));
-                    lost.pending += i64::from(fate.state == PublicationState::Pending);
-                    *units += fate.quantity.parse::<u128>().unwrap_or_default();
+                    lost.pending += i64::from(outcome.state == PublicationState::Pending);
+                    *units += outcome.quantity.parse::<u128>().unwrap_or_default();
                     self.ids.push(id);
                 }
                 Some(row) => {
                     let unmarked = row.published_at.is_none();
                     self.effect.published_here_without_mark +=
-                        i64::from(unmarked && fate.state == PublicationState::Published);
+                        i64::from(unmarked && outcome.state == PublicationState::Published);
                     self.effect.published_by_coderd_without_mark +=
-                        i64::from(unmarked && fate.state == PublicationState::NotOurs);
+                        i64::from(unmarked && outcome.state == PublicationState::NotOurs);
                     let digest = events::usage_digest(self.source.deployment_id, row.clone());
                     let same =
                         digest.as_ref().is_ok_and(|digest| accepted.get(&id) == Some(digest));
@@ -284,7 +284,7 @@ impl<'a> Comparison<'a> {
                     // coderd no longer has the accepted content
                     if digest.is_ok() && !same && confirmed.contains(&id) && !listed.contains(&id) {
                         self.effect.ids_used_again_pending +=
-                            i64::from(unmarked && fate.state == PublicationState::Pending);
+                            i64::from(unmarked && outcome.state == PublicationState::Pending);
                         self.ids.push(id);
                     }
                 }

@@ -54,7 +54,9 @@ pub struct PartitionToBegin {
 impl KafkaEffect {
     pub(super) fn nothing(&self) -> Option<String> {
         let nothing = self.topics_to_create.is_empty() && self.partitions.is_empty();
-        nothing.then(|| "every topic is there and every position lies in it: nothing is lost, and there is nothing to recover".to_owned())
+        nothing.then(|| {
+            "all topics exist and contain the ledger's positions: nothing to recover".to_owned()
+        })
     }
 
     pub(super) fn changes(&self) -> Value {

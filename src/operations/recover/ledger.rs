@@ -28,8 +28,7 @@ pub struct LedgerEffect {
     pub sequence: Sequence,
     /// When the newest batch was recorded.
     pub newest_batch_at: Option<DateTime<Utc>>,
-    /// Time of the last recorded act. Later acts of operators are missing: pauses, choices of
-    /// license rules, acts on rejects, replays, rebuilds, recoveries and exports.
+    /// Time of the last recorded act. Later acts of operators are missing.
     pub last_act_at: Option<DateTime<Utc>>,
     /// Log time of the newest record that was read before the loss, from the committed offsets of
     /// the Kafka group. The lost time extends at least to this instant. Absent if the offsets do
@@ -154,10 +153,10 @@ async fn sources(
         None => waited_for.iter().any(|source| source.deployment_id == *id),
     };
     for id in without {
-        is_not_there(operations, *id).await?;
+        refuse_readable_source(operations, *id).await?;
         if !waits_for(id) {
             return Err(OperationError::Forbidden(format!(
-                "the recovery does not wait for {id}: there is nothing to give up"
+                "the recovery does not wait for {id}: there is nothing to abandon"
             )));
         }
     }
@@ -191,7 +190,7 @@ async fn sources(
 }
 
 /// Refuses to abandon a source that can be read.
-async fn is_not_there(operations: &Operations, id: Uuid) -> Result<(), OperationError> {
+async fn refuse_readable_source(operations: &Operations, id: Uuid) -> Result<(), OperationError> {
     if operations.ledger.run(async |conn| sources::get(conn, id).await).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
     }

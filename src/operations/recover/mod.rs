@@ -179,7 +179,7 @@ impl Operation for RecoverExecution {
             return Err(OperationError::plan_changed());
         }
         if !request.without.is_empty() && actor.reason.trim().is_empty() {
-            let message = "giving up a source needs a reason: what happened there after the backup may never be counted".to_owned();
+            let message = "abandoning a source needs a reason: what happened there after the backup may never be counted".to_owned();
             return Err(OperationError::Invalid { field: "reason", message });
         }
         let detail = serde_json::to_value(&plan.effect)?;

@@ -19,11 +19,11 @@ use crate::ledger::{
 use crate::log::LogError;
 
 /// Interval of the checks.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Publications settled in one transaction.
 const SETTLED_AT_ONCE: usize = 500;
 /// Consecutive failed checks before a warning.
-const TOLD_AFTER: u32 = 10;
+const FAILURES_BEFORE_WARNING: u32 = 10;
 
 /// The restore monitor of one process. It remembers the newest batch that it saw: a ledger without
 /// this batch was restored. After a start it remembers none; consumers and publishers compare the
@@ -40,7 +40,7 @@ struct Remembered {
     /// A batch that the ledger must contain.
     landmark: Option<Landmark>,
     /// The recovery that the last warning named.
-    told: Option<i64>,
+    warned_recovery: Option<i64>,
 }
 
 impl RestoreMonitor {
@@ -53,28 +53,28 @@ impl RestoreMonitor {
     pub async fn keep(self, stop: &CancellationToken) {
         let (mut remembered, mut failures) = (Remembered::default(), 0);
         loop {
-            match stop.run_until_cancelled(self.look(&mut remembered)).await {
+            match stop.run_until_cancelled(self.check(&mut remembered)).await {
                 None => return,
                 Some(Ok(())) => failures = 0,
                 Some(Err(error)) => {
                     failures += 1;
                     // users of a dependency report its failure themselves
-                    if failures == TOLD_AFTER {
+                    if failures == FAILURES_BEFORE_WARNING {
                         warn!(%error, "whether the ledger was restored is not known, or it does not catch up");
                     }
                 }
             }
-            if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+            if stop.run_until_cancelled(tokio::time::sleep(CHECK_INTERVAL)).await.is_none() {
                 return;
             }
         }
     }
 
-    async fn look(&self, remembered: &mut Remembered) -> Result<(), OperationError> {
-        self.recognise(&mut remembered.landmark).await?;
+    async fn check(&self, remembered: &mut Remembered) -> Result<(), OperationError> {
+        self.check_landmark(&mut remembered.landmark).await?;
         let ledger = &self.operations.ledger;
         if let Some(recovering) = ledger.run(recoveries::open).await? {
-            if remembered.told.replace(recovering.id) != Some(recovering.id) {
+            if remembered.warned_recovery.replace(recovering.id) != Some(recovering.id) {
                 warn!(
                     by = recovering.actor,
                     reason = recovering.reason,
@@ -82,18 +82,18 @@ impl RestoreMonitor {
                     recovering.lost_acts()
                 );
             }
-            self.tend(&recovering).await?;
+            self.advance(&recovering).await?;
         }
         Ok(())
     }
 
     /// Checks that the ledger contains the remembered batch, then remembers a newer one.
-    async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
+    async fn check_landmark(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.operations.ledger;
-        let (head, acquaintance) = ledger
+        let (head, identity) = ledger
             .run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await)
             .await?;
-        if let (LedgerIdentity::Restored, Some(landmark)) = (acquaintance, *known) {
+        if let (LedgerIdentity::Restored, Some(landmark)) = (identity, *known) {
             ledger
                 .run(async |conn| {
                     restored::record_detected(
@@ -108,10 +108,10 @@ impl RestoreMonitor {
         }
         let further = ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?;
         // check again: a restore in between would have removed the remembered batch
-        let (_, acquaintance) = ledger
+        let (_, identity) = ledger
             .run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await)
             .await?;
-        if acquaintance != LedgerIdentity::Restored {
+        if identity != LedgerIdentity::Restored {
             *known = further.or(*known);
         }
         Ok(())
@@ -119,7 +119,7 @@ impl RestoreMonitor {
 
     /// Does the part of the open recovery that this process can do. Closes the recovery when
     /// nothing is left.
-    async fn tend(&self, recovering: &Recovering) -> Result<(), OperationError> {
+    async fn advance(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let ledger = &self.operations.ledger;
         if !recovering.log_ends_known {
             let ends = self.ends().await?;

@@ -28,8 +28,7 @@ pub fn edited(original: &Message, text: &str) -> Result<Message, OperationError>
     } else if original.is_structured() {
         return invalid(
             "edit",
-            "the record is a whole CloudEvent in JSON, and so must be what takes its place"
-                .to_owned(),
+            "the record is a whole CloudEvent in JSON: the edit must be one too".to_owned(),
         );
     }
     let (old, new) = (Traces::of(original), Traces::of(&message));
@@ -59,7 +58,7 @@ pub fn edited(original: &Message, text: &str) -> Result<Message, OperationError>
 }
 
 fn counts(event_type: &str) -> bool {
-    UsageType::looks_like_usage(event_type) || crate::event::is_build_type(event_type)
+    UsageType::has_usage_prefix(event_type) || crate::event::is_build_type(event_type)
 }
 
 #[cfg(test)]

@@ -28,9 +28,9 @@ use crate::ledger::{
 use crate::words::UnknownWord;
 
 /// Maximum rejects per page.
-const MOST_LISTED: usize = 1_000;
+const MAX_LISTED: usize = 1_000;
 /// Maximum rejects in one changing call, because their bodies are in memory meanwhile.
-const MOST_CHANGED: usize = 200;
+const MAX_CHANGED: usize = 200;
 /// More bytes than any of our records can have.
 const WHOLE: i32 = 1 << 30;
 /// Bytes of a body in a list; `show` returns the whole body.
@@ -147,10 +147,10 @@ impl ApiRequest for ListRejects {
 impl Operation for ListRejects {
     async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<RejectPage, OperationError> {
         let filter = filter(&self.which)?;
-        if !(1..=MOST_LISTED).contains(&self.limit) {
+        if !(1..=MAX_LISTED).contains(&self.limit) {
             return Err(OperationError::Invalid {
                 field: "limit",
-                message: format!("must lie between 1 and {MOST_LISTED}"),
+                message: format!("must be 1 to {MAX_LISTED}"),
             });
         }
         let one_more = i64::try_from(self.limit).unwrap_or(i64::MAX) + 1;
@@ -235,10 +235,10 @@ impl Operations {
     /// The rejects with these numbers, each once.
     async fn these_rejects(&self, ids: &[i64]) -> Result<Vec<RejectRow>, OperationError> {
         let ids: Vec<i64> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
-        if ids.is_empty() || ids.len() > MOST_CHANGED {
+        if ids.is_empty() || ids.len() > MAX_CHANGED {
             return Err(OperationError::Invalid {
                 field: "ids",
-                message: format!("give from 1 to {MOST_CHANGED} numbers of rejects"),
+                message: format!("give from 1 to {MAX_CHANGED} numbers of rejects"),
             });
         }
         let rows = self.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?;

@@ -38,7 +38,7 @@ use crate::operations::{
 const ADMITTED_AT_A_TIME: i64 = 200;
 
 /// Maximum bytes of a file with an edit: a body with the attributes of a whole CloudEvent.
-const MOST_OF_AN_EDIT: usize = 2 * MAX_PAYLOAD_BYTES;
+const MAX_EDIT_BYTES: usize = 2 * MAX_PAYLOAD_BYTES;
 
 /// Resubmit rejects through the log, all or none, with their own event ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
@@ -62,7 +62,7 @@ pub struct Resubmit {
 
 /// Reads the edit in this file.
 fn edit_in(path: &str) -> Result<String, String> {
-    given_file::text(path.as_ref(), MOST_OF_AN_EDIT)
+    given_file::text(path.as_ref(), MAX_EDIT_BYTES)
 }
 
 /// Resubmit held records whose type this version knows.
@@ -378,7 +378,7 @@ impl Operations {
         {
             return Err(OperationError::Forbidden(NO_SIGNING_KEY.to_owned()));
         }
-        let lives = self.ledger.run(generations::all).await?;
+        let all_generations = self.ledger.run(generations::all).await?;
         let acts: Vec<NewAct<'_>> = prepared
             .iter()
             .map(|one| actor.act(kind, Subject::Reject(one.row.id), detail(one)))
@@ -410,7 +410,7 @@ impl Operations {
         let ended = self
             .ledger
             .run(async |conn| {
-                rejects::end(conn, &done, &prepared_states(prepared), state, lives).await
+                rejects::end(conn, &done, &prepared_states(prepared), state, all_generations).await
             })
             .await?;
         if let Some(fault) = fault {
@@ -496,16 +496,16 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
             )
         }
         Foreseen::Conflict => format!(
-            "reject {id} would be a conflict again: {reason}; `tallyline rejects discard` gives it up"
+            "reject {id} would be a conflict again: {reason}; discard it with `tallyline rejects discard`"
         ),
         Foreseen::Duplicate if one.row.state != RejectState::Open => {
             format!("reject {id} was {}: {reason}", one.row.state)
         }
         Foreseen::Rejected if !force => {
-            format!("reject {id} would be rejected again: {reason}; mend it with --edit")
+            format!("reject {id} would be rejected again: {reason}; correct it with --edit")
         }
         Foreseen::Held if !force => format!(
-            "reject {id} would be held again: {reason}; what is missing admits it once it is there"
+            "reject {id} would be held again: {reason}; it is admitted when its type is known and its deployment registered"
         ),
         Foreseen::Accepted | Foreseen::Duplicate | Foreseen::Rejected | Foreseen::Held => {
             return Ok(());

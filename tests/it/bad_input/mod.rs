@@ -7,11 +7,13 @@ pub mod table;
 
 use tallyline::consumer;
 use tallyline::event::{Event, Fact, Message, Topic};
-use tallyline::ledger::{Arrival, Chain, Counts, Ledger, books, entries, positions, record};
+use tallyline::ledger::{Arrival, Chain, Counts, Ledger, books, entries, record};
 use tallyline::log::Record;
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, build, noon, partition, registered_ledger};
+use crate::support::ledger::{
+    DEPLOYMENT, build, lease_partition, noon, partition, record_batch, registered_ledger,
+};
 
 /// The disposition of one record.
 #[derive(Debug, PartialEq)]
@@ -40,32 +42,17 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
     let (database, ledger) = registered_ledger().await;
     let (first, last) = (build(DEPLOYMENT, 9_000), build(DEPLOYMENT, 9_001));
     let all: Vec<Message> = [&[first.to_message()], messages, &[last.to_message()]].concat();
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals: Vec<_> = (0..)
         .zip(&all)
         .map(|(offset, message)| {
             read(Record { offset, timestamp: noon(), message: message.clone() })
         })
         .collect();
-    let counts = ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &arrivals,
-                i64::try_from(all.len()).unwrap(),
-                ledger.clock.now(),
-            )
+    let counts =
+        record_batch(&ledger, &Chain::Live(claim), &arrivals, i64::try_from(all.len()).unwrap())
             .await
-        })
-        .await
-        .unwrap();
+            .unwrap();
 
     let mut outcomes = Vec::new();
     for (offset, message) in (0..).zip(&all) {

@@ -116,12 +116,12 @@ async fn an_oversized_record_is_rejected_and_its_hash_and_beginning_are_kept() {
     let event = build(DEPLOYMENT, 1);
     let rows = [MAX_PAYLOAD_BYTES + 1, 1024 * 1024].map(|bytes| {
         let message = with_body(&event, vec![b' '; bytes]);
-        let recording = Message::from_log(message.key, message.headers, message.payload.as_deref());
-        assert_eq!(recording.payload.as_ref().map(Vec::len), Some(KEPT_PAYLOAD_BYTES));
+        let cut = Message::from_log(message.key, message.headers, message.payload.as_deref());
+        assert_eq!(cut.payload.as_ref().map(Vec::len), Some(KEPT_PAYLOAD_BYTES));
         let sha256 = hex::encode(Sha256::digest(vec![b' '; bytes]));
-        (recording, format!("the body has {bytes} bytes, more than 262144; only its first 65536 bytes and its SHA-256 are kept, {sha256}"))
+        (cut, format!("the body has {bytes} bytes, more than 262144; only its first 65536 bytes and its SHA-256 are kept, {sha256}"))
     });
-    let rows = rows.iter().map(|(recording, words)| (recording.clone(), words.as_str())).collect();
+    let rows = rows.iter().map(|(message, words)| (message.clone(), words.as_str())).collect();
     all_refused(rows, "rejected", "oversized").await;
 }
 

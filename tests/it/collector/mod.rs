@@ -22,8 +22,7 @@ use tallyline::event::{
     parse,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, positions, record,
-    rejects,
+    ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, rejects,
 };
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
@@ -32,7 +31,7 @@ use uuid::Uuid;
 
 use crate::support::Database;
 use crate::support::coderd::Coderd;
-use crate::support::ledger::ledger_at;
+use crate::support::ledger::{lease_partition, ledger_at, record_batch};
 
 /// Tallyline's side: a ledger and a log in one database.
 struct Store {
@@ -138,30 +137,12 @@ impl Store {
     async fn consume_as(&self, topic: Topic, read: impl Fn(Record) -> Arrival) {
         for partition in self.log.partitions(topic).await.unwrap() {
             let partition = TopicPartition { topic, partition };
-            let claim = self
-                .ledger
-                .run(async |conn| {
-                    positions::lease(conn, partition, 0, self.ledger.clock.now()).await
-                })
-                .await
-                .unwrap();
+            let claim = lease_partition(&self.ledger, partition, 0).await.unwrap();
             let records = self.log.read(partition, claim.next_offset, 1_000_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(&read).collect();
-            self.ledger
-                .run(async |conn| {
-                    record::batch(
-                        conn,
-                        &Chain::Live(claim),
-                        &arrivals,
-                        next_offset,
-                        self.ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await
-                .unwrap();
+            record_batch(&self.ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
         }
     }
 
@@ -180,13 +161,7 @@ impl Store {
     /// Reads the log to these ends, as a slow consumer does.
     async fn consume_to(&self, ends: &BTreeMap<TopicPartition, i64>) {
         for (partition, end) in ends {
-            let claim = self
-                .ledger
-                .run(async |conn| {
-                    positions::lease(conn, *partition, 0, self.ledger.clock.now()).await
-                })
-                .await
-                .unwrap();
+            let claim = lease_partition(&self.ledger, *partition, 0).await.unwrap();
             let records = self.log.read(*partition, claim.next_offset, 1_000_000).await.unwrap();
             let arrivals: Vec<_> = records
                 .into_iter()
@@ -194,19 +169,7 @@ impl Store {
                 .map(|record| consumer::read_from(partition.topic, record))
                 .collect();
             if !arrivals.is_empty() {
-                self.ledger
-                    .run(async |conn| {
-                        record::batch(
-                            conn,
-                            &Chain::Live(claim),
-                            &arrivals,
-                            *end,
-                            self.ledger.clock.now(),
-                        )
-                        .await
-                    })
-                    .await
-                    .unwrap();
+                record_batch(&self.ledger, &Chain::Live(claim), &arrivals, *end).await.unwrap();
             }
         }
     }

@@ -65,7 +65,10 @@ async fn a_command_shows_the_same_with_and_without_the_api() {
         "{again:?}"
     );
     let resumed = over(&api, "resume publish", "--token env:ADMIN").await;
-    assert!(resumed.status.success() && resumed.stdout.contains("publish goes on"), "{resumed:?}");
+    assert!(
+        resumed.status.success() && resumed.stdout.contains("publish is resumed"),
+        "{resumed:?}"
+    );
     let none = over(&api, "rejects list", "--token env:READ").await;
     assert_eq!((none.status.code(), none.stdout.as_str()), (Some(0), "none\n"), "{none:?}");
     let unknown = over(&api, "rejects show 7", "--token env:READ").await;
@@ -170,7 +173,7 @@ async fn a_loss_is_recovered_over_the_api() {
         .await
         .stdout;
     assert!(
-        planned.contains("given up by this plan")
+        planned.contains("abandoned by this plan")
             && planned.contains("the\nvendor may have amounts that this ledger does not"),
         "{planned}"
     );
@@ -186,7 +189,7 @@ async fn a_loss_is_recovered_over_the_api() {
         run_tallyline(&execute(&planned).split(' ').collect::<Vec<_>>(), &SECRETS).await;
     assert!(
         unreasoned.status.code() == Some(2)
-            && unreasoned.stderr.contains("reason: giving up a source needs a reason"),
+            && unreasoned.stderr.contains("reason: abandoning a source needs a reason"),
         "{unreasoned:?}"
     );
     let words = format!("{} --reason retired", execute(&planned));

@@ -1,9 +1,10 @@
 //! `tallyline pause` and `resume`: they are durable, apply to all processes and lose nothing.
 
+use tallyline::event::Topic;
+
 use super::{Kind, SOON, Site, append_builds, messages};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, usage};
-use tallyline::event::Topic;
 
 const BUILDS: u32 = 500;
 const USAGE: u32 = 100;

@@ -86,9 +86,7 @@ async fn the_shipped_pipelines_have_no_mistake() {
     let names: Vec<_> =
         files.iter().map(|file| file.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     assert!(
-        ["kafka.toml", "single.toml"]
-            .iter()
-            .all(|name| names.iter().any(|eventually_some| eventually_some == name)),
+        ["kafka.toml", "single.toml"].iter().all(|name| names.iter().any(|file| file == name)),
         "{names:?}"
     );
     for file in files {

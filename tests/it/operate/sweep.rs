@@ -65,7 +65,7 @@ async fn a_requested_sweep_is_followed_until_it_is_in_the_ledger() {
     .await;
     watching.signal("INT");
     assert_eq!(watching.ends_within(SOON).await.code(), Some(130));
-    assert!(watching.stderr().contains("the sweep goes on"), "{}", watching.stderr());
+    assert!(watching.stderr().contains("the sweep continues"), "{}", watching.stderr());
     site.done("resume consume --as user-001 --reason done").await;
     site.builds(2).await;
 

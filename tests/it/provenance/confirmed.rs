@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tallyline::coderd;
 use tallyline::event::Topic;
-use tallyline::ledger::{Arrival, Chain, Ledger, positions, record};
+use tallyline::ledger::{Arrival, Chain, Ledger, record};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{
     CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest,
@@ -16,7 +16,8 @@ use uuid::Uuid;
 use super::world::operator;
 use crate::support::coderd::identify;
 use crate::support::ledger::{
-    DEPLOYMENT, act, arrival, ask, build, operations, partition, registered_ledger, usage,
+    DEPLOYMENT, act, arrival, ask, build, lease_partition, operations, partition, record_batch,
+    registered_ledger, usage,
 };
 use crate::support::{self, Database};
 
@@ -25,26 +26,16 @@ async fn ledger_with(topics: &[Topic]) -> (Database, Ledger) {
     let (database, ledger) = registered_ledger().await;
     for topic in topics.iter().copied() {
         let of = if topic == Topic::AgentUsage { usage } else { build };
-        let claim = ledger
-            .run(async |conn| {
-                positions::lease(conn, partition(topic, 0), 0, ledger.clock.now()).await
-            })
-            .await
-            .unwrap();
+        let claim = lease_partition(&ledger, partition(topic, 0), 0).await.unwrap();
         let arrivals = [1, 2]
             .map(|n: u32| Arrival { confirmed: n == 1, ..arrival(n.into(), of(DEPLOYMENT, n)) });
-        ledger
-            .run(async |conn| {
-                record::batch(conn, &Chain::Live(claim), &arrivals, 3, ledger.clock.now()).await
-            })
-            .await
-            .unwrap();
+        record_batch(&ledger, &Chain::Live(claim), &arrivals, 3).await.unwrap();
     }
     (database, ledger)
 }
 
 /// Operations with a coderd without rows.
-async fn desk_without_rows(ledger: &Ledger) -> (Database, Operations) {
+async fn operations_without_rows(ledger: &Ledger) -> (Database, Operations) {
     let source = support::database().await;
     create_schema(&mut source.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
     let database = coderd::Database::new(&source.url, Duration::from_secs(10)).unwrap();
@@ -67,7 +58,7 @@ async fn plan(operations: &Operations) -> (Option<String>, CoderdEffect) {
 #[tokio::test]
 async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_have_it() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds, Topic::AgentUsage]).await;
-    let (_source, operations) = desk_without_rows(&ledger).await;
+    let (_source, operations) = operations_without_rows(&ledger).await;
     let (hash, effect) = plan(&operations).await;
     assert_eq!((effect.unconfirmed, effect.to_list, effect.gone_builds), (2, 1, 1), "{effect:?}");
     let execution = RecoverExecution { hash: hash.unwrap() };
@@ -83,7 +74,7 @@ async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_
 #[tokio::test]
 async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
-    let (_source, operations) = desk_without_rows(&ledger).await;
+    let (_source, operations) = operations_without_rows(&ledger).await;
     let (hash, effect) = plan(&operations).await;
     assert_eq!(
         (hash, effect.gone_builds, effect.unconfirmed, &effect.lost[..]),
@@ -94,7 +85,7 @@ async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
 #[tokio::test]
 async fn a_recovery_is_not_planned_from_another_coderd_that_hides_one_fact() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
-    let (source, operations) = desk_without_rows(&ledger).await;
+    let (source, operations) = operations_without_rows(&ledger).await;
     let other = Uuid::from_u128(0xf);
     identify(&source.pool, DEPLOYMENT, other).await;
     sqlx::query("delete from site_configs").execute(&source.pool).await.unwrap();

@@ -80,9 +80,9 @@ async fn a_cutover_is_of_the_life_that_the_partition_begins() {
         .unwrap();
     let query =
         "select partition, generation from signature_cutover where topic = $1 order by partition";
-    let lives: Vec<(i32, i32)> =
+    let generations: Vec<(i32, i32)> =
         sqlx::query_as(query).bind(topic).fetch_all(&world.ledger.pool).await.unwrap();
-    assert_eq!(lives, [(0, 2), (1, 1)]);
+    assert_eq!(generations, [(0, 2), (1, 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

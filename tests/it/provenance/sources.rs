@@ -1,38 +1,26 @@
 //! Only registered sources are valid, and retired ones hold up nothing.
 
 use tallyline::event::{Signatures, Topic};
-use tallyline::ledger::{
-    Chain, Counts, books, positions, record, rejects, restored, retirements, sources,
-};
+use tallyline::ledger::{Chain, Counts, books, rejects, restored, retirements, sources};
 use tallyline::operations::{AdmitRejects, ListSources, ReinstateSource, RetireSource};
 use uuid::Uuid;
 
 use super::world::{World, operator};
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, act, arrival, ask, build, claim, partition, register,
-    registered_ledger, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, arrival, ask, build, claim, lease_partition, partition,
+    record_batch, register, registered_ledger, usage,
 };
 
 #[tokio::test]
 async fn forged_deployments_are_held_and_cost_the_same_however_many_there_are() {
     let (_database, ledger) = registered_ledger().await;
-    let position = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let position = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let forged = (0..1_500)
         .map(|n| arrival(n, usage(Uuid::from_u128(0xf000 + u128::try_from(n).unwrap()), 1)));
     let arrivals: Vec<_> = forged.chain([arrival(1_500, usage(DEPLOYMENT, 1))]).collect();
     let batches = "select count(*) from batch";
     let before: i64 = sqlx::query_scalar(batches).fetch_one(&ledger.pool).await.unwrap();
-    let counts = ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(position), &arrivals, 1_501, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let counts = record_batch(&ledger, &Chain::Live(position), &arrivals, 1_501).await.unwrap();
     assert_eq!(counts, Counts { records: 1_501, accepted: 1, held: 1_500, ..Counts::default() });
     let after: i64 = sqlx::query_scalar(batches).fetch_one(&ledger.pool).await.unwrap();
     assert_eq!(

@@ -11,8 +11,7 @@ use tallyline::coderd::Database;
 use tallyline::consumer;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
 use tallyline::ledger::{
-    Arrival, Chain, Finding, HoldScope, SourceIdentity, findings, holds, identity, leases,
-    positions, record, sources,
+    Arrival, Chain, Finding, HoldScope, SourceIdentity, findings, holds, identity, leases, sources,
 };
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Publisher};
@@ -24,6 +23,7 @@ use uuid::Uuid;
 
 use super::world::{DEPLOYMENT, ORGANIZATION, World, start_time, usage};
 use crate::support::coderd::identify;
+use crate::support::ledger::{lease_partition, record_batch};
 use crate::support::process::{Ended, run_tallyline};
 use crate::support::{self, eventually, setting};
 
@@ -371,11 +371,7 @@ impl Second {
             Event { deployment: OTHER, payload: Payload::Usage(usage("elsewhere", start_time())) };
         site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-        let claim = world
-            .ledger
-            .run(async |conn| positions::lease(conn, partition, 0, world.ledger.clock.now()).await)
-            .await
-            .unwrap();
+        let claim = lease_partition(&world.ledger, partition, 0).await.unwrap();
         let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
         // Unconfirmed usage would hold only itself.
@@ -384,16 +380,7 @@ impl Second {
             .map(|record| Arrival { confirmed: true, ..consumer::read(record) })
             .collect();
         assert_eq!(
-            world
-                .ledger
-                .run(async |conn| record::batch(
-                    conn,
-                    &Chain::Live(claim),
-                    &arrivals,
-                    next_offset,
-                    world.ledger.clock.now()
-                )
-                .await)
+            record_batch(&world.ledger, &Chain::Live(claim), &arrivals, next_offset)
                 .await
                 .unwrap()
                 .accepted,
@@ -450,11 +437,11 @@ async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_publi
     assert!(line(&["source", &OTHER.to_string(), "1 of 1 usage events"]), "{status:?}");
     for registry in site.registries.iter().chain([&second.registry]) {
         eventually(DEADLINE, "each process shows both", || async {
-            let timestamp =
+            let value =
                 |name: &str, source| gauge(registry, name, "source_and_ledger", Some(source));
-            ["tallyline_audit_difference", "tallyline_audit_holds_publishing"].iter().all(|name| {
-                (timestamp(name, DEPLOYMENT), timestamp(name, OTHER)) == (Some(0.0), Some(1.0))
-            })
+            ["tallyline_audit_difference", "tallyline_audit_holds_publishing"]
+                .iter()
+                .all(|name| (value(name, DEPLOYMENT), value(name, OTHER)) == (Some(0.0), Some(1.0)))
         })
         .await;
     }

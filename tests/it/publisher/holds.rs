@@ -3,14 +3,14 @@
 
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
-use tallyline::ledger::{Chain, HeldFor, HoldScope, holds, positions, record};
+use tallyline::ledger::{Chain, HeldFor, HoldScope, holds, record};
 use tallyline::operations::{Actor, ReinstateSource, RetireSource};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
 
 use super::books::{Audited, DEADLINE, SOURCE};
 use super::world::{DEPLOYMENT, World, start_time, usage};
-use crate::support::ledger::{act, build};
+use crate::support::ledger::{act, build, lease_partition, record_batch};
 
 /// Adds usage `e-0` and `more` others.
 async fn add_many(site: &Audited, more: usize) {
@@ -42,26 +42,12 @@ async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
         .await
         .unwrap();
     let ledger = &site.world.ledger;
-    let claim = ledger
-        .run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await)
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition, 0).await.unwrap();
     let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
     let next_offset = records.last().expect("the record").offset + 1;
     let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
     assert_eq!(
-        ledger
-            .run(async |conn| record::batch(
-                conn,
-                &Chain::Live(claim),
-                &arrivals,
-                next_offset,
-                ledger.clock.now()
-            )
-            .await)
-            .await
-            .unwrap()
-            .accepted,
+        record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted,
         1
     );
 }
@@ -151,7 +137,7 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
 /// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an
 /// operator could end that hold.
 #[tokio::test]
-async fn usage_that_coderd_never_had_holds_itself_and_not_a_small_source() {
+async fn unconfirmed_usage_holds_itself_and_not_a_small_source() {
     let site = Audited::new().await;
     let world = &site.world;
     add_many(&site, 1).await;

@@ -95,10 +95,10 @@ async fn an_event_whose_row_differs_is_held_until_it_matches_again() {
 
 fn has_stopped(publisher: &Publisher) -> bool {
     let condition = publisher.condition().get();
-    let told = condition.to_string();
+    let text = condition.to_string();
     matches!(condition, Condition::Stopped(_))
-        && told.contains("coderd itself published usage")
-        && told.contains("--coderd-cut-off")
+        && text.contains("coderd itself published usage")
+        && text.contains("--coderd-cut-off")
 }
 
 #[tokio::test]

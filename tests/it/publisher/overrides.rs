@@ -1,4 +1,4 @@
-//! Operators' statements about usage that differs in coderd: it is held back before, and sent as
+//! Recoveries of usage that differs in coderd: it is held back before, and sent as
 //! accepted afterwards.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tallyline::audit::{Audit, AuditReport};
 use tallyline::event::{Event, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{
     ActKind, Arrival, Chain, Disposition, NewAct, PassedReject, Refusal, RejectState, Subject,
-    event_history, generations, positions, record, rejects,
+    event_history, generations, rejects,
 };
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
@@ -18,7 +18,7 @@ use tallyline::status;
 
 use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::eventually;
-use crate::support::ledger::{act, ask};
+use crate::support::ledger::{act, ask, lease_partition, record_batch};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -48,14 +48,14 @@ async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     (effect.ids_used_again, effect.ids_used_again_pending, plan.hash)
 }
 
-async fn execute_override(world: &World, log: &Log, hash: String) {
+async fn execute_recovery(world: &World, log: &Log, hash: String) {
     let actor = Actor { name: "user-001".to_owned(), reason: "coderd was restored".to_owned() };
     let execution = RecoverExecution { hash };
     act(&world.operations(log), &execution, &actor).await.expect("executed");
 }
 
 #[tokio::test]
-async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an_override() {
+async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_a_recovery() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "good", "later"].map(|id| usage(id, start_time()))).await;
@@ -79,17 +79,20 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
     assert_eq!(held_back(&registry), 2.0);
     let status = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.queues[0].held_back, 2);
-    let told = &status.queues[0].held_back_first;
+    let held_events = &status.queues[0].held_back_first;
     assert_eq!(
-        told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(),
+        held_events.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(),
         ["again", "later"]
     );
-    assert!(told[0].why.starts_with("coderd's row is dated 2025-08-01T12:03:00Z"), "{told:?}");
     assert!(
-        told[1].why.starts_with(
+        held_events[0].why.starts_with("coderd's row is dated 2025-08-01T12:03:00Z"),
+        "{held_events:?}"
+    );
+    assert!(
+        held_events[1].why.starts_with(
             "coderd's row has dc_managed_agents_v1 7, the accepted event dc_managed_agents_v1 1"
         ),
-        "{told:?}"
+        "{held_events:?}"
     );
     let life = world
         .ledger
@@ -104,7 +107,7 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
     assert!(!audited(&world, &log).await.balanced, "and the books differ");
     let (again, pending, hash) = planned(&world, &log).await;
     assert_eq!((again, pending), (2, 2));
-    execute_override(&world, &log, hash.expect("there is something to do")).await;
+    execute_recovery(&world, &log, hash.expect("there is something to do")).await;
 
     let report = audited(&world, &log).await;
     assert!(report.balanced, "{report:?}");
@@ -142,7 +145,7 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an
 }
 
 #[tokio::test]
-async fn an_override_ends_the_hold_in_mode_shadow_too() {
+async fn a_recovery_ends_the_hold_in_mode_shadow_too() {
     let mut world = World::new().await;
     world.settings.sole = false;
     let log = world.log().await;
@@ -152,7 +155,7 @@ async fn an_override_ends_the_hold_in_mode_shadow_too() {
     sqlx::query(change).execute(&world.coderd).await.unwrap();
     assert_eq!(world.cycle().await.held_back, 1);
     let (_, _, hash) = planned(&world, &log).await;
-    execute_override(&world, &log, hash.expect("there is something to do")).await;
+    execute_recovery(&world, &log, hash.expect("there is something to do")).await;
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.held_back, cycle.waiting), (0, 1));
@@ -164,19 +167,13 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
     // coderd's row cannot be read, and the ledger has accepted an operator's version
     let event =
         Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("corrected", start_time())) };
-    let claim = world
-        .ledger
-        .run(async |conn| {
-            positions::lease(
-                conn,
-                TopicPartition { topic: Topic::AgentUsage, partition: 0 },
-                0,
-                world.ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(
+        &world.ledger,
+        TopicPartition { topic: Topic::AgentUsage, partition: 0 },
+        0,
+    )
+    .await
+    .unwrap();
     let refusal = Refusal {
         verdict: Disposition::Rejected,
         cause: RejectCause::Field,
@@ -189,13 +186,7 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
         event: Err(refusal),
         confirmed: false,
     };
-    world
-        .ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    record_batch(&world.ledger, &Chain::Live(claim), &[arrival], 1).await.unwrap();
     world.add(&["corrected", "broken"].map(|id| usage(id, start_time()))).await;
     sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'")
         .execute(&world.coderd)
@@ -219,11 +210,18 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
         .await
         .unwrap();
     let passed = [PassedReject { id: reject, act_id: acts[0], place: None }];
-    let lives = world.ledger.run(generations::all).await.unwrap();
+    let generation_now = world.ledger.run(generations::all).await.unwrap();
     world
         .ledger
         .run(async |conn| {
-            rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await
+            rejects::end(
+                conn,
+                &passed,
+                &[RejectState::Open],
+                RejectState::Resubmitted,
+                generation_now,
+            )
+            .await
         })
         .await
         .unwrap();
@@ -293,7 +291,7 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     let plan = ask(&world.operations(&log), &request).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
     assert_eq!((effect.to_list, effect.unconfirmed), (1, 1), "{effect:?}");
-    execute_override(&world, &log, plan.hash.expect("there is something to do")).await;
+    execute_recovery(&world, &log, plan.hash.expect("there is something to do")).await;
     world.pass(TimeDelta::minutes(10));
     assert_eq!(world.cycle().await.accepted, 1);
     assert_eq!((world.times_billed("seen"), world.times_billed("forged")), (1, 0));

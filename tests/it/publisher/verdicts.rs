@@ -218,7 +218,7 @@ fn described(family: &prometheus::proto::MetricFamily) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn without_a_license_that_allows_it_nothing_is_sent_without_an_error() {
+async fn without_a_license_that_allows_it_nothing_is_sent_and_the_publisher_is_healthy() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();

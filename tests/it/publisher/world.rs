@@ -8,9 +8,7 @@ use sqlx::PgPool;
 use tallyline::clock::Clock;
 use tallyline::coderd::Database;
 use tallyline::event::{Event, Payload, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity};
-use tallyline::ledger::{
-    Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source, positions, record, sources,
-};
+use tallyline::ledger::{Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source, sources};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Operations;
@@ -24,6 +22,7 @@ use uuid::Uuid;
 
 use crate::support;
 use crate::support::coderd::identify;
+use crate::support::ledger::{lease_partition, record_batch};
 use crate::support::process::{Process, tallyline};
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
@@ -206,11 +205,7 @@ impl World {
                 .expect("a usage row");
         }
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-        let claim = self
-            .ledger
-            .run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await)
-            .await
-            .expect("claimed");
+        let claim = lease_partition(&self.ledger, partition, 0).await.expect("claimed");
         let arrival = |(offset, usage): (i64, &Usage)| {
             let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
             Arrival {
@@ -223,18 +218,7 @@ impl World {
         };
         let arrivals: Vec<Arrival> = (claim.next_offset..).zip(usages).map(arrival).collect();
         let next_offset = claim.next_offset + i64::try_from(usages.len()).expect("few");
-        let counts = self
-            .ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim),
-                    &arrivals,
-                    next_offset,
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
+        let counts = record_batch(&self.ledger, &Chain::Live(claim), &arrivals, next_offset)
             .await
             .expect("recorded");
         assert_eq!(usize::try_from(counts.accepted), Ok(usages.len()));

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{
-    Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources,
-};
+use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, licenses, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline_sim::coderd::Signer;
 use tempfile::TempDir;
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition};
+use crate::support::ledger::{
+    DEPLOYMENT, arrival, lease_partition, ledger, noon, partition, record_batch, take_lease,
+};
 use crate::support::process::{Ended, run_tallyline};
 use crate::support::tables::tables;
 
@@ -45,11 +45,7 @@ impl Site {
             })
             .await
             .unwrap();
-        let lease = ledger
-            .run(async |conn| leases::take(conn, "collector", "test", SOON).await)
-            .await
-            .unwrap()
-            .unwrap();
+        let lease = take_lease(&ledger, "collector", "test", SOON).await.unwrap().unwrap();
         ledger
             .run(async |conn| {
                 licenses::record(conn, &lease, source.id, &licenses(), ledger.clock.now()).await
@@ -91,24 +87,13 @@ impl Site {
 }
 
 async fn record(ledger: &Ledger, events: &[Event]) {
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let arrivals: Vec<_> = (claim.next_offset..)
         .zip(events)
         .map(|(offset, event)| arrival(offset, event.clone()))
         .collect();
     let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
 }
 
 fn licenses() -> Vec<LicenseChange> {

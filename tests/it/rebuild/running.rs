@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{
-    ActKind, Chain, Ledger, NewAct, Snapshot, Subject, positions, record, snapshots,
-};
+use tallyline::ledger::{ActKind, Chain, Ledger, NewAct, Snapshot, Subject, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{
     Actor, OperationError, Operations, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage,
@@ -19,7 +17,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::{
-    DEPLOYMENT, act, arrival, ask, build, caught_up_to, partition, registered_ledger,
+    DEPLOYMENT, act, arrival, ask, build, caught_up_to, lease_partition, partition, record_batch,
+    registered_ledger,
 };
 use crate::support::process::run_tallyline;
 use crate::support::tables::tables;
@@ -72,25 +71,13 @@ impl<S: Stage> Running<S> {
 }
 
 async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals: Vec<_> = (claim.next_offset..)
         .zip(numbers)
         .map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n)))
         .collect();
     let next_offset = claim.next_offset + i64::try_from(arrivals.len()).unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
 }
 
 /// Changes the number of creations in the first series of the newest snapshot.
@@ -236,7 +223,7 @@ async fn no_shown_series_falls_unless_it_is_allowed() {
     let before = tables(&ledger.pool).await;
     let refused = execute(&ledger, &plan, false).await.unwrap_err();
     assert!(
-        matches!(&refused, OperationError::Forbidden(message) if message.contains("1 shown series would fall")),
+        matches!(&refused, OperationError::Forbidden(message) if message.contains("1 shown series would decrease")),
         "{refused:?}"
     );
     assert!(tables(&ledger.pool).await == before);

@@ -9,7 +9,7 @@ use crate::journey::site::Backend;
 use crate::support::eventually;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_lost_by_coderd_stay_counted_and_are_published_after_an_override() {
+async fn events_lost_by_coderd_stay_counted_and_are_published_after_a_recovery() {
     let mut world = World::begin_with_keys(Backend::Postgres).await;
     let folder = TempDir::new().unwrap();
     let mut collect = world.collect();

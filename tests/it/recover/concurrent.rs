@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{
-    ActKind, Chain, NewAct, Subject, losses, plans, positions, record, sources,
-};
+use tallyline::ledger::{ActKind, Chain, NewAct, Subject, losses, plans, sources};
 
-use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, arrival, lease_partition, ledger, noon, partition, record_batch, usage,
+};
 
 /// Enough rows that both are in the middle of them at once.
 const EVENTS: u32 = 3_000;
@@ -21,19 +21,8 @@ async fn two_recoveries_of_the_same_losses_in_any_order_do_not_deadlock() {
         .await
         .unwrap();
     let arrivals: Vec<_> = (0..EVENTS).map(|n| arrival(n.into(), usage(DEPLOYMENT, n))).collect();
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, EVENTS.into(), ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &arrivals, EVENTS.into()).await.unwrap();
     let ids: Vec<String> = (0..EVENTS).map(|n| format!("usage-{n}")).collect();
     let reversed: Vec<String> = ids.iter().rev().cloned().collect();
     for hash in ["one", "other"] {

@@ -17,7 +17,7 @@ use tallyline::operations::{Actor, ListActs, OperationError, Operations};
 use uuid::Uuid;
 
 use crate::support::Database;
-use crate::support::ledger::{act, ask, ledger, noon, operations};
+use crate::support::ledger::{act, ask, ledger, noon, operations, take_lease};
 
 // Read until the end; 34 days before; 36 days before; never.
 const LIVE: Uuid = Uuid::from_u128(1);
@@ -96,10 +96,7 @@ impl Site {
 
 /// A full pass that began `before` noon, and which the ledger has.
 async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
-    let lease = ledger
-        .run(async |conn| {
-            leases::take(conn, &name(source.deployment_id), "test", Duration::from_secs(30)).await
-        })
+    let lease = take_lease(&ledger, &name(source.deployment_id), "test", Duration::from_secs(30))
         .await
         .unwrap()
         .expect("the test's own");
@@ -268,10 +265,7 @@ async fn a_source_that_is_read_or_not_awaited_cannot_be_excluded() {
     for other in [RETIRED, GONE] {
         assert!(refused(site.try_plan(&[other]).await).contains("does not wait for"));
     }
-    let lease = site
-        .operations
-        .ledger
-        .run(async |conn| leases::take(conn, &name(LIVE), "host-1", Duration::from_secs(30)).await)
+    let lease = take_lease(&site.operations.ledger, &name(LIVE), "host-1", Duration::from_secs(30))
         .await
         .unwrap()
         .unwrap();

@@ -7,12 +7,12 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use serde_json::json;
 use tallyline::event::Topic;
-use tallyline::ledger::{passes, positions};
+use tallyline::ledger::positions;
 
 use super::world::{SOON, World, ends, json as answered};
 use crate::journey::site::Backend;
 use crate::support::eventually;
-use crate::support::ledger::{OTHER_DEPLOYMENT, build, register};
+use crate::support::ledger::{OTHER_DEPLOYMENT, build, completeness, register};
 
 async fn delete_topic(world: &World, topic: Topic) {
     let prefix = world.site.prefix.as_ref().expect("Kafka");
@@ -60,12 +60,7 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
     // from here on no pass is valid: each has unread records
-    let before = world
-        .site
-        .ledger
-        .run(async |conn| passes::completeness(conn, world.source_id().await).await)
-        .await
-        .unwrap();
+    let before = completeness(&world.site.ledger, world.source_id().await).await.unwrap();
     assert!(before.complete_until.is_some());
     delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
@@ -84,28 +79,14 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     );
     assert_eq!(sum, lost, "{plan}");
     // the reported completeness stays, and does not advance
-    assert_eq!(
-        world
-            .site
-            .ledger
-            .run(async |conn| passes::completeness(conn, world.source_id().await).await)
-            .await
-            .unwrap(),
-        before
-    );
+    assert_eq!(completeness(&world.site.ledger, world.source_id().await).await.unwrap(), before);
 
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
     assert!(
-        world
-            .site
-            .ledger
-            .run(async |conn| passes::completeness(conn, world.source_id().await).await)
-            .await
-            .unwrap()
-            .complete_until
+        completeness(&world.site.ledger, world.source_id().await).await.unwrap().complete_until
             > before.complete_until
     );
     assert_eq!(world.count("select count(*) from past_position").await, 6);
@@ -212,12 +193,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
-    let before = world
-        .site
-        .ledger
-        .run(async |conn| passes::completeness(conn, world.source_id().await).await)
-        .await
-        .unwrap();
+    let before = completeness(&world.site.ledger, world.source_id().await).await.unwrap();
     let records = world
         .count("select sum(records)::bigint from position where topic like '%workspace-builds%'")
         .await;
@@ -236,12 +212,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     })
     .await;
     world.another_pass().await;
-    let now = world
-        .site
-        .ledger
-        .run(async |conn| passes::completeness(conn, world.source_id().await).await)
-        .await
-        .unwrap();
+    let now = completeness(&world.site.ledger, world.source_id().await).await.unwrap();
     assert_eq!(now, before, "completeness is not reported while the new topic is not read");
     assert_eq!(
         world
@@ -277,13 +248,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     })
     .await;
     assert!(
-        world
-            .site
-            .ledger
-            .run(async |conn| passes::completeness(conn, world.source_id().await).await)
-            .await
-            .unwrap()
-            .complete_until
+        completeness(&world.site.ledger, world.source_id().await).await.unwrap().complete_until
             > before.complete_until
     );
     world.balanced().await;

@@ -1,7 +1,7 @@
 //! A broker that is down when processes start. Parts without need of the log go on; nothing is sent
 //! before marks are compared.
 
-use tallyline::ledger::OURSELVES;
+use tallyline::ledger::PROGRAM;
 use tempfile::TempDir;
 
 use super::ledger::lost_part;
@@ -40,7 +40,7 @@ async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anythi
     })
     .await;
     let (actor, _, reason) = world.acts().await.remove(0);
-    assert_eq!(actor, OURSELVES);
+    assert_eq!(actor, PROGRAM);
     // and the reach of the lost time
     assert!(
         reason.contains(" (a record of ") && reason.ends_with("which this ledger lacks"),

@@ -1,12 +1,13 @@
 //! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent.
 //! A failover without loss changes nothing.
 
+use tallyline::ledger::snapshots;
+
 use super::ledger::group_has_committed;
 use super::servers::{Pair, Replication};
 use super::world::{SOON, World, ends};
 use crate::journey::site::Serve;
 use crate::support::{self, eventually};
-use tallyline::ledger::snapshots;
 
 const PENDING: &str = "select count(*) from publication where state = 'pending'";
 const OPENED: &str = "select count(*) from recovery";

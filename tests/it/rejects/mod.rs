@@ -1,4 +1,4 @@
-//! Rejects: operators see, mend, resubmit or discard refused records, and the books show
+//! Rejects: operators list, correct, resubmit or discard refused records, and the books show
 //! it.
 
 mod balance;
@@ -15,7 +15,7 @@ use tallyline::event::{
 };
 use tallyline::ledger::{
     Arrival, Chain, Counts, Disposition, Ledger, LedgerSettings, OpenRejects, Refusal,
-    RejectProperty, books, positions, record, reject_counts, rejects,
+    RejectProperty, books, reject_counts, rejects,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
@@ -25,8 +25,8 @@ use tallyline::operations::{
 
 use crate::journey::site::Backend;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, ledger, noon, operations, partition, refused,
-    register, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, lease_partition, ledger, noon, operations,
+    partition, record_batch, refused, register, usage,
 };
 use crate::support::{self, Database};
 
@@ -68,29 +68,14 @@ impl Site {
         let mut counts = Counts::default();
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = ledger
-                .run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await)
-                .await
-                .unwrap();
+            let claim = lease_partition(&ledger, partition, 0).await.unwrap();
             let records = log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> =
                 records.into_iter().map(|record| consumer::read_from(topic, record)).collect();
             counts = counts
-                + ledger
-                    .run(async |conn| {
-                        record::batch(
-                            conn,
-                            &Chain::Live(claim),
-                            &arrivals,
-                            next_offset,
-                            ledger.clock.now(),
-                        )
-                        .await
-                    })
-                    .await
-                    .unwrap();
+                + record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
         }
         counts
     }
@@ -152,24 +137,14 @@ fn assert_forbidden<T: std::fmt::Debug>(outcome: Result<T, OperationError>, word
 async fn open_rejects_are_counted_by_verdict_and_cause() {
     let (_database, ledger) = ledger().await;
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
-    let claim = ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let arrivals = [
         refused(0, Disposition::Rejected),
         refused(1, Disposition::Held),
         refused(2, Disposition::Rejected),
         refused(3, Disposition::Held),
     ];
-    ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    record_batch(&ledger, &Chain::Live(claim), &arrivals, 4).await.unwrap();
     for (offset, units, event_type, earlier) in [
         (0, None, "dc_managed_agents_v1", 0),
         (1, Some("7"), "dc_gpu_hours_v1", 60),
@@ -506,18 +481,7 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposi
 
 /// Records the partition's records as held, like an earlier version that does not know these types.
 async fn held_by_an_earlier_version(site: &Site, number: i32) {
-    let claim = site
-        .operations
-        .ledger
-        .run(async |conn| {
-            positions::lease(
-                conn,
-                partition(Topic::AgentUsage, number),
-                0,
-                site.operations.ledger.clock.now(),
-            )
-            .await
-        })
+    let claim = lease_partition(&site.operations.ledger, partition(Topic::AgentUsage, number), 0)
         .await
         .unwrap();
     let records = site.operations.log.read(claim.partition, 0, 100).await.unwrap();
@@ -535,19 +499,7 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
         confirmed: false,
     });
     let arrivals: Vec<Arrival> = arrivals.collect();
-    let counts = site
-        .operations
-        .ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &arrivals,
-                next_offset,
-                site.operations.ledger.clock.now(),
-            )
-            .await
-        })
+    let counts = record_batch(&site.operations.ledger, &Chain::Live(claim), &arrivals, next_offset)
         .await
         .unwrap();
     assert_eq!(usize::try_from(counts.held), Ok(arrivals.len()));

@@ -56,7 +56,7 @@ fn agents(id: &str, count: u64, created_at: DateTime<Utc>) -> Event {
 
 /// Appends records that the ledger lacks: four creations (one before the introduction, one of the
 /// pool), a claim and usage.
-async fn append_what_is_missing(site: &Site) {
+async fn append_missing_events(site: &Site) {
     let early = WorkspaceBuildCompleted {
         completed_at: at(-3600),
         started_at: Some(at(-3660)),
@@ -118,7 +118,7 @@ fn expected_metrics() -> Vec<FamilyEffect> {
 async fn a_plan_shows_its_later_effect_in_numbers() {
     let site = Site::new().await;
     license(&site.operations.ledger).await;
-    append_what_is_missing(&site).await;
+    append_missing_events(&site).await;
     site.begin_at_the_ends().await;
     site.append(Topic::AgentUsage, &[agents("live", 16, at(5))]).await;
     site.consume().await;
@@ -182,7 +182,7 @@ async fn a_plan_shows_its_later_effect_in_numbers() {
 async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     let site = Site::new().await;
     license(&site.operations.ledger).await;
-    append_what_is_missing(&site).await;
+    append_missing_events(&site).await;
     site.begin_at_the_ends().await;
     let plan = site.plan(&[]).await;
     let refused = async |what: &str| {

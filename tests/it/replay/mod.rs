@@ -9,9 +9,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
-use tallyline::ledger::{
-    Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources,
-};
+use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, licenses, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{
     Actor, LogRange, OperationError, Operations, ReplayExecution, ReplayPlan, Replayed, Step,
@@ -22,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::Database;
 use crate::support::ledger::{
-    DEPLOYMENT, ask, build, claim, ledger, noon, operations, register, usage,
+    DEPLOYMENT, ask, build, claim, lease_partition, ledger, noon, operations, record_batch,
+    register, take_lease, usage,
 };
 use crate::support::tables::tables;
 
@@ -56,32 +55,13 @@ impl Site {
         for topic in Topic::ALL {
             for partition in self.operations.log.partitions(topic).await.unwrap() {
                 let partition = TopicPartition { topic, partition };
-                let claim = self
-                    .operations
-                    .ledger
-                    .run(async |conn| {
-                        positions::lease(conn, partition, 0, self.operations.ledger.clock.now())
-                            .await
-                    })
-                    .await
-                    .unwrap();
+                let claim = lease_partition(&self.operations.ledger, partition, 0).await.unwrap();
                 let records =
                     self.operations.log.read(partition, claim.next_offset, 10_000).await.unwrap();
                 let Some(last) = records.last() else { continue };
                 let next_offset = last.offset + 1;
                 let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-                self.operations
-                    .ledger
-                    .run(async |conn| {
-                        record::batch(
-                            conn,
-                            &Chain::Live(claim),
-                            &arrivals,
-                            next_offset,
-                            self.operations.ledger.clock.now(),
-                        )
-                        .await
-                    })
+                record_batch(&self.operations.ledger, &Chain::Live(claim), &arrivals, next_offset)
                     .await
                     .unwrap();
             }
@@ -94,14 +74,7 @@ impl Site {
             for partition in self.operations.log.partitions(topic).await.unwrap() {
                 let partition = TopicPartition { topic, partition };
                 let (_, end) = self.operations.log.watermarks(partition).await.unwrap();
-                self.operations
-                    .ledger
-                    .run(async |conn| {
-                        positions::lease(conn, partition, end, self.operations.ledger.clock.now())
-                            .await
-                    })
-                    .await
-                    .unwrap();
+                lease_partition(&self.operations.ledger, partition, end).await.unwrap();
             }
         }
     }
@@ -169,11 +142,7 @@ async fn license(ledger: &Ledger) {
         uploaded_at: None,
         state: LicenseState::Verified(claims),
     };
-    let lease = ledger
-        .run(async |conn| leases::take(conn, "collector", "test", SOON).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let lease = take_lease(&ledger, "collector", "test", SOON).await.unwrap().unwrap();
     ledger
         .run(async |conn| {
             licenses::record(conn, &lease, source.id, &[change], ledger.clock.now()).await

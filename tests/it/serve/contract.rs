@@ -258,7 +258,7 @@ async fn without_tokens_loopback_may_read_and_no_client_may_change() {
 }
 
 #[tokio::test]
-async fn answers_are_what_the_document_says() {
+async fn answers_match_the_document() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 1)]).await;
@@ -455,7 +455,7 @@ async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn losses_of_coderd_are_planned_and_executed_where_its_database_is_known() {
+async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known() {
     let site = Site::new().await;
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;

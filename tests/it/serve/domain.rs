@@ -8,7 +8,7 @@ use tallyline::ledger::{Sequence, leases, snapshots};
 
 use super::{Process, SOON, Site, fold, get};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim, take_lease};
 
 /// Sees every page in order of time, from any process, as a server does under one constant
 /// instance.
@@ -273,11 +273,7 @@ async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
     let at = |number| Sequence { incarnation, number };
     let moment = Duration::from_millis(1);
-    let first = ledger
-        .run(async |conn| leases::take(conn, "metrics", "one", moment).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let first = take_lease(&ledger, "metrics", "one", moment).await.unwrap().unwrap();
     assert_eq!(
         ledger
             .run(async |conn| leases::raise_shown_sequence(conn, &first, at(7)).await)
@@ -305,11 +301,7 @@ async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
             .unwrap(),
         Some(8)
     );
-    let second = ledger
-        .run(async |conn| leases::take(conn, "metrics", "other", SOON).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let second = take_lease(&ledger, "metrics", "other", SOON).await.unwrap().unwrap();
     assert_eq!(
         ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().as_deref(),
         Some("other")

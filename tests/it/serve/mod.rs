@@ -17,9 +17,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, ProcessHandles, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{
-    Chain, Lease, Ledger, NewPass, Source, leases, passes, positions, record, sources,
-};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source, passes, positions, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::pauses::Paused;
 use tallyline::projection::{Projection, ProjectionSettings, View};
@@ -28,7 +26,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::ledger::{arrival, ledger, noon, operations, register};
+use crate::support::ledger::{
+    arrival, lease_partition, ledger, noon, operations, record_batch, register, take_lease,
+};
 use crate::support::{Database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -63,11 +63,7 @@ impl Site {
     /// The lease of the source's collector.
     async fn lease(&self, source: &Source) -> Lease {
         let name = format!("collector:{}", source.deployment_id);
-        self.ledger
-            .run(async |conn| leases::take(conn, &name, "test", SOON).await)
-            .await
-            .unwrap()
-            .expect("the tests' own")
+        take_lease(&self.ledger, &name, "test", SOON).await.unwrap().expect("the tests' own")
     }
 
     /// A full pass of the source's collector, complete until noon. It ends at the ledger's position
@@ -96,30 +92,14 @@ impl Site {
         register(&self.ledger, &events.iter().map(|event| event.deployment).collect::<Vec<_>>())
             .await;
         let partition = TopicPartition { topic, partition: 0 };
-        let claim = self
-            .ledger
-            .run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await)
-            .await
-            .unwrap();
+        let claim = lease_partition(&self.ledger, partition, 0).await.unwrap();
         self.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
         let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
         let arrivals: Vec<_> = (claim.next_offset..)
             .zip(events)
             .map(|(offset, event)| arrival(offset, event))
             .collect();
-        self.ledger
-            .run(async |conn| {
-                record::batch(
-                    conn,
-                    &Chain::Live(claim),
-                    &arrivals,
-                    next_offset,
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
-            .await
-            .unwrap();
+        record_batch(&self.ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
     }
 
     fn api(

@@ -110,7 +110,7 @@ fn truth(builds: u32) -> f64 {
     f64::from((0..builds).filter(|n| n % 7 != 3 && n % 5 != 0).map(|_| 1).sum::<u32>())
 }
 
-/// Lets single statements through for `length`, and calls `look` in between.
+/// Lets single statements through for `length`, and calls `reader` in between.
 async fn held_up(proxy: &Proxy, length: Duration, mut reader: impl AsyncFnMut()) {
     let begun = Instant::now();
     let gates = async {

@@ -3,12 +3,12 @@
 use chrono::TimeDelta;
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{ActKind, Chain, NewAct, Subject, positions, record, rejects};
+use tallyline::ledger::{ActKind, Chain, NewAct, Subject, rejects};
 use tallyline::log::Record;
 
 use super::{SOON, Site};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, lease_partition, noon, partition, record_batch, usage};
 
 #[tokio::test]
 async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
@@ -19,14 +19,7 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
             .await;
     };
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
-    let claim = site
-        .ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, site.ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&site.ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let bodies =
         [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
     let arrivals = (0..).zip(bodies).map(|(offset, body)| {
@@ -35,12 +28,7 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
         consumer::read(Record { offset, timestamp: noon(), message })
     });
     let arrivals: Vec<_> = arrivals.collect();
-    site.ledger
-        .run(async |conn| {
-            record::batch(conn, &Chain::Live(claim), &arrivals, 3, site.ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    record_batch(&site.ledger, &Chain::Live(claim), &arrivals, 3).await.unwrap();
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 7.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 2.0).await;
     shows("tallyline_rejects_open{cause=\"json\",verdict=\"rejected\"}", 1.0).await;

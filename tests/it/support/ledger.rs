@@ -1,5 +1,7 @@
 //! A ledger in its own database, and events to record in it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{
@@ -7,8 +9,9 @@ use tallyline::event::{
     RejectCause, Topic, TopicPartition, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Disposition, Ledger, LedgerSettings, NewAct, PartitionLease, Refusal,
-    SourceIdentity, Subject, identity, retirements, sources,
+    ActKind, Arrival, Chain, Completeness, Counts, Disposition, Lease, Ledger, LedgerSettings,
+    NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject, identity, leases,
+    passes, positions, record, retirements, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
@@ -134,7 +137,7 @@ pub async fn act<R: Operation>(
     operations.run(request, actor, &|_| {}, &CancellationToken::new()).await
 }
 
-/// Runs an operation that no actor is needed for.
+/// Runs an operation that needs no actor.
 pub async fn ask<R: Operation>(
     operations: &Operations,
     request: &R,
@@ -267,4 +270,38 @@ pub fn caught_up_to<S: Stage>(view: &View<S>) -> i64 {
 /// The lease after the batch that it wrote.
 pub fn moved(claim: &PartitionLease, next_offset: i64) -> PartitionLease {
     PartitionLease { next_offset, ..claim.clone() }
+}
+
+/// Takes the lease of a partition whose log begins at `log_start`.
+pub async fn lease_partition(
+    ledger: &Ledger,
+    partition: TopicPartition,
+    log_start: i64,
+) -> Result<PartitionLease, sqlx::Error> {
+    let now = ledger.clock.now();
+    ledger.run(async |conn| positions::lease(conn, partition, log_start, now).await).await
+}
+
+/// Records one batch.
+pub async fn record_batch(
+    ledger: &Ledger,
+    chain: &Chain,
+    arrivals: &[Arrival],
+    next_offset: i64,
+) -> Result<Counts, RecordError> {
+    let now = ledger.clock.now();
+    ledger.run(async |conn| record::batch(conn, chain, arrivals, next_offset, now).await).await
+}
+
+pub async fn take_lease(
+    ledger: &Ledger,
+    name: &str,
+    holder: &str,
+    length: Duration,
+) -> Result<Option<Lease>, sqlx::Error> {
+    ledger.run(async |conn| leases::take(conn, name, holder, length).await).await
+}
+
+pub async fn completeness(ledger: &Ledger, source_id: i16) -> Result<Completeness, sqlx::Error> {
+    ledger.run(async |conn| passes::completeness(conn, source_id).await).await
 }

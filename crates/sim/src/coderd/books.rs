@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_before_a_daemon_took_it_has_no_duration_and_an_empty_error_is_none() {
+    fn a_job_canceled_before_a_daemon_has_no_duration_and_an_empty_error_is_not_a_failure() {
         let mut desk = Desk::new();
         let build = desk.queue(4, 1, Class::RegularCreation, Transition::Start, user(), 0);
         let at = desk.now + TimeDelta::seconds(1);

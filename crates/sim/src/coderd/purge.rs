@@ -36,7 +36,7 @@ pub(super) async fn remove(tx: &mut PgConnection, purge: Purge) -> anyhow::Resul
     )
     .execute(&mut *tx)
     .await
-    .context("remember what a purge removes")?;
+    .context("schema before_purges")?;
     let removed: Vec<(Uuid, Uuid)> = sqlx::query_as(
         "with removed as (
              delete from workspace_builds build using provisioner_jobs job
@@ -85,8 +85,8 @@ pub(super) async fn workspaces_without_first_start(
          having bool_and(job.completed_at is not null)
              and bool_or(build.transition = 'start' and job.job_status = 'succeeded')
              and not exists (
-                 select from workspace_builds standing join provisioner_jobs standing_job on standing_job.id = standing.job_id
-                 where standing.workspace_id = workspace.id and standing.transition = 'start' and standing_job.job_status = 'succeeded'
+                 select from workspace_builds remaining join provisioner_jobs remaining_job on remaining_job.id = remaining.job_id
+                 where remaining.workspace_id = workspace.id and remaining.transition = 'start' and remaining_job.job_status = 'succeeded'
              )
          order by workspace.id
          limit $2",

@@ -39,7 +39,7 @@ pub(super) async fn rename_things(
             .await?;
         done.push(Rename::Template { id, from, to });
     }
-    let first = standing_presets(script).next().map(|preset| preset.id);
+    let first = remaining_presets(script).next().map(|preset| preset.id);
     if let Some(id) = first {
         let (from, to) = renaming(script, id, renamed);
         sqlx::query("update template_version_presets set name = $2 where id = $1")
@@ -49,7 +49,7 @@ pub(super) async fn rename_things(
             .await?;
         done.push(Rename::Preset { id, from, to });
     }
-    let last = standing_presets(script).last().map(|preset| preset.id);
+    let last = remaining_presets(script).last().map(|preset| preset.id);
     if let Some(id) = last {
         sqlx::query("delete from template_version_presets where id = $1")
             .bind(id)
@@ -83,7 +83,7 @@ fn renaming(script: &mut Script, id: Uuid, renamed: impl Fn(&str) -> String) -> 
 }
 
 /// Presets with a row, of the active versions of lasting templates.
-fn standing_presets(script: &Script) -> impl Iterator<Item = &Preset> {
+fn remaining_presets(script: &Script) -> impl Iterator<Item = &Preset> {
     let versions = script
         .deployment
         .templates

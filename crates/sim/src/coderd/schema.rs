@@ -48,7 +48,7 @@ pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> an
         SchemaVersion::TasksEra => include_str!("schema/tasks_era.sql"),
         SchemaVersion::Sep2026 => include_str!("schema/sep_2026.sql"),
     };
-    sqlx::raw_sql(era).execute(&mut *tx).await.context("create what this schema version adds")?;
+    sqlx::raw_sql(era).execute(&mut *tx).await.context("tables of this schema version")?;
     let owner: String = sqlx::query_scalar("select current_user::text")
         .fetch_one(&mut *tx)
         .await
@@ -57,7 +57,7 @@ pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> an
     sqlx::raw_sql(sqlx::AssertSqlSafe(grants))
         .execute(&mut *tx)
         .await
-        .context("grant what a reader needs")?;
+        .context("grants of a reader")?;
     tx.commit().await?;
     Ok(())
 }

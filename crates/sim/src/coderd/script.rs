@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_has_what_it_was_asked_for_and_every_oddity() {
+    fn a_history_has_the_requested_builds_and_every_oddity() {
         for schema in [SchemaVersion::TasksEra, SchemaVersion::Sep2026] {
             let truth = played(config(schema, 5000));
             assert!(truth.builds.len() >= 5000, "{}", truth.builds.len());

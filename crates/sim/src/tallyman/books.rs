@@ -85,7 +85,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether the event was accepted, now or before.
     #[must_use]
-    pub fn taken(self) -> bool {
+    pub fn is_accepted(self) -> bool {
         matches!(self, Outcome::Billed | Outcome::Remembered)
     }
 }

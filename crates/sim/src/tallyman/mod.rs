@@ -1,5 +1,5 @@
-//! `tallyline-demo tallyman-sim`: a simulated Tallyman. It answers by coderd's own reference for the
-//! service, and misbehaves on request. It keeps its bills and every delivery's bytes.
+//! `tallyline-demo tallyman-sim`: a simulated Tallyman. It answers by coderd's own reference for
+//! the service, and misbehaves on request. It keeps its bills and every delivery's bytes.
 //!
 //! It shares no code with Tallyline's own client, so that an error in one cannot hide an error in
 //! the other.

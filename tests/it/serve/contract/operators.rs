@@ -4,14 +4,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{
-    Chain, NewFinding, findings, leases, positions, publish_marks, record, snapshots, sources,
-};
+use tallyline::ledger::{Chain, NewFinding, findings, publish_marks, snapshots, sources};
 use tallyline::log::Record;
 use uuid::Uuid;
 
 use super::{Contract, Site};
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, noon, partition, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, build, lease_partition, noon, partition, record_batch,
+    take_lease, usage,
+};
 
 /// Pauses and resumes consuming.
 pub async fn pauses(contract: &mut Contract) {
@@ -52,14 +53,7 @@ pub async fn pauses(contract: &mut Contract) {
 
 /// Three rejects: one is resubmitted, one discarded.
 pub async fn rejects(contract: &mut Contract, site: &Site) {
-    let claim = site
-        .ledger
-        .run(async |conn| {
-            positions::lease(conn, partition(Topic::AgentUsage, 0), 0, site.ledger.clock.now())
-                .await
-        })
-        .await
-        .unwrap();
+    let claim = lease_partition(&site.ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let bodies =
         [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
     let messages = (0..).zip(bodies).map(|(n, body)| Message {
@@ -73,19 +67,7 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
         .map(|(offset, message)| consumer::read(Record { offset, timestamp: noon(), message }))
         .collect();
     let next_offset = claim.next_offset + 3;
-    site.ledger
-        .run(async |conn| {
-            record::batch(
-                conn,
-                &Chain::Live(claim),
-                &arrivals,
-                next_offset,
-                site.ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
+    record_batch(&site.ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
 
     let (status, page) = contract.get("/api/v1/rejects?cause=unknown_field").await;
     let ids: Vec<i64> = page["rejects"]
@@ -191,12 +173,7 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         "{report}"
     );
 
-    let lease = site
-        .ledger
-        .run(async |conn| leases::take(conn, "audit", "test", super::SOON).await)
-        .await
-        .unwrap()
-        .unwrap();
+    let lease = take_lease(&site.ledger, "audit", "test", super::SOON).await.unwrap().unwrap();
     let finding = NewFinding {
         joint: "source and ledger",
         deployment: Some(OTHER_DEPLOYMENT),
@@ -219,8 +196,8 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         })
         .await
         .unwrap();
-    let (_, code) = contract.get("/api/v1/audit").await;
-    assert_eq!(code["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{code}");
+    let (_, body) = contract.get("/api/v1/audit").await;
+    assert_eq!(body["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{body}");
     let (retire, reinstate) = ("/api/v1/sources/retire", "/api/v1/sources/reinstate");
     let why = json!({ "deployment_id": OTHER_DEPLOYMENT, "reason": "its coderd is gone" });
     assert_eq!(
