@@ -34,12 +34,12 @@ fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTi
 
 /// Records the events as one batch and returns its sequence.
 pub async fn record(ledger: &Ledger, events: &[Event]) -> Sequence {
-    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim = lease_partition(ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let from = claim.next_offset;
     let arrivals: Vec<_> =
         (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
     let next_offset = from + i64::try_from(events.len()).unwrap();
-    let counts = record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    let counts = record_batch(ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
     assert_eq!(usize::try_from(counts.accepted).unwrap(), events.len());
     ledger.run(snapshots::head).await.unwrap()
 }

@@ -9,14 +9,15 @@ use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
 use tallyline::ledger::{
     ActKind, Ledger, LedgerSettings, NewAct, NewPass, RestoreEvidence, Sequence, Source, Subject,
-    landmarks, leases, passes, positions, recoveries, restored, retirements, snapshots, sources,
+    leases, passes, positions, recoveries, restored, retirements, snapshots, sources,
 };
 use uuid::Uuid;
 
 use crate::cli::{Pipeline, assert_refused, code, json};
 use crate::export::record;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, take_lease, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, newest_landmark, noon, partition, register_retired, take_lease,
+    usage,
 };
 use crate::support::{Database, database, eventually};
 
@@ -321,14 +322,7 @@ async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
 #[tokio::test]
 async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
     let site = Site::new(DEPLOYMENT).await;
-    let landmark = site
-        .ledger
-        .run(async |conn| {
-            landmarks::of_batch(conn, site.ledger.run(snapshots::head).await.unwrap().number).await
-        })
-        .await
-        .unwrap()
-        .unwrap();
+    let landmark = newest_landmark(&site.ledger).await;
     let gone = tallyline::ledger::Landmark {
         recorded_at: landmark.recorded_at + TimeDelta::seconds(1),
         ..landmark

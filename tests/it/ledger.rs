@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 
 use crate::support::eventually;
 use crate::support::ledger::{
-    DEPLOYMENT, arrival, build, event, lease_partition, ledger, moved, noon, partition,
-    record_batch, refused, register, registered_ledger,
+    DEPLOYMENT, arrival, build, event, lease_partition, ledger, moved, newest_landmark, noon,
+    partition, record_batch, refused, register, registered_ledger,
 };
 
 /// A deadline, not a measurement.
@@ -433,15 +433,7 @@ async fn a_backup_that_is_restored_twice_is_detected_twice_by_each_landmark_and_
         .await
         .unwrap();
     let backed_up = ledger.run(generations::all).await.unwrap();
-    let landmark = async || {
-        ledger
-            .run(async |conn| {
-                landmarks::of_batch(conn, ledger.run(snapshots::head).await.unwrap().number).await
-            })
-            .await
-            .unwrap()
-            .unwrap()
-    };
+    let landmark = async || newest_landmark(&ledger).await;
     let first = landmark().await;
     let gone = Landmark { recorded_at: first.recorded_at + chrono::TimeDelta::seconds(1), ..first };
     assert!(
@@ -601,13 +593,7 @@ async fn a_recovery_that_is_not_complete_does_not_change_the_queue() {
     record_batch(&ledger, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1)
         .await
         .unwrap();
-    let landmark = ledger
-        .run(async |conn| {
-            landmarks::of_batch(conn, ledger.run(snapshots::head).await.unwrap().number).await
-        })
-        .await
-        .unwrap()
-        .unwrap();
+    let landmark = newest_landmark(&ledger).await;
     let gone =
         Landmark { recorded_at: landmark.recorded_at + chrono::TimeDelta::seconds(1), ..landmark };
     assert!(

@@ -13,8 +13,8 @@ use tallyline::log::{Log, PostgresLogSettings};
 
 use crate::support::Database;
 use crate::support::ledger::{
-    DEPLOYMENT, arrival, completeness, lease_partition, ledger_at, noon, partition, record_batch,
-    take_lease, usage,
+    DEPLOYMENT, arrival, completeness_of, lease_partition, ledger_at, noon, partition,
+    record_batch, take_lease, usage,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -71,7 +71,7 @@ impl Site {
     }
 
     async fn complete_until(&self) -> Option<DateTime<Utc>> {
-        completeness(&self.ledger, self.source.id).await.unwrap().complete_until
+        completeness_of(&self.ledger, self.source.id).await.unwrap().complete_until
     }
 
     /// Rows of all tables that a pass could add to.

@@ -93,17 +93,17 @@ async fn write_20(
         .map(|(offset, n)| arrival(offset, event(topic, n)))
         .collect();
     register(ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
-    record_batch(&ledger, &Chain::Live(claim.clone()), &arrivals, from + 20).await.unwrap();
+    record_batch(ledger, &Chain::Live(claim.clone()), &arrivals, from + 20).await.unwrap();
     moved(claim, from + 20)
 }
 
 /// One batch of one build.
 async fn write_one(ledger: &Ledger, n: u32) {
-    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
+    let claim = lease_partition(ledger, partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
     let next = claim.next_offset + 1;
     register(ledger, &[DEPLOYMENT]).await;
     record_batch(
-        &ledger,
+        ledger,
         &Chain::Live(claim.clone()),
         &[arrival(claim.next_offset, build(DEPLOYMENT, n))],
         next,

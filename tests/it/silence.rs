@@ -132,9 +132,9 @@ async fn a_batch_is_recorded_once_although_its_answer_never_came() {
 
 /// One batch of one build.
 async fn record(ledger: &Ledger, offset: i64) {
-    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim = lease_partition(ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals = [arrival(offset, build(DEPLOYMENT, u32::try_from(offset).unwrap()))];
-    record_batch(&ledger, &Chain::Live(claim), &arrivals, offset + 1).await.unwrap();
+    record_batch(ledger, &Chain::Live(claim), &arrivals, offset + 1).await.unwrap();
 }
 
 #[tokio::test]

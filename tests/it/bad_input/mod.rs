@@ -7,7 +7,7 @@ pub mod table;
 
 use tallyline::consumer;
 use tallyline::event::{Event, Fact, Message, Topic};
-use tallyline::ledger::{Arrival, Chain, Counts, Ledger, books, entries, record};
+use tallyline::ledger::{Arrival, Chain, Counts, Ledger, books, entries};
 use tallyline::log::Record;
 
 use crate::support::Database;

@@ -272,6 +272,10 @@ async fn a_number_that_does_not_fit_is_rejected() {
             "field build_number must be between 1 and 2147483647",
         ),
         (
+            with_field(&build, "build_number", 1.5),
+            "field build_number must be a whole number of 64 bits",
+        ),
+        (
             with_field(&build, "daily_cost", u64::MAX),
             "field daily_cost must be a whole number of 64 bits",
         ),

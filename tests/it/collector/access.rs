@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{produced, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::completeness;
+use crate::support::ledger::completeness_of;
 
 #[tokio::test]
 async fn schemas_with_and_without_ai_task_flags_are_read() {
@@ -417,7 +417,7 @@ async fn without_the_right_to_see_other_sessions_completeness_is_not_reported() 
     assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 0));
     store.consume().await;
     let source = collector.source().id;
-    assert_eq!(completeness(&store.ledger, source).await.unwrap().complete_until, None);
+    assert_eq!(completeness_of(&store.ledger, source).await.unwrap().complete_until, None);
     let from = Settings { from: Some(coderd.now().await - TimeDelta::days(1)), ..settings };
     let another = super::store().await;
     assert!(matches!(another.open(from, &url).await, Err(CollectError::FromUncertain)));

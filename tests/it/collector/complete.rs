@@ -12,7 +12,7 @@ use tallyline_sim::coderd::SchemaVersion;
 
 use super::{produced, recreate_topic, settings, source_of, store};
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::completeness;
+use crate::support::ledger::completeness_of;
 
 #[tokio::test]
 async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
@@ -21,12 +21,12 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
     let mut collector = store.collector(settings(), &coderd).await;
     let source = collector.source().id;
     let first = collector.pass().await.unwrap();
-    assert_eq!(completeness(&store.ledger, source).await.unwrap().complete_until, None);
+    assert_eq!(completeness_of(&store.ledger, source).await.unwrap().complete_until, None);
     assert!(
         !store.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap()
     );
     store.consume().await;
-    let completeness = completeness(&store.ledger, source).await.unwrap();
+    let completeness = completeness_of(&store.ledger, source).await.unwrap();
     assert_eq!(
         (completeness.complete_until, completeness.runtime_complete_until),
         (first.complete_until, first.runtime_complete_until)
@@ -37,12 +37,12 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
     coderd.creation().await;
     let second = collector.pass().await.unwrap();
     assert_eq!(
-        completeness(&store.ledger, source).await.unwrap().complete_until,
+        completeness_of(&store.ledger, source).await.unwrap().complete_until,
         first.complete_until
     );
     store.consume().await;
     assert_eq!(
-        completeness(&store.ledger, source).await.unwrap().complete_until,
+        completeness_of(&store.ledger, source).await.unwrap().complete_until,
         second.complete_until
     );
     collector.pass().await.unwrap();
@@ -81,7 +81,7 @@ async fn completeness_is_not_reported_while_the_log_ends_before_the_ledgers_posi
             (builds, None, None)
         );
         assert_eq!(
-            completeness(&store.ledger, source).await.unwrap().complete_until,
+            completeness_of(&store.ledger, source).await.unwrap().complete_until,
             first.complete_until
         );
     }

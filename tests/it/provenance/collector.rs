@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::world::{SOON, World, keys, operator};
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
-use crate::support::ledger::{act, completeness};
+use crate::support::ledger::{act, completeness_of};
 
 const REJECTS: &str = "select count(*) from reject";
 const PASSES: &str = "select coalesce(max(pass_id), 0) from collector_progress";
@@ -54,7 +54,7 @@ async fn opened(world: &World, coderd: &Coderd, signatures: Signatures) -> Colle
 }
 
 async fn complete(world: &World, collector: &Collector) -> bool {
-    completeness(&world.ledger, collector.source().id).await.unwrap().complete_until.is_some()
+    completeness_of(&world.ledger, collector.source().id).await.unwrap().complete_until.is_some()
 }
 
 /// Runs passes until the ledger has the proof and the source is complete.
@@ -215,13 +215,13 @@ async fn passes_since_consumers_lost_the_key_report_no_completeness_any_more() {
     coderd.creation().await;
     let mut collector = opened(&world, &coderd, both()).await;
     completes(&world, &mut collector, both()).await;
-    let before = completeness(&world.ledger, collector.source().id).await.unwrap();
+    let before = completeness_of(&world.ledger, collector.source().id).await.unwrap();
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
     world.consume(key()).await;
     let refused = collector.pass().await.unwrap_err();
     assert!(matches!(refused, CollectError::SignaturesRejected), "{refused}");
-    assert_eq!(completeness(&world.ledger, collector.source().id).await.unwrap(), before);
+    assert_eq!(completeness_of(&world.ledger, collector.source().id).await.unwrap(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,7 +312,7 @@ async fn rejected_in_flight(signing: &str) -> CollectError {
     coderd.creation().await;
     let mut collector = opened(&world, &coderd, both("2027")).await;
     completes(&world, &mut collector, both("2027")).await;
-    let before = completeness(&world.ledger, collector.source().id).await.unwrap();
+    let before = completeness_of(&world.ledger, collector.source().id).await.unwrap();
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
     collector.close().await;
@@ -325,7 +325,7 @@ async fn rejected_in_flight(signing: &str) -> CollectError {
     );
     world.consume(key()).await;
     let refused = collector.pass().await.unwrap_err();
-    assert_eq!(completeness(&world.ledger, collector.source().id).await.unwrap(), before);
+    assert_eq!(completeness_of(&world.ledger, collector.source().id).await.unwrap(), before);
     collector.close().await;
     let mut collector = opened(&world, &coderd, both("2026")).await;
     completes(&world, &mut collector, key()).await;

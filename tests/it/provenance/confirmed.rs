@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tallyline::coderd;
 use tallyline::event::Topic;
-use tallyline::ledger::{Arrival, Chain, Ledger, record};
+use tallyline::ledger::{Arrival, Chain, Ledger};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{
     CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest,

@@ -3,7 +3,7 @@
 
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
-use tallyline::ledger::{Chain, HeldFor, HoldScope, holds, record};
+use tallyline::ledger::{Chain, HeldFor, HoldScope, holds};
 use tallyline::operations::{Actor, ReinstateSource, RetireSource};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
@@ -42,12 +42,12 @@ async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
         .await
         .unwrap();
     let ledger = &site.world.ledger;
-    let claim = lease_partition(&ledger, partition, 0).await.unwrap();
+    let claim = lease_partition(ledger, partition, 0).await.unwrap();
     let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
     let next_offset = records.last().expect("the record").offset + 1;
     let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
     assert_eq!(
-        record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted,
+        record_batch(ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted,
         1
     );
 }

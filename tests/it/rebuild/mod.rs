@@ -87,13 +87,13 @@ impl Site {
 }
 
 async fn record(ledger: &Ledger, events: &[Event]) {
-    let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim = lease_partition(ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let arrivals: Vec<_> = (claim.next_offset..)
         .zip(events)
         .map(|(offset, event)| arrival(offset, event.clone()))
         .collect();
     let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
-    record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    record_batch(ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
 }
 
 fn licenses() -> Vec<LicenseChange> {

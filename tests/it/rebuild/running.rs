@@ -71,13 +71,13 @@ impl<S: Stage> Running<S> {
 }
 
 async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
-    let claim = lease_partition(&ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim = lease_partition(ledger, partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals: Vec<_> = (claim.next_offset..)
         .zip(numbers)
         .map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n)))
         .collect();
     let next_offset = claim.next_offset + i64::try_from(arrivals.len()).unwrap();
-    record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    record_batch(ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
 }
 
 /// Changes the number of creations in the first series of the newest snapshot.

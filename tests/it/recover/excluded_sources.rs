@@ -96,7 +96,7 @@ impl Site {
 
 /// A full pass that began `before` noon, and which the ledger has.
 async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
-    let lease = take_lease(&ledger, &name(source.deployment_id), "test", Duration::from_secs(30))
+    let lease = take_lease(ledger, &name(source.deployment_id), "test", Duration::from_secs(30))
         .await
         .unwrap()
         .expect("the test's own");

@@ -12,7 +12,7 @@ use tallyline::ledger::positions;
 use super::world::{SOON, World, ends, json as answered};
 use crate::journey::site::Backend;
 use crate::support::eventually;
-use crate::support::ledger::{OTHER_DEPLOYMENT, build, completeness, register};
+use crate::support::ledger::{OTHER_DEPLOYMENT, build, completeness_of, register};
 
 async fn delete_topic(world: &World, topic: Topic) {
     let prefix = world.site.prefix.as_ref().expect("Kafka");
@@ -60,7 +60,7 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
     // from here on no pass is valid: each has unread records
-    let before = completeness(&world.site.ledger, world.source_id().await).await.unwrap();
+    let before = completeness_of(&world.site.ledger, world.source_id().await).await.unwrap();
     assert!(before.complete_until.is_some());
     delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
@@ -79,14 +79,14 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     );
     assert_eq!(sum, lost, "{plan}");
     // the reported completeness stays, and does not advance
-    assert_eq!(completeness(&world.site.ledger, world.source_id().await).await.unwrap(), before);
+    assert_eq!(completeness_of(&world.site.ledger, world.source_id().await).await.unwrap(), before);
 
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
     assert!(
-        completeness(&world.site.ledger, world.source_id().await).await.unwrap().complete_until
+        completeness_of(&world.site.ledger, world.source_id().await).await.unwrap().complete_until
             > before.complete_until
     );
     assert_eq!(world.count("select count(*) from past_position").await, 6);
@@ -193,7 +193,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
-    let before = completeness(&world.site.ledger, world.source_id().await).await.unwrap();
+    let before = completeness_of(&world.site.ledger, world.source_id().await).await.unwrap();
     let records = world
         .count("select sum(records)::bigint from position where topic like '%workspace-builds%'")
         .await;
@@ -212,7 +212,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     })
     .await;
     world.another_pass().await;
-    let now = completeness(&world.site.ledger, world.source_id().await).await.unwrap();
+    let now = completeness_of(&world.site.ledger, world.source_id().await).await.unwrap();
     assert_eq!(now, before, "completeness is not reported while the new topic is not read");
     assert_eq!(
         world
@@ -248,7 +248,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
     })
     .await;
     assert!(
-        completeness(&world.site.ledger, world.source_id().await).await.unwrap().complete_until
+        completeness_of(&world.site.ledger, world.source_id().await).await.unwrap().complete_until
             > before.complete_until
     );
     world.balanced().await;

@@ -68,14 +68,14 @@ impl Site {
         let mut counts = Counts::default();
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = lease_partition(&ledger, partition, 0).await.unwrap();
+            let claim = lease_partition(ledger, partition, 0).await.unwrap();
             let records = log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> =
                 records.into_iter().map(|record| consumer::read_from(topic, record)).collect();
             counts = counts
-                + record_batch(&ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+                + record_batch(ledger, &Chain::Live(claim), &arrivals, next_offset).await.unwrap();
         }
         counts
     }

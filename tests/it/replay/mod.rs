@@ -142,7 +142,7 @@ async fn license(ledger: &Ledger) {
         uploaded_at: None,
         state: LicenseState::Verified(claims),
     };
-    let lease = take_lease(&ledger, "collector", "test", SOON).await.unwrap().unwrap();
+    let lease = take_lease(ledger, "collector", "test", SOON).await.unwrap().unwrap();
     ledger
         .run(async |conn| {
             licenses::record(conn, &lease, source.id, &[change], ledger.clock.now()).await

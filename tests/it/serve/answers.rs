@@ -65,17 +65,9 @@ async fn license(site: &Site, source: &Source, features: Value) {
         uploaded_at: None,
         state: LicenseState::Verified(claims),
     };
+    let (lease, now) = (site.lease(source).await, site.ledger.clock.now());
     site.ledger
-        .run(async |conn| {
-            licenses::record(
-                conn,
-                &site.lease(source).await,
-                source.id,
-                &[change],
-                site.ledger.clock.now(),
-            )
-            .await
-        })
+        .run(async |conn| licenses::record(conn, &lease, source.id, &[change], now).await)
         .await
         .unwrap();
 }

@@ -273,7 +273,7 @@ async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
     let at = |number| Sequence { incarnation, number };
     let moment = Duration::from_millis(1);
-    let first = take_lease(&ledger, "metrics", "one", moment).await.unwrap().unwrap();
+    let first = take_lease(ledger, "metrics", "one", moment).await.unwrap().unwrap();
     assert_eq!(
         ledger
             .run(async |conn| leases::raise_shown_sequence(conn, &first, at(7)).await)
@@ -301,7 +301,7 @@ async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
             .unwrap(),
         Some(8)
     );
-    let second = take_lease(&ledger, "metrics", "other", SOON).await.unwrap().unwrap();
+    let second = take_lease(ledger, "metrics", "other", SOON).await.unwrap().unwrap();
     assert_eq!(
         ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().as_deref(),
         Some("other")

@@ -9,9 +9,9 @@ use tallyline::event::{
     RejectCause, Topic, TopicPartition, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, Completeness, Counts, Disposition, Lease, Ledger, LedgerSettings,
-    NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject, identity, leases,
-    passes, positions, record, retirements, sources,
+    ActKind, Arrival, Chain, Completeness, Counts, Disposition, Landmark, Lease, Ledger,
+    LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject,
+    identity, landmarks, leases, passes, positions, record, retirements, snapshots, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
@@ -293,6 +293,13 @@ pub async fn record_batch(
     ledger.run(async |conn| record::batch(conn, chain, arrivals, next_offset, now).await).await
 }
 
+/// The newest batch of the ledger.
+pub async fn newest_landmark(ledger: &Ledger) -> Landmark {
+    let head = ledger.run(snapshots::head).await.expect("the ledger answers").number;
+    let landmark = ledger.run(async |conn| landmarks::of_batch(conn, head).await).await;
+    landmark.expect("the ledger answers").expect("a batch")
+}
+
 pub async fn take_lease(
     ledger: &Ledger,
     name: &str,
@@ -302,6 +309,6 @@ pub async fn take_lease(
     ledger.run(async |conn| leases::take(conn, name, holder, length).await).await
 }
 
-pub async fn completeness(ledger: &Ledger, source_id: i16) -> Result<Completeness, sqlx::Error> {
+pub async fn completeness_of(ledger: &Ledger, source_id: i16) -> Result<Completeness, sqlx::Error> {
     ledger.run(async |conn| passes::completeness(conn, source_id).await).await
 }

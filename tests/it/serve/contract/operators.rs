@@ -183,17 +183,9 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         recent_usage_differs: 0,
         recent_usage: 0,
     };
+    let head = site.ledger.run(snapshots::head).await.unwrap();
     site.ledger
-        .run(async |conn| {
-            findings::record(
-                conn,
-                &lease,
-                &[finding],
-                site.ledger.run(snapshots::head).await.unwrap(),
-                0.5,
-            )
-            .await
-        })
+        .run(async |conn| findings::record(conn, &lease, &[finding], head, 0.5).await)
         .await
         .unwrap();
     let (_, body) = contract.get("/api/v1/audit").await;
