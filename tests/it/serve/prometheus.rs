@@ -1,5 +1,6 @@
 //! Real Prometheus servers of two generations, with the shipped scrape configurations.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -15,6 +16,8 @@ use crate::support::{eventually, setting};
 
 /// The ratio of a native bucket's bounds in schema 3: 2^(1/8).
 const WIDTH: f64 = 1.0905;
+/// A scrape of the last 2 seconds may not be in the server's storage yet.
+const COMMITTED: Duration = Duration::from_secs(2);
 const QUANTILES: [f64; 4] = [0.1, 0.5, 0.9, 0.99];
 const CREATION_BOUNDS: [f64; 8] = [1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0];
 const CLAIM_BOUNDS: [f64; 10] = [1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0];
@@ -118,16 +121,23 @@ async fn prometheus_3_scrapes_both_kinds_of_histograms_from_one_job() {
     let server =
         Prometheus::start(Generation::Three, &shipped("prometheus.yml", &[&one, &other])).await;
     let jobs = Jobs { native: "tallyline", classic: "tallyline" };
-    scraped(&server, &jobs).await;
+    let time = scraped(&server, &jobs, 2).await;
     // One process shows the series, both are targets, and the instance label is the same for both.
-    assert_eq!(server.query("count(tallyline_build_info)").await, [(BTreeMap::new(), 2.0)]);
-    assert_eq!(server.query("sum(tallyline_metrics_lease_held)").await, [(BTreeMap::new(), 1.0)]);
-    let instances = server.query("count by (instance) (coderd_workspace_creation_total)").await;
+    assert_eq!(
+        server.query_at("count(tallyline_build_info)", time).await,
+        [(BTreeMap::new(), 2.0)]
+    );
+    assert_eq!(
+        server.query_at("sum(tallyline_metrics_lease_held)", time).await,
+        [(BTreeMap::new(), 1.0)]
+    );
+    let instances =
+        server.query_at("count by (instance) (coderd_workspace_creation_total)", time).await;
     assert_eq!(
         instances,
         [(BTreeMap::from([("instance".to_owned(), "tallyline".to_owned())]), 3.0)]
     );
-    assert_eq!(server.query("min(up)").await, [(BTreeMap::new(), 1.0)]);
+    assert_eq!(server.query_at("min(up)", time).await, [(BTreeMap::new(), 1.0)]);
 
     // The holder of the lease ends: the same series go on, and nothing is counted twice.
     let holds = one.telemetry("tallyline_metrics_lease_held").await > 0.0;
@@ -147,7 +157,7 @@ async fn prometheus_3_scrapes_both_kinds_of_histograms_from_one_job() {
             .is_empty()
     })
     .await;
-    scraped(&server, &jobs).await;
+    scraped(&server, &jobs, 1).await;
     for falls in [
         "resets(coderd_workspace_creation_total[5m]) > 0",
         "resets(coderd_workspace_creation_duration_seconds[5m]) > 0",
@@ -163,8 +173,9 @@ async fn prometheus_2_scrapes_them_from_two_jobs() {
     process.shows("").await;
     let server =
         Prometheus::start(Generation::Two, &shipped("prometheus-2.yml", &[&process])).await;
-    scraped(&server, &Jobs { native: "tallyline", classic: "tallyline-classic" }).await;
-    assert_eq!(server.query("min(up)").await, [(BTreeMap::new(), 1.0)]);
+    let jobs = Jobs { native: "tallyline", classic: "tallyline-classic" };
+    let time = scraped(&server, &jobs, 2).await;
+    assert_eq!(server.query_at("min(up)", time).await, [(BTreeMap::new(), 1.0)]);
 }
 
 #[tokio::test]
@@ -219,20 +230,29 @@ struct Jobs {
     classic: &'static str,
 }
 
-/// Checks that the server's samples of both families equal the recorded ones.
-async fn scraped(server: &Prometheus, jobs: &Jobs) {
+/// Waits for a time at which this many targets and both families were scraped, and checks that the
+/// samples of that time equal the recorded ones. Returns that time in Unix seconds. It is in the
+/// past, because a busy machine can miss one of the frequent scrapes at any moment.
+async fn scraped(server: &Prometheus, jobs: &Jobs, targets: usize) -> f64 {
     let creation = "coderd_workspace_creation_duration_seconds";
+    let found = Cell::new(0.0);
     eventually(Duration::from_secs(60), "both kinds are scraped", || async {
+        let time = server.query("time()").await[0].1 - COMMITTED.as_secs_f64();
+        found.set(time);
         let (native, classic) = (
             format!("histogram_count({creation}{{job={:?}}})", jobs.native),
             format!("{creation}_count{{job={:?}}}", jobs.classic),
         );
-        server.query(&native).await.len() == 4 && server.query(&classic).await.len() == 4
+        server.query_at("up == 1", time).await.len() == targets
+            && server.query_at(&native, time).await.len() == 4
+            && server.query_at(&classic, time).await.len() == 4
     })
     .await;
-    family(server, jobs, creation, &creations(), &CREATION_BOUNDS).await;
+    let time = found.get();
+    family(server, time, jobs, creation, &creations(), &CREATION_BOUNDS).await;
     family(
         server,
+        time,
         jobs,
         "coderd_prebuilt_workspace_claim_duration_seconds",
         &claims(),
@@ -240,7 +260,9 @@ async fn scraped(server: &Prometheus, jobs: &Jobs) {
     )
     .await;
     let totals = by_series(
-        server.query(&format!("coderd_workspace_creation_total{{job={:?}}}", jobs.native)).await,
+        server
+            .query_at(&format!("coderd_workspace_creation_total{{job={:?}}}", jobs.native), time)
+            .await,
     );
     let regular = creations().into_iter().filter(|([_, kind], _)| *kind == "regular");
     assert_eq!(
@@ -249,6 +271,7 @@ async fn scraped(server: &Prometheus, jobs: &Jobs) {
             .map(|([template, _], durations)| (key([template, ""]), durations.len() as f64))
             .collect()
     );
+    time
 }
 
 fn key(labels: [&str; 2]) -> [String; 2] {
@@ -263,7 +286,14 @@ fn by_series(samples: Vec<Sample>) -> BTreeMap<[String; 2], f64> {
         .collect()
 }
 
-async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observed, bounds: &[f64]) {
+async fn family(
+    server: &Prometheus,
+    time: f64,
+    jobs: &Jobs,
+    name: &str,
+    observed: &Observed,
+    bounds: &[f64],
+) {
     let native = format!("{name}{{job={:?}}}", jobs.native);
     let classic = |suffix: &str| format!("{name}_{suffix}{{job={:?}}}", jobs.classic);
     // A negative duration is observed as 0.
@@ -276,10 +306,10 @@ async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observe
         .map(|(labels, micros)| (key(*labels), seconds(micros).iter().sum::<i64>() as f64 / 1e6))
         .collect();
     for query in [format!("histogram_count({native})"), classic("count")] {
-        assert_eq!(by_series(server.query(&query).await), counts, "{query}");
+        assert_eq!(by_series(server.query_at(&query, time).await), counts, "{query}");
     }
     for query in [format!("histogram_sum({native})"), classic("sum")] {
-        assert_eq!(by_series(server.query(&query).await), sums, "{query}");
+        assert_eq!(by_series(server.query_at(&query, time).await), sums, "{query}");
     }
     for bound in bounds {
         let query = format!("{name}_bucket{{job={:?},le=\"{bound}\"}}", jobs.classic);
@@ -288,18 +318,21 @@ async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observe
         };
         let expected =
             observed.iter().map(|(labels, micros)| (key(*labels), below(micros))).collect();
-        let query = if server.query(&query).await.is_empty() {
+        let query = if server.query_at(&query, time).await.is_empty() {
             query.replace(&format!("le=\"{bound}\""), &format!("le=\"{bound:?}\""))
         } else {
             query
         };
-        assert_eq!(by_series(server.query(&query).await), expected, "{query}");
+        assert_eq!(by_series(server.query_at(&query, time).await), expected, "{query}");
     }
     for quantile in QUANTILES {
-        let from_native =
-            by_series(server.query(&format!("histogram_quantile({quantile}, {native})")).await);
+        let from_native = by_series(
+            server.query_at(&format!("histogram_quantile({quantile}, {native})"), time).await,
+        );
         let from_classic = by_series(
-            server.query(&format!("histogram_quantile({quantile}, {})", classic("bucket"))).await,
+            server
+                .query_at(&format!("histogram_quantile({quantile}, {})", classic("bucket")), time)
+                .await,
         );
         for (labels, micros) in observed {
             let mut sorted = seconds(micros);

@@ -69,7 +69,17 @@ impl Prometheus {
     /// The float samples of an instant query, sorted by labels. For native histograms use
     /// [`Prometheus::get`].
     pub async fn query(&self, promql: &str) -> Vec<Sample> {
-        let data = self.get("/api/v1/query", &[("query", promql)]).await;
+        self.samples(promql, &[("query", promql)]).await
+    }
+
+    /// As [`Prometheus::query`], at a time in Unix seconds. A scrape that fails later does not
+    /// change the answer.
+    pub async fn query_at(&self, promql: &str, time: f64) -> Vec<Sample> {
+        self.samples(promql, &[("query", promql), ("time", &time.to_string())]).await
+    }
+
+    async fn samples(&self, promql: &str, parameters: &[(&str, &str)]) -> Vec<Sample> {
+        let data = self.get("/api/v1/query", parameters).await;
         let float = |value: &Value| value[1].as_str().and_then(|text| text.parse::<f64>().ok());
         let mut samples: Vec<Sample> = match data["resultType"].as_str() {
             Some("vector") => data["result"]
