@@ -42,7 +42,7 @@ impl Route {
     /// A route of a handler that documents itself.
     pub(super) fn new(needs: Needs, mut routes: UtoipaMethodRouter<Arc<Serving>>) -> Self {
         document::complete(&mut routes.1, needs);
-        Self { needs, hosts: Hosts::Named, deadline: DEADLINE, routes }
+        Self { needs, hosts: Hosts::Named, deadline: DEADLINE, old_path: None, routes }
     }
 
     /// The route of an operation.
@@ -59,7 +59,9 @@ impl Route {
         let filter = MethodFilter::try_from(R::METHOD).expect("a method of HTTP");
         let scope = if R::METHOD.is_safe() { Scope::Read } else { Scope::Admin };
         let deadline = if R::IS_LONG { LONG } else { DEADLINE };
-        Self { deadline, ..Self::new(Needs::Scope(scope), (schemas, paths, on(filter, handler))) }
+        let old_path = R::OLD_PATH;
+        let routes = (schemas, paths, on(filter, handler));
+        Self { deadline, old_path, ..Self::new(Needs::Scope(scope), routes) }
     }
 
     /// Accepts any IP address as host name.
@@ -75,7 +77,12 @@ impl Route {
     ) -> OpenApiRouter<Arc<Serving>> {
         let before = Guard::new(serving, self.needs, self.hosts, self.deadline);
         let (schemas, paths, handler) = self.routes;
-        router.routes((schemas, paths, handler.route_layer(from_fn_with_state(before, guard))))
+        let handler = handler.route_layer(from_fn_with_state(before, guard));
+        let router = match self.old_path {
+            Some(path) => router.route(path, handler.clone()),
+            None => router,
+        };
+        router.routes((schemas, paths, handler))
     }
 
     #[cfg(test)]
@@ -110,7 +117,7 @@ fn described<R: ApiRequest>(status: u16) -> (Schemas, Paths) {
     if !R::METHOD.is_safe() {
         let reason = ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("Reason for the audit trail."));
+            .description(Some("Reason for the audit log."));
         fields.properties.insert("reason".to_owned(), reason.into());
         fields.required.extend(R::NEEDS_REASON.then(|| "reason".to_owned()));
     }

@@ -38,7 +38,7 @@ impl From<Vec<Token>> for Tokens {
     }
 }
 
-/// A bearer token, stored as a hash. Its name is the actor in the audit trail.
+/// A bearer token, stored as a hash. Its name is the actor in the audit log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     name: String,

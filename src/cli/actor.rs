@@ -5,13 +5,13 @@ use std::os::unix::fs::MetadataExt as _;
 use super::{Exit, Failure};
 use crate::operations::{Actor, reason};
 
-/// The actor and the reason of an operation. Both are recorded in the audit trail.
+/// The actor and the reason of an operation. Both are recorded in the audit log.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ActorArguments {
-    /// Name of the actor for the audit trail [default: your login name]
+    /// Name of the actor for the audit log [default: your login name]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
-    /// Reason for the audit trail
+    /// Reason for the audit log
     #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
     reason: String,
 }

@@ -4,9 +4,9 @@
 
 mod accept;
 mod actor;
-mod acts;
 mod api;
 pub mod audit;
+mod audit_log;
 mod check;
 mod collect;
 pub mod connect;
@@ -120,7 +120,8 @@ pub enum Command {
     Status(status::Arguments),
     Pause(Change<PauseRequest>),
     Resume(pause::Resume),
-    Acts(Query<ListActs>),
+    #[command(alias = "acts")]
+    AuditLog(Query<ListActs>),
     /// Manage registered sources
     #[command(subcommand)]
     Sources(sources::Sources),
@@ -155,8 +156,8 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Sources(arguments) => {
             until_stopped(&context.stop, sources::run(arguments, &context)).await
         }
-        Command::Acts(arguments) => {
-            until_stopped(&context.stop, acts::run(arguments, &context)).await
+        Command::AuditLog(arguments) => {
+            until_stopped(&context.stop, audit_log::run(arguments, &context)).await
         }
         Command::Check(arguments) => {
             until_stopped(&context.stop, check::run(arguments, &context)).await

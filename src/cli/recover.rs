@@ -146,7 +146,7 @@ fn ledger(effect: &LedgerEffect) -> String {
     if effect.log_restored_too {
         text += "A series whose template, organization or preset was renamed since the backup may be lower than it was, and another one higher.\n";
     }
-    let to_do = "look at `tallyline acts`, and repeat those still needed: pauses before you start processes";
+    let to_do = "look at `tallyline audit-log`, and repeat those still needed: pauses before you start processes";
     text + &format!("{}; {to_do}.\n", Recovering::LOST_ACTS)
         + "Until it has caught up as another incarnation, no domain series are shown and nothing is published.\n"
 }

@@ -173,7 +173,7 @@ pub struct Serve {
     /// Interval of the continuous audit.
     #[serde(rename = "audit_seconds", deserialize_with = "seconds")]
     pub audit: Duration,
-    /// Tokens by name. The name is the actor in the audit trail.
+    /// Tokens by name. The name is the actor in the audit log.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSetting>,
     /// Accepted host names besides loopback's.

@@ -73,7 +73,7 @@ fn read(
     let value = value::read(setting.key.kind, &setting.raw)?;
     let name = setting.name.get(setting.key.name.len() + 1..).unwrap_or_default();
     if matches!(setting.key.kind, Kind::Tokens) && !is_name(name, 1, 100) {
-        return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': the audit trail shows it as the actor".into());
+        return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': the audit log shows it as the actor".into());
     }
     if matches!(setting.key.kind, Kind::SignatureKeys) && !is_name(name, 1, 100) {
         return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': records name it in their signatures".into());

@@ -133,7 +133,7 @@ TALLYLINE_SERVE_PORT_8090: is not a setting: a variable is named TALLYLINE_SECTI
 --set (number 2): must be KEY=VALUE
 --set (number 3): ledger.usl is unknown; [ledger] has url, connections
 --set (number 4): kafka.properties.acks is set by Tallyline
---set (number 5): serve.tokens.a b must be named by 1 to 100 letters, digits, '.', '_' or '-': the audit trail shows it as the actor";
+--set (number 5): serve.tokens.a b must be named by 1 to 100 letters, digits, '.', '_' or '-': the audit log shows it as the actor";
     let found = mistakes(text, &variables, &sets);
     assert_eq!(found.join("\n"), expected);
     assert!(!found.join("\n").contains("hunter2"));

@@ -1,4 +1,4 @@
-//! The audit trail: operators' acts. Each act is written in the transaction of its change.
+//! The audit log: operators' acts. Each act is written in the transaction of its change.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,7 @@ pub struct NewAct<'a> {
     pub detail: serde_json::Value,
 }
 
-/// An act in the audit trail.
+/// An act in the audit log.
 #[derive(Clone, Debug, PartialEq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct Act {
     /// The act's id; later acts have greater ids.

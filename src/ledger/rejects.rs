@@ -66,7 +66,7 @@ pub struct RejectFilter {
     Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
 )]
 pub struct RejectAct {
-    /// The act's id in the audit trail.
+    /// The act's id in the audit log.
     pub id: i64,
     /// The reject.
     #[serde(skip)]

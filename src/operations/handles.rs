@@ -47,7 +47,7 @@ impl Operations {
 /// Maximum characters of a reason. Every view of an act shows the whole reason.
 const MAX_REASON_CHARS: usize = 2_000;
 
-/// Checks the length of a reason for the audit trail.
+/// Checks the length of a reason for the audit log.
 pub fn reason(text: &str) -> Result<String, String> {
     match text.chars().count() {
         length if length > MAX_REASON_CHARS => {
@@ -57,7 +57,7 @@ pub fn reason(text: &str) -> Result<String, String> {
     }
 }
 
-/// Who performs an operation, and why. Both are recorded in the audit trail.
+/// Who performs an operation, and why. Both are recorded in the audit log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actor {
     /// A person's login, a token's name, or `tallyline VERSION`. Empty for a question without a
@@ -68,7 +68,7 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// An act of this actor for the audit trail.
+    /// An act of this actor for the audit log.
     pub(super) fn act<'a>(
         &'a self,
         act: ActKind,
@@ -82,7 +82,7 @@ impl Actor {
         match self.reason.trim() {
             "" => Err(OperationError::Invalid {
                 field: "reason",
-                message: "is missing: it goes into the audit trail".to_owned(),
+                message: "is missing: it goes into the audit log".to_owned(),
             }),
             _ => Ok(()),
         }

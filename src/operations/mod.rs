@@ -2,11 +2,11 @@
 //! its requests and its answers as plain data. An [`Operation`] is a request with its place in the
 //! API and its code.
 //!
-//! A change names its [`Actor`]. Its act is recorded in the audit trail in the same transaction as
+//! A change names its [`Actor`]. Its act is recorded in the audit log in the same transaction as
 //! the change. Operations do not print.
 
-mod acts;
 mod audit;
+mod audit_log;
 mod effect;
 mod error;
 mod given_file;
@@ -25,8 +25,8 @@ mod replay;
 mod series;
 mod sources;
 
-pub use acts::{Acts, ListActs};
 pub use audit::{AuditFindings, RunAudit, ShowFindings};
+pub use audit_log::{Acts, ListActs};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
 pub use handles::{Actor, Operations, reason};

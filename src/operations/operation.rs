@@ -19,6 +19,8 @@ pub trait ApiRequest: Serialize + DeserializeOwned + ToSchema + Send + Sync + 's
     const METHOD: Method = Method::GET;
     /// Segments in braces are fields of the request.
     const PATH: &'static str;
+    /// Path of an earlier version. It answers too, and no document shows it.
+    const OLD_PATH: Option<&'static str> = None;
     /// Description of the answer in the API's document.
     const ANSWER: &'static str;
     /// Whether the actor must give a reason.

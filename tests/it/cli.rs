@@ -545,7 +545,7 @@ async fn a_slow_statement_is_not_printed_to_the_caller() {
         let lock = sqlx::raw_sql(
             "begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit",
         );
-        let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);
+        let (pool, arguments) = (&ledger.pool, ["audit-log", "--pipeline", &pipeline.file]);
         let locked = "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";
         let command = async {
             eventually(Duration::from_secs(30), "the table is locked", || async {

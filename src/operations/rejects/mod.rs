@@ -134,7 +134,7 @@ pub struct DiscardRejects {
 pub struct DiscardedRejects {
     /// Numbers of the rejects.
     pub ids: Vec<i64>,
-    /// Ids of the acts in the audit trail, in the same order.
+    /// Ids of the acts in the audit log, in the same order.
     pub act_ids: Vec<i64>,
 }
 

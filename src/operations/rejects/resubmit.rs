@@ -6,7 +6,7 @@
 //! 2. Append the records, and wait until the log acknowledges them.
 //! 3. End the rejects.
 //!
-//! After a crash in between, the rejects are still open and nothing is lost. The audit trail then
+//! After a crash in between, the rejects are still open and nothing is lost. The audit log then
 //! contains an act that ended nothing. At worst, the next resubmission appends the same event
 //! again, and the ledger counts a duplicate. With another edit it is a conflict, and the first
 //! event remains.
@@ -111,7 +111,7 @@ pub struct ResubmittedRecord {
     pub reason: Option<String>,
     /// Place of the record in the log; absent if nothing was appended.
     pub place: Option<Place>,
-    /// Id of the act in the audit trail.
+    /// Id of the act in the audit log.
     pub act_id: Option<i64>,
     /// Whether this act ended the reject. False if another act ended it meanwhile; the record is in
     /// the log nevertheless.

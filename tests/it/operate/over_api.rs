@@ -106,7 +106,7 @@ async fn a_command_shows_the_same_with_and_without_the_api() {
         "{rebuilt:?}"
     );
     let [over_http, direct] =
-        [over(&api, "acts", "--token env:READ").await, site.command("acts").await]
+        [over(&api, "audit-log", "--token env:READ").await, site.command("audit-log").await]
             .map(|ended| ended.stdout);
     assert_eq!(over_http, direct);
     assert_eq!(direct.lines().filter(|line| line.contains("the-admin")).count(), 3, "{direct}");
@@ -239,7 +239,7 @@ async fn a_refusal_over_the_api_has_its_reason_and_exit_code() {
             "pause consume",
             "--token env:ADMIN",
             2,
-            "reason: is missing: it goes into the audit trail",
+            "reason: is missing: it goes into the audit log",
         ),
         (
             &api,

@@ -204,7 +204,7 @@ impl World {
         json(&audited)
     }
 
-    /// Actor, subject and reason of the acts in the audit trail.
+    /// Actor, subject and reason of the acts in the audit log.
     pub async fn acts(&self) -> Vec<(String, String, String)> {
         let query =
             "select actor, subject, reason from operator_act where act = 'recover' order by id";

@@ -300,7 +300,7 @@ async fn answers_match_the_document() {
         "/openapi.json",
         "/api/v2/entitlements",
         "/api/v1/status",
-        "/api/v1/acts",
+        "/api/v1/audit-log",
         "/api/v1/pauses",
     ] {
         let (status, body) = contract.get(path).await;
@@ -313,11 +313,11 @@ async fn answers_match_the_document() {
     for (path, field) in [
         ("/api/v1/managed-agents/count", "start"),
         ("/api/v2/entitlements?source=x", "source"),
-        ("/api/v1/acts?actr=user-001", "actr"),
-        ("/api/v1/acts?limit=0", "limit"),
-        ("/api/v1/acts?reason=x", "reason"),
+        ("/api/v1/audit-log?actr=user-001", "actr"),
+        ("/api/v1/audit-log?limit=0", "limit"),
+        ("/api/v1/audit-log?reason=x", "reason"),
         ("/api/v1/sources?all=true", "all"),
-        ("/api/v1/acts?act=burn", "act"),
+        ("/api/v1/audit-log?act=burn", "act"),
     ] {
         let (status, body) = contract.get(path).await;
         assert_eq!((status, body["field"].as_str()), (400, Some(field)), "{path}: {body}");
@@ -522,7 +522,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
     }
     let process = site.process().await;
     let acts = async |query: &str| {
-        let (status, body) = process.get(&format!("/api/v1/acts{query}")).await;
+        let (status, body) = process.get(&format!("/api/v1/audit-log{query}")).await;
         assert_eq!(status, 200, "{body}");
         let acts = body["acts"].as_array().unwrap().iter();
         let acts: Vec<String> = acts
@@ -546,7 +546,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
     assert_eq!(acts("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
     assert_eq!(acts("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
     for field in ["from", "to"] {
-        let (status, problem) = process.get(&format!("/api/v1/acts?{field}={FAR}")).await;
+        let (status, problem) = process.get(&format!("/api/v1/audit-log?{field}={FAR}")).await;
         assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");
     }
     let words = sqlx::query_scalar::<_, String>(

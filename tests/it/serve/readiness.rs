@@ -245,7 +245,7 @@ async fn a_page_of_another_origin_gets_nothing_without_tokens() {
         })
         .await;
     let behind_a_proxy = client
-        .get(format!("{}/api/v1/acts", guarded.api))
+        .get(format!("{}/api/v1/audit-log", guarded.api))
         .header("host", "any.example")
         .bearer_auth("t")
         .send()

@@ -39,7 +39,7 @@ pub async fn pauses(contract: &mut Contract) {
         status == 409 && refused["message"].as_str().unwrap().contains("is not paused"),
         "{refused}"
     );
-    let (_, acts) = contract.get("/api/v1/acts?actor=the-admin").await;
+    let (_, acts) = contract.get("/api/v1/audit-log?actor=the-admin").await;
     let acts: Vec<_> = acts["acts"]
         .as_array()
         .unwrap()
@@ -301,7 +301,7 @@ pub async fn replay(contract: &mut Contract) {
         contract.change(Method::POST, execute, "/api/v1/plans/0/execute", None).await.0,
         404
     );
-    let (_, acts) = contract.get("/api/v1/acts?act=replay").await;
+    let (_, acts) = contract.get("/api/v1/audit-log?act=replay").await;
     assert_eq!(
         (&acts["acts"][0]["actor"], &acts["acts"][0]["reason"]),
         (&json!("the-admin"), &json!("to be sure")),
@@ -410,7 +410,7 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
         [&recovering["actor"], &recovering["reason"]],
         [&json!("the-admin"), &json!("the disk died")]
     );
-    let (_, acts) = contract.get("/api/v1/acts?act=recover").await;
+    let (_, acts) = contract.get("/api/v1/audit-log?act=recover").await;
     let acts: Vec<_> = acts["acts"]
         .as_array()
         .unwrap()

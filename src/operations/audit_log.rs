@@ -1,4 +1,4 @@
-//! Lists the audit trail.
+//! Lists the audit log.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::ledger::{Act, ActFilter, ActKind, acts};
 const PAGE: u16 = 100;
 const MAX_ACTS: u16 = 1000;
 
-/// Show the audit trail: actor, act, time and reason, the latest first.
+/// Show the audit log: actor, act, time and reason, the latest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct ListActs {
@@ -41,7 +41,7 @@ pub struct ListActs {
     pub limit: Option<u16>,
 }
 
-/// A page of the audit trail, the latest act first.
+/// A page of the audit log, the latest act first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Acts {
     /// Acts of this page.
@@ -53,7 +53,8 @@ pub struct Acts {
 
 impl ApiRequest for ListActs {
     type Answer = Acts;
-    const PATH: &'static str = "/api/v1/acts";
+    const PATH: &'static str = "/api/v1/audit-log";
+    const OLD_PATH: Option<&'static str> = Some("/api/v1/acts");
     const ANSWER: &'static str = "One page.";
 }
 

@@ -1,4 +1,4 @@
-//! `tallyline acts`
+//! `tallyline audit-log`
 
 use super::output::time;
 use super::via::Query;
