@@ -10,8 +10,8 @@ use super::{agents, entitlements, metrics, openapi, ready};
 use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
-    AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListPauses, ListRejects,
-    ListSources, LogRange, PauseRequest, ProveRequest, RebuildExecution, RebuildRequest,
+    AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListPauses,
+    ListRejects, ListSources, LogRange, PauseRequest, RebuildExecution, RebuildRequest,
     ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
     ShowFindings, ShowReject,
 };
@@ -42,7 +42,7 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<ListSources>(),
         Route::operation::<RetireSource>(),
         Route::operation::<ReinstateSource>(),
-        Route::operation::<ProveRequest>(),
+        Route::operation::<ExplainRequest>(),
         Route::operation::<LogRange>(),
         Route::request::<ShowPlan, _, _>(200, executions::plan_state),
         Route::request::<ReplayExecution, _, _>(202, executions::execute),

@@ -208,8 +208,8 @@ mod tests {
         let client = ApiClient::new(url("https://h/behind/").unwrap(), None).unwrap();
         let fields = serde_json::json!({ "event_id": "a/b:c?%", "a": "x y&z", "b": 3, "c": null, "d": true });
         let mut fields = fields.as_object().cloned().unwrap();
-        let mut at = client.at("/api/v1/events/{event_id}/proof", &mut fields);
-        assert_eq!(at.as_str(), "https://h/behind/api/v1/events/a%2Fb:c%3F%25/proof");
+        let mut at = client.at("/api/v1/events/{event_id}/explain", &mut fields);
+        assert_eq!(at.as_str(), "https://h/behind/api/v1/events/a%2Fb:c%3F%25/explain");
         fill(&mut at, fields);
         assert_eq!(at.query(), Some("a=x+y%26z&b=3&d=true"));
     }

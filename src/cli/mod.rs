@@ -12,6 +12,7 @@ mod collect;
 pub mod connect;
 mod context;
 mod exit;
+mod explain;
 mod export;
 mod instant;
 mod logging;
@@ -21,7 +22,6 @@ mod pause;
 mod pipeline;
 mod program;
 mod progress;
-mod prove;
 mod rebuild;
 mod recover;
 mod rejects;
@@ -48,7 +48,7 @@ use context::until_stopped;
 
 use self::via::{Change, Query};
 use crate::clock::Clock;
-use crate::operations::{ListActs, PauseRequest, ProveRequest, RunAudit};
+use crate::operations::{ExplainRequest, ListActs, PauseRequest, RunAudit};
 
 /// Meters Coder deployments: metrics and usage billing whose books balance.
 #[derive(Clone, Debug, Parser)]
@@ -126,7 +126,8 @@ pub enum Command {
     #[command(subcommand)]
     Sources(sources::Sources),
     Audit(Query<RunAudit>),
-    Prove(Query<ProveRequest>),
+    #[command(alias = "prove")]
+    Explain(Query<ExplainRequest>),
 }
 
 impl Global {
@@ -186,8 +187,8 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Audit(arguments) => {
             until_stopped(&context.stop, audit::run(arguments, &context)).await
         }
-        Command::Prove(arguments) => {
-            until_stopped(&context.stop, prove::run(arguments, &context)).await
+        Command::Explain(arguments) => {
+            until_stopped(&context.stop, explain::run(arguments, &context)).await
         }
     }
 }

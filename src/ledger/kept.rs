@@ -1,4 +1,4 @@
-//! Rows of events and rejects with their places in the log. `prove` shows them, and the deep audit
+//! Rows of events and rejects with their places in the log. `explain` shows them, and the deep audit
 //! compares them with the log.
 
 use chrono::{DateTime, Utc};

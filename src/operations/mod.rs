@@ -9,6 +9,7 @@ mod audit;
 mod audit_log;
 mod effect;
 mod error;
+mod explain;
 mod given_file;
 mod handles;
 mod identity;
@@ -16,7 +17,6 @@ mod instant;
 mod operation;
 mod pauses;
 mod plan_hash;
-mod prove;
 mod ranges;
 mod rebuild;
 pub mod recover;
@@ -29,15 +29,15 @@ pub use audit::{AuditFindings, RunAudit, ShowFindings};
 pub use audit_log::{Acts, ListActs};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
+pub use explain::{
+    EventId, ExplainRequest, ExplainedBatch, ExplainedEvent, ExplainedPlace, ExplainedSeries,
+    ExplainedSource, Explanation, Label, LicenseWindow, LogState, NoSeries, SourceState,
+};
 pub use handles::{Actor, Operations, reason};
 pub use identity::AcceptedIdentity;
 pub use instant::{CANNOT_BE, can_be, exact_instant, instant, iso_duration, optional_instant};
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};
 pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
-pub use prove::{
-    AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof,
-    ProveRequest, SeriesProof, SourceProof, SourceState,
-};
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt,

@@ -1,5 +1,5 @@
 //! The effect of one event on the series of stage `metrics`, with reasons for unaffected families.
-//! The fold, proofs and plans share this rule.
+//! The fold, explanations and plans share this rule.
 
 use chrono::{DateTime, TimeDelta, Utc};
 

@@ -57,7 +57,7 @@ async fn the_steps_after_an_outage_restore_every_number() {
     world.settle(&truth).await;
 
     walk.run("tallyline audit").await;
-    walk.run("tallyline prove").await;
+    walk.run("tallyline explain").await;
     walk.end();
     history_is_complete(&world, &bad).await;
     let again = world.every_number_is_true(&truth).await;
@@ -260,21 +260,21 @@ async fn rejects_are_corrected(world: &mut World, walk: &mut Walk, bad: &UsageTr
 /// It was refused, resubmitted by an operator with a reason, accepted once, and published in a
 /// request that the vendor knows.
 async fn history_is_complete(world: &World, bad: &UsageTruth) {
-    let proved = world.site.command(&["prove", &bad.id, "--output", "json"]).await;
-    let proof: Json =
-        serde_json::from_str(&proved.stdout).unwrap_or_else(|error| panic!("{error}: {proved:?}"));
-    let [refusal] = proof["refusals"].as_array().expect("refusals").as_slice() else {
-        panic!("{proof}")
+    let answer = world.site.command(&["explain", &bad.id, "--output", "json"]).await;
+    let explained: Json =
+        serde_json::from_str(&answer.stdout).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
+    let [refusal] = explained["refusals"].as_array().expect("refusals").as_slice() else {
+        panic!("{explained}")
     };
     let act = &refusal["acts"][0];
     assert_eq!(
         json!([refusal["cause"], refusal["state"], act["act"], act["reason"]]),
         json!(["unknown_field", "resubmitted", "resubmit", "a field too many"])
     );
-    let accepted = &proof["accepted"];
+    let accepted = &explained["accepted"];
     assert_eq!(
         json!([
-            proof["source"]["state"],
+            explained["source"]["state"],
             accepted["log"]["state"],
             accepted["publication"]["state"]
         ]),
@@ -282,12 +282,12 @@ async fn history_is_complete(world: &World, bad: &UsageTruth) {
     );
     let [attempt] = accepted["publication"]["attempts"].as_array().expect("attempts").as_slice()
     else {
-        panic!("{proof}")
+        panic!("{explained}")
     };
     assert_eq!(
         (&attempt["status"], attempt["request_id"].is_string()),
         (&json!(200), true),
-        "{proof}"
+        "{explained}"
     );
     let books = world.tallyman.books();
     assert_eq!(books.deliveries.iter().filter(|delivery| delivery.id == bad.id).count(), 1);

@@ -100,7 +100,7 @@ fn written(edge: Edge) -> Option<String> {
     }
 }
 
-/// The id of an event to prove.
+/// The id of an event to explain.
 pub fn event_id(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let text = text.trim_end_matches('\n');

@@ -9,8 +9,8 @@ use serde_json::Value;
 use tallyline::api::{ProblemBody, body_of, query_of};
 use tallyline::operations::recover::{RecoverExecution, RecoverRequest};
 use tallyline::operations::{
-    CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListRejects, LogRange, PauseRequest,
-    ProveRequest, RebuildExecution, RebuildRequest, ReplayExecution, Resubmit, RunAudit,
+    CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListRejects, LogRange,
+    PauseRequest, RebuildExecution, RebuildRequest, ReplayExecution, Resubmit, RunAudit,
 };
 
 /// The request's name, `?`, and its query.
@@ -21,7 +21,7 @@ pub fn query(input: &[u8]) -> bool {
         "acts" => in_a_query::<ListActs>(query),
         "rejects" => in_a_query::<ListRejects>(query),
         "counts" => in_a_query::<CountRejects>(query),
-        "proof" => in_a_query::<ProveRequest>(query),
+        "explain" => in_a_query::<ExplainRequest>(query),
         "pause" => in_a_query::<PauseRequest>(query),
         _ => false,
     }

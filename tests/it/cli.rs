@@ -77,7 +77,7 @@ async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
         "check",
         "migrate",
         "export",
-        "prove",
+        "explain",
         "rebuild",
         "rejects",
         "replay",

@@ -77,13 +77,13 @@ async fn a_command_shows_the_same_with_and_without_the_api() {
             && unknown.stderr.contains("404 Not Found: reject 7 does not exist"),
         "{unknown:?}"
     );
-    let proof = format!(
-        "prove {} --output json",
+    let explain = format!(
+        "explain {} --output json",
         crate::support::ledger::build(crate::support::ledger::DEPLOYMENT, 0).id()
     );
     assert_eq!(
-        json(&over(&api, &proof, "--token env:READ").await),
-        json(&site.command(&proof).await)
+        json(&over(&api, &explain, "--token env:READ").await),
+        json(&site.command(&explain).await)
     );
     let audited = over(&api, "audit --patience 1", "--token env:ADMIN").await;
     assert!(

@@ -75,7 +75,7 @@ async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_a_
         assert_eq!((cycle.accepted, cycle.held_back), (accepted, 2));
         world.pass(TimeDelta::minutes(10));
     }
-    // the metrics, the status and the event's proof, each with the next step
+    // the metrics, the status and the event's explanation, each with the next step
     assert_eq!(held_back(&registry), 2.0);
     let status = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.queues[0].held_back, 2);

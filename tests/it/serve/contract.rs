@@ -328,7 +328,7 @@ async fn answers_match_the_document() {
     );
     operators::pauses(&mut contract).await;
     operators::rejects(&mut contract, &site).await;
-    operators::proof_and_audit(&mut contract, &site).await;
+    operators::explanation_and_audit(&mut contract, &site).await;
     operators::coderd_cut_off(&mut contract, &site).await;
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;

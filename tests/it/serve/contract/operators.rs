@@ -134,16 +134,16 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
 }
 
 /// The life of the one build, and the books.
-pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
-    let template = "/api/v1/events/{event_id}/proof";
+pub async fn explanation_and_audit(contract: &mut Contract, site: &Site) {
+    let template = "/api/v1/events/{event_id}/explain";
     let event_id = build(DEPLOYMENT, 1).id();
-    let path = format!("/api/v1/events/{}/proof", event_id.replace(':', "%3A"));
+    let path = format!("/api/v1/events/{}/explain", event_id.replace(':', "%3A"));
     let as_admin = Some(super::Scope::Admin);
-    let (status, proof) = contract.ask(Method::GET, template, &path, as_admin, None).await;
-    assert_eq!((status, &proof["event_id"]), (200, &json!(event_id)), "{proof}");
+    let (status, explained) = contract.ask(Method::GET, template, &path, as_admin, None).await;
+    assert_eq!((status, &explained["event_id"]), (200, &json!(event_id)), "{explained}");
     for (path, status) in [
-        ("/api/v1/events/not%2Fa%20known%20id/proof", 404),
-        ("/api/v1/events/prebuild_claimed%3Ax/proof", 400),
+        ("/api/v1/events/not%2Fa%20known%20id/explain", 404),
+        ("/api/v1/events/prebuild_claimed%3Ax/explain", 400),
     ] {
         assert_eq!(
             contract.ask(Method::GET, template, path, as_admin, None).await.0,
@@ -152,7 +152,7 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         );
     }
     for id in [String::new(), "x".repeat(1025), "a%00b".to_owned()] {
-        let path = format!("/api/v1/events/{id}/proof");
+        let path = format!("/api/v1/events/{id}/explain");
         let (status, problem) = contract.ask(Method::GET, template, &path, as_admin, None).await;
         assert_eq!((status, &problem["field"]), (400, &json!("event_id")), "{problem}");
     }

@@ -1,4 +1,4 @@
-//! Content of a proof.
+//! Content of an explanation.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -9,17 +9,17 @@ use crate::ledger::{BatchKind, ExportLife, PublicationLife, RefusalLife, Sequenc
 
 /// All facts about one event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Proof {
+pub struct Explanation {
     /// Id of the event.
     pub event_id: String,
     /// Deployment of the event; absent if the record's headers name none.
     pub deployment_id: Option<Uuid>,
-    /// Last sequence of the ledger when the proof was made.
+    /// Last sequence of the ledger when the explanation was made.
     pub as_of_sequence: Sequence,
     /// coderd's current row.
-    pub source: SourceProof,
+    pub source: ExplainedSource,
     /// The accepted event; absent if no event with this id was accepted.
-    pub accepted: Option<AcceptedProof>,
+    pub accepted: Option<ExplainedEvent>,
     /// Records with this id that were refused or held. Duplicates of the accepted event are not
     /// listed; each batch only counts them.
     pub refusals: Vec<RefusalLife>,
@@ -27,7 +27,7 @@ pub struct Proof {
 
 /// coderd's row of the event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct SourceProof {
+pub struct ExplainedSource {
     /// How the row compares with the accepted event.
     pub state: SourceState,
     /// Explanation of the state.
@@ -56,7 +56,7 @@ pub enum SourceState {
 
 /// An accepted event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct AcceptedProof {
+pub struct ExplainedEvent {
     /// The accepted event: a CloudEvent in structured form.
     #[schema(value_type = Object)]
     pub event: serde_json::Value,
@@ -66,13 +66,13 @@ pub struct AcceptedProof {
     /// Whether the ledger's row still has this digest.
     pub digest_holds: bool,
     /// Place of the event's record in the log.
-    pub log: LogProof,
+    pub log: ExplainedPlace,
     /// Batch that accepted the event.
-    pub batch: BatchProof,
+    pub batch: ExplainedBatch,
     /// License windows of managed agents; empty for other events.
     pub license_windows: Vec<LicenseWindow>,
     /// Series that the event changed.
-    pub metrics: Vec<SeriesProof>,
+    pub metrics: Vec<ExplainedSeries>,
     /// Families that the event did not change, with reasons.
     pub not_in_metrics: Vec<NoSeries>,
     /// Publication to the vendor; only for usage.
@@ -83,7 +83,7 @@ pub struct AcceptedProof {
 
 /// A place in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct LogProof {
+pub struct ExplainedPlace {
     /// Name of the topic, without prefix.
     pub topic: String,
     /// Number of the partition; absent if the ledger does not have the batch.
@@ -113,7 +113,7 @@ pub enum LogState {
 
 /// The batch that accepted an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct BatchProof {
+pub struct ExplainedBatch {
     /// Id of the batch.
     pub id: i64,
     /// `log` or `replay`; absent if the ledger does not have the batch.
@@ -147,7 +147,7 @@ pub struct LicenseWindow {
 
 /// Change of a series by the event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct SeriesProof {
+pub struct ExplainedSeries {
     /// Name of the family.
     pub family: String,
     /// Labels of the series, in the order of the family.

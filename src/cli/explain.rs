@@ -1,15 +1,15 @@
-//! `tallyline prove`
+//! `tallyline explain`
 
 use super::output::exact_time as time;
 use super::via::Query;
 use super::{Context, Exit, Failure};
 use crate::event::UsageType;
 use crate::ledger::{AttemptVerdict, BatchKind};
-use crate::operations::{AcceptedProof, Proof, ProveRequest};
+use crate::operations::{ExplainRequest, ExplainedEvent, Explanation};
 
-pub(super) async fn run(query: Query<ProveRequest>, context: &Context) -> Result<Exit, Failure> {
-    let proof = query.run(context).await?;
-    context.output.answer(&proof, || page(&proof))?;
+pub(super) async fn run(query: Query<ExplainRequest>, context: &Context) -> Result<Exit, Failure> {
+    let explanation = query.run(context).await?;
+    context.output.answer(&explanation, || page(&explanation))?;
     Ok(Exit::Success)
 }
 
@@ -36,28 +36,28 @@ impl Page {
     }
 }
 
-/// The proof for people.
-fn page(proof: &Proof) -> String {
+/// The explanation for people.
+fn page(explanation: &Explanation) -> String {
     let mut page = Page::default();
-    page.line("EVENT", &proof.event_id);
-    let deployment = proof
+    page.line("EVENT", &explanation.event_id);
+    let deployment = explanation
         .deployment_id
         .map_or_else(|| "of no known deployment".to_owned(), |id| format!("of deployment {id}"));
     page.line("", &deployment);
-    page.line("SOURCE", &proof.source.detail);
-    if let Some(published_at) = proof.source.published_at {
+    page.line("SOURCE", &explanation.source.detail);
+    if let Some(published_at) = explanation.source.published_at {
         page.line("", &format!("coderd has marked it as published at {}", time(published_at)));
     }
-    match &proof.accepted {
+    match &explanation.accepted {
         None => page.line("ACCEPTED", "no event is accepted under this id"),
         Some(accepted) => accepted_lines(&mut page, accepted),
     }
-    refusal_lines(&mut page, proof);
-    page.line("AS OF", &format!("ledger sequence {}", proof.as_of_sequence));
+    refusal_lines(&mut page, explanation);
+    page.line("AS OF", &format!("ledger sequence {}", explanation.as_of_sequence));
     page.0
 }
 
-fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
+fn accepted_lines(page: &mut Page, accepted: &ExplainedEvent) {
     let text = |name: &str| accepted.event[name].as_str().unwrap_or_default().to_owned();
     page.line("WHAT", &format!("{} at {}: {}", text("type"), text("time"), accepted.event["data"]));
     let log = &accepted.log;
@@ -120,7 +120,7 @@ fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
     }
 }
 
-fn counted_lines(page: &mut Page, accepted: &AcceptedProof) {
+fn counted_lines(page: &mut Page, accepted: &ExplainedEvent) {
     page.lines(
         "LICENSES",
         accepted.license_windows.iter().map(|window| {
@@ -157,7 +157,7 @@ fn counted_lines(page: &mut Page, accepted: &AcceptedProof) {
     page.lines("METRICS", added.chain(unaffected));
 }
 
-fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {
+fn publication_lines(page: &mut Page, accepted: &ExplainedEvent) {
     let Some(life) = &accepted.publication else { return };
     let settled = match (life.settled_sequence, life.settled_at) {
         (Some(sequence), Some(at)) => format!(" at sequence {sequence}, {}", time(at)),
@@ -187,8 +187,8 @@ fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {
     }
 }
 
-fn refusal_lines(page: &mut Page, proof: &Proof) {
-    for refusal in &proof.refusals {
+fn refusal_lines(page: &mut Page, explanation: &Explanation) {
+    for refusal in &explanation.refusals {
         let place = format!("{}/{}@{}", refusal.topic, refusal.partition, refusal.log_offset);
         page.line(
             "REFUSED",
@@ -218,7 +218,7 @@ fn refusal_lines(page: &mut Page, proof: &Proof) {
             );
         }
     }
-    if proof.accepted.is_some() && proof.refusals.is_empty() {
+    if explanation.accepted.is_some() && explanation.refusals.is_empty() {
         page.line(
             "REFUSED",
             "no record under this id; equal ones are counted as duplicates with their batches",

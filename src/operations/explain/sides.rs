@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{EventId, LogProof, LogState, SourceProof, SourceState};
+use super::{EventId, ExplainedPlace, ExplainedSource, LogState, SourceState};
 use crate::coderd::{CoderdError, Database, Reader, Time};
 use crate::collectors::events;
 use crate::event::{self, Digest, Event, Payload, Topic, TopicPartition};
@@ -18,16 +18,16 @@ struct Row {
 }
 
 impl Operations {
-    /// coderd's current row. If coderd does not answer, the proof continues without it.
+    /// coderd's current row. If coderd does not answer, the explanation continues without it.
     pub(super) async fn source_side(
         &self,
         id: &EventId,
         deployment: Option<Uuid>,
         accepted: Option<&Event>,
-    ) -> SourceProof {
-        let proof = |state, detail: String| SourceProof { state, detail, published_at: None };
+    ) -> ExplainedSource {
+        let side = |state, detail: String| ExplainedSource { state, detail, published_at: None };
         let Some(database) = &self.coderd else {
-            return proof(
+            return side(
                 SourceState::NotAsked,
                 "not asked: no database of coderd is configured".to_owned(),
             );
@@ -35,11 +35,11 @@ impl Operations {
         let address = database.address();
         let row = match self.row(database, id, deployment).await {
             Ok(Ok(row)) => row,
-            Ok(Err(why)) => return proof(SourceState::NotAsked, why),
-            Err(error) => return proof(SourceState::NotAsked, format!("not asked: {error}")),
+            Ok(Err(why)) => return side(SourceState::NotAsked, why),
+            Err(error) => return side(SourceState::NotAsked, format!("not asked: {error}")),
         };
         let Some(Row { digest, published_at }) = row else {
-            return proof(SourceState::Gone, format!("{address} has no such row"));
+            return side(SourceState::Gone, format!("{address} has no such row"));
         };
         let (state, detail) = match (digest, accepted) {
             (Err(why), _) => (
@@ -57,7 +57,7 @@ impl Operations {
                 (SourceState::Changed, format!("{address} has the row, with another digest"))
             }
         };
-        SourceProof { state, detail, published_at }
+        ExplainedSource { state, detail, published_at }
     }
 
     /// The row, `None` if it does not exist, or the reason why coderd was not queried.
@@ -91,7 +91,7 @@ impl Operations {
         &self,
         row: &KeptEvent,
         event: &Event,
-    ) -> Result<LogProof, OperationError> {
+    ) -> Result<ExplainedPlace, OperationError> {
         let topic = event.topic();
         let batch = row.batch.as_ref();
         let (partition, generation) =
@@ -114,7 +114,7 @@ impl Operations {
             }
             _ => (LogState::NotAsked, format!("batch {} is not there", row.batch_id)),
         };
-        Ok(LogProof {
+        Ok(ExplainedPlace {
             topic: topic.name().to_owned(),
             partition,
             generation,

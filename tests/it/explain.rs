@@ -1,5 +1,5 @@
 //! The life of one event, from coderd's row to its export files. The tests compute the expected
-//! proof from their own acts.
+//! explained from their own acts.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tallyline::ledger::{
     rejects, snapshots, sources,
 };
 use tallyline::operations::{
-    LogState, OperationError, Operations, Proof, ProveRequest, SourceState,
+    ExplainRequest, Explanation, LogState, OperationError, Operations, SourceState,
 };
 use uuid::Uuid;
 
@@ -32,17 +32,21 @@ fn operations(site: &Site) -> Operations {
     }
 }
 
-async fn prove(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
-    ask(&operations(site), &ProveRequest { event_id: event_id.to_owned(), source }).await
+async fn explain(
+    site: &Site,
+    event_id: &str,
+    source: Option<Uuid>,
+) -> Result<Explanation, OperationError> {
+    ask(&operations(site), &ExplainRequest { event_id: event_id.to_owned(), source }).await
 }
 
-async fn proof(site: &Site, event_id: &str) -> Proof {
-    prove(site, event_id, None).await.unwrap()
+async fn explained(site: &Site, event_id: &str) -> Explanation {
+    explain(site, event_id, None).await.unwrap()
 }
 
 /// Family, label values and observed seconds of each series.
-fn series(proof: &Proof) -> Vec<(&str, Vec<&str>, Option<f64>)> {
-    let metrics = &proof.accepted.as_ref().unwrap().metrics;
+fn series(explained: &Explanation) -> Vec<(&str, Vec<&str>, Option<f64>)> {
+    let metrics = &explained.accepted.as_ref().unwrap().metrics;
     metrics
         .iter()
         .map(|one| {
@@ -55,8 +59,8 @@ fn series(proof: &Proof) -> Vec<(&str, Vec<&str>, Option<f64>)> {
         .collect()
 }
 
-fn reasons(proof: &Proof) -> Vec<(&str, &str)> {
-    proof
+fn reasons(explained: &Explanation) -> Vec<(&str, &str)> {
+    explained
         .accepted
         .as_ref()
         .unwrap()
@@ -75,7 +79,7 @@ async fn introduced_long_ago(site: &Site) {
 async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     let site = Site::new().await;
     let id = format!("workspace_build_completed:{}", site.creation);
-    let before = proof(&site, &id).await;
+    let before = explained(&site, &id).await;
     let total = "coderd_workspace_creation_total";
     let seconds = "coderd_workspace_creation_duration_seconds";
     assert_eq!(series(&before).iter().map(|one| one.0).collect::<Vec<_>>(), [total]);
@@ -85,14 +89,14 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     );
 
     introduced_long_ago(&site).await;
-    let proof = proof(&site, &id).await;
+    let explained = explained(&site, &id).await;
     assert_eq!(
-        (proof.event_id.as_str(), proof.deployment_id),
+        (explained.event_id.as_str(), explained.deployment_id),
         (id.as_str(), Some(site.coderd.deployment))
     );
-    assert_eq!(proof.as_of_sequence, site.ledger.run(snapshots::head).await.unwrap());
-    assert_eq!(proof.source.state, SourceState::Same, "{:?}", proof.source);
-    assert_eq!(proof.refusals, []);
+    assert_eq!(explained.as_of_sequence, site.ledger.run(snapshots::head).await.unwrap());
+    assert_eq!(explained.source.state, SourceState::Same, "{:?}", explained.source);
+    assert_eq!(explained.refusals, []);
     let names: (String, String) =
         sqlx::query_as("select (select name from organizations), (select name from templates)")
             .fetch_one(&site.coderd.database.pool)
@@ -101,10 +105,10 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     let labels = vec![names.0.as_str(), names.1.as_str(), ""];
     // builds of these tests take a second
     assert_eq!(
-        series(&proof),
+        series(&explained),
         [(total, labels.clone(), None), (seconds, [labels, vec!["regular"]].concat(), Some(1.0))]
     );
-    let accepted = proof.accepted.as_ref().unwrap();
+    let accepted = explained.accepted.as_ref().unwrap();
     let stored: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
         "select b.id, named_sequence(b.sequence), b.epoch, b.recorded_at, e.log_offset from workspace_build e join batch b on b.id = e.batch_id
          where build_id = $1",
@@ -138,14 +142,14 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
 async fn a_claim_and_its_build_are_two_events_and_only_the_claim_is_timed() {
     let site = Site::new().await;
     introduced_long_ago(&site).await;
-    let claim = proof(&site, &format!("prebuild_claimed:{}", site.claim)).await;
+    let claim = explained(&site, &format!("prebuild_claimed:{}", site.claim)).await;
     assert_eq!(claim.source.state, SourceState::Same);
     let series = series(&claim);
     assert_eq!(
         (series.len(), series[0].0, series[0].2),
         (1, "coderd_prebuilt_workspace_claim_duration_seconds", Some(1.0))
     );
-    let build = proof(&site, &format!("workspace_build_completed:{}", site.claim)).await;
+    let build = explained(&site, &format!("workspace_build_completed:{}", site.claim)).await;
     let expected = [
         ("coderd_workspace_creation_total", "it is not its workspace's first successful start"),
         ("coderd_workspace_creation_duration_seconds", "it is not a creation of a workspace"),
@@ -163,26 +167,29 @@ async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
     let rewrite = "update provisioner_jobs set started_at = started_at - interval '1 second'
                    where id = (select job_id from workspace_builds where id = $1)";
     site.tamper_source(rewrite, site.creation).await;
-    assert_eq!(proof(&site, &id).await.source.state, SourceState::Changed);
+    assert_eq!(explained(&site, &id).await.source.state, SourceState::Changed);
     site.tamper_source("delete from workspace_builds where id = $1", site.creation).await;
-    assert_eq!(proof(&site, &id).await.source.state, SourceState::Gone);
+    assert_eq!(explained(&site, &id).await.source.state, SourceState::Gone);
 
     site.tamper("update workspace_build set build_number = build_number + 7").await;
-    assert!(!proof(&site, &id).await.accepted.unwrap().digest_holds);
+    assert!(!explained(&site, &id).await.accepted.unwrap().digest_holds);
     site.tamper("update log_record set payload = 'other'").await;
-    assert_eq!(proof(&site, &id).await.accepted.unwrap().log.state, LogState::Other);
+    assert_eq!(explained(&site, &id).await.accepted.unwrap().log.state, LogState::Other);
     site.tamper("delete from log_record; update log_partition set start_offset = next_offset")
         .await;
-    assert_eq!(proof(&site, &id).await.accepted.unwrap().log.state, LogState::Gone);
+    assert_eq!(explained(&site, &id).await.accepted.unwrap().log.state, LogState::Gone);
 
-    // a side that is away leaves the rest of the proof
+    // a side that is away leaves the rest of the explained
     let unreachable =
         coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1))
             .unwrap();
-    let request = ProveRequest { event_id: id, source: None };
+    let request = ExplainRequest { event_id: id, source: None };
     for coderd in [Some(unreachable), None] {
-        let proof = ask(&Operations { coderd, ..operations(&site) }, &request).await.unwrap();
-        assert_eq!((proof.source.state, proof.accepted.is_some()), (SourceState::NotAsked, true));
+        let explained = ask(&Operations { coderd, ..operations(&site) }, &request).await.unwrap();
+        assert_eq!(
+            (explained.source.state, explained.accepted.is_some()),
+            (SourceState::NotAsked, true)
+        );
     }
 }
 
@@ -224,7 +231,7 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
         })
         .await
         .unwrap();
-    let pending = proof(&site, "usage-1").await.accepted.unwrap();
+    let pending = explained(&site, "usage-1").await.accepted.unwrap();
     assert_eq!(
         pending.publication.as_ref().map(|life| (life.state.as_str(), life.attempts.len())),
         Some(("pending", 0))
@@ -270,7 +277,7 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
             .unwrap();
         expected.extend(holds.then_some(id));
     }
-    let accepted = proof(&site, "usage-1").await.accepted.unwrap();
+    let accepted = explained(&site, "usage-1").await.accepted.unwrap();
     let life = accepted.publication.unwrap();
     assert_eq!(
         (life.state.as_str(), life.next_attempt_at, life.attempts.len()),
@@ -317,7 +324,7 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
         .await
         .unwrap();
     let windows = async || {
-        let windows = proof(&site, "usage-1").await.accepted.unwrap().license_windows;
+        let windows = explained(&site, "usage-1").await.accepted.unwrap().license_windows;
         windows
             .into_iter()
             .map(|one| (one.license_id, one.agents, one.in_force, one.gone_at))
@@ -385,17 +392,17 @@ async fn an_id_of_several_deployments_needs_its_source() {
         .unwrap();
     site.log.append(Topic::AgentUsage, vec![usage_of(other, "usage-1", now)]).await.unwrap();
     site.consume().await;
-    let several = prove(&site, "usage-1", None).await.unwrap_err();
+    let several = explain(&site, "usage-1", None).await.unwrap_err();
     assert!(
         matches!(&several, OperationError::Invalid { field: "source", message } if message.contains(&other.to_string())),
         "{several}"
     );
-    let own = prove(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
+    let own = explain(&site, "usage-1", Some(site.coderd.deployment)).await.unwrap();
     assert_eq!(
         (own.deployment_id, own.source.state),
         (Some(site.coderd.deployment), SourceState::Same)
     );
-    let foreign = prove(&site, "usage-1", Some(other)).await.unwrap();
+    let foreign = explain(&site, "usage-1", Some(other)).await.unwrap();
     assert_eq!((foreign.deployment_id, foreign.source.state), (Some(other), SourceState::NotAsked));
     assert_eq!(foreign.accepted.unwrap().log.state, LogState::Same);
 }
@@ -406,7 +413,7 @@ async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
     let now = site.coderd.now().await;
     site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
     site.collect().await;
-    let open = proof(&site, "usage-bad").await;
+    let open = explained(&site, "usage-bad").await;
     assert_eq!(
         (open.source.state, open.accepted.is_none(), open.refusals.len()),
         (SourceState::Unreadable, true, 1)
@@ -435,7 +442,7 @@ async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
         .execute(&site.ledger.pool)
         .await
         .unwrap();
-    let discarded = proof(&site, "usage-bad").await.refusals.remove(0);
+    let discarded = explained(&site, "usage-bad").await.refusals.remove(0);
     assert_eq!(discarded.state, RejectState::Discarded);
     let acts: Vec<_> = discarded
         .acts
@@ -452,10 +459,10 @@ async fn a_conflict_is_shown_beside_the_accepted_event() {
         usage_of(site.coderd.deployment, "usage-1", site.coderd.now().await + TimeDelta::hours(1));
     site.log.append(Topic::AgentUsage, vec![other]).await.unwrap();
     site.consume().await;
-    let proof = proof(&site, "usage-1").await;
-    assert!(proof.accepted.is_some());
+    let explained = explained(&site, "usage-1").await;
+    assert!(explained.accepted.is_some());
     assert_eq!(
-        proof.refusals.iter().map(|refusal| refusal.verdict.as_str()).collect::<Vec<_>>(),
+        explained.refusals.iter().map(|refusal| refusal.verdict.as_str()).collect::<Vec<_>>(),
         ["conflict"]
     );
 }
@@ -463,7 +470,7 @@ async fn a_conflict_is_shown_beside_the_accepted_event() {
 #[tokio::test]
 async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     let site = Site::new().await;
-    let missing = prove(&site, "no-such-usage", None).await.unwrap_err();
+    let missing = explain(&site, "no-such-usage", None).await.unwrap_err();
     let address =
         coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
     let incarnation = site.ledger.run(snapshots::head).await.unwrap().incarnation.to_string();
@@ -474,7 +481,7 @@ async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     // an event that only coderd has is reported, without a life yet
     let now = site.coderd.now().await;
     site.coderd.usage("usage-new", "dc_managed_agents_v1", json!({"count": 1}), now).await;
-    let new = proof(&site, "usage-new").await;
+    let new = explained(&site, "usage-new").await;
     assert_eq!(
         (new.source.state, new.accepted, new.refusals),
         (SourceState::NotAccepted, None, Vec::new())
@@ -493,7 +500,7 @@ async fn the_command_shows_a_page_and_the_same_as_json() {
     );
     std::fs::write(&file, settings).unwrap();
     let run = async |id: &str, more: &[&str]| {
-        run_tallyline(&[&["prove", id, "--pipeline", file.to_str().unwrap()], more].concat(), &[])
+        run_tallyline(&[&["explain", id, "--pipeline", file.to_str().unwrap()], more].concat(), &[])
             .await
     };
     let id = format!("workspace_build_completed:{}", site.creation);
@@ -519,8 +526,8 @@ async fn the_command_shows_a_page_and_the_same_as_json() {
         "{usage:?}"
     );
     let answer = run(&id, &["--output", "json"]).await;
-    let answer: Proof = serde_json::from_str(&answer.stdout).unwrap();
-    assert_eq!(answer, proof(&site, &id).await);
+    let answer: Explanation = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!(answer, explained(&site, &id).await);
     let long = "x".repeat(1025);
     for (id, exit, words) in [
         ("no-such", 4, "is known nowhere"),

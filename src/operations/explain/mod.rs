@@ -1,12 +1,12 @@
-//! Proofs: the source of one event, its effects and its publication.
+//! Explanations: the source of one event, its effects and its publication.
 
 mod effects;
-mod proof;
+mod explanation;
 mod sides;
 
-pub use proof::{
-    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof,
-    SeriesProof, SourceProof, SourceState,
+pub use explanation::{
+    ExplainedBatch, ExplainedEvent, ExplainedPlace, ExplainedSeries, ExplainedSource, Explanation,
+    Label, LicenseWindow, LogState, NoSeries, SourceState,
 };
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ use crate::ledger::{KeptEvent, RefusalLife, Sequence, event_history, kept, snaps
 /// If coderd or the log cannot be queried, the answer reports that and shows the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
-pub struct ProveRequest {
+pub struct ExplainRequest {
     /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage
     /// event.
     // an empty id would be another path of the API
@@ -96,14 +96,15 @@ impl EventId {
     }
 }
 
-impl ApiRequest for ProveRequest {
-    type Answer = Proof;
-    const PATH: &'static str = "/api/v1/events/{event_id}/proof";
-    const ANSWER: &'static str = "The proof. 404: the event is not known.";
+impl ApiRequest for ExplainRequest {
+    type Answer = Explanation;
+    const PATH: &'static str = "/api/v1/events/{event_id}/explain";
+    const OLD_PATH: Option<&'static str> = Some("/api/v1/events/{event_id}/proof");
+    const ANSWER: &'static str = "The explanation. 404: the event is not known.";
 }
 
-impl Operation for ProveRequest {
-    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Proof, OperationError> {
+impl Operation for ExplainRequest {
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<Explanation, OperationError> {
         let id = EventId::parse(&self.event_id)?;
         let head = operations.ledger.run(snapshots::head).await?;
         let mut kept = operations
@@ -130,11 +131,11 @@ impl Operation for ProveRequest {
         }
         let accepted = match (&kept, accepted) {
             (Some(row), Some(event)) => {
-                Some(operations.accepted_proof(row, event, head.incarnation).await?)
+                Some(operations.explained_event(row, event, head.incarnation).await?)
             }
             _ => None,
         };
-        Ok(Proof {
+        Ok(Explanation {
             event_id: id.whole(),
             deployment_id: deployment,
             as_of_sequence: head,
@@ -146,12 +147,12 @@ impl Operation for ProveRequest {
 }
 
 impl Operations {
-    async fn accepted_proof(
+    async fn explained_event(
         &self,
         row: &KeptEvent,
         event: &Event,
         incarnation: Uuid,
-    ) -> Result<AcceptedProof, OperationError> {
+    ) -> Result<ExplainedEvent, OperationError> {
         let ledger = &self.ledger;
         let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
         let usage = matches!(event.payload, Payload::Usage(_));
@@ -173,12 +174,12 @@ impl Operations {
             None => Vec::new(),
         };
         let (metrics, not_in_metrics) = self.metrics_of(event).await?;
-        Ok(AcceptedProof {
+        Ok(ExplainedEvent {
             event: event.to_structured(),
             digest: hex::encode(&row.digest),
             digest_holds: row.digest == event.digest(),
             log: self.log_side(row, event).await?,
-            batch: BatchProof {
+            batch: ExplainedBatch {
                 id: row.batch_id,
                 kind: row.batch.as_ref().map(|batch| batch.kind),
                 epoch: row.batch.as_ref().and_then(|batch| batch.epoch),
@@ -225,7 +226,7 @@ fn one_deployment(
     Ok(deployments.pop_first())
 }
 
-fn not_found(id: &EventId, head: &Sequence, source: &SourceProof) -> OperationError {
+fn not_found(id: &EventId, head: &Sequence, source: &ExplainedSource) -> OperationError {
     OperationError::NotFound(format!(
         "{} is known nowhere: not among the accepted events of {} nor the rejects up to ledger sequence {}; coderd: {}",
         id.whole(),

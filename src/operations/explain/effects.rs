@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::Deserialize as _;
 
-use super::{Label, LicenseWindow, NoSeries, SeriesProof};
+use super::{ExplainedSeries, Label, LicenseWindow, NoSeries};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
 use crate::ledger::{LicenseLife, known, licenses, sources};
 use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
@@ -27,7 +27,7 @@ impl Operations {
     pub(super) async fn metrics_of(
         &self,
         event: &Event,
-    ) -> Result<(Vec<SeriesProof>, Vec<NoSeries>), OperationError> {
+    ) -> Result<(Vec<ExplainedSeries>, Vec<NoSeries>), OperationError> {
         let source =
             self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?;
         let Some(source) = source else { return Ok((Vec::new(), Vec::new())) };
@@ -119,10 +119,10 @@ fn period(
     Ok(feature.and_then(|feature| feature.usage_period.zip(feature.actual)))
 }
 
-fn series(effect: &Effect) -> SeriesProof {
+fn series(effect: &Effect) -> ExplainedSeries {
     let label =
         |(name, value): (&str, &str)| Label { name: name.to_owned(), value: value.to_owned() };
-    SeriesProof {
+    ExplainedSeries {
         family: effect.family().to_owned(),
         labels: effect.labels().into_iter().map(label).collect(),
         observed_seconds: effect.observed_micros().map(|micros| micros as f64 / MICROS_PER_SECOND),
