@@ -35,6 +35,7 @@ pub(super) struct Route {
     needs: Needs,
     hosts: Hosts,
     deadline: Duration,
+    old_path: Option<&'static str>,
     routes: UtoipaMethodRouter<Arc<Serving>>,
 }
 

@@ -7,7 +7,7 @@ use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
 use crate::ledger::Recovering;
 use crate::operations::recover::{
-    CoderdEffect, KafkaEffect, LedgerEffect, RecoverEffect, RecoverExecution, RecoverPlan,
+    CoderdEffect, LedgerEffect, LogEffect, RecoverEffect, RecoverExecution, RecoverPlan,
     RecoverRequest,
 };
 
@@ -54,13 +54,13 @@ fn end(answer: &Planned) -> String {
 
 fn table(effect: &RecoverEffect) -> String {
     match effect {
-        RecoverEffect::Kafka(effect) => kafka(effect),
+        RecoverEffect::Log(effect) => log(effect),
         RecoverEffect::Ledger(effect) => ledger(effect),
         RecoverEffect::Coderd(effect) => coderd(effect),
     }
 }
 
-fn kafka(effect: &KafkaEffect) -> String {
+fn log(effect: &LogEffect) -> String {
     let rows = effect.partitions.iter().map(|one| {
         let [position, unread, reopened] =
             [one.position, one.unread, one.reopened].map(|number| number.to_string());

@@ -102,7 +102,7 @@ pub enum CollectError {
     NoSigningKey,
     /// Consumers reject this process's signatures.
     #[error(
-        "consumers reject the signatures of this collector's records (bad_signature): set log.verification_keys of all consumers to include the key that log.signing_key names here, then restart this process; where topics were deleted and created again, run `tallyline recover plan --lost kafka` first. Until then it collects nothing and reports no completeness"
+        "consumers reject the signatures of this collector's records (bad_signature): set log.verification_keys of all consumers to include the key that log.signing_key names here, then restart this process; where topics were deleted and created again, run `tallyline recover plan --lost log` first. Until then it collects nothing and reports no completeness"
     )]
     SignaturesRejected,
     /// Consumers reject records that an earlier process of the source signed with another key. The

@@ -32,7 +32,7 @@ pub enum LogError {
     /// A batch is damaged, or it cannot be unpacked and its end is unknown.
     #[error(
         "{partition}: the batch at offset {offset} cannot be read: it is damaged or cannot be unpacked. Remove it with Kafka's kafka-delete-records.sh, then run \
-         `tallyline recover plan --lost kafka`"
+         `tallyline recover plan --lost log`"
     )]
     Unreadable {
         partition: TopicPartition,

@@ -1,5 +1,5 @@
 //! The life of one event, from coderd's row to its export files. The tests compute the expected
-//! explained from their own acts.
+//! explanation from their own acts.
 
 use std::time::Duration;
 

@@ -4,13 +4,13 @@
 //! these changes.
 
 mod coderd;
-mod kafka;
 mod ledger;
+mod log;
 mod restore_monitor;
 
 pub use coderd::{CoderdEffect, LostEvents};
-pub use kafka::{KafkaEffect, PartitionToBegin};
 pub use ledger::{LedgerEffect, SourceNotWaitedFor};
+pub use log::{LogEffect, PartitionToBegin};
 pub use restore_monitor::RestoreMonitor;
 
 use axum::http::Method;
@@ -28,7 +28,9 @@ use crate::ledger::{ActKind, Subject, plans};
 #[serde(rename_all = "lowercase")]
 pub enum Lost {
     /// Topics, in Kafka or in PostgreSQL: lost, created again or emptied
-    Kafka,
+    #[value(alias = "kafka")]
+    #[serde(alias = "kafka")]
+    Log,
     /// The ledger, restored from a backup
     Ledger,
     /// coderd's database, restored to an earlier time
@@ -39,7 +41,7 @@ impl Lost {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Lost::Kafka => "kafka",
+            Lost::Log => "log",
             Lost::Ledger => "ledger",
             Lost::Coderd => "coderd",
         }
@@ -85,7 +87,8 @@ pub struct RecoverPlan {
 #[serde(tag = "loss", rename_all = "lowercase")]
 pub enum RecoverEffect {
     /// Loss of topics.
-    Kafka(KafkaEffect),
+    #[serde(alias = "kafka")]
+    Log(LogEffect),
     /// Loss of the newest part of the ledger.
     Ledger(Box<LedgerEffect>),
     /// Loss of the newest part of coderd's database.
@@ -97,7 +100,7 @@ impl RecoverEffect {
     #[must_use]
     pub fn nothing(&self) -> Option<String> {
         match self {
-            RecoverEffect::Kafka(effect) => effect.nothing(),
+            RecoverEffect::Log(effect) => effect.nothing(),
             RecoverEffect::Ledger(effect) => effect.nothing(),
             RecoverEffect::Coderd(effect) => effect.nothing(),
         }
@@ -105,7 +108,7 @@ impl RecoverEffect {
 
     fn changes(&self) -> serde_json::Value {
         match self {
-            RecoverEffect::Kafka(effect) => effect.changes(),
+            RecoverEffect::Log(effect) => effect.changes(),
             RecoverEffect::Ledger(effect) => effect.changes(),
             RecoverEffect::Coderd(effect) => effect.changes(),
         }
@@ -185,7 +188,7 @@ impl Operation for RecoverExecution {
         let detail = serde_json::to_value(&plan.effect)?;
         let act = actor.act(ActKind::Recover, Subject::Named(request.lost.as_str()), detail);
         let done = match &plan.effect {
-            RecoverEffect::Kafka(effect) => kafka::execute(operations, effect, &act, hash).await?,
+            RecoverEffect::Log(effect) => log::execute(operations, effect, &act, hash).await?,
             RecoverEffect::Ledger(effect) => {
                 ledger::execute(operations, effect, &act, hash).await?
             }
@@ -210,7 +213,7 @@ impl Operations {
             return Err(OperationError::Invalid { field: "without", message });
         }
         let (effect, lost_ids) = match request.lost {
-            Lost::Kafka => (RecoverEffect::Kafka(kafka::foresee(self).await?), Vec::new()),
+            Lost::Log => (RecoverEffect::Log(log::foresee(self).await?), Vec::new()),
             Lost::Ledger => (
                 RecoverEffect::Ledger(Box::new(ledger::foresee(self, &request.without).await?)),
                 Vec::new(),

@@ -12,7 +12,7 @@
 //! event remains.
 //!
 //! The reject keeps the place of its record in the log. If the log loses the record unread,
-//! `recover --lost kafka` reopens the reject.
+//! `recover --lost log` reopens the reject.
 
 use std::collections::{BTreeMap, HashMap};
 

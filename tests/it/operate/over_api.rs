@@ -123,8 +123,8 @@ async fn a_loss_is_recovered_over_the_api() {
         planned["execute"].as_str().unwrap().strip_prefix("tallyline ").unwrap().to_owned()
     };
     let nothing =
-        json(&over(&api, "recover plan --lost kafka --output json", "--token env:ADMIN").await);
-    let direct = json(&site.command("recover plan --lost kafka --output json").await);
+        json(&over(&api, "recover plan --lost log --output json", "--token env:ADMIN").await);
+    let direct = json(&site.command("recover plan --lost log --output json").await);
     assert_eq!((&nothing["effect"], &nothing["hash"]), (&direct["effect"], &direct["hash"]));
     assert_eq!(nothing["effect"]["partitions_to_create"], 3, "{nothing}");
     assert_eq!((&nothing["hash"], &nothing["execute"]), (&Value::Null, &Value::Null), "{nothing}");

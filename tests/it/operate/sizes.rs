@@ -211,7 +211,7 @@ async fn a_damaged_batch_stops_its_partition_until_it_is_removed_and_recovered()
             &[
                 &at.to_string(),
                 &format!("offset {first} cannot be read"),
-                "recover plan --lost kafka",
+                "recover plan --lost log",
             ],
         )
         .await;
@@ -243,7 +243,7 @@ async fn a_damaged_batch_stops_its_partition_until_it_is_removed_and_recovered()
         .add_partition_offset(&kafka.name(at.topic.name()), 0, Offset::Offset(first + 1))
         .unwrap();
     admin.delete_records(&before, &AdminOptions::new()).await.unwrap();
-    let planned = site.command("recover plan --lost kafka --output json").await;
+    let planned = site.command("recover plan --lost log --output json").await;
     let plan: serde_json::Value = serde_json::from_str(&planned.stdout)
         .unwrap_or_else(|error| panic!("{error}: {planned:?}"));
     let executed = site

@@ -272,7 +272,7 @@ async fn a_source_that_is_read_or_not_awaited_cannot_be_excluded() {
     assert!(refused(site.try_plan(&[LIVE]).await).contains("the collector host-1 reads it"));
     site.operations.ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
     let (stale, _) = site.plan(&[LIVE]).await;
-    let request = RecoverRequest { lost: Lost::Kafka, without: vec![LIVE] };
+    let request = RecoverRequest { lost: Lost::Log, without: vec![LIVE] };
     let elsewhere = ask(&site.operations, &request).await;
     assert!(
         matches!(elsewhere, Err(OperationError::Invalid { field: "without", .. })),

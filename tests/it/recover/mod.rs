@@ -4,9 +4,9 @@
 mod coderd;
 mod concurrent;
 mod excluded_sources;
-mod kafka;
 mod late_broker;
 mod ledger;
+mod log;
 mod repeated;
 mod scraped;
 mod servers;

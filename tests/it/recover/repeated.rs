@@ -8,7 +8,7 @@ use tallyline::operations::{Actor, OperationError, Operations};
 use crate::support::ledger::{act, ask, ledger, operations};
 
 async fn plan(operations: &Operations) -> RecoverPlan {
-    let request: RecoverRequest = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
+    let request: RecoverRequest = serde_json::from_value(json!({ "lost": "log" })).unwrap();
     ask(operations, &request).await.unwrap()
 }
 

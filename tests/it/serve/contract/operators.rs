@@ -367,7 +367,7 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
     let (status, wrong) = plan_recovery(contract, "everything").await;
     assert_eq!((status, wrong["field"].as_str()), (400, Some("lost")), "{wrong}");
     assert_eq!(execute_recovery(contract, &json!({ "hash": "0" })).await.0, 404);
-    let (status, nothing) = plan_recovery(contract, "kafka").await;
+    let (status, nothing) = plan_recovery(contract, "log").await;
     assert_eq!((status, &nothing["effect"]["partitions"]), (200, &json!([])), "{nothing}");
     assert_eq!(nothing["hash"], json!(null), "{nothing}");
 
@@ -375,7 +375,7 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
         delete from log_record using log_partition where id = partition_id and topic = 'tallyline.workspace-builds.v1';
         update log_partition set start_offset = 0, next_offset = 0 where topic = 'tallyline.workspace-builds.v1'; commit";
     sqlx::raw_sql(emptied).execute(&site.ledger.pool).await.unwrap();
-    let (status, plan) = plan_recovery(contract, "kafka").await;
+    let (status, plan) = plan_recovery(contract, "log").await;
     assert_eq!(
         (status, &plan["effect"]["partitions"][0]["problem"]),
         (200, &json!("beyond_end")),
@@ -418,7 +418,7 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
         .map(|act| [&act["actor"], &act["subject"], &act["reason"]])
         .collect();
     let texts =
-        ["ledger", "kafka"].map(|lost| [json!("the-admin"), json!(lost), json!("the disk died")]);
+        ["ledger", "log"].map(|lost| [json!("the-admin"), json!(lost), json!("the disk died")]);
     assert_eq!(acts, texts.iter().map(|act| act.each_ref()).collect::<Vec<_>>());
 }
 

@@ -18,7 +18,7 @@ use crate::log::{Log, LogError};
 
 /// Effect of a recovery for the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct KafkaEffect {
+pub struct LogEffect {
     /// Missing topics that would be created.
     pub topics_to_create: Vec<String>,
     /// Partitions of each created topic.
@@ -51,7 +51,7 @@ pub struct PartitionToBegin {
     pub reopened: i64,
 }
 
-impl KafkaEffect {
+impl LogEffect {
     pub(super) fn nothing(&self) -> Option<String> {
         let nothing = self.topics_to_create.is_empty() && self.partitions.is_empty();
         nothing.then(|| {
@@ -78,8 +78,8 @@ impl KafkaEffect {
     }
 }
 
-pub(super) async fn foresee(operations: &Operations) -> Result<KafkaEffect, OperationError> {
-    let mut effect = KafkaEffect {
+pub(super) async fn foresee(operations: &Operations) -> Result<LogEffect, OperationError> {
+    let mut effect = LogEffect {
         topics_to_create: Vec::new(),
         partitions_to_create: operations.partitions,
         partitions: Vec::new(),
@@ -168,7 +168,7 @@ fn lost(position: i64, problem: &str, log_start: Option<i64>) -> Range<i64> {
 
 pub(super) async fn execute(
     operations: &Operations,
-    effect: &KafkaEffect,
+    effect: &LogEffect,
     act: &NewAct<'_>,
     hash: &str,
 ) -> Result<bool, OperationError> {

@@ -65,7 +65,7 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
 
-    let plan = world.plan("kafka").await;
+    let plan = world.plan("log").await;
     assert_eq!(
         plan["effect"]["topics_to_create"],
         json!([Topic::WorkspaceBuilds.name()]),
@@ -92,12 +92,12 @@ async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     assert_eq!(world.count("select count(*) from past_position").await, 6);
     assert_eq!(
         world.acts().await,
-        [("sre-1".to_owned(), "kafka".to_owned(), "the disk is gone".to_owned())]
+        [("sre-1".to_owned(), "log".to_owned(), "the disk is gone".to_owned())]
     );
     world.balanced().await;
     let again = world.execute(&plan).await;
     assert_eq!(again.status.code(), Some(4), "{again:?}");
-    world.nothing_is_lost("kafka", "every position lies in it: nothing is lost").await;
+    world.nothing_is_lost("log", "every position lies in it: nothing is lost").await;
     for process in [&mut collect, &mut consume] {
         ends(process).await;
     }
@@ -147,7 +147,7 @@ async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were
 
     delete_topic(&world, claims).await;
     let mut consume = world.site.start("consume", &[]);
-    let plan = world.plan("kafka").await;
+    let plan = world.plan("log").await;
     assert_eq!(plan["effect"]["topics_to_create"], json!([claims.name()]), "{plan}");
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
@@ -223,7 +223,7 @@ async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) 
         records
     );
 
-    let plan = world.plan("kafka").await;
+    let plan = world.plan("log").await;
     let problems: Vec<&str> = plan["effect"]["partitions"]
         .as_array()
         .unwrap()
