@@ -33,9 +33,9 @@ pub struct RebuildExecution {
     pub hash: String,
     /// Execute even if shown series would decrease. A metrics server treats a decrease as a
     /// restart.
-    #[arg(long)]
-    #[serde(default)]
-    pub may_fall: bool,
+    #[arg(long, alias = "may-fall")]
+    #[serde(default, alias = "may_fall")]
+    pub allow_decrease: bool,
 }
 
 /// Effect of a rebuild.
@@ -134,12 +134,14 @@ impl Operation for RebuildExecution {
                 return Err(OperationError::Forbidden(message.to_owned()));
             }
             Some(hash) if *hash != self.hash => return Err(OperationError::plan_changed()),
-            Some(_) if plan.falling > 0 && !self.may_fall => {
+            Some(_) if plan.falling > 0 && !self.allow_decrease => {
                 let message = format!(
                     "{} shown series would decrease, which a metrics server treats as a restart",
                     plan.falling
                 );
-                return Err(OperationError::Forbidden(message + ": add --may-fall to execute"));
+                return Err(OperationError::Forbidden(
+                    message + ": add --allow-decrease to execute",
+                ));
             }
             Some(_) => {}
         }
@@ -176,7 +178,8 @@ impl Operations {
         actor: &Actor,
     ) -> Result<String, OperationError> {
         let stage = request.rebuild.stage.as_str();
-        let detail = serde_json::json!({ "plan": request.hash, "may_fall": request.may_fall });
+        let detail =
+            serde_json::json!({ "plan": request.hash, "allow_decrease": request.allow_decrease });
         let act = actor.act(ActKind::Rebuild, Subject::Named(stage), detail);
         self.ledger
             .run(async |conn| snapshots::rebuild(conn, stage, &act, self.ledger.clock.now()).await)

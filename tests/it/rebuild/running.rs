@@ -122,10 +122,10 @@ fn plain(stage: RebuildStage) -> RebuildRequest {
 async fn execute(
     ledger: &Ledger,
     plan: &RebuildPlan,
-    may_fall: bool,
+    allow_decrease: bool,
 ) -> Result<String, OperationError> {
     let hash = plan.hash.clone().unwrap();
-    let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, may_fall };
+    let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, allow_decrease };
     let actor = Actor { name: "sre-1".into(), reason: "the snapshot was changed by hand".into() };
     act(&operations(ledger), &request, &actor).await.map(|rebuilt| rebuilt.done)
 }
