@@ -49,7 +49,7 @@ pub struct Usage {
     format: Format,
     /// Output file. A regular file is written completely or not at all; a FIFO or device gets the
     /// stream. With `-`, the file goes to stdout and the totals go to stderr
-    #[arg(short = 'o', long = "file", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     file: PathBuf,
     /// Export even if usage of the range may be missing
     #[arg(long)]

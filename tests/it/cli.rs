@@ -162,7 +162,8 @@ async fn an_unreachable_server_is_reported_without_the_password() {
     let nowhere = pipeline(&format!(
         "roles = ['consume']\nledger.url = 'postgres://teller:hunter2@127.0.0.1:{port}/books'\n"
     ));
-    for command in ["status", "migrate", "export usage --from 2025-01-01 --to 2025-02-01 -o -"] {
+    for command in ["status", "migrate", "export usage --from 2025-01-01 --to 2025-02-01 --file -"]
+    {
         let ended = nowhere.run(command).await;
         assert_refused(&ended, 3, &format!("127.0.0.1:{port}/books as teller"));
         assert!(
@@ -239,7 +240,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let mut files = Vec::new();
     for name in ["one.csv", "two.csv"] {
         let path = pipeline.path(name);
-        let ended = pipeline.run(&format!("{range} --output json -o {}", path.display())).await;
+        let ended = pipeline.run(&format!("{range} --output json --file {}", path.display())).await;
         assert_eq!((code(&ended), ended.stderr.as_str()), (0, ""), "{ended:?}");
         let answer = json(&ended);
         assert_eq!(
@@ -271,12 +272,12 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
         "a header, 40 rows, and nothing behind the last line end"
     );
 
-    let to_stdout = pipeline.run(&format!("{range} --as-of {sequence} -o -")).await;
+    let to_stdout = pipeline.run(&format!("{range} --as-of {sequence} --file -")).await;
     assert_eq!((code(&to_stdout), to_stdout.stdout.as_bytes()), (0, files[0].as_slice()));
     assert!(to_stdout.stderr.contains("40 events"), "{to_stdout:?}");
     let table = pipeline
         .run(&format!(
-            "{range} --as user-001 --reason June -o {}",
+            "{range} --as user-001 --reason June --file {}",
             pipeline.path("three.csv").display()
         ))
         .await;
@@ -301,31 +302,33 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert_eq!(ledger.run(snapshots::head).await.unwrap(), sequence);
 
     assert_refused(
-        &pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await,
+        &pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} --file -")).await,
         4,
         "no such deployment",
     );
     let later = Sequence { number: 9999, ..sequence };
     let refused = format!("--as-of {later}: the ledger's last sequence is {sequence}");
-    assert_refused(&pipeline.run(&format!("{range} --as-of {later} -o -")).await, 4, &refused);
+    assert_refused(&pipeline.run(&format!("{range} --as-of {later} --file -")).await, 4, &refused);
     let other = Sequence { incarnation: DEPLOYMENT, ..sequence };
     let refused = format!(
         "--as-of {other} is of another incarnation: this ledger is {}; each restore begins another",
         sequence.incarnation
     );
-    assert_refused(&pipeline.run(&format!("{range} --as-of {other} -o -")).await, 4, &refused);
+    assert_refused(&pipeline.run(&format!("{range} --as-of {other} --file -")).await, 4, &refused);
     assert_refused(
-        &pipeline.run(&format!("{range} --as-of 9999 -o -")).await,
+        &pipeline.run(&format!("{range} --as-of 9999 --file -")).await,
         2,
         "INCARNATION:SEQUENCE",
     );
     assert_refused(
-        &pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await,
+        &pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 --file -").await,
         2,
         "--from must be before --to",
     );
     assert_refused(
-        &pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await,
+        &pipeline
+            .run(&format!("{range} --file {}", pipeline.path("no/folder.csv").display()))
+            .await,
         4,
         "cannot be written",
     );

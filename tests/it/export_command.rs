@@ -119,7 +119,7 @@ impl Site {
 #[tokio::test]
 async fn a_fifo_and_standard_output_receive_the_stream() {
     let site = Site::new(DEPLOYMENT).await;
-    let whole = site.pipeline.run(&format!("{DAY} -o -")).await;
+    let whole = site.pipeline.run(&format!("{DAY} --file -")).await;
     assert!(
         code(&whole) == 0
             && whole.stdout.lines().count() == 21
@@ -127,11 +127,13 @@ async fn a_fifo_and_standard_output_receive_the_stream() {
         "{whole:?}"
     );
     // a pipe is a FIFO, a redirection is a regular file; both have the same name
-    let to_name = site.pipeline.run(&format!("{DAY} -o /dev/stdout")).await;
+    let to_name = site.pipeline.run(&format!("{DAY} --file /dev/stdout")).await;
     assert_eq!((code(&to_name), &to_name.stdout), (0, &whole.stdout));
     assert!(to_name.stderr.contains("20 events"), "{to_name:?}");
-    let words: Vec<&str> =
-        DAY.split(' ').chain(["-o", "/dev/stdout", "--pipeline", &site.pipeline.file]).collect();
+    let words: Vec<&str> = DAY
+        .split(' ')
+        .chain(["--file", "/dev/stdout", "--pipeline", &site.pipeline.file])
+        .collect();
     let piped = Command::new(env!("CARGO_BIN_EXE_tallyline"))
         .args(words)
         .stdin(Stdio::null())
@@ -148,12 +150,12 @@ async fn a_fifo_and_standard_output_receive_the_stream() {
         let fifo = fifo.clone();
         move || std::fs::read_to_string(fifo).unwrap()
     });
-    let streamed = site.pipeline.run(&format!("{DAY} -o {}", fifo.display())).await;
+    let streamed = site.pipeline.run(&format!("{DAY} --file {}", fifo.display())).await;
     assert!(code(&streamed) == 0 && streamed.stdout.contains("20 events"), "{streamed:?}");
     assert_eq!(reader.join().unwrap(), whole.stdout);
 
     let file = site.pipeline.path("usage.csv");
-    assert_eq!(code(&site.pipeline.run(&format!("{DAY} -o {}", file.display())).await), 0);
+    assert_eq!(code(&site.pipeline.run(&format!("{DAY} --file {}", file.display())).await), 0);
     assert_eq!(
         (
             std::fs::metadata(&file).unwrap().mode() & 0o7777,
@@ -169,7 +171,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     let site = Site::new(DEPLOYMENT).await;
     let end = noon() + TimeDelta::hours(12);
     let source = site.in_use().await;
-    let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
+    let export = async |more: &str| site.pipeline.run(&format!("{DAY} --file - {more}")).await;
     let id = DEPLOYMENT.to_string();
 
     let never_read = export("").await;
@@ -188,7 +190,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     let allowed = site
         .pipeline
         .run(&format!(
-            "{DAY} -o {} --allow-incomplete --output json",
+            "{DAY} --file {} --allow-incomplete --output json",
             site.pipeline.path("a.csv").display()
         ))
         .await;
@@ -200,7 +202,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     let before = site.pass(&source, Some(end), 0).await;
     let complete = site
         .pipeline
-        .run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display()))
+        .run(&format!("{DAY} --file {} --output json", site.pipeline.path("b.csv").display()))
         .await;
     assert!(code(&complete) == 0 && json(&complete)["incomplete"].is_null(), "{complete:?}");
     // no row of the range came after the earlier sequence: it was complete then
@@ -234,7 +236,7 @@ async fn unread_records_of_the_log_make_the_range_incomplete() {
     let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
     assert_refused(
-        &site.pipeline.run(&format!("{DAY} -o -")).await,
+        &site.pipeline.run(&format!("{DAY} --file -")).await,
         4,
         "is complete only until an unknown instant",
     );
@@ -244,7 +246,7 @@ async fn unread_records_of_the_log_make_the_range_incomplete() {
 async fn usage_of_the_range_that_was_recorded_later_makes_an_earlier_sequence_incomplete() {
     let site = Site::new(DEPLOYMENT).await;
     let source = site.in_use().await;
-    let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
+    let export = async |more: &str| site.pipeline.run(&format!("{DAY} --file - {more}")).await;
     let pass = site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
     assert_refused(
         &export(&format!("--as-of {pass}")).await,
@@ -290,7 +292,7 @@ async fn usage_recorded_during_the_completeness_check_is_in_the_file() {
         record(&site.ledger, &events).await;
         checks.commit().await.unwrap();
     };
-    let command = format!("{DAY} -o -");
+    let command = format!("{DAY} --file -");
     let (export, ()) = tokio::join!(site.pipeline.run(&command), read_meanwhile);
     assert_eq!((code(&export), export.stdout.lines().count()), (0, 1 + 23), "{export:?}");
 }
@@ -300,7 +302,7 @@ async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
     let site = Site::new(DEPLOYMENT).await;
     let source = site.in_use().await;
     let end = noon() + TimeDelta::hours(12);
-    let command = format!("{DAY} -o -");
+    let command = format!("{DAY} --file -");
     let export = || site.pipeline.run(&command);
 
     // two minutes after midnight: coderd writes the row of the last hour later
@@ -352,11 +354,16 @@ async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
         .await
         .unwrap();
     let path = site.pipeline.path("usage.csv");
-    let refused = site.pipeline.run(&format!("{DAY} -o {}", path.display())).await;
+    let refused = site.pipeline.run(&format!("{DAY} --file {}", path.display())).await;
     assert_refused(&refused, 4, "the ledger was restored and has not caught up");
     assert!(!path.exists());
     assert_eq!(
-        code(&site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete", path.display())).await),
+        code(
+            &site
+                .pipeline
+                .run(&format!("{DAY} --file {} --allow-incomplete", path.display()))
+                .await
+        ),
         0
     );
 }

@@ -156,7 +156,7 @@ async fn paused_collecting_publishing_and_exporting_are_shown_everywhere() {
     );
     let before = site.count(passes).await;
 
-    let message = site.refused("export usage --from 2020-01-01 --to 2030-01-01 -o -", 4).await;
+    let message = site.refused("export usage --from 2020-01-01 --to 2030-01-01 --file -", 4).await;
     assert!(
         message.contains("export is paused by user-001") && message.contains("maintenance"),
         "{message}"
@@ -199,6 +199,6 @@ async fn paused_collecting_publishing_and_exporting_are_shown_everywhere() {
         running.get("/readyz").await.1["checks"]["publisher"]["why"] == "working"
     })
     .await;
-    site.done("export usage --from 2020-01-01 --to 2021-01-01 -o -").await;
+    site.done("export usage --from 2020-01-01 --to 2021-01-01 --file -").await;
     running.ends_in_order().await;
 }
