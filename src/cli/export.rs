@@ -9,14 +9,14 @@ use uuid::Uuid;
 
 use super::actor::ActorArguments;
 use super::output::exact_time;
-use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
+use super::{Context, Exit, Failure, PipelineArguments, columns, connect};
 use crate::export::{
     Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout,
 };
 use crate::ledger::{
     Ledger, NewExport, Pausable, Sequence, UsageRange, event_history, snapshots, sources,
 };
-use crate::operations::refuse_paused;
+use crate::operations::{instant, refuse_paused};
 
 /// Write files for finance.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -33,10 +33,10 @@ pub struct Usage {
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// Usage created at or after this instant (RFC 3339, or a date in UTC)
-    #[arg(long, value_name = "TIME", value_parser = instant::instant)]
+    #[arg(long, value_name = "TIME", value_parser = instant)]
     from: DateTime<Utc>,
     /// Usage created before this instant
-    #[arg(long, value_name = "TIME", value_parser = instant::instant)]
+    #[arg(long, value_name = "TIME", value_parser = instant)]
     to: DateTime<Utc>,
     /// Only usage of this Coder deployment
     #[arg(long, value_name = "DEPLOYMENT ID")]

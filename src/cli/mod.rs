@@ -14,7 +14,6 @@ mod context;
 mod exit;
 mod explain;
 mod export;
-mod instant;
 mod logging;
 mod migrate;
 mod output;
@@ -36,7 +35,6 @@ mod via;
 
 pub use context::Context;
 pub use exit::{Exit, Failure, TABLE as EXIT_CODES};
-pub use instant::span;
 pub use logging::LogDefaults;
 pub use output::{Output, columns, plain};
 pub use pipeline::{PipelineArguments, license_rules};

@@ -11,6 +11,7 @@ use super::roles::Handles;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, Output, plain, until_stopped};
 use crate::api::ShowStatus;
+use crate::operations::duration_flag;
 use crate::status::{self, Status};
 
 /// Timeout to query the ends of the log.
@@ -25,21 +26,27 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 pub struct Arguments {
     #[command(flatten)]
     via: ViaArguments,
-    /// Refresh at this interval in seconds until Ctrl-C
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
-          value_parser = clap::value_parser!(u64).range(1..=3600))]
-    watch: Option<u64>,
+    /// Refresh at this interval, 1s to 1h, until Ctrl-C [default: 2s]
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "2s",
+          value_parser = interval)]
+    watch: Option<Duration>,
     /// Also show processes last seen over an hour ago
     #[arg(long)]
     all: bool,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
+    let interval = duration_flag(text)?;
+    if allowed.contains(&interval) { Ok(interval) } else { Err("must be 1s to 1h".to_owned()) }
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let via = arguments.via.prepare(context).await?;
     match arguments.watch {
         None => until_stopped(&context.stop, once(&via, arguments.all, context.output)).await,
-        Some(seconds) => {
-            let watched = watch(&via, arguments.all, context.output, Duration::from_secs(seconds));
+        Some(interval) => {
+            let watched = watch(&via, arguments.all, context.output, interval);
             // a signal is the normal end of a watch
             context.stop.run_until_cancelled(watched).await.unwrap_or(Ok(Exit::Success))
         }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::duration::seconds_flag;
 use super::operation::counting;
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::audit::{Audit, AuditReport};
@@ -20,8 +21,9 @@ use crate::ledger::{Finding, StatementError, findings, retirements};
 )]
 #[serde(deny_unknown_fields, default)]
 pub struct RunAudit {
-    /// Seconds to wait for a collector pass that began after a difference was seen. Default: 60.
-    #[arg(long = "patience", value_name = "SECONDS")]
+    /// How long to wait for a collector pass that began after a difference was seen. Default: 60
+    /// seconds.
+    #[arg(long = "patience", value_name = "DURATION", value_parser = seconds_flag)]
     pub patience_seconds: Option<u32>,
     /// Also reread all records in the log. Report each ledger row that was changed, removed or
     /// added by hand.

@@ -1,8 +1,6 @@
-//! Parses times and durations as operators write them.
+//! Parses times as operators write them.
 
-use std::time::Duration;
-
-use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, Utc};
 use serde::de::{Deserialize, Deserializer, Error as _};
 
 /// Whether events may have this time: years 1970 to 9999. The ledger cannot be queried for times
@@ -69,40 +67,6 @@ pub fn optional_instant<'de, D: Deserializer<'de>>(
     Ok(Option::deserialize(deserializer)?.map(|Exact(instant)| instant))
 }
 
-/// Parses an ISO 8601 duration as `kafka-consumer-groups` does: `PnDTnHnMnS`; seconds may have a
-/// fraction.
-#[must_use]
-pub fn iso_duration(text: &str) -> Option<TimeDelta> {
-    let rest = text.strip_prefix('P')?;
-    let (days, clock) = rest.split_once('T').unwrap_or((rest, ""));
-    if days.is_empty() && clock.is_empty() {
-        return None;
-    }
-    let mut total = TimeDelta::zero();
-    if !days.is_empty() {
-        total = TimeDelta::try_days(days.strip_suffix('D')?.parse::<u32>().ok()?.into())?;
-    }
-    let mut left = clock;
-    for (unit, seconds) in [('H', 3600), ('M', 60)] {
-        if let Some((number, behind)) = left.split_once(unit) {
-            total = total.checked_add(&TimeDelta::try_seconds(
-                i64::from(number.parse::<u32>().ok()?) * seconds,
-            )?)?;
-            left = behind;
-        }
-    }
-    if !left.is_empty() {
-        let number = left.strip_suffix('S')?;
-        let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-            && number.starts_with(|first: char| first.is_ascii_digit());
-        let seconds = number.parse::<f64>().ok().filter(|_| plain)?;
-        total = total
-            .checked_add(&TimeDelta::from_std(Duration::try_from_secs_f64(seconds).ok()?).ok()?)?;
-    }
-    // refuse a T without a time after it
-    (!rest.ends_with('T')).then_some(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,40 +100,6 @@ mod tests {
         }
         for text in ["", "2025-07", "2025-13-01", "tomorrow", "1751328000"] {
             assert!(instant(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn durations_in_the_words_of_kafka() {
-        let valid = [
-            ("P1D", 86_400_000),
-            ("PT1H", 3_600_000),
-            ("P1DT2H3M4.5S", 93_784_500),
-            ("PT0S", 0),
-            ("PT90M", 5_400_000),
-            ("P0DT5S", 5_000),
-        ];
-        for (text, milliseconds) in valid {
-            assert_eq!(iso_duration(text), Some(TimeDelta::milliseconds(milliseconds)), "{text}");
-        }
-        for text in [
-            "",
-            "P",
-            "PT",
-            "P1DT",
-            "1D",
-            "P1H",
-            "PT1D",
-            "P-1D",
-            "PT-1S",
-            "PT1S1M",
-            "PTinfS",
-            "PT1e3S",
-            "PT.5S",
-            "P99999999999D",
-            "P1W",
-        ] {
-            assert_eq!(iso_duration(text), None, "{text}");
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod audit;
 mod audit_log;
+mod duration;
 mod effect;
 mod error;
 mod explain;
@@ -27,6 +28,7 @@ mod sources;
 
 pub use audit::{AuditFindings, RunAudit, ShowFindings};
 pub use audit_log::{Acts, ListActs};
+pub use duration::{duration, duration_flag};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
 pub use explain::{
@@ -35,7 +37,7 @@ pub use explain::{
 };
 pub use handles::{Actor, Operations, reason};
 pub use identity::AcceptedIdentity;
-pub use instant::{CANNOT_BE, can_be, exact_instant, instant, iso_duration, optional_instant};
+pub use instant::{CANNOT_BE, can_be, exact_instant, instant, optional_instant};
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};
 pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};

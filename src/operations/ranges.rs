@@ -5,7 +5,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{CANNOT_BE, OperationError, Operations, can_be, instant, iso_duration};
+use super::{CANNOT_BE, OperationError, Operations, can_be, duration, instant};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{ReplayRange, positions};
 use crate::log::Log;
@@ -26,7 +26,7 @@ pub struct LogRange {
     #[serde(default)]
     pub topics: Vec<String>,
     /// Start of the range: `earliest`, `latest`, an offset, an instant (`2025-07-01T00:00:00.000`,
-    /// UTC without an offset) or a duration before now (`P1DT2H`).
+    /// UTC without an offset) or a duration before now (`2h`, `P1DT2H`).
     #[arg(long, value_name = "WHERE")]
     pub from: String,
     /// End of the range, not included. Same notation as `from`.
@@ -83,14 +83,14 @@ impl FromStr for Edge {
         if let Some(offset) = text.parse::<i64>().ok().filter(|offset| *offset >= 0) {
             return Ok(Edge::Offset(offset));
         }
-        if let Some(ago) = iso_duration(text) {
+        if let Some(ago) = duration(text) {
             return Ok(Edge::Ago(ago));
         }
         instant(text).map(Edge::Time).map_err(|problem| {
             if problem == CANNOT_BE {
                 return problem;
             }
-            "neither earliest, latest, an offset, an instant such as 2025-07-01T00:00:00.000 nor a duration such as P1DT2H".to_owned()
+            "neither earliest, latest, an offset, an instant such as 2025-07-01T00:00:00.000 nor a duration such as 2h or P1DT2H".to_owned()
         })
     }
 }
@@ -257,7 +257,9 @@ mod tests {
             (edge("earliest"), edge("latest"), edge("17")),
             (Ok(Edge::Earliest), Ok(Edge::Latest), Ok(Edge::Offset(17)))
         );
-        assert_eq!(edge("PT1H"), Ok(Edge::Ago(TimeDelta::hours(1))));
+        for hour in ["PT1H", "1h", "60m"] {
+            assert_eq!(edge(hour), Ok(Edge::Ago(TimeDelta::hours(1))), "{hour}");
+        }
         let time = DateTime::from_timestamp(1_751_328_000, 0).expect("in range");
         assert_eq!(
             (edge("2025-07-01T00:00:00.000"), edge("2025-07-01T02:00:00+02:00")),

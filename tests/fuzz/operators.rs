@@ -3,9 +3,7 @@
 use chrono::{DateTime, Datelike as _, SecondsFormat, TimeDelta};
 use tallyline::api::body_of;
 use tallyline::event::{Message, Topic, Traces};
-use tallyline::operations::{
-    self, Edge, EventId, LogRange, OperationError, chosen, edited, iso_duration,
-};
+use tallyline::operations::{self, Edge, EventId, LogRange, OperationError, chosen, edited};
 
 pub fn instant(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
@@ -33,12 +31,14 @@ pub fn instant(input: &[u8]) -> bool {
 
 pub fn duration(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
-    let Some(duration) = iso_duration(text.trim_end_matches('\n')) else { return false };
+    let Some(duration) = operations::duration(text.trim_end_matches('\n')) else { return false };
     assert!(duration >= TimeDelta::zero(), "{duration}");
     let (days, within) = (duration.num_days(), duration - TimeDelta::days(duration.num_days()));
     if u32::try_from(days).is_ok() {
-        let written = format!("P{days}DT{}.{:09}S", within.num_seconds(), within.subsec_nanos());
-        assert_eq!(iso_duration(&written), Some(duration), "{written}");
+        let seconds = format!("{}.{:09}", within.num_seconds(), within.subsec_nanos());
+        for written in [format!("P{days}DT{seconds}S"), format!("{days}d{seconds}s")] {
+            assert_eq!(operations::duration(&written), Some(duration), "{written}");
+        }
     }
     true
 }

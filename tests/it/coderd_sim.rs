@@ -312,7 +312,7 @@ async fn the_command_writes_the_truth_and_the_key_that_verifies_the_licenses() {
         schema: SchemaVersion::TasksEra,
         real_time: true,
         rate: 5.0,
-        for_seconds: Some(1),
+        run_for: Some(Duration::from_secs(1)),
         without_heartbeats: false,
         truth: Some(truth_file.clone()),
         license_key_out: Some(key_file.clone()),

@@ -191,8 +191,10 @@ async fn lag_is_shown_in_records_and_seconds_with_the_time_until_records_expire(
 #[tokio::test]
 async fn a_watch_repeats_its_answer_until_a_signal() {
     let site = Site::registered(Kind::Postgres).await;
-    let mut watch =
-        tallyline(&["status", "--watch", "1", "--output", "json", "--pipeline", &site.file()], &[]);
+    let mut watch = tallyline(
+        &["status", "--watch", "1s", "--output", "json", "--pipeline", &site.file()],
+        &[],
+    );
     eventually_some(SOON, "three answers", async || {
         (watch.stdout().lines().count() >= 3).then_some(())
     })

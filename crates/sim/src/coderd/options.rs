@@ -42,9 +42,10 @@ pub struct Options {
     /// Builds per second in real time.
     #[arg(long, default_value_t = 2.0, value_name = "BUILDS")]
     pub rate: f64,
-    /// With --real-time: stop after this number of seconds.
-    #[arg(long = "for", value_name = "SECONDS", requires = "real_time")]
-    pub for_seconds: Option<u64>,
+    /// With --real-time: stop after this time, such as 20s or 5m.
+    #[arg(long = "for", value_name = "DURATION", requires = "real_time",
+          value_parser = tallyline::operations::duration_flag)]
+    pub run_for: Option<Duration>,
     /// Write no seat and runtime heartbeats.
     #[arg(long)]
     pub without_heartbeats: bool,
@@ -88,8 +89,8 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
         "history written"
     );
     if options.real_time {
-        let stop = match options.for_seconds {
-            Some(seconds) => stop_after(Duration::from_secs(seconds), stop),
+        let stop = match options.run_for {
+            Some(duration) => stop_after(duration, stop),
             None => stop,
         };
         live(&mut simulation, options.rate, &clock, &stop, |_| {}).await?;
@@ -194,7 +195,7 @@ mod tests {
             (1, 5000, 25, SchemaVersion::TasksEra)
         );
         assert_eq!(
-            parsed(&["--schema", "sep-2026", "--real-time", "--for", "3"]).unwrap().options.schema,
+            parsed(&["--schema", "sep-2026", "--real-time", "--for", "3s"]).unwrap().options.schema,
             SchemaVersion::Sep2026
         );
         assert!(parsed(&["--for", "3"]).is_err());

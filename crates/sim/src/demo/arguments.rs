@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tallyline::cli::span;
+use tallyline::operations::duration_flag;
 
 /// The options of the demo.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     /// End after this time with a summary and an audit, such as 20s or 5m [default: run until
     /// Ctrl-C]
-    #[arg(long = "for", value_name = "TIME", value_parser = span)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration_flag)]
     pub run_for: Option<Duration>,
     /// Seed of every id, name, time and outcome
     #[arg(long, default_value_t = 1)]
