@@ -22,8 +22,8 @@ use utoipa::ToSchema;
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::event::RejectCause;
 use crate::ledger::{
-    ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject,
-    reject_counts, rejects,
+    ActKind, Disposition, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow,
+    RejectState, Subject, reject_counts, rejects,
 };
 use crate::words::UnknownWord;
 
@@ -36,16 +36,20 @@ const WHOLE: i32 = 1 << 30;
 /// Bytes of a body in a list; `show` returns the whole body.
 const LISTED_BYTES: i32 = 1_024;
 
+const ALL_STATES: &str = "all";
+
 /// Filter for rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(default)]
 pub struct WhichRejects {
     /// Only rejects in this state: `open`, `resubmitted`, `admitted`, `discarded` or `all`.
     /// Default: `open`.
-    #[arg(long, default_value = "open", hide_default_value = true)]
+    #[arg(long, help = "Only rejects in this state", default_value = "open",
+          value_parser = PossibleValuesParser::new(states()))]
     pub state: String,
     /// Only rejects with this verdict: `rejected`, `conflict` or `held`.
-    #[arg(long)]
+    #[arg(long, help = "Only rejects with this verdict",
+          value_parser = PossibleValuesParser::new(Disposition::ALL.map(Disposition::as_str)))]
     pub verdict: Option<String>,
     /// Only rejects with this cause.
     #[arg(long, value_parser = PossibleValuesParser::new(RejectCause::ALL.map(RejectCause::as_str)))]
@@ -53,6 +57,11 @@ pub struct WhichRejects {
     /// Only rejects of this event type.
     #[arg(long = "type", value_name = "TYPE")]
     pub event_type: Option<String>,
+}
+
+/// The states, and the word for all of them.
+fn states() -> impl Iterator<Item = &'static str> {
+    RejectState::ALL.map(RejectState::as_str).into_iter().chain([ALL_STATES])
 }
 
 impl Default for WhichRejects {
@@ -274,9 +283,10 @@ impl Operations {
 fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {
     let known = |error: UnknownWord| OperationError::Invalid {
         field: "state",
-        message: format!("{error}, all"),
+        message: format!("{error}, {ALL_STATES}"),
     };
-    let state = if which.state == "all" { None } else { Some(which.state.parse().map_err(known)?) };
+    let state =
+        if which.state == ALL_STATES { None } else { Some(which.state.parse().map_err(known)?) };
     let (verdict, cause) =
         (word("verdict", which.verdict.as_deref())?, word("cause", which.cause.as_deref())?);
     Ok(RejectFilter { state, verdict, cause, event_type: which.event_type.clone() })
