@@ -235,7 +235,7 @@ create table reject (
     partition integer not null,
     generation integer not null,
     log_offset bigint not null,
-    verdict text not null constraint reject_verdict_is_known check (verdict in ('rejected', 'conflict', 'held')),
+    disposition text not null constraint reject_disposition_is_known check (disposition in ('rejected', 'conflict', 'held')),
     cause text not null constraint reject_cause_is_known check (cause in ('tombstone', 'oversized', 'json', 'attribute', 'unknown_event_type',
         'foreign_event_type', 'foreign_topic', 'field', 'unknown_field', 'unsigned', 'bad_signature', 'conflict', 'unregistered_source', 'ledger')),
     detail text not null,
@@ -272,7 +272,7 @@ create table reject (
 -- Registering a deployment releases its held records.
 create index reject_unregistered on reject (deployment_id, id) where state = 'open' and cause = 'unregistered_source';
 -- Frequent counts read only this index.
-create index reject_open on reject (verdict, cause, id) include (event_type, units, recorded_at) where state = 'open';
+create index reject_open on reject (disposition, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
 create index reject_by_event on reject (event_id, deployment_id);
 create index reject_passed on reject (passed_topic, passed_partition, passed_generation, passed_offset) where passed_offset is not null;

@@ -26,7 +26,7 @@ pub(super) struct RejectsTelemetry {
 #[derive(Default)]
 struct State {
     next_look: Option<Instant>,
-    /// Shown verdicts and causes. Those without open rejects are set to 0.
+    /// Shown dispositions and causes. Those without open rejects are set to 0.
     shown: BTreeSet<(Disposition, RejectCause)>,
 }
 
@@ -39,7 +39,7 @@ impl RejectsTelemetry {
                     "tallyline_rejects_open",
                     "Records that are not accepted events and wait for an operator.",
                 ),
-                &["verdict", "cause"],
+                &["disposition", "cause"],
             )?,
             at_stake: GaugeVec::new(
                 Opts::new(
@@ -90,13 +90,13 @@ impl RejectsTelemetry {
             UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
         at_stake.insert("unknown", 0.0);
         for rejects in open {
-            records.insert((rejects.verdict, rejects.cause), rejects.records);
+            records.insert((rejects.disposition, rejects.cause), rejects.records);
             for (unit, number) in &rejects.units {
                 *at_stake.entry(unit).or_default() += *number as f64;
             }
         }
-        for ((verdict, cause), number) in &records {
-            self.open.with_label_values(&[verdict.as_str(), cause.as_str()]).set(*number);
+        for ((disposition, cause), number) in &records {
+            self.open.with_label_values(&[disposition.as_str(), cause.as_str()]).set(*number);
         }
         for (unit, number) in at_stake {
             self.at_stake.with_label_values(&[unit]).set(number);

@@ -241,7 +241,7 @@ impl PageRows {
         found: &mut DeepFindings,
     ) {
         let row = self.elsewhere.get(&(event.deployment, key(event)));
-        let conflict = reject.is_some_and(|reject| reject.verdict == Disposition::Conflict);
+        let conflict = reject.is_some_and(|reject| reject.disposition == Disposition::Conflict);
         match row {
             // rejected or held at the first reading: a later version, or a restored ledger, may
             // accept it
@@ -324,7 +324,7 @@ fn accepted_here(
     // remains one
     let read_twice = reject.by_a_replay
         || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
-    if !read_twice || reject.verdict == Disposition::Conflict {
+    if !read_twice || reject.disposition == Disposition::Conflict {
         found.differs("reject_of_an_event", id, detail);
     } else if reject.state == RejectState::Open {
         let detail = format!(
@@ -351,19 +351,19 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
     if reject.cause.may_be_forged() {
         return;
     }
-    let expected = if refusal.verdict == Disposition::Held {
+    let expected = if refusal.disposition == Disposition::Held {
         Disposition::Held
     } else {
         Disposition::Rejected
     };
     // each version judges held records again
-    if reject.verdict != Disposition::Held && reject.verdict != expected {
+    if reject.disposition != Disposition::Held && reject.disposition != expected {
         let detail = format!(
             "disposition: the reject has {}, the record at {place} gives {expected}",
-            reject.verdict
+            reject.disposition
         );
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
-    } else if reject.verdict == expected && reject.cause != refusal.cause {
+    } else if reject.disposition == expected && reject.cause != refusal.cause {
         let detail = format!(
             "cause: the reject has {}, this version gives {}; another version may have set it",
             reject.cause, refusal.cause
@@ -408,12 +408,12 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut DeepFindings) {
 /// Parses a record as a consumer of that topic does.
 fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
-        let verdict = if matches!(error, ParseError::UnknownEventType(_)) {
+        let disposition = if matches!(error, ParseError::UnknownEventType(_)) {
             Disposition::Held
         } else {
             Disposition::Rejected
         };
-        Refusal { verdict, cause: error.cause(), detail: error.to_string() }
+        Refusal { disposition, cause: error.cause(), detail: error.to_string() }
     };
     let event = event::parse_in(topic, &record.message).map_err(refusal);
     Arrival {

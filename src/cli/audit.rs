@@ -17,12 +17,12 @@ pub(super) async fn run(query: Query<RunAudit>, context: &Context) -> Result<Exi
 pub fn table(report: &AuditReport) -> String {
     let mut text = String::new();
     for joint in &report.joints {
-        let verdict = if joint.differences.is_empty() { "balanced" } else { "DIFFERS" };
+        let result = if joint.differences.is_empty() { "balanced" } else { "DIFFERS" };
         let numbers = joint
             .numbers
             .iter()
             .map(|(name, number)| [format!("  {}", name.replace('_', " ")), number.to_string()]);
-        text += &columns([&joint.name.to_uppercase(), verdict], numbers);
+        text += &columns([&joint.name.to_uppercase(), result], numbers);
         text += &columns(["  DIFFERENCE", "ID", "WHAT"], rows(&joint.differences));
         text += &columns(["  OPEN", "ID", "WHAT"], rows(&joint.open));
         text += &columns(["  REMARK", "ID", "WHAT"], rows(&joint.remarks));

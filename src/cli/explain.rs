@@ -196,7 +196,7 @@ fn refusal_lines(page: &mut Page, explanation: &Explanation) {
                 "reject {} at {place}, recorded at {}: {}",
                 refusal.id,
                 time(refusal.recorded_at),
-                refusal.verdict
+                refusal.disposition
             ),
         );
         let unit = refusal

@@ -94,7 +94,7 @@ fn compared(plan: &RebuildPlan) -> String {
         [row.what.clone(), row.labels.clone(), numbers(row.shown), numbers(row.rebuilt)]
     });
     let table = columns(["WHAT", "WHICH", "SHOWN", "FROM ZERO"], rows);
-    let verdict = match (plan.differs, plan.falling) {
+    let result = match (plan.differs, plan.falling) {
         (false, _) => "the shown state equals the ledger".to_owned(),
         (true, 0) => "the shown state DIFFERS from the ledger".to_owned(),
         (true, falling) => {
@@ -103,7 +103,7 @@ fn compared(plan: &RebuildPlan) -> String {
             )
         }
     };
-    format!("{table}{verdict}, up to ledger sequence {}\n", plan.sequence)
+    format!("{table}{result}, up to ledger sequence {}\n", plan.sequence)
 }
 
 fn rehearsed(rehearsal: &Rehearsal) -> String {

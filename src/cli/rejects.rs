@@ -92,12 +92,12 @@ fn table(page: &RejectPage) -> String {
         let stake = at_stake(row);
         let [event_type, event_id] =
             [&row.event_type, &row.event_id].map(|of| or_dash(of.as_ref()));
-        let [state, verdict, cause] =
-            [row.state.to_string(), row.verdict.to_string(), row.cause.to_string()];
+        let [state, disposition, cause] =
+            [row.state.to_string(), row.disposition.to_string(), row.cause.to_string()];
         [
             row.id.to_string(),
             state,
-            verdict,
+            disposition,
             cause,
             time(row.first_seen),
             stake,
@@ -109,7 +109,7 @@ fn table(page: &RejectPage) -> String {
     let headings = [
         "ID",
         "STATE",
-        "VERDICT",
+        "DISPOSITION",
         "CAUSE",
         "FIRST SEEN",
         "AT STAKE",
@@ -188,7 +188,7 @@ fn page(shown_reject: &ShownReject) -> String {
         [
             other.id.to_string(),
             other.state.to_string(),
-            other.verdict.to_string(),
+            other.disposition.to_string(),
             other.cause.to_string(),
             time(other.recorded_at),
         ]
@@ -196,7 +196,7 @@ fn page(shown_reject: &ShownReject) -> String {
     let tables = [
         columns(["HEADER", "VALUE"], headers),
         columns(["ACT AT", "ACT", "BY", "REASON", "EFFECT"], acts),
-        columns(["SAME EVENT ID", "STATE", "VERDICT", "CAUSE", "FIRST SEEN"], same),
+        columns(["SAME EVENT ID", "STATE", "DISPOSITION", "CAUSE", "FIRST SEEN"], same),
     ];
     for table in tables.into_iter().filter(|table| !table.is_empty()) {
         text.push('\n');
@@ -219,7 +219,7 @@ fn facts(shown_reject: &ShownReject) -> String {
     let facts = [
         ("reject", row.id.to_string()),
         ("state", row.state.to_string()),
-        ("verdict", format!("{} ({})", row.verdict, row.cause)),
+        ("disposition", format!("{} ({})", row.disposition, row.cause)),
         ("detail", row.detail.clone()),
         (
             "record",

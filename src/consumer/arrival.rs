@@ -39,7 +39,7 @@ pub(super) fn verified(
                 && arrival.message.unreadable_batch().is_none() =>
         {
             let refusal = Refusal {
-                verdict: Disposition::Rejected,
+                disposition: Disposition::Rejected,
                 cause: error.cause(),
                 detail: error.to_string(),
             };
@@ -61,7 +61,7 @@ fn arrival(record: Record, event: Result<Event, ParseError>) -> Arrival {
 }
 
 fn refusal(error: &ParseError, message: &Message) -> Refusal {
-    let verdict = match error {
+    let disposition = match error {
         ParseError::UnknownEventType(_) => Disposition::Held,
         _ => Disposition::Rejected,
     };
@@ -74,7 +74,7 @@ fn refusal(error: &ParseError, message: &Message) -> Refusal {
         }
         None => error.to_string(),
     };
-    Refusal { verdict, cause: error.cause(), detail }
+    Refusal { disposition, cause: error.cause(), detail }
 }
 
 #[cfg(test)]

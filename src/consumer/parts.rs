@@ -32,7 +32,7 @@ impl Part {
             [one] if one.event.is_err() => None,
             [one] => {
                 one.event = Err(Refusal {
-                    verdict: Disposition::Rejected,
+                    disposition: Disposition::Rejected,
                     cause: RejectCause::Ledger,
                     detail: crate::cause::text(error),
                 });

@@ -30,7 +30,7 @@ impl ConsumerTelemetry {
                     "tallyline_consumer_records_total",
                     "Records of recorded batches, by disposition.",
                 ),
-                &["verdict"],
+                &["disposition"],
             )?,
             fenced: IntCounter::new(
                 "tallyline_consumer_fenced_total",
@@ -69,7 +69,7 @@ impl ConsumerTelemetry {
 
     pub(super) fn recorded(&self, partition: TopicPartition, counts: Counts) {
         self.batches.with_label_values(&[partition.topic.name()]).inc();
-        for (verdict, number) in [
+        for (disposition, number) in [
             ("accepted", counts.accepted),
             ("duplicate", counts.duplicates),
             ("conflict", counts.conflicts),
@@ -77,7 +77,7 @@ impl ConsumerTelemetry {
             ("held", counts.held),
         ] {
             self.records
-                .with_label_values(&[verdict])
+                .with_label_values(&[disposition])
                 .inc_by(u64::try_from(number).unwrap_or_default());
         }
     }

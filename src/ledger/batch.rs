@@ -23,7 +23,7 @@ pub struct Arrival {
 /// The reason why a record is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     /// The cause, in one word, for counts.
     pub cause: RejectCause,
     /// The fault, with the name of the field.

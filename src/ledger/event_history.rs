@@ -29,7 +29,7 @@ pub struct RefusalLife {
     /// The offset of the record.
     pub log_offset: i64,
     /// The disposition of the record.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     /// The cause, in one word.
     pub cause: RejectCause,
     /// The fault in the record.
@@ -153,7 +153,7 @@ pub async fn refusals(
     deployment: Option<Uuid>,
 ) -> Result<Vec<RefusalLife>, sqlx::Error> {
     sqlx::query_as(
-        "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
+        "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.disposition, r.cause, r.detail, r.state,
              r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
              (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
                   order by a.id), '[]')

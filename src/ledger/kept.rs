@@ -55,7 +55,7 @@ pub struct KeptReject {
     /// The offset of the record.
     pub log_offset: i64,
     /// The disposition of the record.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     pub cause: RejectCause,
     pub state: RejectState,
     /// Whether only a replay refused the record, and no live batch.
@@ -185,7 +185,7 @@ pub async fn rejects_in(
     range: &KeptRange,
 ) -> Result<Vec<KeptReject>, sqlx::Error> {
     sqlx::query_as(
-        "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
+        "select id, log_offset, disposition, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
              event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
          from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
     )

@@ -73,7 +73,7 @@ pub async fn usage_conflicts(
     conn: &mut PgConnection,
     deployment_id: Uuid,
 ) -> Result<i64, sqlx::Error> {
-    let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic = $2";
+    let query = "select count(*) from reject where deployment_id = $1 and disposition = 'conflict' and topic = $2";
     sqlx::query_scalar(query)
         .bind(deployment_id)
         .bind(Topic::AgentUsage.name())

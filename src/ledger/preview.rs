@@ -74,7 +74,7 @@ pub async fn batch(
     for arrival in arrivals.iter_mut() {
         if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
             arrival.event = Err(Refusal {
-                verdict: Disposition::Rejected,
+                disposition: Disposition::Rejected,
                 cause: RejectCause::Ledger,
                 detail: detail.clone(),
             });

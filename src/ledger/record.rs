@@ -207,7 +207,9 @@ impl Dispositions {
                 .filter_map(|arrival| arrival.event.as_ref().err())
                 .chain(self.refused.values())
         };
-        let refused = |verdict| all_refused().filter(|refusal| refusal.verdict == verdict).count();
+        let refused = |disposition| {
+            all_refused().filter(|refusal| refusal.disposition == disposition).count()
+        };
         Counts {
             records: count(arrivals.len()),
             accepted: count(self.accepted),

@@ -16,7 +16,7 @@ impl Refusal {
             "{}: already accepted with other content; the accepted event remains",
             event.id()
         );
-        Refusal { verdict: Disposition::Conflict, cause: RejectCause::Conflict, detail }
+        Refusal { disposition: Disposition::Conflict, cause: RejectCause::Conflict, detail }
     }
 
     #[must_use]
@@ -24,7 +24,7 @@ impl Refusal {
         let detail = format!(
             "source /coder/{deployment}: no collector has registered this deployment; registering it admits the record"
         );
-        Refusal { verdict: Disposition::Held, cause: RejectCause::UnregisteredSource, detail }
+        Refusal { disposition: Disposition::Held, cause: RejectCause::UnregisteredSource, detail }
     }
 }
 
@@ -72,13 +72,13 @@ async fn insert(
     rows: &[NewReject<'_>],
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "insert into reject (batch_id, topic, partition, generation, recorded_at, log_offset, verdict, cause, detail, deployment_id, event_id,
+        "insert into reject (batch_id, topic, partition, generation, recorded_at, log_offset, disposition, cause, detail, deployment_id, event_id,
              event_type, units, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256)
-         select $1, $2, $3, $4, $5, log_offset, verdict, cause, detail, deployment, event_id, event_type, units::numeric, at, key, headers, payload,
+         select $1, $2, $3, $4, $5, log_offset, disposition, cause, detail, deployment, event_id, event_type, units::numeric, at, key, headers, payload,
              whole_bytes, whole_sha256
          from unnest($6::bigint[], $7::text[], $8::text[], $9::text[], $10::uuid[], $11::text[], $12::text[], $13::text[], $14::timestamptz[],
              $15::bytea[], $16::bytea[], $17::bytea[], $19::bigint[], $20::bytea[])
-             as new (log_offset, verdict, cause, detail, deployment, event_id, event_type, units, at, key, headers, payload,
+             as new (log_offset, disposition, cause, detail, deployment, event_id, event_type, units, at, key, headers, payload,
                  whole_bytes, whole_sha256)
          order by log_offset
          on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $18",
@@ -89,7 +89,7 @@ async fn insert(
     .bind(chain.generation())
     .bind(now)
     .bind(column(rows, |row| row.arrival.offset))
-    .bind(column(rows, |row| row.refusal.verdict))
+    .bind(column(rows, |row| row.refusal.disposition))
     .bind(column(rows, |row| row.refusal.cause))
     .bind(column(rows, |row| row.refusal.detail.replace('\0', "\u{fffd}")))
     .bind(column(rows, |row| row.traces.deployment))

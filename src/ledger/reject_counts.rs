@@ -13,7 +13,7 @@ use crate::words::words;
 words! {
     /// Properties by which rejects can be grouped.
     RejectProperty {
-        Disposition = "verdict",
+        Disposition = "disposition" | "verdict",
         Cause = "cause",
         Type = "type",
         Topic = "topic",
@@ -44,7 +44,7 @@ pub struct RejectGroup {
 )]
 pub struct OpenRejects {
     /// The disposition of the records.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     /// The cause, in one word.
     pub cause: RejectCause,
     /// The number of rejects.
@@ -66,18 +66,18 @@ pub async fn groups(
     sqlx::query_as(
         "select value, sum(records)::bigint as records, min(oldest) as oldest,
              coalesce(jsonb_object_agg(unit, units) filter (where unit is not null), '{}') as units
-         from (select case $5 when 'verdict' then verdict when 'cause' then cause when 'type' then event_type when 'topic' then topic
+         from (select case $5 when 'disposition' then disposition when 'cause' then cause when 'type' then event_type when 'topic' then topic
                        when 'state' then state when 'deployment' then deployment_id::text end as value,
                    case when units is not null then coalesce(known.unit, 'unknown') end as unit,
                    count(*) as records, least(sum(units), 18446744073709551615) as units, min(recorded_at) as oldest
                from reject left join unnest($6::text[], $7::text[]) as known (event_type, unit) using (event_type)
-               where ($1::text is null or state = $1) and ($2::text is null or verdict = $2) and ($3::text is null or cause = $3)
+               where ($1::text is null or state = $1) and ($2::text is null or disposition = $2) and ($3::text is null or cause = $3)
                    and ($4::text is null or event_type = $4)
                group by 1, 2) as by_unit
          group by value order by records desc, value",
     )
     .bind(filter.state)
-    .bind(filter.verdict)
+    .bind(filter.disposition)
     .bind(filter.cause)
     .bind(&filter.event_type)
     .bind(by)
@@ -90,13 +90,13 @@ pub async fn groups(
 /// Open rejects, by disposition and cause. Reads only the index of open rejects.
 pub async fn open(conn: &mut PgConnection) -> Result<Vec<OpenRejects>, sqlx::Error> {
     sqlx::query_as(
-        "select verdict, cause, sum(records)::bigint as records, min(oldest) as oldest,
+        "select disposition, cause, sum(records)::bigint as records, min(oldest) as oldest,
              coalesce(jsonb_object_agg(unit, units) filter (where unit is not null), '{}') as units
-         from (select verdict, cause, case when units is not null then coalesce(known.unit, 'unknown') end as unit,
+         from (select disposition, cause, case when units is not null then coalesce(known.unit, 'unknown') end as unit,
                    count(*) as records, least(sum(units), 18446744073709551615) as units, min(recorded_at) as oldest
                from reject left join unnest($1::text[], $2::text[]) as known (event_type, unit) using (event_type)
                where state = 'open' group by 1, 2, 3) as by_unit
-         group by verdict, cause order by verdict, cause",
+         group by disposition, cause order by disposition, cause",
     )
     .bind(UsageType::ALL.map(UsageType::as_str))
     .bind(UsageType::ALL.map(UsageType::unit))

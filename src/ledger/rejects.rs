@@ -24,7 +24,7 @@ pub struct RejectRow {
     pub generation: i32,
     pub offset: i64,
     /// The disposition of the record.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     pub cause: RejectCause,
     /// The fault in the record.
     pub detail: String,
@@ -56,7 +56,7 @@ pub struct RejectRow {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectFilter {
     pub state: Option<RejectState>,
-    pub verdict: Option<Disposition>,
+    pub disposition: Option<Disposition>,
     pub cause: Option<RejectCause>,
     pub event_type: Option<String>,
 }
@@ -104,7 +104,7 @@ pub struct SameEvent {
     /// The id of the reject.
     pub id: i64,
     /// The disposition of the record.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     /// The cause, in one word.
     pub cause: RejectCause,
     /// The state of the reject.
@@ -123,18 +123,18 @@ pub async fn list(
     payload_bytes: i32,
 ) -> Result<Vec<RejectRow>, sqlx::Error> {
     let rows = sqlx::query(
-        "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+        "select id, topic, partition, generation, log_offset, disposition, cause, detail, deployment_id, event_id, event_type,
              units::text as units, state, act_id, record_timestamp, record_key,
              case when octet_length(headers) <= 16384 then headers else '[]' end as headers, substring(payload from 1 for $7) as payload,
              coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
              whole_sha256, recorded_at
          from reject
-         where ($1::text is null or state = $1) and ($2::text is null or verdict = $2) and ($3::text is null or cause = $3)
+         where ($1::text is null or state = $1) and ($2::text is null or disposition = $2) and ($3::text is null or cause = $3)
              and ($4::text is null or event_type = $4) and id > $5
          order by id limit $6",
     )
     .bind(filter.state)
-    .bind(filter.verdict)
+    .bind(filter.disposition)
     .bind(filter.cause)
     .bind(&filter.event_type)
     .bind(after)
@@ -152,7 +152,7 @@ pub async fn by_id(
     payload_bytes: i32,
 ) -> Result<Vec<RejectRow>, sqlx::Error> {
     let rows = sqlx::query(
-        "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+        "select id, topic, partition, generation, log_offset, disposition, cause, detail, deployment_id, event_id, event_type,
              units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $2) as payload,
              coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
              whole_sha256, recorded_at
@@ -174,7 +174,7 @@ pub async fn admissible(
 ) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "(select id from reject
-          where state = 'open' and verdict = 'held' and cause <> $4 and event_type = any($1) and id > $2 order by id limit $3)
+          where state = 'open' and disposition = 'held' and cause <> $4 and event_type = any($1) and id > $2 order by id limit $3)
          union all
          (select reject.id from source join reject using (deployment_id)
           where state = 'open' and cause = 'unregistered_source' and reject.id > $2 order by reject.id limit $3)
@@ -207,7 +207,7 @@ pub async fn of_event(
     except: i64,
 ) -> Result<Vec<SameEvent>, sqlx::Error> {
     sqlx::query_as(
-        "select id, verdict, cause, state, recorded_at from reject where deployment_id = $1 and event_id = $2 and id <> $3
+        "select id, disposition, cause, state, recorded_at from reject where deployment_id = $1 and event_id = $2 and id <> $3
          order by id limit 100",
     )
     .bind(deployment_id)
@@ -352,7 +352,7 @@ fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
         partition: row.try_get("partition")?,
         generation: row.try_get("generation")?,
         offset: row.try_get("log_offset")?,
-        verdict: row.try_get("verdict")?,
+        disposition: row.try_get("disposition")?,
         cause: row.try_get("cause")?,
         detail: row.try_get("detail")?,
         deployment_id: row.try_get("deployment_id")?,

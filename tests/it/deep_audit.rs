@@ -258,17 +258,17 @@ fn rows() -> Vec<Row> {
             "do not match the digest",
         ),
         // rejects, conflicts and held records
-        ("update reject set payload = 'other' where verdict = 'rejected'", "reject_changed", any("reject "), "payload: differs from"),
-        ("update reject set headers = '[]' where verdict = 'held'", "reject_changed", any("reject "), "headers: differs from"),
-        ("update reject set verdict = 'conflict' where verdict = 'rejected'", "reject_changed", any("reject "), "the reject has conflict"),
-        ("update reject set event_id = 'x' where verdict = 'held'", "reject_changed", any("reject "), "event_id: differs from"),
-        ("update reject set record_timestamp = now() where verdict = 'conflict'", "reject_changed", any("reject "), "record_timestamp"),
-        ("delete from reject where verdict = 'rejected' and topic like '%claims%'", "reject_missing", any("tallyline.prebuild-claims"), "not a valid event"),
-        ("delete from reject where verdict = 'held'", "reject_missing", any("tallyline.agent-usage"), "not a valid event"),
-        ("delete from reject where verdict = 'conflict'", "conflict_missing", build(4), "has other content"),
-        ("update reject set log_offset = 0 where verdict = 'conflict'", "reject_of_an_event", any("reject "), "is accepted as"),
-        ("update reject set log_offset = 0 where verdict = 'held'", "reject_of_an_event", any("reject "), "is accepted as"),
-        ("update reject set log_offset = 12 where verdict = 'conflict'", "conflict_with_the_same", build(3), "has the same content"),
+        ("update reject set payload = 'other' where disposition = 'rejected'", "reject_changed", any("reject "), "payload: differs from"),
+        ("update reject set headers = '[]' where disposition = 'held'", "reject_changed", any("reject "), "headers: differs from"),
+        ("update reject set disposition = 'conflict' where disposition = 'rejected'", "reject_changed", any("reject "), "the reject has conflict"),
+        ("update reject set event_id = 'x' where disposition = 'held'", "reject_changed", any("reject "), "event_id: differs from"),
+        ("update reject set record_timestamp = now() where disposition = 'conflict'", "reject_changed", any("reject "), "record_timestamp"),
+        ("delete from reject where disposition = 'rejected' and topic like '%claims%'", "reject_missing", any("tallyline.prebuild-claims"), "not a valid event"),
+        ("delete from reject where disposition = 'held'", "reject_missing", any("tallyline.agent-usage"), "not a valid event"),
+        ("delete from reject where disposition = 'conflict'", "conflict_missing", build(4), "has other content"),
+        ("update reject set log_offset = 0 where disposition = 'conflict'", "reject_of_an_event", any("reject "), "is accepted as"),
+        ("update reject set log_offset = 0 where disposition = 'held'", "reject_of_an_event", any("reject "), "is accepted as"),
+        ("update reject set log_offset = 12 where disposition = 'conflict'", "conflict_with_the_same", build(3), "has the same content"),
         // rows that refer to events
         ("delete from workspace_first_start", "build_without_its_first_start", any("workspace_build_completed:"), "first start"),
         ("update workspace_first_start set build_id = gen_random_uuid()", "first_start_without_its_build", any("workspace_build_"), "no such accepted build"),
@@ -385,13 +385,13 @@ async fn events_without_a_record_are_checked_by_digest_and_others_by_record() {
 
 /// A version that holds the first record and refuses the second.
 fn earlier(record: Record) -> Arrival {
-    let (verdict, cause) = match record.offset {
+    let (disposition, cause) = match record.offset {
         0 => (Disposition::Held, RejectCause::UnknownEventType),
         1 => (Disposition::Rejected, RejectCause::Field),
         _ => return consumer::read(record),
     };
     Arrival {
-        event: Err(Refusal { verdict, cause, detail: "an earlier version".into() }),
+        event: Err(Refusal { disposition, cause, detail: "an earlier version".into() }),
         ..consumer::read(record)
     }
 }
@@ -450,7 +450,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_and_not_a_differenc
 
     // a change by hand is never excused: an event's conflict is not the event
     books
-        .tamper("update reject set verdict = 'conflict' where detail = 'an earlier version'")
+        .tamper("update reject set disposition = 'conflict' where detail = 'an earlier version'")
         .await;
     let report = books.audit().await;
     let named =

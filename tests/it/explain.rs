@@ -420,7 +420,7 @@ async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
     );
     let refusal = &open.refusals[0];
     assert_eq!(
-        (refusal.verdict.as_str(), refusal.state.as_str(), refusal.acts.len()),
+        (refusal.disposition.as_str(), refusal.state.as_str(), refusal.acts.len()),
         ("rejected", "open", 0)
     );
     assert!(refusal.detail.contains("count") && refusal.sequence.is_some(), "{refusal:?}");
@@ -462,7 +462,7 @@ async fn a_conflict_is_shown_beside_the_accepted_event() {
     let explained = explained(&site, "usage-1").await;
     assert!(explained.accepted.is_some());
     assert_eq!(
-        explained.refusals.iter().map(|refusal| refusal.verdict.as_str()).collect::<Vec<_>>(),
+        explained.refusals.iter().map(|refusal| refusal.disposition.as_str()).collect::<Vec<_>>(),
         ["conflict"]
     );
 }

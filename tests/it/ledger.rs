@@ -60,12 +60,12 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
     );
 
     let stored: Vec<(i64, String)> =
-        sqlx::query_as("select log_offset, verdict from reject order by log_offset")
+        sqlx::query_as("select log_offset, disposition from reject order by log_offset")
             .fetch_all(&ledger.pool)
             .await
             .unwrap();
     let stored: Vec<_> =
-        stored.iter().map(|(offset, verdict)| (*offset, verdict.as_str())).collect();
+        stored.iter().map(|(offset, disposition)| (*offset, disposition.as_str())).collect();
     assert_eq!(stored, [(3, "conflict"), (7, "conflict"), (8, "rejected"), (9, "held")]);
     let facts: Vec<Event> = events(&ledger).await;
     assert_eq!(facts, [1, 2, 3].map(|n| build(DEPLOYMENT, n)), "events are as first seen");

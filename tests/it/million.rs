@@ -217,9 +217,9 @@ async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
         let batch = record_batch(&ledger, &Chain::Live(claim.clone()), &arrivals, next_offset)
             .await
             .unwrap();
-        let refused = |verdict| {
+        let refused = |disposition| {
             let refused = arrivals.iter().filter(
-                |arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict),
+                |arrival| matches!(&arrival.event, Err(refusal) if refusal.disposition == disposition),
             );
             i32::try_from(refused.count()).unwrap()
         };
@@ -295,7 +295,7 @@ async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance()
     // the rows have the same counts
     let rows: (i64, i64, i64, i64, i64) = sqlx::query_as(
         "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event),
-             count(*) filter (where verdict = 'conflict'), count(*) filter (where verdict = 'rejected'), count(*) filter (where verdict = 'held'),
+             count(*) filter (where disposition = 'conflict'), count(*) filter (where disposition = 'rejected'), count(*) filter (where disposition = 'held'),
              (select sum(records)::bigint from position)
          from reject",
     )

@@ -76,7 +76,7 @@ fn attention(status: &Status) -> String {
             [
                 "AUDIT",
                 "DEPLOYMENT",
-                "VERDICT",
+                "RESULT",
                 "DIFFERENCES",
                 "OPEN",
                 "SOURCE GONE",
@@ -95,14 +95,14 @@ fn attention(status: &Status) -> String {
 /// The last finding of each joint.
 fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 8]> {
     status.audit.iter().map(|row| {
-        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS" };
+        let result = if row.differences == 0 { "balanced" } else { "DIFFERS" };
         let [differences, open, gone] =
             [row.differences, row.open, row.gone].map(|count| count.to_string());
         let deployment = or_dash(row.deployment_id);
         [
             row.joint.clone(),
             deployment,
-            verdict.to_owned(),
+            result.to_owned(),
             differences,
             open,
             gone,
@@ -151,7 +151,7 @@ fn reject_rows(status: &Status) -> impl Iterator<Item = [String; 5]> {
         let units: Vec<String> =
             row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
         [
-            row.verdict.to_string(),
+            row.disposition.to_string(),
             row.cause.to_string(),
             row.records.to_string(),
             units.join(", "),

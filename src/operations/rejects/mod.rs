@@ -47,10 +47,11 @@ pub struct WhichRejects {
     #[arg(long, help = "Only rejects in this state", default_value = "open",
           value_parser = PossibleValuesParser::new(states()))]
     pub state: String,
-    /// Only rejects with this verdict: `rejected`, `conflict` or `held`.
-    #[arg(long, help = "Only rejects with this verdict",
+    /// Only rejects with this disposition: `rejected`, `conflict` or `held`.
+    #[arg(long, alias = "verdict", help = "Only rejects with this disposition",
           value_parser = PossibleValuesParser::new(Disposition::ALL.map(Disposition::as_str)))]
-    pub verdict: Option<String>,
+    #[serde(alias = "verdict")]
+    pub disposition: Option<String>,
     /// Only rejects with this cause.
     #[arg(long, value_parser = PossibleValuesParser::new(RejectCause::ALL.map(RejectCause::as_str)))]
     pub cause: Option<String>,
@@ -66,7 +67,7 @@ fn states() -> impl Iterator<Item = &'static str> {
 
 impl Default for WhichRejects {
     fn default() -> Self {
-        WhichRejects { state: "open".to_owned(), verdict: None, cause: None, event_type: None }
+        WhichRejects { state: "open".to_owned(), disposition: None, cause: None, event_type: None }
     }
 }
 
@@ -287,9 +288,11 @@ fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {
     };
     let state =
         if which.state == ALL_STATES { None } else { Some(which.state.parse().map_err(known)?) };
-    let (verdict, cause) =
-        (word("verdict", which.verdict.as_deref())?, word("cause", which.cause.as_deref())?);
-    Ok(RejectFilter { state, verdict, cause, event_type: which.event_type.clone() })
+    let (disposition, cause) = (
+        word("disposition", which.disposition.as_deref())?,
+        word("cause", which.cause.as_deref())?,
+    );
+    Ok(RejectFilter { state, disposition, cause, event_type: which.event_type.clone() })
 }
 
 fn word<T: FromStr<Err = UnknownWord>>(

@@ -279,7 +279,7 @@ impl Operations {
     /// The number of held records whose type this version knows.
     async fn held_of_known_types(&self) -> Result<u64, OperationError> {
         let held = super::filter(&WhichRejects {
-            verdict: Some(Disposition::Held.to_string()),
+            disposition: Some(Disposition::Held.to_string()),
             ..WhichRejects::default()
         })?;
         let groups = self
@@ -305,7 +305,7 @@ impl Operations {
         let event = match consumer::read(record).event {
             Ok(event) => event,
             Err(refusal) => {
-                let what = if refusal.verdict == Disposition::Held {
+                let what = if refusal.disposition == Disposition::Held {
                     Foreseen::Held
                 } else {
                     Foreseen::Rejected

@@ -20,7 +20,7 @@ pub struct Reject {
     /// State of the reject.
     pub state: RejectState,
     /// Disposition of the record.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     /// Cause in one word.
     pub cause: RejectCause,
     /// Explanation of the cause.
@@ -144,7 +144,7 @@ fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
         id: row.id,
         acts: acts.collect(),
         state: row.state,
-        verdict: row.verdict,
+        disposition: row.disposition,
         cause: row.cause,
         detail: row.detail,
         topic: row.topic,

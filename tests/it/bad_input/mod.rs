@@ -20,7 +20,7 @@ use crate::support::ledger::{
 enum Outcome {
     Accepted,
     Duplicate,
-    /// Verdict, cause, and the row's detail.
+    /// Disposition, cause, and the row's detail.
     Refused(String, String, String),
 }
 
@@ -77,8 +77,9 @@ fn counted(outcomes: &[Outcome]) -> Counts {
     let of = |holds: &dyn Fn(&Outcome) -> bool| {
         i32::try_from(outcomes.iter().filter(|one| holds(one)).count()).unwrap()
     };
-    let refused =
-        |verdict: &str| of(&|one| matches!(one, Outcome::Refused(one, _, _) if one == verdict));
+    let refused = |disposition: &str| {
+        of(&|one| matches!(one, Outcome::Refused(one, _, _) if one == disposition))
+    };
     Counts {
         records: of(&|_| true),
         accepted: of(&|one| *one == Outcome::Accepted),
@@ -93,7 +94,7 @@ type RefusedRow = (String, String, String, Option<Vec<u8>>, Option<Vec<u8>>, Vec
 
 async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
     let row: Option<RefusedRow> =
-        sqlx::query_as("select verdict, cause, detail, record_key, payload, headers from reject where log_offset = $1")
+        sqlx::query_as("select disposition, cause, detail, record_key, payload, headers from reject where log_offset = $1")
             .bind(offset)
             .fetch_optional(&ledger.pool)
             .await
@@ -109,7 +110,7 @@ async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
     match row {
         None if accepted == 0 => Outcome::Duplicate,
         None => Outcome::Accepted,
-        Some((verdict, cause, detail, key, payload, headers)) => {
+        Some((disposition, cause, detail, key, payload, headers)) => {
             assert_eq!(accepted, 0, "the record at {offset} is in two places");
             assert_eq!(
                 (key, payload),
@@ -123,7 +124,7 @@ async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
                 names,
                 "the headers are unchanged"
             );
-            Outcome::Refused(verdict, cause, detail)
+            Outcome::Refused(disposition, cause, detail)
         }
     }
 }
@@ -136,16 +137,20 @@ async fn events(ledger: &Ledger) -> Vec<Event> {
         .collect()
 }
 
-/// Checks that each message is refused with this verdict and cause, and that the row's detail
+/// Checks that each message is refused with this disposition and cause, and that the row's detail
 /// contains these words.
-async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
+async fn all_refused(rows: Vec<(Message, &str)>, disposition: &str, cause: &str) {
     let messages: Vec<Message> = rows.iter().map(|(message, _)| message.clone()).collect();
     let recording = recorded(&messages).await;
     for ((_, words), outcome) in rows.iter().zip(&recording.outcomes) {
-        let Outcome::Refused(found_verdict, found_cause, detail) = outcome else {
+        let Outcome::Refused(found_disposition, found_cause, detail) = outcome else {
             panic!("accepted, though {words:?}")
         };
-        assert_eq!((found_verdict.as_str(), found_cause.as_str()), (verdict, cause), "{detail}");
+        assert_eq!(
+            (found_disposition.as_str(), found_cause.as_str()),
+            (disposition, cause),
+            "{detail}"
+        );
         assert!(detail.contains(words), "{words:?} is not in {detail:?}");
     }
 }

@@ -346,7 +346,7 @@ async fn an_id_with_another_content_is_a_conflict() {
     event.quantity = UsageQuantity::ManagedAgents(77);
     let recording = recorded(&[first.to_message(), other.to_message(), first.to_message()]).await;
     assert!(
-        matches!(&recording.outcomes[1], Outcome::Refused(verdict, _, detail) if verdict == "conflict" && detail.contains("usage-1"))
+        matches!(&recording.outcomes[1], Outcome::Refused(disposition, _, detail) if disposition == "conflict" && detail.contains("usage-1"))
     );
     assert_eq!(
         (&recording.outcomes[0], &recording.outcomes[2]),

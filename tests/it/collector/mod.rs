@@ -178,7 +178,7 @@ impl Store {
     /// of these rejects.
     async fn refuse_claims(&self, state: &str) {
         let refusal = || Refusal {
-            verdict: Disposition::Rejected,
+            disposition: Disposition::Rejected,
             cause: RejectCause::Ledger,
             detail: "refused".to_owned(),
         };

@@ -162,13 +162,13 @@ async fn a_usage_type_that_is_not_known_yet_is_held_once() {
     store.consume().await;
     let mut sweeping = store.collector(sweep, &coderd).await;
     assert_eq!(sweeping.pass().await.unwrap().usage, 0, "held and rejected records are known");
-    let verdicts: Vec<(String, String)> =
-        sqlx::query_as("select event_id, verdict from reject order by event_id")
+    let dispositions: Vec<(String, String)> =
+        sqlx::query_as("select event_id, disposition from reject order by event_id")
             .fetch_all(&store.ledger.pool)
             .await
             .unwrap();
     assert_eq!(
-        verdicts,
+        dispositions,
         [("gpu".to_owned(), "held".to_owned()), ("none".to_owned(), "rejected".to_owned())]
     );
 }

@@ -23,7 +23,7 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded_on_the_postgres_l
 struct Refused {
     topic: String,
     log_offset: i64,
-    verdict: String,
+    disposition: String,
     cause: String,
     event_id: Option<String>,
     payload: Option<Vec<u8>>,
@@ -102,13 +102,15 @@ async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend)
     eventually(SOON, "the log is read to its ends", || site.has_read_all()).await;
 
     let rows: Vec<Refused> =
-        sqlx::query_as("select topic, log_offset, verdict, cause, event_id, payload from reject order by topic desc, log_offset")
+        sqlx::query_as("select topic, log_offset, disposition, cause, event_id, payload from reject order by topic desc, log_offset")
             .fetch_all(&site.database.pool)
             .await
             .unwrap();
     let summary: Vec<(&str, i64, &str, &str)> = rows
         .iter()
-        .map(|row| (row.topic.as_str(), row.log_offset, row.verdict.as_str(), row.cause.as_str()))
+        .map(|row| {
+            (row.topic.as_str(), row.log_offset, row.disposition.as_str(), row.cause.as_str())
+        })
         .collect();
     let (builds, usages) = (Topic::WorkspaceBuilds.name(), Topic::AgentUsage.name());
     let expected = [

@@ -91,7 +91,7 @@ async fn a_process_without_the_role_serve_shows_its_telemetry_at_the_configured_
     };
     let (_, metrics) = get("/metrics").await;
     assert!(
-        metrics.contains("tallyline_consumer_records_total{verdict=\"accepted\"} 50\n"),
+        metrics.contains("tallyline_consumer_records_total{disposition=\"accepted\"} 50\n"),
         "{metrics}"
     );
     assert!(!metrics.contains("coderd_"), "no domain series: {metrics}");

@@ -44,7 +44,7 @@ async fn status_shows_the_state_of_everything() {
         (&Value::from(deployment.clone()), &false.into())
     );
     assert_eq!(
-        (&answer["open_rejects"][0]["verdict"], answer["open_rejects"][0]["cause"].is_string()),
+        (&answer["open_rejects"][0]["disposition"], answer["open_rejects"][0]["cause"].is_string()),
         (&"rejected".into(), true)
     );
     let until =

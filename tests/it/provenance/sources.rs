@@ -42,7 +42,7 @@ async fn registering_a_deployment_admits_its_held_events() {
         [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 3)];
     world.produce(events.iter().map(|event| (event.topic(), event.to_message()))).await;
     world.consume(Signatures::default()).await;
-    let held = "select count(*) from reject where verdict = 'held' and cause = 'unregistered_source' and state = 'open'";
+    let held = "select count(*) from reject where disposition = 'held' and cause = 'unregistered_source' and state = 'open'";
     let accepted = "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
     assert_eq!((world.count(held).await, world.count(accepted).await), (3, 0));
     let operations = world.operations(Signatures::default());

@@ -175,7 +175,7 @@ async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() 
     .await
     .unwrap();
     let refusal = Refusal {
-        verdict: Disposition::Rejected,
+        disposition: Disposition::Rejected,
         cause: RejectCause::Field,
         detail: "count: not a number".into(),
     };

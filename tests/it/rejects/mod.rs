@@ -134,7 +134,7 @@ fn assert_forbidden<T: std::fmt::Debug>(outcome: Result<T, OperationError>, word
 }
 
 #[tokio::test]
-async fn open_rejects_are_counted_by_verdict_and_cause() {
+async fn open_rejects_are_counted_by_disposition_and_cause() {
     let (_database, ledger) = ledger().await;
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
     let claim = lease_partition(&ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
@@ -160,8 +160,8 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
             .await
             .unwrap();
     }
-    let open = |verdict, units: &[(&str, u64)], earlier| OpenRejects {
-        verdict,
+    let open = |disposition, units: &[(&str, u64)], earlier| OpenRejects {
+        disposition,
         cause: RejectCause::Json,
         records: 2,
         units: units
@@ -223,9 +223,9 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
         stake("usage-9", Some(8), "agents"),
     ];
     assert_eq!(listed, expected);
-    let by_verdict =
+    let by_disposition =
         CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
-    let groups = ask(&site.operations, &by_verdict).await.unwrap().groups;
+    let groups = ask(&site.operations, &by_disposition).await.unwrap().groups;
     let listed: Vec<_> = groups
         .iter()
         .map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone()))
@@ -459,11 +459,11 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposi
             .list("all")
             .await
             .into_iter()
-            .map(|row| (row.event_id.unwrap(), row.verdict, row.state))
+            .map(|row| (row.event_id.unwrap(), row.disposition, row.state))
             .collect();
         let states: Vec<_> = states
             .iter()
-            .map(|(id, verdict, state)| (id.as_str(), verdict.as_str(), state.as_str()))
+            .map(|(id, disposition, state)| (id.as_str(), disposition.as_str(), state.as_str()))
             .collect();
         let expected = [
             ("usage-1", "held", "admitted"),
@@ -487,7 +487,7 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
     let records = site.operations.log.read(claim.partition, 0, 100).await.unwrap();
     let next_offset = records.last().unwrap().offset + 1;
     let refusal = |record: &Record| Refusal {
-        verdict: Disposition::Held,
+        disposition: Disposition::Held,
         cause: RejectCause::UnknownEventType,
         detail: format!("unknown event type, at {}", record.offset),
     };

@@ -101,7 +101,7 @@ async fn a_bad_record_is_corrected_and_counted_once(backend: Backend) {
     let corrected = if first["event_id"] == "usage-1" { 0 } else { 1 };
     let row = &list["rejects"][corrected];
     assert_eq!(
-        json!([row["verdict"], row["cause"], row["units"], row["unit"]]),
+        json!([row["disposition"], row["cause"], row["units"], row["unit"]]),
         json!(["rejected", "unknown_field", 3, "agents"])
     );
     assert_eq!(row["payload"]["text"], r#"{"count": 3, "colour": "blue"}"#);

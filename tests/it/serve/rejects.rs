@@ -30,8 +30,8 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
     let arrivals: Vec<_> = arrivals.collect();
     record_batch(&site.ledger, &Chain::Live(claim), &arrivals, 3).await.unwrap();
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 7.0).await;
-    shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 2.0).await;
-    shows("tallyline_rejects_open{cause=\"json\",verdict=\"rejected\"}", 1.0).await;
+    shows("tallyline_rejects_open{cause=\"unknown_field\",disposition=\"rejected\"}", 2.0).await;
+    shows("tallyline_rejects_open{cause=\"json\",disposition=\"rejected\"}", 1.0).await;
     site.ledger.clock.set(noon() + TimeDelta::seconds(90));
     shows("tallyline_rejects_oldest_age_seconds", 90.0).await;
 
@@ -55,7 +55,7 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
         .unwrap();
     assert_eq!(discarded.map(|acts| acts.len()), Some(3));
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
-    shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 0.0).await;
+    shows("tallyline_rejects_open{cause=\"unknown_field\",disposition=\"rejected\"}", 0.0).await;
     shows("tallyline_rejects_oldest_age_seconds", 0.0).await;
     process.end().await;
 }

@@ -254,11 +254,14 @@ pub fn arrival(offset: i64, event: Event) -> Arrival {
 }
 
 /// A record that is not an event.
-pub fn refused(offset: i64, verdict: Disposition) -> Arrival {
+pub fn refused(offset: i64, disposition: Disposition) -> Arrival {
     let mut message = build(DEPLOYMENT, 1).to_message();
     message.payload = Some(b"\0 no JSON".to_vec());
-    let refusal =
-        Refusal { verdict, cause: RejectCause::Json, detail: "payload: not a JSON object".into() };
+    let refusal = Refusal {
+        disposition,
+        cause: RejectCause::Json,
+        detail: "payload: not a JSON object".into(),
+    };
     Arrival { offset, timestamp: noon(), message, event: Err(refusal), confirmed: false }
 }
 
