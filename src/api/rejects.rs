@@ -18,7 +18,7 @@ const PAUSE: u32 = 20;
 
 pub(super) struct RejectsTelemetry {
     open: IntGaugeVec,
-    at_stake: GaugeVec,
+    unbilled: GaugeVec,
     oldest: Gauge,
     state: Mutex<State>,
 }
@@ -41,10 +41,10 @@ impl RejectsTelemetry {
                 ),
                 &["disposition", "cause"],
             )?,
-            at_stake: GaugeVec::new(
+            unbilled: GaugeVec::new(
                 Opts::new(
-                    "tallyline_rejects_units_at_stake",
-                    "Usage in open rejects, as far as its number could be read.",
+                    "tallyline_rejects_unbilled_units",
+                    "Unbilled usage in open rejects, as far as its number could be read.",
                 ),
                 &["unit"],
             )?,
@@ -55,7 +55,7 @@ impl RejectsTelemetry {
             state: Mutex::default(),
         };
         registry.register(Box::new(telemetry.open.clone()))?;
-        registry.register(Box::new(telemetry.at_stake.clone()))?;
+        registry.register(Box::new(telemetry.unbilled.clone()))?;
         registry.register(Box::new(telemetry.oldest.clone()))?;
         Ok(telemetry)
     }
@@ -86,20 +86,20 @@ impl RejectsTelemetry {
     ) {
         let mut records: BTreeMap<(Disposition, RejectCause), i64> =
             shown.iter().map(|of| (*of, 0)).collect();
-        let mut at_stake: BTreeMap<&str, f64> =
+        let mut unbilled: BTreeMap<&str, f64> =
             UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
-        at_stake.insert("unknown", 0.0);
+        unbilled.insert("unknown", 0.0);
         for rejects in open {
             records.insert((rejects.disposition, rejects.cause), rejects.records);
             for (unit, number) in &rejects.units {
-                *at_stake.entry(unit).or_default() += *number as f64;
+                *unbilled.entry(unit).or_default() += *number as f64;
             }
         }
         for ((disposition, cause), number) in &records {
             self.open.with_label_values(&[disposition.as_str(), cause.as_str()]).set(*number);
         }
-        for (unit, number) in at_stake {
-            self.at_stake.with_label_values(&[unit]).set(number);
+        for (unit, number) in unbilled {
+            self.unbilled.with_label_values(&[unit]).set(number);
         }
         let oldest = open.iter().map(|rejects| clock.now() - rejects.oldest).max();
         self.oldest.set(oldest.map_or(0.0, |age| age.as_seconds_f64().max(0.0)));

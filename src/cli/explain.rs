@@ -207,7 +207,7 @@ fn refusal_lines(page: &mut Page, explanation: &Explanation) {
         let units = refusal
             .units
             .as_ref()
-            .map(|units| format!(", {units} {unit} at stake"))
+            .map(|units| format!(", {units} {unit} unbilled"))
             .unwrap_or_default();
         page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
         page.line("", &format!("is {}", refusal.state));

@@ -77,7 +77,7 @@ fn amount(number: u64, unit: &str) -> String {
     }
 }
 
-fn at_stake(row: &Reject) -> String {
+fn unbilled(row: &Reject) -> String {
     or_dash(row.units.map(|units| amount(units, row.unit.as_deref().unwrap_or_default())))
 }
 
@@ -89,7 +89,7 @@ fn amounts(units: &BTreeMap<String, u64>) -> String {
 fn table(page: &RejectPage) -> String {
     let rows = page.rejects.iter().map(|row| {
         let place = format!("{}/{}@{}", row.topic, row.partition, row.offset);
-        let stake = at_stake(row);
+        let unbilled = unbilled(row);
         let [event_type, event_id] =
             [&row.event_type, &row.event_id].map(|of| or_dash(of.as_ref()));
         let [state, disposition, cause] =
@@ -100,7 +100,7 @@ fn table(page: &RejectPage) -> String {
             disposition,
             cause,
             time(row.first_seen),
-            stake,
+            unbilled,
             event_type,
             event_id,
             place,
@@ -112,7 +112,7 @@ fn table(page: &RejectPage) -> String {
         "DISPOSITION",
         "CAUSE",
         "FIRST SEEN",
-        "AT STAKE",
+        "UNBILLED",
         "EVENT TYPE",
         "EVENT ID",
         "RECORD",
@@ -134,7 +134,7 @@ fn groups(counts: &RejectCounts) -> String {
         ]
     });
     or_none(columns(
-        [counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"],
+        [counts.by.as_str().to_uppercase().as_str(), "RECORDS", "UNBILLED", "OLDEST"],
         rows,
     ))
 }
@@ -211,7 +211,7 @@ fn page(shown_reject: &ShownReject) -> String {
 
 fn facts(shown_reject: &ShownReject) -> String {
     let row = &shown_reject.reject;
-    let stake = at_stake(row);
+    let unbilled = unbilled(row);
     let would = match &shown_reject.if_resubmitted_reason {
         None => word(shown_reject.if_resubmitted).to_owned(),
         Some(reason) => format!("{}: {reason}", word(shown_reject.if_resubmitted)),
@@ -233,7 +233,7 @@ fn facts(shown_reject: &ShownReject) -> String {
         ("deployment", or_dash(row.deployment_id)),
         ("event id", or_dash(row.event_id.clone())),
         ("event type", or_dash(row.event_type.clone())),
-        ("at stake", stake),
+        ("unbilled", unbilled),
         (
             "event accepted",
             shown_reject

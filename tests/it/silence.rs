@@ -207,7 +207,7 @@ async fn an_operation_reports_the_silence() {
         ("reject", "show"),
         ("recovery", "ledger"),
         ("publication", "ledger"),
-        ("position", "kafka"),
+        ("position", "log"),
         ("usage_event", "coderd"),
     ] {
         let (proxy, ledger) = through_proxy(&world.ledger, 4).await;

@@ -88,7 +88,7 @@ fn attention(status: &Status) -> String {
         columns(["THE BOOKS DIFFER"], differs),
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], hold_rows(status)),
         columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusal_rows(status)),
-        columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], reject_rows(status)),
+        columns(["OPEN REJECTS", "CAUSE", "RECORDS", "UNBILLED", "OLDEST"], reject_rows(status)),
     ])
 }
 

@@ -211,16 +211,16 @@ async fn unbilled_amounts_are_read_from_invalid_records() {
         .into_iter()
         .map(|row| (row.event_id.unwrap(), row.units, row.unit))
         .collect();
-    let stake = |id: &str, units: Option<u64>, unit: &str| {
+    let unbilled = |id: &str, units: Option<u64>, unit: &str| {
         (id.to_owned(), units, units.map(|_| unit.to_owned()))
     };
     // usage-3 is the fourth, so it would have been seats: (3 % 3) + 1
     let expected = [
-        stake("usage-1", Some(3), "agents"),
-        stake("usage-2", None, ""),
-        stake("usage-3", Some(1), "unknown"),
-        stake("usage-4", Some(41), "agents"),
-        stake("usage-9", Some(8), "agents"),
+        unbilled("usage-1", Some(3), "agents"),
+        unbilled("usage-2", None, ""),
+        unbilled("usage-3", Some(1), "unknown"),
+        unbilled("usage-4", Some(41), "agents"),
+        unbilled("usage-9", Some(8), "agents"),
     ];
     assert_eq!(listed, expected);
     let by_disposition =

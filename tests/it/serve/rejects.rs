@@ -18,7 +18,7 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
         eventually(SOON, series, || async { process.scrape("").await.get(series) == Some(&value) })
             .await;
     };
-    shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
+    shows("tallyline_rejects_unbilled_units{unit=\"agents\"}", 0.0).await;
     let claim = lease_partition(&site.ledger, partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let bodies =
         [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
@@ -29,7 +29,7 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
     });
     let arrivals: Vec<_> = arrivals.collect();
     record_batch(&site.ledger, &Chain::Live(claim), &arrivals, 3).await.unwrap();
-    shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 7.0).await;
+    shows("tallyline_rejects_unbilled_units{unit=\"agents\"}", 7.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",disposition=\"rejected\"}", 2.0).await;
     shows("tallyline_rejects_open{cause=\"json\",disposition=\"rejected\"}", 1.0).await;
     site.ledger.clock.set(noon() + TimeDelta::seconds(90));
@@ -54,7 +54,7 @@ async fn open_rejects_unbilled_amounts_and_the_oldest_age_are_gauges() {
         .await
         .unwrap();
     assert_eq!(discarded.map(|acts| acts.len()), Some(3));
-    shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
+    shows("tallyline_rejects_unbilled_units{unit=\"agents\"}", 0.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",disposition=\"rejected\"}", 0.0).await;
     shows("tallyline_rejects_oldest_age_seconds", 0.0).await;
     process.end().await;
