@@ -190,3 +190,71 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{body_of, query_of};
+    use crate::operations::recover::{Lost, RecoverEffect, RecoverRequest};
+    use crate::operations::{CountRejects, ListRejects, RebuildExecution};
+
+    fn help(command: &mut clap::Command) -> String {
+        let mut text = command.render_long_help().to_string();
+        for inner in command.get_subcommands_mut() {
+            text += &help(inner);
+        }
+        text
+    }
+
+    #[test]
+    fn words_of_earlier_versions_work_and_no_help_shows_them() {
+        for line in [
+            "acts",
+            "prove workspace_build_completed:00000000-0000-0000-0000-000000000001",
+            "recover plan --lost kafka",
+            "rebuild execute metrics --plan ce23 --may-fall",
+            "rejects list --verdict held",
+            "rejects list --by verdict",
+            "audit --patience 60",
+            "status --watch 2",
+        ] {
+            let words = ["tallyline"].into_iter().chain(line.split(' '));
+            let parsed = Cli::try_parse_from(words.chain(["--pipeline", "single.toml"]));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+        let mut command = Cli::command();
+        command.build();
+        let help = help(&mut command);
+        for new in ["\n  audit-log", "\n  explain", "- log:", "--allow-decrease", "--disposition"] {
+            assert!(help.contains(new), "{new:?} is missing: {help}");
+        }
+        for old in ["\n  acts", "\n  prove", "- kafka:", "--may-fall", "verdict", "--clock-offset"]
+        {
+            assert!(!help.contains(old), "{old:?} is shown: {help}");
+        }
+    }
+
+    #[test]
+    fn fields_of_earlier_versions_are_read() {
+        let (list, _) = query_of::<ListRejects>("verdict=held").unwrap();
+        assert_eq!(list.which.disposition.as_deref(), Some("held"));
+        let (count, _) = query_of::<CountRejects>("by=verdict").unwrap();
+        assert_eq!(count.by.as_str(), "disposition");
+        let rebuild = br#"{"rebuild": {"stage": "metrics"}, "hash": "ce23", "may_fall": true}"#;
+        assert!(body_of::<RebuildExecution>(rebuild).unwrap().0.allow_decrease);
+        // plans are stored with their request and their effect
+        let request: RecoverRequest = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
+        assert_eq!(request.lost, Lost::Log);
+        let effect = json!({
+            "loss": "kafka",
+            "topics_to_create": [],
+            "partitions_to_create": 6,
+            "partitions": [],
+        });
+        let effect: RecoverEffect = serde_json::from_value(effect).unwrap();
+        assert_eq!(serde_json::to_value(&effect).unwrap()["loss"], "log");
+    }
+}

@@ -11,9 +11,10 @@ use super::duration::seconds_flag;
 use super::operation::counting;
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::audit::{Audit, AuditReport};
-use crate::coderd::Database;
+use crate::coderd::{CoderdError, Database};
 use crate::event::Topic;
 use crate::ledger::{Finding, StatementError, findings, retirements};
+use crate::log::LogError;
 
 /// Prove that the books balance, or list the differences. Marks events, but changes none.
 #[derive(
@@ -127,9 +128,30 @@ impl Operations {
     }
 }
 
-fn unread(error: impl Into<anyhow::Error>) -> OperationError {
-    match error.into().downcast::<StatementError>() {
-        Ok(ledger) => OperationError::Ledger(ledger),
-        Err(other) => OperationError::Internal(other),
+/// A side that cannot be read is not a fault of Tallyline.
+fn unread(error: anyhow::Error) -> OperationError {
+    error
+        .downcast::<StatementError>()
+        .map(OperationError::Ledger)
+        .or_else(|error| error.downcast::<LogError>().map(OperationError::Log))
+        .or_else(|error| error.downcast::<CoderdError>().map(OperationError::Coderd))
+        .unwrap_or_else(OperationError::Internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_that_cannot_read_a_side_names_the_side() {
+        let inside = |error: anyhow::Error| unread(error.context("reading one side"));
+        let ledger = inside(StatementError::PoolTimedOut.into());
+        assert!(matches!(ledger, OperationError::Ledger(_)), "{ledger:?}");
+        let log = inside(LogError::Unreachable("no answer".to_owned()).into());
+        assert!(matches!(log, OperationError::Log(_)), "{log:?}");
+        let coderd = inside(CoderdError::Address("not a URL".to_owned()).into());
+        assert!(matches!(coderd, OperationError::Coderd(_)), "{coderd:?}");
+        let fault = inside(anyhow::anyhow!("a broken invariant"));
+        assert!(matches!(fault, OperationError::Internal(_)), "{fault:?}");
     }
 }

@@ -17,7 +17,9 @@ use tallyline::ledger::{
 };
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::{Actor, LogRange, ReplayExecution, Step};
+use tallyline::operations::{
+    Actor, LogRange, OperationError, Operations, ReplayExecution, RunAudit, Step,
+};
 use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -518,4 +520,17 @@ async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
     }
     stop.cancel();
     tokio::time::timeout(seconds, running).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn an_audit_that_cannot_reach_coderd_says_so_and_reports_no_fault_of_tallyline() {
+    let site = Site::new().await;
+    let away = coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1));
+    let operations = Operations {
+        coderd: Some(away.unwrap()),
+        deployment: Some(site.coderd.deployment),
+        ..operations(&site.ledger, &site.log)
+    };
+    let error = ask(&operations, &RunAudit::default()).await.unwrap_err();
+    assert!(matches!(error, OperationError::Coderd(_)), "{error:?}");
 }

@@ -179,7 +179,7 @@ async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
         .await;
     assert_eq!(explained(&site, &id).await.accepted.unwrap().log.state, LogState::Gone);
 
-    // a side that is away leaves the rest of the explained
+    // a side that is away leaves the rest of the explanation
     let unreachable =
         coderd::Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1))
             .unwrap();

@@ -501,7 +501,7 @@ async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known(
 }
 
 #[tokio::test]
-async fn the_audit_trail_is_paged_and_filtered() {
+async fn the_audit_log_is_paged_and_filtered() {
     let site = Site::new().await;
     for (actor, act, subject) in [
         ("user-001", ActKind::Pause, "consume"),
@@ -555,4 +555,24 @@ async fn the_audit_trail_is_paged_and_filtered() {
     let words = words.fetch_one(&site.ledger.pool).await.unwrap();
     let known: Vec<&str> = words.split('\'').skip(1).step_by(2).collect();
     assert_eq!(known, ActKind::ALL.map(ActKind::as_str));
+}
+
+#[tokio::test]
+async fn paths_of_earlier_versions_answer_and_no_document_shows_them() {
+    let site = Site::new().await;
+    let process = site.process().await;
+    let (_, document) = process.get("/openapi.json").await;
+    let paths = &document["paths"];
+    for (old, new) in [
+        ("/api/v1/acts", "/api/v1/audit-log"),
+        ("/api/v1/events/{event_id}/proof", "/api/v1/events/{event_id}/explain"),
+    ] {
+        assert!(paths[old].is_null() && paths[new].is_object(), "{old}, {new}");
+        let [old, new] = [old, new].map(|path| path.replace("{event_id}", "usage-7"));
+        let (was, is) = (process.get(&old).await, process.get(&new).await);
+        assert_eq!(was, is, "{old}");
+        // an unknown path also answers 404, with other words
+        let known = is.0 == 200 || is.1["message"].as_str().unwrap().contains("usage-7");
+        assert!(known, "{is:?}");
+    }
 }
