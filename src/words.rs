@@ -45,7 +45,10 @@ macro_rules! words {
             }
 
             fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-                Some(match self { $($name::$variant => clap::builder::PossibleValue::new($word)$(.alias($old))?),+ })
+                use clap::builder::PossibleValue;
+                Some(match self {
+                    $($name::$variant => PossibleValue::new($word)$(.alias($old))?),+
+                })
             }
         }
 
