@@ -13,12 +13,21 @@ pub struct UnknownWord {
 /// Declares an enum together with the word of each variant. A second word is one of an earlier
 /// version: the command line and JSON still accept it.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal $(| $old:literal)?),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[$variant_doc:meta])* $variant:ident = $word:literal $(| $old:literal)?),+ $(,)?
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[derive(serde::Serialize, serde::Deserialize, sqlx::Type)]
         #[sqlx(type_name = "text")]
-        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word $(, alias = $old)?)] #[sqlx(rename = $word)] $variant),+ }
+        pub enum $name {
+            $(
+                $(#[$variant_doc])*
+                #[serde(rename = $word $(, alias = $old)?)]
+                #[sqlx(rename = $word)]
+                $variant
+            ),+
+        }
 
         impl $name {
             /// All values, in the order in which they are shown.

@@ -73,8 +73,8 @@ pub struct Global {
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
     pub output: Output,
     /// Seconds added to the machine's clock, for fault tests
-    #[arg(long, hide = true, global = true, default_value_t = 0, allow_negative_numbers = true, value_name = "SECONDS",
-          value_parser = clap::value_parser!(i64).range(-3_200_000_000..=3_200_000_000))]
+    #[arg(long, hide = true, global = true, default_value_t = 0, allow_negative_numbers = true,
+          value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(-3_200_000_000..=3_200_000_000))]
     pub clock_offset: i64,
 }
 

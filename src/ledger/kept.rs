@@ -1,5 +1,5 @@
-//! Rows of events and rejects with their places in the log. `explain` shows them, and the deep audit
-//! compares them with the log.
+//! Rows of events and rejects with their places in the log. `explain` shows them, and the deep
+//! audit compares them with the log.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
