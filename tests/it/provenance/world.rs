@@ -236,7 +236,7 @@ impl World {
             })
             .await;
         }
-        self.recover(Lost::Kafka, signatures).await;
+        self.recover(Lost::Log, signatures).await;
     }
 
     /// Restores the ledger from this backup, and recovers it.

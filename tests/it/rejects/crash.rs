@@ -43,7 +43,7 @@ impl Site {
     }
 
     async fn plan_recovery(&self) -> RecoverPlan {
-        let request = RecoverRequest { lost: Lost::Kafka, without: Vec::new() };
+        let request = RecoverRequest { lost: Lost::Log, without: Vec::new() };
         ask(&self.operations, &request).await.unwrap()
     }
 
@@ -155,7 +155,7 @@ async fn of_several_resubmissions_those_in_the_log_are_closed_and_the_others_sta
 
 /// The number of rejects that a recovery would reopen, by partition.
 fn reopened(plan: &RecoverPlan) -> Vec<i64> {
-    let RecoverEffect::Kafka(effect) = &plan.effect else { panic!("{plan:?}") };
+    let RecoverEffect::Log(effect) = &plan.effect else { panic!("{plan:?}") };
     effect.partitions.iter().map(|one| one.reopened).collect()
 }
 
