@@ -6,7 +6,6 @@
 
 mod build;
 mod cause;
-mod digest;
 mod encode;
 mod envelope;
 mod fact;
@@ -25,8 +24,7 @@ pub use build::{
     WorkspaceBuildCompleted, build_of, is_build_type, kind,
 };
 pub use cause::{ParseError, RejectCause};
-pub use digest::Digest;
-pub use envelope::{Event, Payload};
+pub use envelope::{Digest, Event, Payload};
 pub use fact::Fact;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
