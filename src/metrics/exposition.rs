@@ -2,10 +2,8 @@
 
 use prometheus::proto::{self, MetricFamily, MetricType};
 
-use super::buckets::Buckets;
 use super::options::BucketOptions;
-use super::series::{Counter, Series};
-use super::tally::Tally;
+use super::series::{Buckets, Counter, Series, Tally};
 use super::wire;
 
 /// The constants of a counter family.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use prometheus::proto;
 
-use super::buckets::Buckets;
 use super::options::NativeOptions;
+use super::series::Buckets;
 
 /// Consecutive buckets. `offset` counts the empty buckets before them, or is the first index for
 /// the first span.
