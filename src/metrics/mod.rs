@@ -11,10 +11,9 @@ mod exposition;
 mod index;
 mod options;
 mod series;
-mod wire;
 
-pub use accept::{Format, encode};
-pub use exposition::{CounterFamily, HistogramFamily};
+pub use accept::Format;
+pub use exposition::{CounterFamily, HistogramFamily, encode};
 pub use options::{BucketOptions, DEFAULT_ZERO_THRESHOLD, NativeOptions};
 pub use series::{Buckets, Counter, Series, Tally};
 
