@@ -10,7 +10,6 @@ mod asked;
 mod chosen_source;
 mod connections;
 mod document;
-mod domain;
 mod entitlements;
 mod error;
 mod executions;

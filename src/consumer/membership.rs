@@ -1,42 +1,100 @@
 //! One membership of the group: its partitions and their workers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::Consumer;
 use super::gaps::Gap;
 use super::worker::Worker;
+use super::{Consumer, Progress, verify};
 use crate::event::TopicPartition;
-use crate::ledger::PartitionLease;
-use crate::log::{Batch, Consumer as Membership};
+use crate::ledger::{PartitionLease, generations};
+use crate::log::{Batch, Consumer as Membership, Delivery, LogError};
+use crate::waiting::Backoff;
+
+/// How often the group's marks are updated.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Consumer {
+    /// Runs one membership of the group, from joining to leaving.
+    pub(super) async fn consume(
+        &self,
+        stop: &CancellationToken,
+        waits: &mut Backoff,
+    ) -> anyhow::Result<()> {
+        let generations = self.ledger.run(generations::all).await?;
+        let membership = self.log.join(&self.group, stop.clone())?;
+        membership.sign(generations.signature());
+        let mut state = MembershipState::new(membership);
+        let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
+        let mut tick = tokio::time::interval(MARK_INTERVAL);
+        let mut recovered = std::pin::pin!(self.recovered(generations));
+        let (gaps_in, mut gaps) = mpsc::unbounded_channel();
+        let mut stalled = std::pin::pin!(self.stalled(gaps_in));
+        let outcome = loop {
+            tokio::select! {
+                () = stop.cancelled() => break Ok(()),
+                () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
+                () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
+                stall = &mut stalled => break Err(self.leave_for(&stall)),
+                Some(started) = state.started.join_next() => match started {
+                    Ok(lease) => {
+                        state.begin(self, lease, &faulty);
+                        waits.reset();
+                    }
+                    Err(error) if error.is_cancelled() => {}
+                    Err(panic) => break Err(panic.into()),
+                },
+                Some(gap) = gaps.recv() => state.step_over(self, gap),
+                _ = tick.tick() => state.mark(self),
+                () = paused.changed() => state.handle_pauses(self).await,
+                room = room(state.undelivered.as_ref()), if state.undelivered.is_some() => state.deliver(room),
+                delivery = state.membership.next(), if state.undelivered.is_none() => match delivery {
+                    Ok(Delivery::Assigned(partitions)) => {
+                        info!(partitions = partitions.len(), "partitions assigned");
+                        state.start(self, &partitions);
+                    }
+                    Ok(Delivery::Revoked(partitions)) => state.revoked(self, &partitions).await,
+                    Ok(Delivery::Batch(batch)) => state.take(batch),
+                    Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
+                    Err(fault) => break ended(stop, fault),
+                },
+            }
+        };
+        state.leave().await;
+        self.not_read(BTreeMap::clear);
+        self.progress(Progress::end_all);
+        outcome
+    }
+}
 
 /// Waits for room at the batch's worker; none if the worker has ended.
-pub(super) async fn room(
+async fn room(
     undelivered: Option<&(mpsc::Sender<Batch>, Batch)>,
 ) -> Option<mpsc::OwnedPermit<Batch>> {
     undelivered?.0.clone().reserve_owned().await.ok()
 }
 
 /// The state of one membership of the group.
-pub(super) struct MembershipState {
-    pub membership: Membership,
+struct MembershipState {
+    membership: Membership,
     workers: HashMap<TopicPartition, Worker>,
     /// Partitions that are being started.
     starts: HashMap<TopicPartition, AbortHandle>,
-    pub started: JoinSet<PartitionLease>,
+    started: JoinSet<PartitionLease>,
     /// Assigned partitions that are paused and not read.
     held: BTreeSet<TopicPartition>,
     /// A batch that waits for room at its worker. Meanwhile no further delivery is taken.
-    pub undelivered: Option<(mpsc::Sender<Batch>, Batch)>,
+    undelivered: Option<(mpsc::Sender<Batch>, Batch)>,
 }
 
 impl MembershipState {
-    pub fn new(membership: Membership) -> Self {
+    fn new(membership: Membership) -> Self {
         let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
         MembershipState {
             membership,
@@ -49,7 +107,7 @@ impl MembershipState {
     }
 
     /// Starts each partition that is not paused.
-    pub fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+    fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         let marks = Arc::default();
         for partition in partitions {
             if consumer.paused.of_topic(partition.topic).is_some() {
@@ -64,12 +122,7 @@ impl MembershipState {
     }
 
     /// Reads a leased partition from its position on.
-    pub fn begin(
-        &mut self,
-        consumer: &Consumer,
-        lease: PartitionLease,
-        faulty: &CancellationToken,
-    ) {
+    fn begin(&mut self, consumer: &Consumer, lease: PartitionLease, faulty: &CancellationToken) {
         let (partition, position) = (lease.partition, lease.next_offset);
         if self.starts.remove(&partition).is_some() {
             consumer.forget(&[partition]);
@@ -83,7 +136,7 @@ impl MembershipState {
 
     /// Moves a partition at this position beyond the gap. A busy worker skips this, and a later
     /// check repeats it.
-    pub fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
+    fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
         if from < until
             && consumer.progress(|progress| progress.position(partition)) == Some(from)
             && let Some(worker) = self.workers.get(&partition)
@@ -98,20 +151,20 @@ impl MembershipState {
 
     /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads
     /// it again.
-    pub fn take(&mut self, batch: Batch) {
+    fn take(&mut self, batch: Batch) {
         self.undelivered =
             self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
     }
 
     /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped
     /// its partition. The batch is reread.
-    pub fn deliver(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
+    fn deliver(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
         if let (Some((_, batch)), Some(room)) = (self.undelivered.take(), room) {
             room.send(batch);
         }
     }
 
-    pub async fn revoked(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+    async fn revoked(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         info!(partitions = partitions.len(), "partitions revoked");
         for partition in partitions {
             self.held.remove(partition);
@@ -121,7 +174,7 @@ impl MembershipState {
 
     /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is
     /// finished, and then it is not read. A resumed partition is started like a new assignment.
-    pub async fn handle_pauses(&mut self, consumer: &Consumer) {
+    async fn handle_pauses(&mut self, consumer: &Consumer) {
         let is_paused =
             |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
         let paused: Vec<TopicPartition> =
@@ -165,7 +218,7 @@ impl MembershipState {
     }
 
     /// Updates the group's marks for lag tools, and the progress.
-    pub fn mark(&mut self, consumer: &Consumer) {
+    fn mark(&mut self, consumer: &Consumer) {
         let now = consumer.ledger.clock.now();
         for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
             self.membership.mark(partition, next_offset);
@@ -174,10 +227,34 @@ impl MembershipState {
         consumer.telemetry.progress(consumer.progress(|progress| progress.oldest()));
     }
 
-    pub async fn leave(mut self) {
+    async fn leave(mut self) {
         self.started.abort_all();
         let ending = std::mem::take(&mut self.workers).into_values().collect();
         self.finish(ending).await;
         self.membership.leave().await;
+    }
+}
+
+/// The result of a membership that has ended: success only after a requested stop. A dead thread or
+/// task causes the same error.
+fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
+    match fault {
+        LogError::Stopped if stop.is_cancelled() => Ok(()),
+        LogError::Stopped => Err(anyhow::anyhow!("consumer task exited unexpectedly")),
+        fault => Err(fault.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_ends_is_a_fault_unless_a_stop_was_requested() {
+        let stop = CancellationToken::new();
+        assert!(ended(&stop, LogError::Stopped).unwrap_err().to_string().contains("exited"));
+        assert!(ended(&stop, LogError::Refused("no".into())).is_err());
+        stop.cancel();
+        assert!(ended(&stop, LogError::Stopped).is_ok());
     }
 }

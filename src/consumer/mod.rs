@@ -25,28 +25,24 @@ pub use telemetry::ConsumerTelemetry;
 pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
 pub use worker::GRACE;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gaps::{Gap, GapWatch};
-use membership::{MembershipState, room};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::event::TopicPartition;
 use crate::ledger::{PartitionGenerations, PartitionLease, generations, positions, restored};
-use crate::log::{Delivery, Log, LogError};
+use crate::log::{Log, LogError};
 use crate::waiting::Backoff;
 
 /// How often a consumer checks for a recovery. After one it rejoins the group, which also restarts
 /// stopped partitions.
 const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often the group's marks are updated.
-const MARK_INTERVAL: Duration = Duration::from_secs(1);
 /// Deadline of a request to the log for its end or its next record.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -65,53 +61,6 @@ impl Consumer {
                 return;
             }
         }
-    }
-
-    /// Runs one membership of the group, from joining to leaving.
-    async fn consume(&self, stop: &CancellationToken, waits: &mut Backoff) -> anyhow::Result<()> {
-        let generations = self.ledger.run(generations::all).await?;
-        let membership = self.log.join(&self.group, stop.clone())?;
-        membership.sign(generations.signature());
-        let mut state = MembershipState::new(membership);
-        let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
-        let mut tick = tokio::time::interval(MARK_INTERVAL);
-        let mut recovered = std::pin::pin!(self.recovered(generations));
-        let (gaps_in, mut gaps) = mpsc::unbounded_channel();
-        let mut stalled = std::pin::pin!(self.stalled(gaps_in));
-        let outcome = loop {
-            tokio::select! {
-                () = stop.cancelled() => break Ok(()),
-                () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
-                () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
-                stall = &mut stalled => break Err(self.leave_for(&stall)),
-                Some(started) = state.started.join_next() => match started {
-                    Ok(lease) => {
-                        state.begin(self, lease, &faulty);
-                        waits.reset();
-                    }
-                    Err(error) if error.is_cancelled() => {}
-                    Err(panic) => break Err(panic.into()),
-                },
-                Some(gap) = gaps.recv() => state.step_over(self, gap),
-                _ = tick.tick() => state.mark(self),
-                () = paused.changed() => state.handle_pauses(self).await,
-                room = room(state.undelivered.as_ref()), if state.undelivered.is_some() => state.deliver(room),
-                delivery = state.membership.next(), if state.undelivered.is_none() => match delivery {
-                    Ok(Delivery::Assigned(partitions)) => {
-                        info!(partitions = partitions.len(), "partitions assigned");
-                        state.start(self, &partitions);
-                    }
-                    Ok(Delivery::Revoked(partitions)) => state.revoked(self, &partitions).await,
-                    Ok(Delivery::Batch(batch)) => state.take(batch),
-                    Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
-                    Err(fault) => break ended(stop, fault),
-                },
-            }
-        };
-        state.leave().await;
-        self.not_read(BTreeMap::clear);
-        self.progress(Progress::end_all);
-        outcome
     }
 
     /// Returns once the ledger has another incarnation, or a partition's generation has ended.
@@ -258,16 +207,6 @@ impl Consumer {
     }
 }
 
-/// The result of a membership that has ended: success only after a requested stop. A dead thread or
-/// task causes the same error.
-fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
-    match fault {
-        LogError::Stopped if stop.is_cancelled() => Ok(()),
-        LogError::Stopped => Err(anyhow::anyhow!("consumer task exited unexpectedly")),
-        fault => Err(fault.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,14 +227,5 @@ mod tests {
         let consumer = Consumer::new(log, ledger, "group", telemetry);
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
         assert_eq!(consumer.without_record(partition, 5).await, Ok(None));
-    }
-
-    #[test]
-    fn a_member_that_ends_is_a_fault_unless_a_stop_was_requested() {
-        let stop = CancellationToken::new();
-        assert!(ended(&stop, LogError::Stopped).unwrap_err().to_string().contains("exited"));
-        assert!(ended(&stop, LogError::Refused("no".into())).is_err());
-        stop.cancel();
-        assert!(ended(&stop, LogError::Stopped).is_ok());
     }
 }

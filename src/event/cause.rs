@@ -1,6 +1,6 @@
 //! Why a record is not accepted: in one word, and in full.
 
-use super::message::MAX_PAYLOAD_BYTES;
+use super::MAX_PAYLOAD_BYTES;
 use super::topic::Topic;
 use crate::words::words;
 

@@ -6,13 +6,10 @@
 
 mod build;
 mod cause;
-mod digest;
-mod encode;
 mod envelope;
 mod fact;
 mod fields;
 mod message;
-mod parse;
 mod signature;
 #[cfg(test)]
 mod tests;
@@ -25,13 +22,17 @@ pub use build::{
     WorkspaceBuildCompleted, build_of, is_build_type, kind,
 };
 pub use cause::{ParseError, RejectCause};
-pub use digest::Digest;
-pub use envelope::{Event, Payload};
+pub use envelope::{Digest, Event, Payload};
 pub use fact::Fact;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
-pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
-pub use parse::{STRUCTURED, parse, parse_in};
+pub use message::{
+    KEPT_PAYLOAD_BYTES, Message, Oversized, STRUCTURED, UNREADABLE, parse, parse_in,
+};
 pub use signature::{MIN_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};
+
+/// Larger payloads are refused. Tallyline's are normally under 2 KiB; Kafka's own limit for a
+/// record is 1 MiB.
+pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;

@@ -3,10 +3,10 @@
 
 use uuid::Uuid;
 
+use super::MAX_PAYLOAD_BYTES;
 use super::envelope::{Event, Payload};
 use super::fields::{Fields, checked_id};
-use super::message::{MAX_PAYLOAD_BYTES, Message};
-use super::parse::{attribute, deployment, parse};
+use super::message::{Message, attribute, deployment, parse};
 use super::usage::UsageType;
 
 /// The readable facts of a record. A doubled name, or text that is not valid in an event, is not

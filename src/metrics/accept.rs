@@ -1,7 +1,6 @@
-//! Chooses one of two exposition formats for a scraper, and encodes it.
+//! Chooses one of two exposition formats for a scraper.
 
-use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, PROTOBUF_FORMAT, ProtobufEncoder, TextEncoder};
+use prometheus::PROTOBUF_FORMAT;
 
 /// A format of Prometheus' exposition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,27 +85,6 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// The content type and the body of an answer. Families without series are omitted, as in the
-/// registry.
-///
-/// # Errors
-/// If a family has no name. (The crate's text encoder panics for the type untyped, which is not
-/// used here.)
-pub fn encode(
-    families: &[MetricFamily],
-    format: Format,
-) -> prometheus::Result<(&'static str, Vec<u8>)> {
-    let mut body = Vec::new();
-    for family in families.iter().filter(|family| !family.get_metric().is_empty()) {
-        let family = std::slice::from_ref(family);
-        match format {
-            Format::Protobuf => ProtobufEncoder::new().encode(family, &mut body)?,
-            Format::Text => TextEncoder::new().encode(family, &mut body)?,
-        }
-    }
-    Ok((format.content_type(), body))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,18 +164,6 @@ mod tests {
             (";;,,=;q", Format::Text),
         ] {
             assert_eq!(Format::for_accept(accept), format, "{accept}");
-        }
-    }
-
-    #[test]
-    fn families_without_series_are_left_out() {
-        let mut empty = MetricFamily::default();
-        empty.set_name("empty_total".to_owned());
-        for format in [Format::Protobuf, Format::Text] {
-            assert_eq!(
-                encode(std::slice::from_ref(&empty), format).unwrap(),
-                (format.content_type(), Vec::new())
-            );
         }
     }
 }

@@ -1,12 +1,16 @@
-//! Builds the prometheus crate's messages from plain states.
+//! Builds the prometheus crate's messages from plain states, and encodes them. It writes the fields
+//! that the crate does not know as unknown fields, which the crate's encoder writes. Field numbers
+//! are those of `io.prometheus.client`.
 
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
 use prometheus::proto::{self, MetricFamily, MetricType};
+use prometheus::{Encoder, ProtobufEncoder, TextEncoder};
 
-use super::buckets::Buckets;
-use super::options::BucketOptions;
-use super::series::{Counter, Series};
-use super::tally::Tally;
-use super::wire;
+use super::accept::Format;
+use super::options::{BucketOptions, NativeOptions};
+use super::series::{Buckets, Counter, Series, Tally};
 
 /// The constants of a counter family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +105,7 @@ fn metric(names: &[&str], values: &[String]) -> proto::Metric {
 fn counter_message(counter: &Counter) -> proto::Counter {
     let mut message = proto::Counter::default();
     message.set_value(counter.value as f64);
-    wire::put_counter_created(&mut message, counter.created);
+    put_counter_created(&mut message, counter.created);
     message
 }
 
@@ -120,138 +124,133 @@ pub(super) fn histogram_message(
         bucket
     });
     message.set_bucket(classic.collect());
-    wire::put_histogram_created(&mut message, buckets.created);
+    put_histogram_created(&mut message, buckets.created);
     if let Some(native) = options.native() {
-        wire::put_native(&mut message, native, buckets);
+        put_native(&mut message, native, buckets);
     }
     message
 }
 
-#[cfg(test)]
-mod tests {
-    use chrono::{DateTime, Utc};
+/// Consecutive buckets. `offset` counts the empty buckets before them, or is the first index for
+/// the first span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    offset: i32,
+    length: u32,
+}
 
-    use super::*;
-    use crate::metrics::{Format, NativeOptions, decoded, encode};
+/// Zero counts for a gap of one or two empty buckets are shorter than a new span.
+const WIDEST_FILLED_GAP: i32 = 2;
 
-    const TOTAL: CounterFamily<2> = CounterFamily {
-        name: "workspaces_total",
-        help: "Workspaces.",
-        labels: ["template_name", "organization_name"],
-    };
-    const SECONDS: HistogramFamily<2> = HistogramFamily {
-        name: "creation_seconds",
-        help: "How long a creation takes.",
-        labels: ["template_name", "organization_name"],
-        buckets: BucketOptions::new(&[1.0, 30.0], Some(NativeOptions::NEVER_RESET)),
-    };
-
-    fn labels<const N: usize>(values: [&str; N]) -> [String; N] {
-        values.map(str::to_owned)
-    }
-
-    fn at(seconds: i64, nanos: u32) -> DateTime<Utc> {
-        DateTime::from_timestamp(seconds, nanos).unwrap()
-    }
-
-    fn text(families: &[MetricFamily]) -> String {
-        String::from_utf8(encode(families, Format::Text).unwrap().1).unwrap()
-    }
-
-    fn protobuf(families: &[MetricFamily]) -> Vec<decoded::Family> {
-        decoded::families(&encode(families, Format::Protobuf).unwrap().1)
-    }
-
-    #[test]
-    fn text_has_the_classic_buckets_with_infinity_last() {
-        let mut series = Series::new();
-        for micros in [500_000, 30_000_000, 90_000_000] {
-            series.observe_micros(&SECONDS.buckets, labels(["t", "o"]), micros, at(0, 0));
+/// The spans, and the difference of each bucket's count from the previous one.
+fn spans_and_deltas(buckets: &BTreeMap<i32, u64>) -> (Vec<Span>, Vec<i64>) {
+    let mut spans: Vec<Span> = Vec::new();
+    let mut counts: Vec<i64> = Vec::new();
+    let mut next = 0;
+    for (index, count) in buckets {
+        let gap = index - next;
+        match spans.last_mut() {
+            Some(span) if gap <= WIDEST_FILLED_GAP => {
+                span.length += gap as u32 + 1;
+                counts.extend(std::iter::repeat_n(0, gap as usize));
+            }
+            _ => spans.push(Span { offset: gap, length: 1 }),
         }
-        assert_eq!(
-            text(&[SECONDS.show(&series)]),
-            "# HELP creation_seconds How long a creation takes.\n\
-             # TYPE creation_seconds histogram\n\
-             creation_seconds_bucket{organization_name=\"o\",template_name=\"t\",le=\"1\"} 1\n\
-             creation_seconds_bucket{organization_name=\"o\",template_name=\"t\",le=\"30\"} 2\n\
-             creation_seconds_bucket{organization_name=\"o\",template_name=\"t\",le=\"+Inf\"} 3\n\
-             creation_seconds_sum{organization_name=\"o\",template_name=\"t\"} 120.5\n\
-             creation_seconds_count{organization_name=\"o\",template_name=\"t\"} 3\n"
-        );
+        counts.push(*count as i64);
+        next = index + 1;
     }
+    let deltas = counts
+        .iter()
+        .scan(0, |before, count| Some(count - std::mem::replace(before, *count)))
+        .collect();
+    (spans, deltas)
+}
 
-    #[test]
-    fn label_values_are_escaped_in_text_and_untouched_in_protobuf() {
-        let odd = "quote\" backslash\\ newline\n{},= ü";
-        let mut series = Series::new();
-        series.add(labels([odd, ""]), 1, at(0, 0));
-        let shown = [TOTAL.show(&series)];
-        assert!(
-            text(&shown)
-                .ends_with("workspaces_total{organization_name=\"\",template_name=\"quote\\\" backslash\\\\ newline\\n{},= ü\"} 1\n")
-        );
-        assert_eq!(
-            protobuf(&shown)[0].metric[0].labels(),
-            [
-                ("organization_name".to_owned(), String::new()),
-                ("template_name".to_owned(), odd.to_owned())
-            ]
-        );
+/// Writes the native buckets into a histogram message.
+fn put_native(histogram: &mut proto::Histogram, native: &NativeOptions, buckets: &Buckets) {
+    let (mut spans, deltas) = spans_and_deltas(&buckets.positive);
+    if spans.is_empty() && native.zero_threshold == 0.0 && buckets.zero_count == 0 {
+        // This span marks an empty native histogram: a server would otherwise treat it as classic.
+        spans.push(Span { offset: 0, length: 0 });
     }
-
-    #[test]
-    fn label_values_that_run_into_each_other_are_shown_as_two_series() {
-        let (mut counters, mut tallies) = (Series::new(), Series::new());
-        for (values, times) in [(["a", "bc"], 1), (["ab", "c"], 2)] {
-            counters.add(labels(values), times, at(0, 0));
-            (0..times).for_each(|_| {
-                tallies.observe_micros(&SECONDS.buckets, labels(values), 1_000_000, at(0, 0))
-            });
+    let fields = histogram.special_fields.mut_unknown_fields();
+    fields.add_varint(5, zigzag(buckets.schema.into()));
+    fields.add_fixed64(6, native.zero_threshold.to_bits());
+    fields.add_varint(7, buckets.zero_count);
+    for span in spans {
+        fields
+            .add_length_delimited(12, two_varints(zigzag(span.offset.into()), span.length.into()));
+    }
+    if !deltas.is_empty() {
+        let mut packed = Vec::with_capacity(deltas.len() * 2);
+        for delta in deltas {
+            put_varint(&mut packed, zigzag(delta));
         }
-        let families = protobuf(&[TOTAL.show(&counters), SECONDS.show(&tallies)]);
-        let counted: Vec<_> = families[0]
-            .metric
-            .iter()
-            .map(|metric| metric.counter.as_ref().unwrap().value())
-            .collect();
-        let observed: Vec<_> = families[1]
-            .metric
-            .iter()
-            .map(|metric| metric.histogram.as_ref().unwrap().sample_count())
-            .collect();
-        assert_eq!((counted, observed), (vec![1.0, 2.0], vec![1, 2]));
-    }
-
-    #[test]
-    fn counters_and_histograms_have_created_timestamps() {
-        for since in [at(1_700_000_000, 123_456_000), at(0, 0), at(-62_135_596_800, 1_000)] {
-            let (mut counters, mut tallies) = (Series::new(), Series::new());
-            counters.add(labels(["t", "o"]), 1, since);
-            tallies.observe_micros(&SECONDS.buckets, labels(["t", "o"]), 1, since);
-            let families = protobuf(&[TOTAL.show(&counters), SECONDS.show(&tallies)]);
-            assert_eq!(
-                families[0].metric[0].counter.as_ref().unwrap().created.as_ref().unwrap().at(),
-                since
-            );
-            assert_eq!(
-                families[1].metric[0].histogram.as_ref().unwrap().created.as_ref().unwrap().at(),
-                since
-            );
-        }
-    }
-
-    #[test]
-    fn the_native_buckets_of_a_shown_series_add_up_to_its_count() {
-        let mut series = Series::new();
-        for micros in [0, 1_000_000, 1_100_000, 7_000_000, 7_000_000] {
-            series.observe_micros(&SECONDS.buckets, labels(["t", "o"]), micros, at(0, 0));
-        }
-        let families = protobuf(&[SECONDS.show(&series)]);
-        let histogram = families[0].metric[0].histogram.as_ref().unwrap();
-        assert_eq!(
-            (histogram.schema, histogram.zero_threshold),
-            (Some(3), Some(2.0_f64.powi(-128)))
-        );
-        assert_eq!(histogram.native_total(), histogram.sample_count());
+        fields.add_length_delimited(13, packed);
     }
 }
+
+/// Writes the created timestamp of a histogram.
+fn put_histogram_created(histogram: &mut proto::Histogram, created: DateTime<Utc>) {
+    histogram.special_fields.mut_unknown_fields().add_length_delimited(15, timestamp(created));
+}
+
+/// Writes the created timestamp of a counter.
+fn put_counter_created(counter: &mut proto::Counter, created: DateTime<Utc>) {
+    counter.special_fields.mut_unknown_fields().add_length_delimited(3, timestamp(created));
+}
+
+/// A `google.protobuf.Timestamp`. Seconds before 1970 are negative, nanoseconds never are.
+fn timestamp(at: DateTime<Utc>) -> Vec<u8> {
+    // chrono represents a leap second by nanoseconds beyond the maximum, which the message does not
+    // allow
+    let nanos = at.timestamp_subsec_nanos().min(999_999_999);
+    two_varints(at.timestamp() as u64, nanos.into())
+}
+
+/// A message of two varint fields with numbers 1 and 2.
+fn two_varints(first: u64, second: u64) -> Vec<u8> {
+    let mut message = Vec::with_capacity(12);
+    message.push(1 << 3);
+    put_varint(&mut message, first);
+    message.push(2 << 3);
+    put_varint(&mut message, second);
+    message
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64
+}
+
+/// The content type and the body of an answer. Families without series are omitted, as in the
+/// registry.
+///
+/// # Errors
+/// If a family has no name. (The crate's text encoder panics for the type untyped, which is not
+/// used here.)
+pub fn encode(
+    families: &[MetricFamily],
+    format: Format,
+) -> prometheus::Result<(&'static str, Vec<u8>)> {
+    let mut body = Vec::new();
+    for family in families.iter().filter(|family| !family.get_metric().is_empty()) {
+        let family = std::slice::from_ref(family);
+        match format {
+            Format::Protobuf => ProtobufEncoder::new().encode(family, &mut body)?,
+            Format::Text => TextEncoder::new().encode(family, &mut body)?,
+        }
+    }
+    Ok((format.content_type(), body))
+}
+
+#[cfg(test)]
+#[path = "exposition_tests.rs"]
+mod tests;

@@ -7,20 +7,15 @@
 
 mod accept;
 mod bounds;
-mod buckets;
 mod exposition;
 mod index;
 mod options;
 mod series;
-mod tally;
-mod wire;
 
-pub use accept::{Format, encode};
-pub use buckets::Buckets;
-pub use exposition::{CounterFamily, HistogramFamily};
+pub use accept::Format;
+pub use exposition::{CounterFamily, HistogramFamily, encode};
 pub use options::{BucketOptions, DEFAULT_ZERO_THRESHOLD, NativeOptions};
-pub use series::{Counter, Series};
-pub use tally::Tally;
+pub use series::{Buckets, Counter, Series, Tally};
 
 #[cfg(test)]
 mod decoded;

@@ -1,12 +1,15 @@
-//! Series of a family by their label values: the state that a fold keeps for each family.
+//! Series of a family by their label values, and the state of each: a counter, or a histogram of
+//! durations. A fold keeps one [`Series`] for each family.
 
 use std::collections::{BTreeMap, btree_map};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::options::BucketOptions;
-use super::tally::Tally;
+use super::index::{MIN_SCHEMA, bucket_index, coarser};
+use super::options::{BucketOptions, NativeOptions};
+
+const MICROS_PER_SECOND: f64 = 1e6;
 
 /// One state per tuple of label values, in the order of the family's label names.
 ///
@@ -107,92 +110,133 @@ impl<const N: usize> Series<Tally, N> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
+/// The state of one histogram series of durations. It consists of plain numbers and survives JSON
+/// unchanged.
+///
+/// The sum is in whole microseconds, because a sum of doubles depends on the order of its terms.
+/// Any order of the same observations gives an equal state while the limit on native buckets is not
+/// exceeded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tally {
+    /// Number of observations, and their buckets.
+    pub buckets: Buckets,
+    /// Wide enough for any number of observations.
+    pub sum_micros: i128,
+}
 
-    use super::*;
-    use crate::metrics::NativeOptions;
-
-    const OPTIONS: BucketOptions =
-        BucketOptions::new(&[1.0, 10.0], Some(NativeOptions::NEVER_RESET));
-
-    fn labels<const N: usize>(values: [&str; N]) -> [String; N] {
-        values.map(str::to_owned)
+impl Tally {
+    #[must_use]
+    pub fn new(options: &BucketOptions, created: DateTime<Utc>) -> Self {
+        Self { buckets: Buckets::new(options, created), sum_micros: 0 }
     }
 
-    #[test]
-    fn label_values_that_run_into_each_other_stay_two_series() {
-        let mut series = Series::new();
-        series.add(labels(["a", "bc"]), 1, DateTime::UNIX_EPOCH);
-        series.add(labels(["ab", "c"]), 2, DateTime::UNIX_EPOCH);
-        assert_eq!(
-            (series.get(["a", "bc"]).unwrap().value, series.get(["ab", "c"]).unwrap().value),
-            (1, 2)
-        );
+    /// Observes one duration in microseconds.
+    pub fn observe_micros(&mut self, options: &BucketOptions, micros: u64) {
+        // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds
+        // give the double 0.1.
+        self.buckets.observe(options, micros as f64 / MICROS_PER_SECOND);
+        self.sum_micros += i128::from(micros);
     }
 
-    #[test]
-    fn the_first_event_sets_the_created_time_of_a_series() {
-        let (first, earlier) =
-            (DateTime::UNIX_EPOCH + Duration::from_secs(5), DateTime::UNIX_EPOCH);
-        let (mut counters, mut tallies) = (Series::new(), Series::new());
-        for at in [first, earlier] {
-            counters.add(labels(["a"]), 1, at);
-            tallies.observe_micros(&OPTIONS, labels(["a"]), 1, at);
-        }
-        assert_eq!(counters.get(["a"]), Some(&Counter { value: 2, created: first }));
-        assert_eq!(tallies.get(["a"]).unwrap().buckets.created, first);
-    }
-
-    #[test]
-    fn saved_series_come_back_the_same() {
-        let mut tallies = Series::new();
-        for (name, micros) in [("a\"b\\c\nd", 1_234_567), ("", 0), ("ü", 1)] {
-            tallies.observe_micros(
-                &OPTIONS,
-                labels([name, "x"]),
-                micros,
-                DateTime::UNIX_EPOCH + Duration::from_micros(1),
-            );
-        }
-        let saved = serde_json::to_string(&tallies).unwrap();
-        assert_eq!(serde_json::from_str::<Series<Tally, 2>>(&saved).unwrap(), tallies);
-        assert!(
-            serde_json::from_str::<Series<Tally, 3>>(&saved)
-                .unwrap_err()
-                .to_string()
-                .contains("2 label values instead of 3")
-        );
-    }
-
-    #[test]
-    fn a_series_that_was_saved_twice_is_refused() {
-        let counter = serde_json::json!([["a"], {"value": 1, "created": "1970-01-01T00:00:00Z"}]);
-        assert!(serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter])).is_ok());
-        let error =
-            serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter, counter]))
-                .unwrap_err();
-        assert_eq!(error.to_string(), "a series occurs twice");
-    }
-
-    #[test]
-    fn the_saved_form_is_pinned() {
-        let mut tallies = Series::new();
-        tallies.observe_micros(
-            &OPTIONS,
-            labels(["a"]),
-            1_500_000,
-            DateTime::UNIX_EPOCH + Duration::from_micros(1),
-        );
-        assert_eq!(
-            serde_json::to_value(&tallies).unwrap(),
-            serde_json::json!([[["a"], {
-                "buckets": {
-                    "created": "1970-01-01T00:00:00.000001Z", "count": 1, "classic": [0, 1], "schema": 3, "zero_count": 0, "positive": {"5": 1}
-                },
-                "sum_micros": 1_500_000
-            }]])
-        );
+    /// The sum for exposition.
+    #[must_use]
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_micros as f64 / MICROS_PER_SECOND
     }
 }
+
+/// The counts of one histogram of values from 0 up. The owner keeps the sum of the values.
+///
+/// With native buckets, count = zero count + all native buckets + NaNs, at any time. Otherwise
+/// Prometheus refuses a whole scrape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Buckets {
+    /// When the series began.
+    pub created: DateTime<Utc>,
+    /// Number of counted values.
+    pub count: u64,
+    /// Count of each classic bucket alone, not cumulative.
+    pub(super) classic: Vec<u64>,
+    /// Current resolution of the native buckets.
+    pub schema: i8,
+    /// Count of the native zero bucket.
+    pub zero_count: u64,
+    /// Non-empty native buckets by index.
+    pub positive: BTreeMap<i32, u64>,
+}
+
+impl Buckets {
+    #[must_use]
+    pub fn new(options: &BucketOptions, created: DateTime<Utc>) -> Self {
+        Self {
+            created,
+            count: 0,
+            classic: vec![0; options.classic_bounds().len()],
+            schema: options.native().map_or(0, |native| native.initial_schema()),
+            zero_count: 0,
+            positive: BTreeMap::new(),
+        }
+    }
+
+    /// Counts one value (seconds for durations; from 0 to infinity, or NaN). Limits the native
+    /// buckets like the Go client: at most one halving per value, so buckets beyond the limit may
+    /// remain until the next value.
+    ///
+    /// # Panics
+    /// If these counts have another number of classic bounds.
+    pub fn observe(&mut self, options: &BucketOptions, value: f64) {
+        self.count += 1;
+        let bounds = options.classic_bounds();
+        assert_eq!(self.classic.len(), bounds.len(), "these counts have other classic bounds");
+        // NaN is not below any bound. It is only in +Inf, which is the count itself.
+        if let Some(bucket) = bounds.iter().position(|bound| value <= *bound) {
+            self.classic[bucket] += 1;
+        }
+        if let Some(native) = options.native()
+            && !value.is_nan()
+        {
+            self.observe_native(native, value);
+        }
+    }
+
+    fn observe_native(&mut self, native: &NativeOptions, value: f64) {
+        if value > native.zero_threshold {
+            *self.positive.entry(bucket_index(value, self.schema)).or_default() += 1;
+        } else {
+            self.zero_count += 1;
+        }
+        if native.max_buckets > 0
+            && self.positive.len() > native.max_buckets
+            && self.schema > MIN_SCHEMA
+        {
+            self.halve_resolution();
+        }
+    }
+
+    /// Merges pairs of neighbours. A server continues its rates across this.
+    fn halve_resolution(&mut self) {
+        self.schema -= 1;
+        for (index, count) in std::mem::take(&mut self.positive) {
+            *self.positive.entry(coarser(index, 1)).or_default() += count;
+        }
+    }
+
+    /// The classic buckets for exposition: upper bound and cumulative count, without `+Inf`.
+    pub fn cumulative(&self, options: &BucketOptions) -> impl Iterator<Item = (f64, u64)> {
+        assert_eq!(
+            self.classic.len(),
+            options.classic_bounds().len(),
+            "these counts have other classic bounds"
+        );
+        options.classic_bounds().iter().zip(&self.classic).scan(0, |up_to, (bound, count)| {
+            *up_to += count;
+            Some((*bound, *up_to))
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "series_tests.rs"]
+mod tests;

@@ -1,4 +1,5 @@
-//! The loop that keeps a state at the ledger's end.
+//! Drives a fold along the ledger: once up to a sequence, or in a loop that keeps a state at the
+//! ledger's end.
 
 use std::time::Duration;
 
@@ -6,11 +7,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::fold::{fold_to_with_progress, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, LastingFault};
 use crate::ledger::{
-    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, landmarks,
+    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, entries, landmarks,
     other_incarnation, restored, snapshots,
 };
 use crate::stages::Stage;
@@ -274,4 +274,78 @@ impl<S: Stage> Projection<S> {
             Err(error) => warn!(stage = S::NAME, %error, "snapshot not saved"),
         }
     }
+}
+
+/// Folds the ledger from zero up to `limit`, or to its end if that comes first. For a rebuild or an
+/// earlier state.
+///
+/// # Errors
+/// [`ProjectionError`], also if the ledger changes its incarnation during the fold.
+pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
+    fold_to_with_progress(ledger, limit, |_, _| ()).await
+}
+
+/// Like [`fold_to`]. Calls `progress` after each page with the folded batches and their total.
+pub async fn fold_to_with_progress<S: Stage>(
+    ledger: &Ledger,
+    limit: i64,
+    progress: impl Fn(i64, i64),
+) -> Result<Folded<S>, ProjectionError> {
+    let head = ledger.run(snapshots::head).await?;
+    let mut folded = Folded::zero(head.incarnation);
+    let end = limit.min(head.number);
+    while folded.sequence.number < end {
+        for entry in page_of_one_ledger(ledger, &folded, end).await? {
+            folded.add(entry)?;
+        }
+        progress(folded.sequence.number, end);
+    }
+    Ok(folded)
+}
+
+/// The state at `limit` or at the ledger's end, whichever comes first. Starts from the newest
+/// snapshot, as a serving process does.
+pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
+    let head = ledger.run(snapshots::head).await?;
+    let end = limit.min(head.number);
+    let mut folded = Folded::<S>::begin(ledger, head.incarnation, end).await?;
+    if folded.sequence.number == 0 {
+        return fold_to(ledger, end).await;
+    }
+    while folded.sequence.number < end {
+        for entry in page_of_one_ledger(ledger, &folded, end).await? {
+            if entry.rebuilt.as_deref() == Some(S::NAME) {
+                return fold_to(ledger, end).await;
+            }
+            folded.add(entry)?;
+        }
+    }
+    Ok(folded)
+}
+
+async fn page_of_one_ledger<S>(
+    ledger: &Ledger,
+    folded: &Folded<S>,
+    end: i64,
+) -> Result<Vec<Entry>, ProjectionError> {
+    let page = next_page(ledger, folded.sequence, end).await?;
+    page.ok_or_else(|| other_incarnation().into())
+}
+
+/// A page of the batches after `after` up to `end`, which the ledger has reached. None: the ledger
+/// has another incarnation.
+async fn next_page(
+    ledger: &Ledger,
+    after: Sequence,
+    end: i64,
+) -> Result<Option<Vec<Entry>>, ProjectionError> {
+    let page = ledger.run(async |conn| entries::after(conn, after.number, end).await).await?;
+    // Read after the page: an incarnation never returns, so the page belongs to this one.
+    if ledger.run(snapshots::head).await?.incarnation != after.incarnation {
+        return Ok(None);
+    }
+    if page.is_empty() {
+        return Err(ProjectionError::Hole { after: after.number, found: None });
+    }
+    Ok(Some(page))
 }

@@ -1,14 +1,78 @@
-//! Lets readers see a state while the fold goes on.
+//! A state with its sequence, and the view in which readers see it while the fold goes on.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
+use prometheus::proto::MetricFamily;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::{Folded, ProjectionError};
-use crate::ledger::{Entry, Sequence};
-use crate::stages::Stage;
+use super::ProjectionError;
+use crate::ledger::{Entry, Ledger, Sequence, Snapshot, snapshots};
+use crate::stages::{MetricsState, Stage};
+
+/// A state and its last batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Folded<S> {
+    pub sequence: Sequence,
+    pub state: S,
+}
+
+impl<S: Stage> Folded<S> {
+    #[must_use]
+    pub fn zero(incarnation: Uuid) -> Self {
+        Self { sequence: Sequence { incarnation, number: 0 }, state: S::default() }
+    }
+
+    /// Adds the next batch.
+    ///
+    /// # Errors
+    /// [`ProjectionError::Hole`] or [`ProjectionError::LedgerFault`]. The state may then contain a
+    /// part of the batch: drop it.
+    pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
+        let sequence = entry.sequence;
+        if sequence != self.sequence.number + 1 {
+            return Err(ProjectionError::Hole {
+                after: self.sequence.number,
+                found: Some(sequence),
+            });
+        }
+        for fact in entry.facts {
+            self.state
+                .apply(&fact)
+                .map_err(|source| ProjectionError::LedgerFault { sequence, source })?;
+        }
+        self.sequence.number = sequence;
+        Ok(())
+    }
+
+    /// The newest snapshot at or before `limit` that this version can read, or zero.
+    pub(super) async fn begin(
+        ledger: &Ledger,
+        incarnation: Uuid,
+        limit: i64,
+    ) -> Result<Self, ProjectionError> {
+        let Some(found) = ledger
+            .run(async |conn| snapshots::load(conn, S::NAME, S::RULES_VERSION, limit).await)
+            .await?
+        else {
+            return Ok(Self::zero(incarnation));
+        };
+        match serde_json::from_slice(&found.state) {
+            Ok(state) => Ok(Self { sequence: found.sequence, state }),
+            Err(error) => {
+                tracing::warn!(stage = S::NAME, sequence = found.sequence.number, %error, "snapshot not readable, folding from zero");
+                Ok(Self::zero(incarnation))
+            }
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Result<Snapshot, ProjectionError> {
+        let state = serde_json::to_vec(&self.state).map_err(ProjectionError::Unsaveable)?;
+        Ok(Snapshot { sequence: self.sequence, state })
+    }
+}
 
 /// The sequence of a state, and how fresh the state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,4 +207,31 @@ impl<S: Stage> View<S> {
     pub(super) fn folded<R>(&self, read: impl FnOnce(&Folded<S>) -> R) -> Option<R> {
         self.0.shown.read().ok()?.as_ref().map(|shown| read(&shown.folded))
     }
+}
+
+/// The metric families of one deployment, and their sequence.
+#[derive(Clone, Debug)]
+pub struct DeploymentFamilies {
+    /// The freshness of their state. The holder of `/metrics` raises its `shown_sequence` to this
+    /// before it answers.
+    pub freshness: Freshness,
+    /// Empty if the deployment is unknown or its series are withheld.
+    pub families: Vec<MetricFamily>,
+}
+
+/// The families of one deployment, all at one sequence. None: no state yet. `withheld`: the first
+/// backfill is not complete, and years of history must not appear as one spike.
+#[must_use]
+pub fn families(
+    view: &View<MetricsState>,
+    deployment: Uuid,
+    withheld: bool,
+) -> Option<DeploymentFamilies> {
+    view.with(|state, freshness| {
+        let known = state.deployment(deployment).filter(|_| !withheld);
+        DeploymentFamilies {
+            freshness,
+            families: known.map(|metrics| metrics.families()).unwrap_or_default(),
+        }
+    })
 }

@@ -2,8 +2,6 @@
 //! processes have the same state at the same sequence.
 
 mod agents;
-mod effects;
-mod families;
 mod licenses;
 mod metrics;
 
@@ -11,10 +9,11 @@ mod metrics;
 mod samples;
 
 pub use agents::AgentCounts;
-pub use effects::{Effect, Effects, NoEffectReason, UnaffectedFamily, effects_of};
-pub use families::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
-pub use metrics::{DeploymentMetrics, MetricsState};
+pub use metrics::{
+    CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, DeploymentMetrics, Effect, Effects, MetricsState,
+    NEGATIVE_DURATIONS, NoEffectReason, UnaffectedFamily, effects_of,
+};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

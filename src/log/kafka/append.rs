@@ -6,14 +6,15 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureRecord, Producer as _};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::client::KafkaLog;
 use super::connection::{Connection, refused};
-use super::decode::{self, owned_headers};
 use super::producer::Producer;
+use super::records::message_size;
 use crate::event::{Message, Topic};
 use crate::log::{AppendError, LogError};
 
@@ -32,7 +33,7 @@ impl KafkaLog {
         let mut call = Call {
             topic,
             name: self.topic_name(topic),
-            largest: messages.iter().map(decode::message_size).max().unwrap_or_default(),
+            largest: messages.iter().map(message_size).max().unwrap_or_default(),
             placed: vec![None; messages.len()],
             open: VecDeque::new(),
             cause: None,
@@ -183,4 +184,17 @@ impl Call {
         self.cause.get_or_insert(failure);
         true
     }
+}
+
+/// A message's headers for the producer. None if a name contains NUL, which Kafka's client cannot
+/// send.
+fn owned_headers(message: &Message) -> Option<OwnedHeaders> {
+    let mut owned = OwnedHeaders::new_with_capacity(message.headers.len());
+    for (key, value) in &message.headers {
+        if key.contains('\0') {
+            return None;
+        }
+        owned = owned.insert(Header { key, value: value.as_ref() });
+    }
+    Some(owned)
 }

@@ -22,9 +22,8 @@ use tracing::{debug, info, warn};
 
 use super::client::KafkaLog;
 use super::connection::Connection;
-use super::decode;
-use super::gather::OpenBatches;
 use super::rebalances::{AssignmentChange, Rebalances, unassign};
+use super::records::{OpenBatches, record_of};
 use super::unreadable::unreadable;
 use crate::event::{Topic, TopicPartition};
 use crate::log::LogError;
@@ -381,7 +380,7 @@ fn add_record(
     let run =
         running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
     run.next = found.offset() + 1;
-    batches.add(partition, run.number, decode::record(found))
+    batches.add(partition, run.number, record_of(found))
 }
 
 /// The topic of that name in Kafka.

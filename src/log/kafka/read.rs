@@ -10,8 +10,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::client::KafkaLog;
 use super::connection::{Connection, blocking, refused};
-use super::decode;
 use super::readers::Reader;
+use super::records::record_of;
 use super::unreadable::{self, unreadable};
 use crate::event::TopicPartition;
 use crate::log::{LogError, Record};
@@ -106,7 +106,7 @@ impl Reader {
                 Some(Ok(found)) if found.offset() >= end => next = end,
                 Some(Ok(found)) => {
                     next = found.offset() + 1;
-                    records.push(decode::record(&found));
+                    records.push(record_of(&found));
                     if records.len() % 1000 == 0 {
                         deadline = Instant::now() + log.settings.request_deadline;
                     }
