@@ -1,5 +1,6 @@
 -- What Tallyline reads from coderd's database: named columns, and three functions. It reads no job input, build state, password hash or
--- email address. An administrator (a superuser or a member of pg_read_all_stats) runs this in coderd's database:
+-- email address. A superuser runs this in coderd's database. Or the owner of coderd's tables does, if that role may create schemas there
+-- and is a member of pg_read_all_stats.
 --   psql --set reader=ROLE --file grants.sql CODERD_DATABASE_URL
 -- Without --set the role is called tallyline. Repeat it after an upgrade of coderd or of Tallyline.
 \set ON_ERROR_STOP on

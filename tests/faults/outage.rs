@@ -30,9 +30,11 @@ async fn the_steps_after_an_outage_restore_every_number() {
     let (mut world, mut simulation) =
         World::begin_behind(HOUR + OUTAGE, SEED, Backend::Kafka, &servers).await;
     let (ledger, server) = (world.site.database.url.clone(), servers.postgres.url());
+    let role = ledger.split(['/', ':', '@']).nth(3).expect("a role").to_owned();
     let known = [
         ("LEDGER_URL", ledger),
         ("LEDGER_NAME", world.site.database.name.clone()),
+        ("LEDGER_ROLE", role),
         ("SERVER_URL", server),
     ];
     let mut walk = Walk::begin(&world.site.pipeline(), known);

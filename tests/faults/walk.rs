@@ -15,9 +15,10 @@ use crate::support::setting;
 const SOON: Duration = Duration::from_secs(60);
 
 /// Words in capitals on the page. Some are known from the start, others come from answers.
-const PLACEHOLDERS: [&str; 9] = [
+const PLACEHOLDERS: [&str; 10] = [
     "LEDGER_URL",
     "LEDGER_NAME",
+    "LEDGER_ROLE",
     "SERVER_URL",
     "PLAN_HASH",
     "REPLAY_HASH",
@@ -49,7 +50,7 @@ pub struct Running {
 
 impl Walk {
     /// Runs in a folder with this pipeline file under the page's name.
-    pub fn begin(pipeline: &str, values: [(&'static str, String); 3]) -> Walk {
+    pub fn begin(pipeline: &str, values: [(&'static str, String); 4]) -> Walk {
         let page = std::fs::read_to_string(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/docs/after-an-outage.md"
