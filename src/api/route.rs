@@ -78,7 +78,6 @@ impl Route {
         router.routes((schemas, paths, handler.route_layer(from_fn_with_state(before, guard))))
     }
 
-    #[cfg(test)]
     pub(super) fn into_routes(self) -> UtoipaMethodRouter<Arc<Serving>> {
         self.routes
     }
