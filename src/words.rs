@@ -10,19 +10,28 @@ pub struct UnknownWord {
     pub known: &'static [&'static str],
 }
 
+/// The description of a set in the API's document: its documentation and each word's meaning.
+pub(crate) fn description(set: &str, words: &[(&str, &str)]) -> String {
+    let documented = words.iter().filter(|(_, meaning)| !meaning.is_empty());
+    let lines = documented.map(|(word, meaning)| format!("\n- `{word}`: {meaning}"));
+    let lines: String = lines.collect();
+    let gap = if lines.is_empty() { "" } else { "\n" };
+    format!("{}{gap}{lines}", set.trim())
+}
+
 /// Declares an enum together with the word of each variant. A second word is one of an earlier
 /// version: the command line and JSON still accept it.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident {
-        $($(#[$variant_doc:meta])* $variant:ident = $word:literal $(| $old:literal)?),+ $(,)?
+    ($(#[doc = $doc:literal])* $name:ident {
+        $($(#[doc = $meaning:literal])* $variant:ident = $word:literal $(| $old:literal)?),+ $(,)?
     }) => {
-        $(#[$doc])*
+        $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[derive(serde::Serialize, serde::Deserialize, sqlx::Type)]
         #[sqlx(type_name = "text")]
         pub enum $name {
             $(
-                $(#[$variant_doc])*
+                $(#[doc = $meaning])*
                 #[serde(rename = $word $(, alias = $old)?)]
                 #[sqlx(rename = $word)]
                 $variant
@@ -37,12 +46,19 @@ macro_rules! words {
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $word),+ }
             }
+
+            /// The documentation of the value, in one line.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $($name::$variant => concat!($($meaning),*).trim_ascii()),+ }
+            }
         }
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 let words = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::Type::String);
-                words.enum_values(Some([$($word),+])).into()
+                let description = $crate::words::description(concat!($($doc),*), &$name::ALL.map(|one| (one.as_str(), one.meaning())));
+                words.enum_values(Some([$($word),+])).description(Some(description)).into()
             }
         }
 

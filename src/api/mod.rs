@@ -45,11 +45,14 @@ pub use error::ServeError;
 pub use executions::ShowPlan;
 pub use handles::{Addresses, ProcessHandles};
 pub use own::OwnServer;
+pub use paths::{api_document, metrics_document};
 pub use plans::{PlanProblem, PlanStanding, PlanState};
+pub use rejects::RejectsTelemetry;
 pub use serve::Server;
 pub use serving::Api;
 pub use settings::ServeSettings;
 pub use status::ShowStatus;
+pub use telemetry::ApiTelemetry;
 pub use tokens::{Token, Tokens};
 
 use serving::{Serving, Timeliness};

@@ -1,12 +1,14 @@
 //! All paths of both listeners.
 
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::executions::{self, ShowPlan};
 use super::route::Route;
 use super::status::{self, ShowStatus};
 use super::tokens::Needs;
-use super::{agents, entitlements, metrics, openapi, ready};
+use super::{agents, document, entitlements, metrics, openapi, ready};
 use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
@@ -67,24 +69,32 @@ fn probes() -> Vec<Route> {
         .into()
 }
 
+/// The OpenAPI document of the API, without a server.
+#[must_use]
+pub fn api_document() -> OpenApi {
+    document_of(api())
+}
+
+/// The OpenAPI document of the metrics listener, without a server.
+#[must_use]
+pub fn metrics_document() -> OpenApi {
+    document_of(metrics())
+}
+
+fn document_of(routes: Vec<Route>) -> OpenApi {
+    let routes = routes.into_iter().map(Route::into_routes);
+    routes
+        .fold(OpenApiRouter::with_openapi(document::empty()), OpenApiRouter::routes)
+        .into_openapi()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use serde_json::{Value, json};
-    use utoipa_axum::router::OpenApiRouter;
 
-    use super::super::document;
     use super::*;
-
-    fn whole() -> Value {
-        let routes = api().into_iter().map(|route| route.into_routes());
-        json!(
-            routes
-                .fold(OpenApiRouter::with_openapi(document::empty()), OpenApiRouter::routes)
-                .into_openapi()
-        )
-    }
 
     #[test]
     fn no_two_types_have_one_name_and_every_type_that_is_named_is_there() {
@@ -94,7 +104,7 @@ mod tests {
             let before = named.entry(name.clone()).or_insert_with(|| schema.clone());
             assert_eq!(*before, schema, "two types are called {name}");
         }
-        let document = whole();
+        let document = json!(api_document());
         let text = document.to_string();
         let used: BTreeSet<&str> = text
             .split("\"#/components/schemas/")
@@ -113,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_operation_has_an_id_of_its_own_a_summary_and_an_answer() {
-        let document = whole();
+        let document = json!(api_document());
         let operations = document["paths"]
             .as_object()
             .unwrap()

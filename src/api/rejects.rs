@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, IntGaugeVec, Opts, Registry};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -16,7 +17,8 @@ use crate::ledger::{Disposition, Ledger, OpenRejects, reject_counts};
 /// often.
 const PAUSE: u32 = 20;
 
-pub(super) struct RejectsTelemetry {
+/// Gauges of open rejects, in every process with the role `serve`.
+pub struct RejectsTelemetry {
     open: IntGaugeVec,
     unbilled: GaugeVec,
     oldest: Gauge,
@@ -32,7 +34,7 @@ struct State {
 
 impl RejectsTelemetry {
     /// Registers the gauges. Before the first answer of the ledger, only an age of 0 is shown.
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = Self {
             open: IntGaugeVec::new(
                 Opts::new(
@@ -54,10 +56,18 @@ impl RejectsTelemetry {
             )?,
             state: Mutex::default(),
         };
-        registry.register(Box::new(telemetry.open.clone()))?;
-        registry.register(Box::new(telemetry.unbilled.clone()))?;
-        registry.register(Box::new(telemetry.oldest.clone()))?;
+        telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         Ok(telemetry)
+    }
+
+    /// Each metric, for its registration and for the reference.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.open.clone()),
+            Box::new(self.unbilled.clone()),
+            Box::new(self.oldest.clone()),
+        ]
     }
 
     /// Queries the ledger unless the pause is not over. Without an answer within the time, the

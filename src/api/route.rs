@@ -86,7 +86,6 @@ impl Route {
         router.routes((schemas, paths, handler))
     }
 
-    #[cfg(test)]
     pub(super) fn into_routes(self) -> UtoipaMethodRouter<Arc<Serving>> {
         self.routes
     }

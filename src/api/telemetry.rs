@@ -1,5 +1,6 @@
 //! Telemetry of the HTTP server, with or without domain series.
 
+use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::sources::Known;
@@ -8,7 +9,7 @@ use crate::projection::Freshness;
 
 /// Gauges and counters of the HTTP server, updated at each scrape.
 #[derive(Clone)]
-pub(super) struct ApiTelemetry {
+pub struct ApiTelemetry {
     shown: IntGauge,
     ledger: IntGauge,
     folded: IntGaugeVec,
@@ -16,15 +17,17 @@ pub(super) struct ApiTelemetry {
     complete_until: GaugeVec,
     runtime_complete_until: GaugeVec,
     withheld: IntCounterVec,
+    build_info: IntGaugeVec,
 }
 
 impl ApiTelemetry {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    /// Registers all of them in `registry`.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let source = &["source"];
         let telemetry = Self {
             shown: IntGauge::new(
                 "tallyline_shown_sequence",
-                "Ledger sequence of the domain series that this process last showed.",
+                "Ledger sequence of the domain series that this process last showed; 0 before the first answer.",
             )?,
             ledger: IntGauge::new(
                 "tallyline_ledger_sequence",
@@ -33,53 +36,61 @@ impl ApiTelemetry {
             folded: IntGaugeVec::new(
                 Opts::new(
                     "tallyline_folded_sequence",
-                    "Ledger sequence up to which this process has folded a stage.",
+                    "Ledger sequence up to which this process has folded the stage; 0 before its first state.",
                 ),
                 &["stage"],
             )?,
             held: IntGauge::new(
                 "tallyline_metrics_lease_held",
-                "1 if this process shows the domain series.",
+                "1 if this process shows the domain series, 0 if not.",
             )?,
             complete_until: GaugeVec::new(
                 Opts::new(
                     "tallyline_complete_until_timestamp_seconds",
-                    "All that coderd committed before this instant is counted; a source without known completeness has no series.",
+                    "Everything that coderd committed before this instant is counted, in seconds since 1970. Absent: completeness is not known, or the source is retired.",
                 ),
                 source,
             )?,
             runtime_complete_until: GaugeVec::new(
                 Opts::new(
                     "tallyline_runtime_complete_until_timestamp_seconds",
-                    "Every hour before this one has its agent runtime counted, or is over 7 days old.",
+                    "Every hour before this instant has its agent runtime counted, or is over 7 days old, in seconds since 1970. Absent: not known, or the source is retired.",
                 ),
                 source,
             )?,
             withheld: IntCounterVec::new(
                 Opts::new(
                     "tallyline_metrics_withheld_total",
-                    "Answers without domain series, by reason.",
+                    "Answers of /metrics without the domain series, by reason.",
                 ),
                 &["reason"],
+            )?,
+            build_info: IntGaugeVec::new(
+                Opts::new("tallyline_build_info", "Always 1, with the version of this binary."),
+                &["version"],
             )?,
         };
         for reason in Withheld::REASONS {
             telemetry.withheld.with_label_values(&[reason]);
         }
-        let version = IntGaugeVec::new(
-            Opts::new("tallyline_build_info", "1, with the version of this binary."),
-            &["version"],
-        )?;
-        version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(version))?;
-        for gauge in [&telemetry.shown, &telemetry.ledger, &telemetry.held] {
-            registry.register(Box::new(gauge.clone()))?;
-        }
-        registry.register(Box::new(telemetry.folded.clone()))?;
-        registry.register(Box::new(telemetry.complete_until.clone()))?;
-        registry.register(Box::new(telemetry.runtime_complete_until.clone()))?;
-        registry.register(Box::new(telemetry.withheld.clone()))?;
+        telemetry.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         Ok(telemetry)
+    }
+
+    /// Each metric, for its registration and for the reference.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.shown.clone()),
+            Box::new(self.ledger.clone()),
+            Box::new(self.folded.clone()),
+            Box::new(self.held.clone()),
+            Box::new(self.complete_until.clone()),
+            Box::new(self.runtime_complete_until.clone()),
+            Box::new(self.withheld.clone()),
+            Box::new(self.build_info.clone()),
+        ]
     }
 
     pub(super) fn shown(&self, sequence: i64) {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -54,44 +55,55 @@ impl AuditTelemetry {
         let labels = &["joint", "source"];
         let telemetry = AuditTelemetry {
             differences: IntGaugeVec::new(
-                opts("difference", "Differences that the last audit found."),
+                opts("difference", "Differences that the joint's last audit found."),
                 labels,
             )?,
             gone: IntGaugeVec::new(
                 opts(
                     "source_gone",
-                    "Confirmed builds and claims that coderd has since removed. They remain counted.",
+                    "Confirmed builds and claims that coderd has removed since. They remain counted.",
                 ),
                 labels,
             )?,
             holds: IntGaugeVec::new(
                 opts(
                     "holds_publishing",
-                    "1 if findings of the last audit hold the source's usage; without a source: all usage.",
+                    "1 if findings of the joint's last audit hold the source's usage; with an empty source: all usage.",
                 ),
                 labels,
             )?,
             open: IntGaugeVec::new(
-                opts("open", "Open items for an operator. They are not differences."),
+                opts(
+                    "open",
+                    "Open items that the joint's last audit found for an operator. They are not differences.",
+                ),
                 labels,
             )?,
             audited_at: GaugeVec::new(
                 opts(
                     "timestamp_seconds",
-                    "End of the last audit of the joint; 0 before the first audit.",
+                    "End of the joint's last audit, in seconds since 1970; 0 before the first audit.",
                 ),
                 labels,
             )?,
             reads_source,
             shown: Arc::default(),
         };
-        registry.register(Box::new(telemetry.differences.clone()))?;
-        registry.register(Box::new(telemetry.open.clone()))?;
-        registry.register(Box::new(telemetry.gone.clone()))?;
-        registry.register(Box::new(telemetry.holds.clone()))?;
-        registry.register(Box::new(telemetry.audited_at.clone()))?;
+        telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         telemetry.show(&[], None, false);
         Ok(telemetry)
+    }
+
+    /// Each metric, for its registration and for the reference.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.differences.clone()),
+            Box::new(self.open.clone()),
+            Box::new(self.gone.clone()),
+            Box::new(self.holds.clone()),
+            Box::new(self.audited_at.clone()),
+        ]
     }
 
     /// Shows the findings, and which joints of this process were never audited. `own` is its

@@ -408,12 +408,8 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut DeepFindings) {
 /// Parses a record as a consumer of that topic does.
 fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
-        let disposition = if matches!(error, ParseError::UnknownEventType(_)) {
-            Disposition::Held
-        } else {
-            Disposition::Rejected
-        };
-        Refusal { disposition, cause: error.cause(), detail: error.to_string() }
+        let cause = error.cause();
+        Refusal { disposition: Disposition::of(cause), cause, detail: error.to_string() }
     };
     let event = event::parse_in(topic, &record.message).map_err(refusal);
     Arrival {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Exit, Failure};
-use crate::config::{self, Input, KEYS, Kind, Mistakes, Pipeline};
+use crate::config::{self, Input, KEYS, Mistakes, Pipeline};
 use crate::license::{PublicKeys, RuleSet, UnknownRuleSet};
 
 /// Sources of a command's settings.
@@ -59,13 +59,9 @@ impl PipelineArguments {
         let mut words = format!("--pipeline {}", quoted(&self.pipeline.to_string_lossy()));
         for set in &self.set {
             let name = set.split('=').next().unwrap_or_default();
-            let secret = KEYS.iter().any(|key| {
-                let may_be = matches!(
-                    key.kind,
-                    Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens | Kind::SignatureKeys
-                );
-                may_be && name.trim().starts_with(key.name)
-            });
+            let secret = KEYS
+                .iter()
+                .any(|key| key.kind.may_be_secret() && name.trim().starts_with(key.name));
             words.push_str(" --set ");
             words.push_str(&if secret { format!("{}=***", quoted(name)) } else { quoted(set) });
         }

@@ -1,6 +1,7 @@
 //! A collector's own metrics.
 
 use chrono::TimeDelta;
+use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 use crate::event::Topic;
@@ -32,7 +33,7 @@ impl Default for CollectorTelemetry {
         }
         let late = HistogramOpts::new(
             "tallyline_collector_late_seconds",
-            "Age of builds and usage that arrived after their time was reported complete. Runtime is excluded: it is dated by its hour.",
+            "Age of builds and usage that were found after a pass had reported their time complete. Runtime is excluded: it is dated by its hour.",
         );
         let late =
             HistogramVec::new(late.buckets(BUCKETS.to_vec()), &["kind"]).expect("valid names");
@@ -46,9 +47,14 @@ impl Default for CollectorTelemetry {
 impl CollectorTelemetry {
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = CollectorTelemetry::default();
-        registry.register(Box::new(telemetry.too_large.clone()))?;
-        registry.register(Box::new(telemetry.late.clone()))?;
+        telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         Ok(telemetry)
+    }
+
+    /// Each metric, for its registration and for the reference.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![Box::new(self.too_large.clone()), Box::new(self.late.clone())]
     }
 
     pub(super) fn too_large(&self, topic: Topic) {

@@ -276,6 +276,15 @@ impl Kind {
         matches!(self, Kind::PublicKeys | Kind::Properties | Kind::Tokens | Kind::SignatureKeys)
     }
 
+    /// Whether a value may contain a secret.
+    #[must_use]
+    pub fn may_be_secret(self) -> bool {
+        matches!(
+            self,
+            Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens | Kind::SignatureKeys
+        )
+    }
+
     /// The allowed values, to follow "must be".
     #[must_use]
     pub fn allowed(self) -> String {

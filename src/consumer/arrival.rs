@@ -61,10 +61,7 @@ fn arrival(record: Record, event: Result<Event, ParseError>) -> Arrival {
 }
 
 fn refusal(error: &ParseError, message: &Message) -> Refusal {
-    let disposition = match error {
-        ParseError::UnknownEventType(_) => Disposition::Held,
-        _ => Disposition::Rejected,
-    };
+    let cause = error.cause();
     let detail = match message.oversized {
         Some(Oversized { sha256, .. }) => {
             format!(
@@ -74,7 +71,7 @@ fn refusal(error: &ParseError, message: &Message) -> Refusal {
         }
         None => error.to_string(),
     };
-    Refusal { disposition, cause: error.cause(), detail }
+    Refusal { disposition: Disposition::of(cause), cause, detail }
 }
 
 #[cfg(test)]

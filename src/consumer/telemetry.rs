@@ -1,6 +1,7 @@
 //! The consumer's metrics: batches and dispositions, never single events.
 
 use chrono::{DateTime, Utc};
+use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::event::{Topic, TopicPartition};
@@ -34,11 +35,11 @@ impl ConsumerTelemetry {
             )?,
             fenced: IntCounter::new(
                 "tallyline_consumer_fenced_total",
-                "Batches dropped because another consumer has the partition.",
+                "Batches dropped because another consumer has leased their partition with a later epoch.",
             )?,
             not_read: IntGauge::new(
                 "tallyline_consumer_partitions_not_read",
-                "Assigned partitions that are not read: stopped, not started yet, or retrying a batch.",
+                "Assigned partitions that are not read: they are stopped, not started yet, or retry a batch.",
             )?,
             stalls: IntCounterVec::new(
                 Opts::new(
@@ -50,21 +51,29 @@ impl ConsumerTelemetry {
             progress: GaugeVec::new(
                 Opts::new(
                     "tallyline_consumer_progress_timestamp_seconds",
-                    "When the topic's slowest partition last moved or had nothing to read.",
+                    "When the topic's slowest partition last moved or had nothing to read, in seconds since 1970. Absent: this process does not read the topic.",
                 ),
                 &["topic"],
             )?,
         };
-        registry.register(Box::new(telemetry.batches.clone()))?;
-        registry.register(Box::new(telemetry.records.clone()))?;
-        registry.register(Box::new(telemetry.fenced.clone()))?;
-        registry.register(Box::new(telemetry.not_read.clone()))?;
-        registry.register(Box::new(telemetry.stalls.clone()))?;
-        registry.register(Box::new(telemetry.progress.clone()))?;
+        telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
         for topic in Topic::ALL {
             telemetry.stalls.with_label_values(&[topic.name()]);
         }
         Ok(telemetry)
+    }
+
+    /// Each metric, for its registration and for the reference.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.batches.clone()),
+            Box::new(self.records.clone()),
+            Box::new(self.fenced.clone()),
+            Box::new(self.not_read.clone()),
+            Box::new(self.stalls.clone()),
+            Box::new(self.progress.clone()),
+        ]
     }
 
     pub(super) fn recorded(&self, partition: TopicPartition, counts: Counts) {

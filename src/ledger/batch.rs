@@ -43,6 +43,28 @@ words! {
     }
 }
 
+impl Disposition {
+    /// The disposition of a record that is not accepted for this cause.
+    #[must_use]
+    pub fn of(cause: RejectCause) -> Self {
+        match cause {
+            RejectCause::Conflict => Disposition::Conflict,
+            RejectCause::UnknownEventType | RejectCause::UnregisteredSource => Disposition::Held,
+            RejectCause::Tombstone
+            | RejectCause::Oversized
+            | RejectCause::Json
+            | RejectCause::Attribute
+            | RejectCause::ForeignEventType
+            | RejectCause::ForeignTopic
+            | RejectCause::Field
+            | RejectCause::UnknownField
+            | RejectCause::Unsigned
+            | RejectCause::BadSignature
+            | RejectCause::Ledger => Disposition::Rejected,
+        }
+    }
+}
+
 words! {
     /// The kind of a batch, by its writer.
     BatchKind {

@@ -1,6 +1,7 @@
 //! A publisher's own metrics.
 
 use chrono::{DateTime, Utc};
+use prometheus::core::Collector;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use uuid::Uuid;
 
@@ -25,22 +26,12 @@ pub struct PublisherTelemetry {
 impl PublisherTelemetry {
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str, label: &str| {
-            let counter = IntCounterVec::new(
-                Opts::new(format!("tallyline_publisher_{name}"), help),
-                &[label],
-            )?;
-            registry.register(Box::new(counter.clone()))?;
-            prometheus::Result::Ok(counter)
+            IntCounterVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &[label])
         };
         let gauge = |name: &str, help: &str| {
-            let gauge = IntGaugeVec::new(
-                Opts::new(format!("tallyline_publisher_{name}"), help),
-                &["source"],
-            )?;
-            registry.register(Box::new(gauge.clone()))?;
-            prometheus::Result::Ok(gauge)
+            IntGaugeVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &["source"])
         };
-        Ok(PublisherTelemetry {
+        let telemetry = PublisherTelemetry {
             verdicts: counter(
                 "verdicts_total",
                 "Events sent, by the vendor's verdict.",
@@ -48,29 +39,49 @@ impl PublisherTelemetry {
             )?,
             settled: counter(
                 "settled_total",
-                "Events settled without an answer, by their state.",
+                "Publications settled without an answer of the vendor, by state.",
                 "state",
             )?,
             send_errors: counter(
                 "send_errors_total",
-                "Requests without verdicts, by kind of failure.",
+                "Requests to the vendor without a verdict, by kind of failure.",
                 "kind",
             )?,
-            pending: gauge("pending", "Pending events.")?,
-            held_back: gauge("held_back", "Pending events that are held although they are due.")?,
+            pending: gauge("pending", "Publications that wait for the vendor's verdict.")?,
+            held_back: gauge(
+                "held_back",
+                "Pending publications that are held although they are due.",
+            )?,
             unanswered: gauge(
                 "unanswered",
-                "Pending events with an attempt that the vendor may have accepted.",
+                "Pending publications with an attempt that the vendor may have accepted.",
             )?,
             oldest: gauge(
                 "pending_oldest_age_seconds",
-                "Age of the oldest pending event; 0 without one. It expires at 30 days.",
+                "Age of the oldest pending publication; 0 without one. It expires at 30 days.",
             )?,
             stopped: gauge(
                 "stopped",
-                "1 if this process refuses to publish: coderd publishes by itself, belongs to another source, or has a license of another deployment; 0 if it publishes.",
+                "1 if this process refuses to publish: coderd publishes by itself, belongs to another source, or has a license of another deployment; 0 if it publishes. Absent: it does neither.",
             )?,
-        })
+        };
+        telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
+        Ok(telemetry)
+    }
+
+    /// Each metric, for its registration and for the reference.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.verdicts.clone()),
+            Box::new(self.settled.clone()),
+            Box::new(self.send_errors.clone()),
+            Box::new(self.pending.clone()),
+            Box::new(self.held_back.clone()),
+            Box::new(self.unanswered.clone()),
+            Box::new(self.oldest.clone()),
+            Box::new(self.stopped.clone()),
+        ]
     }
 
     pub(super) fn cycle(&self, cycle: &Cycle) {

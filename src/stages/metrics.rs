@@ -25,14 +25,14 @@ use crate::metrics::{
 /// first collection.
 pub const CREATIONS: CounterFamily<3> = CounterFamily {
     name: "coderd_workspace_creation_total",
-    help: "Total regular (non-prebuilt) workspace creations by organization, template, and preset.",
+    help: "Total regular (non-prebuilt) workspace creations of all time by organization, template, and preset: each workspace's first successful start, unless the prebuilds user started it.",
     labels: ["organization_name", "template_name", "preset_name"],
 };
 
 /// Durations of successful creations since the introduction; `type` is `regular` or `prebuild`.
 pub const CREATION_SECONDS: HistogramFamily<4> = HistogramFamily {
     name: "coderd_workspace_creation_duration_seconds",
-    help: "Time to create a workspace by organization, template, preset, and type (regular or prebuild).",
+    help: "Time to create a workspace by organization, template, preset, and type (regular or prebuild), of successful builds completed since the introduction.",
     labels: ["organization_name", "template_name", "preset_name", "type"],
     buckets: BucketOptions::new(
         &[1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0],
@@ -43,7 +43,7 @@ pub const CREATION_SECONDS: HistogramFamily<4> = HistogramFamily {
 /// Durations of successful claims since the introduction.
 pub const CLAIM_SECONDS: HistogramFamily<3> = HistogramFamily {
     name: "coderd_prebuilt_workspace_claim_duration_seconds",
-    help: "Time to claim a prebuilt workspace by organization, template, and preset.",
+    help: "Time to claim a prebuilt workspace by organization, template, and preset, of successful claims completed since the introduction.",
     labels: ["organization_name", "template_name", "preset_name"],
     buckets: BucketOptions::new(
         &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0],

@@ -12,6 +12,7 @@ mod serve;
 
 pub use handles::Handles;
 pub use parts::Listening;
+pub use pauses::paused_gauge;
 
 use std::time::Duration;
 

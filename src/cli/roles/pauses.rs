@@ -27,11 +27,16 @@ pub(super) struct PauseWatcher {
     gauge: IntGaugeVec,
 }
 
+/// The metric of the pauses, not registered yet.
+pub fn paused_gauge() -> prometheus::Result<IntGaugeVec> {
+    let help = "1 if an operator has paused the operation, 0 if not. The topic is empty for a pause of all topics.";
+    IntGaugeVec::new(Opts::new("tallyline_paused", help), &["operation", "topic"])
+}
+
 impl PauseWatcher {
     pub fn new(ledger: Ledger, registry: &Registry) -> prometheus::Result<(Self, Paused)> {
         let (sender, paused) = Paused::channel();
-        let help = "1 where an operator has paused this; without a topic, all of it.";
-        let gauge = IntGaugeVec::new(Opts::new("tallyline_paused", help), &["operation", "topic"])?;
+        let gauge = paused_gauge()?;
         registry.register(Box::new(gauge.clone()))?;
         let pause_watcher = PauseWatcher { ledger, sender, gauge };
         pause_watcher.show(&[]);

@@ -1,6 +1,6 @@
-//! Bad input: one test for each row of docs/reference/bad-input.md. A consumer records the messages
-//! in a real ledger, between two good ones. `journey::bad_input` sends some of them through both
-//! logs and a real process.
+//! Bad input: a test for each bad record of tests/reference/bad_input_rows.rs. A consumer records
+//! the messages in a real ledger, between two good ones. `journey::bad_input` sends some of them
+//! through both logs and a real process.
 
 mod records;
 pub mod table;

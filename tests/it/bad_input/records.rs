@@ -330,12 +330,12 @@ async fn a_usage_type_of_a_later_version_is_held() {
         (typed("hb_ai_seats_v2", 2), "unknown event type \"hb_ai_seats_v2\""),
     ];
     all_refused(rows, "held", "unknown_event_type").await;
-    all_refused(
-        vec![(typed("gpu_hours_v1", 3), "is not metered")],
-        "rejected",
-        "foreign_event_type",
-    )
-    .await;
+}
+
+#[tokio::test]
+async fn an_event_type_that_is_not_metered_is_rejected() {
+    let foreign = with_header(&usage(DEPLOYMENT, 3), "ce_type", Some(b"gpu_hours_v1"));
+    all_refused(vec![(foreign, "is not metered")], "rejected", "foreign_event_type").await;
 }
 
 #[tokio::test]

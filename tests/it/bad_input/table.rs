@@ -1,20 +1,11 @@
-//! Checks the table itself: every test in it exists.
+//! Checks the table of bad inputs: every test in it exists.
+
+#[path = "../../reference/bad_input_rows.rs"]
+mod bad_input_rows;
 
 use std::path::{Path, PathBuf};
 
-/// The rows of docs/reference/bad-input.md: input, result, and the name of the test.
-fn rows() -> Vec<[String; 3]> {
-    let text = std::fs::read_to_string(root().join("docs/reference/bad-input.md")).unwrap();
-    let cells = |line: &str| {
-        line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
-    };
-    let lines = text.lines().filter(|line| line.starts_with("| ")).skip(2);
-    lines
-        .map(|line| {
-            cells(line).try_into().unwrap_or_else(|cells| panic!("not three cells: {cells:?}"))
-        })
-        .collect()
-}
+use bad_input_rows::ROWS;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -58,14 +49,14 @@ pub fn tests() -> Vec<String> {
 
 #[test]
 fn every_row_names_a_test_of_its_own_that_exists() {
-    let (rows, tests) = (rows(), tests());
-    let named: Vec<&str> = rows.iter().map(|[_, _, test]| test.trim_matches('`')).collect();
+    let tests = tests();
+    let named: Vec<&str> = ROWS.iter().map(|row| row.test).collect();
     for name in &named {
         assert_eq!(tests.iter().filter(|test| test == name).count(), 1, "tests named {name}");
         assert_eq!(named.iter().filter(|other| other == &name).count(), 1, "rows that name {name}");
     }
-    for [input, becomes, _] in &rows {
-        assert!(!input.is_empty() && !becomes.is_empty(), "a row without a text");
+    for row in ROWS {
+        assert!(!row.input.is_empty() && !row.result.text().is_empty(), "a row without a text");
     }
     // the other direction: the table names every test here
     let here = include_str!("records.rs")

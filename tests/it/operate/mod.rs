@@ -31,7 +31,7 @@ use tallyline_sim::coderd::{Config, SchemaVersion, Simulation};
 use tempfile::TempDir;
 
 use crate::support::process::{Ended, Process, run_tallyline, tallyline};
-use crate::support::{self, Database, Kafka, database, eventually};
+use crate::support::{self, Database, Kafka, assert_described, database, eventually};
 
 /// Everything here happens within this, also on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -286,14 +286,10 @@ impl Running {
         let url = format!("http://{}/metrics?format=text", line["metrics"].as_str().unwrap());
         let client =
             reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
-        client
-            .get(&url)
-            .send()
-            .await
-            .unwrap_or_else(|error| panic!("{url}: {error}"))
-            .text()
-            .await
-            .unwrap()
+        let answer = client.get(&url).send().await;
+        let page = answer.unwrap_or_else(|error| panic!("{url}: {error}")).text().await.unwrap();
+        assert_described(&page);
+        page
     }
 
     /// Waits until it is ready.

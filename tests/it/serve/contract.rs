@@ -42,6 +42,7 @@ fn tokens() -> Vec<Token> {
 impl Contract {
     async fn of(process: Process) -> Contract {
         let (status, mut document) = process.get("/openapi.json").await;
+        assert_eq!(document, json!(tallyline::api::api_document()), "docs/reference/api.md");
         assert_eq!((status.as_u16(), &document["openapi"]), (200, &json!("3.1.0")));
         let open: BTreeSet<String> = flattened(&document);
         for (name, schema) in document["components"]["schemas"].as_object_mut().unwrap() {

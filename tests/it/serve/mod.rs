@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::support::ledger::{
     arrival, lease_partition, ledger, noon, operations, record_batch, register, take_lease,
 };
-use crate::support::{Database, eventually};
+use crate::support::{Database, assert_described, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Short, so that a dead process is replaced soon.
@@ -207,6 +207,7 @@ impl Process {
             request.header("x-prometheus-scrape-timeout-seconds", "0.5").send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         let page = answer.text().await.unwrap();
+        assert_described(&page);
         let series = |line: &str| {
             line.rsplit_once(' ').map(|(series, value)| (series.to_owned(), value.parse().unwrap()))
         };
@@ -217,7 +218,11 @@ impl Process {
     async fn domain(&self, query: &str) -> BTreeMap<String, f64> {
         let mut series = self.scrape(query).await;
         assert_eq!(
-            series.get("tallyline_build_info{version=\"0.1.0\"}"),
+            series.get(concat!(
+                "tallyline_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"}"
+            )),
             Some(&1.0),
             "the process's own telemetry is always there"
         );

@@ -28,6 +28,16 @@ pub fn setting(name: &str) -> String {
     })
 }
 
+/// Checks that docs/reference/metrics.md has every family of a text page of `/metrics`.
+pub fn assert_described(page: &str) {
+    let reference = include_str!("../../../docs/reference/metrics.md");
+    for family in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = family.split_once(' ').expect("a name and a type");
+        let row = format!("\n| `{name}` | {kind} |");
+        assert!(reference.contains(&row), "{name}, a {kind}, is not in docs/reference/metrics.md");
+    }
+}
+
 /// An empty database for one test, owned by a superuser. It is removed with the server, at the end
 /// of the run.
 pub struct Database {
