@@ -55,7 +55,7 @@ const LABELS: &[(&str, &str)] = &[
     ("topic", "the topic, without the configured prefix"),
     ("type", "`regular` or `prebuild`"),
     ("unit", "the unit of the usage; `unknown` if it could not be read"),
-    ("verdict", "the vendor's verdict, or the disposition of a record"),
+    ("verdict", "the verdict of the vendor"),
     ("version", "the version of the binary"),
 ];
 
