@@ -21,7 +21,9 @@ pub(crate) fn description(set: &str, words: &[(&str, &str)]) -> String {
 
 /// Declares an enum together with the word of each variant.
 macro_rules! words {
-    ($(#[doc = $doc:literal])* $name:ident { $($(#[doc = $meaning:literal])* $variant:ident = $word:literal),+ $(,)? }) => {
+    ($(#[doc = $doc:literal])* $name:ident {
+        $($(#[doc = $meaning:literal])* $variant:ident = $word:literal),+ $(,)?
+    }) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[derive(serde::Serialize, serde::Deserialize, sqlx::Type)]
@@ -47,8 +49,10 @@ macro_rules! words {
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 let words = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::Type::String);
-                let description = $crate::words::description(concat!($($doc),*), &$name::ALL.map(|one| (one.as_str(), one.meaning())));
-                words.enum_values(Some([$($word),+])).description(Some(description)).into()
+                let meanings = $name::ALL.map(|one| (one.as_str(), one.meaning()));
+                let description = $crate::words::description(concat!($($doc),*), &meanings);
+                let words = words.enum_values(Some([$($word),+]));
+                words.description(Some(description)).into()
             }
         }
 
