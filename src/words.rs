@@ -23,7 +23,11 @@ pub(crate) fn description(set: &str, words: &[(&str, &str)]) -> String {
 /// version: the command line and JSON still accept it.
 macro_rules! words {
     ($(#[doc = $doc:literal])* $name:ident {
+<<<<<<< HEAD
         $($(#[doc = $meaning:literal])* $variant:ident = $word:literal $(| $old:literal)?),+ $(,)?
+=======
+        $($(#[doc = $meaning:literal])* $variant:ident = $word:literal),+ $(,)?
+>>>>>>> reference
     }) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,8 +61,10 @@ macro_rules! words {
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 let words = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::Type::String);
-                let description = $crate::words::description(concat!($($doc),*), &$name::ALL.map(|one| (one.as_str(), one.meaning())));
-                words.enum_values(Some([$($word),+])).description(Some(description)).into()
+                let meanings = $name::ALL.map(|one| (one.as_str(), one.meaning()));
+                let description = $crate::words::description(concat!($($doc),*), &meanings);
+                let words = words.enum_values(Some([$($word),+]));
+                words.description(Some(description)).into()
             }
         }
 

@@ -205,7 +205,7 @@ impl Types<'_> {
     fn answer(&self, schema: &Value) -> String {
         let fields = self.fields(schema);
         if fields.is_empty() {
-            return format!("{}\n", self.kind(self.resolved(schema).1));
+            return format!("{}\n", wrapped(&self.kind(self.resolved(schema).1)));
         }
         let rows = fields.into_iter().map(|(name, field)| [code(name), field.kind, field.meaning]);
         table(["field", "type", "meaning"], rows)
