@@ -23,11 +23,7 @@ pub(crate) fn description(set: &str, words: &[(&str, &str)]) -> String {
 /// version: the command line and JSON still accept it.
 macro_rules! words {
     ($(#[doc = $doc:literal])* $name:ident {
-<<<<<<< HEAD
         $($(#[doc = $meaning:literal])* $variant:ident = $word:literal $(| $old:literal)?),+ $(,)?
-=======
-        $($(#[doc = $meaning:literal])* $variant:ident = $word:literal),+ $(,)?
->>>>>>> reference
     }) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
