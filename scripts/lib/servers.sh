@@ -44,7 +44,7 @@ start_postgres() {
     # No test kills this server: those that kill one start their own, with fsync. Most of the hundreds of
     # databases are idle, so autovacuum need not visit each of them every minute.
     as_postgres "$bin/postgres" -D "$data" -h 127.0.0.1 -p "$first_port" -c unix_socket_directories= -c max_connections=500 \
-        -c fsync=off -c autovacuum_naptime=10min -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' >"$servers/postgres.log" 2>&1 &
+        -c fsync=off -c wal_init_zero=off -c autovacuum_naptime=10min -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' >"$servers/postgres.log" 2>&1 &
     postgres_pid=$!
     export TALLYLINE_TEST_POSTGRES_BIN=$bin
     export TALLYLINE_TEST_POSTGRES=postgres://postgres@127.0.0.1:$first_port/postgres
@@ -66,7 +66,7 @@ inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$data
 auto.create.topics.enable=false
-# One node stores everything. All group limits are the broker's defaults, as at most sites.
+# One node stores everything. All group limits here are the broker's defaults, as at most sites.
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
@@ -88,7 +88,9 @@ END
         fail "formatting Kafka's storage: $(tail -n 5 "$servers/kafka-format.log")"
     # Only this broker is quicker than the defaults. It does not wait for further members of an empty
     # group, and in the new group protocol it notices a killed member as soon as in the classic one.
-    setpriv --pdeathsig=KILL "$servers/kafka-program" kafka.Kafka "$servers/kafka.properties" \
+    # In its few minutes the best compiler of Java costs more than it gains.
+    KAFKA_JAVA_OPTIONS=${KAFKA_JAVA_OPTIONS:--Xms512m -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1} \
+        setpriv --pdeathsig=KILL "$servers/kafka-program" kafka.Kafka "$servers/kafka.properties" \
         --override group.initial.rebalance.delay.ms=0 \
         --override group.consumer.min.session.timeout.ms=6000 \
         --override group.consumer.session.timeout.ms=6000 \
