@@ -142,6 +142,7 @@ impl Postgres {
         let server = Postgres::run(&disk, port);
         let mut postgres = Postgres { disk, port, server };
         postgres.answers().await;
+        postgres.keeps_confirmed_rows().await;
         postgres
     }
 
@@ -173,6 +174,14 @@ impl Postgres {
         ];
         command.args(settings.iter().flat_map(|setting| ["-c", setting]));
         Process::spawn(command)
+    }
+
+    async fn keeps_confirmed_rows(&self) {
+        let mut connection = PgConnection::connect(&self.url()).await.expect("the server answers");
+        let query = "select count(*) = 3 from pg_settings where setting = 'on'
+             and name in ('fsync', 'synchronous_commit', 'full_page_writes')";
+        let keeps: bool = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
+        assert!(keeps, "a killed server keeps confirmed rows");
     }
 
     /// The URL of its database `postgres`.

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::{ask, lease_partition, operations, record_batch};
-use crate::support::{Database, database, eventually};
+use crate::support::ledger::{ask, lease_partition, migrated, operations, record_batch};
+use crate::support::{Database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
 pub struct Site {
@@ -41,13 +41,12 @@ pub struct Site {
 
 impl Site {
     pub async fn new() -> Site {
-        let (coderd, database) = (Coderd::new(SchemaVersion::Sep2026).await, database().await);
+        let (coderd, database) = (Coderd::new(SchemaVersion::Sep2026).await, migrated().await);
         let ledger = Ledger::open(
             &LedgerSettings { url: database.url.clone(), connections: 4 },
             Clock::system(),
         )
         .unwrap();
-        ledger.migrate().await.unwrap();
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(1).await.unwrap();
         let creation = coderd.creation().await;

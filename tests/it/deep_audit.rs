@@ -18,10 +18,10 @@ use uuid::Uuid;
 
 use crate::export::publish;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, event, lease_partition, noon, operations, record_batch,
-    register,
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, event, lease_partition, migrated, noon, operations,
+    record_batch, register,
 };
-use crate::support::{self, Database, database};
+use crate::support::{self, Database};
 
 /// A log with events of each type, one of them twice, a conflict, a reject and a held record. It
 /// has no ledger.
@@ -34,7 +34,7 @@ struct Written {
 struct Books {
     ledger: Ledger,
     log: Log,
-    _database: Database,
+    database: Database,
 }
 
 const EVENTS: u32 = 12;
@@ -72,13 +72,7 @@ impl Written {
     }
 
     async fn postgres() -> Written {
-        let database = database().await;
-        let ledger = Ledger::open(
-            &LedgerSettings { url: database.url.clone(), connections: 2 },
-            Clock::system(),
-        )
-        .unwrap();
-        ledger.migrate().await.unwrap();
+        let database = migrated().await;
         Written::on(
             Log::postgres(database.pool.clone(), PostgresLogSettings::default()),
             Some(database),
@@ -137,19 +131,34 @@ impl Written {
     }
 
     async fn unread(&self) -> Books {
-        let database = database().await;
+        let books = Books::on(migrated().await, self.log.clone());
+        register(&books.ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
+        books
+    }
+}
+
+impl Books {
+    fn on(database: Database, log: Log) -> Books {
         let ledger = Ledger::open(
             &LedgerSettings { url: database.url.clone(), connections: 4 },
             Clock::manual(noon()),
         )
         .unwrap();
-        ledger.migrate().await.unwrap();
-        register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
-        Books { ledger, log: self.log.clone(), _database: database }
+        Books { ledger, log, database }
     }
-}
 
-impl Books {
+    /// Ends all connections, so that the ledger can be copied.
+    async fn close(&self) {
+        self.ledger.pool.close().await;
+        self.database.pool.close().await;
+    }
+
+    async fn copy(&self) -> Books {
+        let server = support::setting("TALLYLINE_TEST_POSTGRES");
+        let database = support::database_like(&server, &self.database.name).await;
+        Books::on(database, self.log.clone())
+    }
+
     /// Records the topic's next records, as parsed by `read`.
     async fn read(&self, topic: Topic, limit: usize, read: impl Fn(Record) -> Arrival) {
         let claim =
@@ -320,7 +329,8 @@ fn rows() -> Vec<Row> {
 }
 
 async fn each_is_named(written: Written) {
-    let untouched = written.books().await.audit().await;
+    let books = written.books().await;
+    let untouched = books.audit().await;
     assert_eq!(differences(&untouched), []);
     let deep = untouched.joints.last().unwrap();
     for (number, expected) in [
@@ -331,9 +341,10 @@ async fn each_is_named(written: Written) {
     ] {
         assert_eq!(deep.numbers[number], expected, "{number}");
     }
+    books.close().await;
     let mut missed = Vec::new();
     for (statement, kind, id, words) in rows() {
-        let books = written.books().await;
+        let books = books.copy().await;
         books.tamper(statement).await;
         let report = books.audit().await;
         let actual = differences(&report);

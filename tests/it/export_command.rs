@@ -16,10 +16,10 @@ use uuid::Uuid;
 use crate::cli::{Pipeline, assert_refused, code, json};
 use crate::export::record;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, newest_landmark, noon, partition, register_retired, take_lease,
-    usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, migrated, newest_landmark, noon, partition, register_retired,
+    take_lease, usage,
 };
-use crate::support::{Database, database, eventually};
+use crate::support::{Database, eventually};
 
 /// A ledger with some usage, and its pipeline file.
 struct Site {
@@ -33,9 +33,8 @@ const DAY: &str = "export usage --from 2025-08-01 --to 2025-08-02";
 
 impl Site {
     async fn new(deployment: Uuid) -> Site {
-        let database = database().await;
+        let database = migrated().await;
         let pipeline = Pipeline::on(&database);
-        assert_eq!(code(&pipeline.run("migrate").await), 0);
         let ledger = Ledger::open(
             &LedgerSettings { url: database.url.clone(), connections: 2 },
             Clock::manual(noon()),

@@ -34,18 +34,6 @@ async fn every_test_has_a_database_of_its_own() {
 }
 
 #[tokio::test]
-async fn postgres_keeps_confirmed_rows() {
-    let database = support::database().await;
-    let settings: Vec<(String, String)> = sqlx::query_as(
-        "select name, setting from pg_settings where name in ('fsync', 'synchronous_commit', 'full_page_writes') order by name",
-    )
-    .fetch_all(&database.pool)
-    .await
-    .unwrap();
-    assert!(settings.len() == 3 && settings.iter().all(|(_, value)| value == "on"), "{settings:?}");
-}
-
-#[tokio::test]
 async fn kafka_takes_a_record_and_gives_it_back() {
     let kafka = support::kafka();
     let topic = kafka.name("smoke");

@@ -31,7 +31,7 @@ impl Site {
     /// On the servers of `scripts/test`; otherwise like [`Site::on`].
     pub async fn new(backend: Backend, more: &str) -> Site {
         let kafka = (backend == Backend::Kafka).then(support::kafka);
-        Site::on(support::database().await, kafka, more).await
+        Site::on(support::ledger::migrated().await, kafka, more).await
     }
 
     /// Writes the pipeline file, with these lines of TOML before the required ones, and migrates.

@@ -40,8 +40,7 @@ impl Site {
     /// Without topics.
     pub async fn bare(kind: Kind) -> Site {
         if kind == Kind::Postgres {
-            let database = support::database().await;
-            sqlx::migrate!().run(&database.pool).await.unwrap();
+            let database = support::ledger::migrated().await;
             let log = Log::postgres(database.pool.clone(), postgres_settings());
             return Site { kind, log, kafka: None, database: Some(Arc::new(database)) };
         }

@@ -58,7 +58,10 @@ struct Site {
 impl Site {
     /// A ledger that is not migrated yet.
     async fn bare(kind: Kind) -> Site {
-        let ledger = database().await;
+        Site::on(kind, database().await)
+    }
+
+    fn on(kind: Kind, ledger: Database) -> Site {
         let mut site =
             Site { settings: Vec::new(), kafka: None, folder: TempDir::new().unwrap(), ledger };
         site.set("roles", "['consume', 'serve']");
@@ -79,7 +82,7 @@ impl Site {
 
     /// With the ledger's schema and the log's topics.
     async fn new(kind: Kind) -> Site {
-        let site = Site::bare(kind).await;
+        let site = Site::on(kind, support::ledger::migrated().await);
         site.migrate().await;
         site
     }

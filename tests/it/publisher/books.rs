@@ -15,17 +15,17 @@ use tallyline::ledger::{
 };
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Publisher};
-use tallyline_sim::coderd::{SchemaVersion, create_schema};
+use tallyline_sim::coderd::SchemaVersion;
 use tempfile::NamedTempFile;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use super::world::{DEPLOYMENT, ORGANIZATION, World, start_time, usage};
-use crate::support::coderd::identify;
+use crate::support::coderd::{identify, tables};
 use crate::support::ledger::{lease_partition, record_batch};
 use crate::support::process::{Ended, run_tallyline};
-use crate::support::{self, eventually, setting};
+use crate::support::{eventually, setting};
 
 const OTHER: Uuid = Uuid::from_u128(0xe);
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -307,10 +307,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     let audit_time = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
 
     for reports_its_identity in [true, false] {
-        let other = support::database().await;
-        create_schema(&mut other.pool.acquire().await.unwrap(), SchemaVersion::Sep2026)
-            .await
-            .unwrap();
+        let other = tables(SchemaVersion::Sep2026).await;
         if reports_its_identity {
             identify(&other.pool, OTHER, Uuid::from_u128(0xe0)).await;
         }
@@ -360,10 +357,7 @@ impl Second {
             })
             .await
             .unwrap();
-        let database = support::database().await;
-        create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026)
-            .await
-            .unwrap();
+        let database = tables(SchemaVersion::Sep2026).await;
         let (registry, audits) = (Registry::new(), CancellationToken::new());
         let reader = Database::new(&database.url, Duration::from_secs(10)).unwrap();
         let audit = audit(world, &site.log, Some((reader, OTHER)), &registry, &audits);

@@ -14,15 +14,15 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Operations;
 use tallyline::publisher::{Cycle, Publisher, PublisherTelemetry, Settings};
 use tallyline::tallyman::ClientSettings;
-use tallyline_sim::coderd::{SchemaVersion, Signer, create_schema};
+use tallyline_sim::coderd::{SchemaVersion, Signer};
 use tallyline_sim::tallyman::{Config, Switches, Tallyman};
 use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use crate::support;
-use crate::support::coderd::identify;
-use crate::support::ledger::{lease_partition, record_batch};
+use crate::support::coderd::{identify, tables};
+use crate::support::ledger::{lease_partition, migrated, record_batch};
 use crate::support::process::{Process, tallyline};
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
@@ -109,14 +109,10 @@ impl World {
     pub async fn new() -> Self {
         let (clock, stop) = (Clock::manual(start_time()), CancellationToken::new());
         let (ledger_database, coderd_database) =
-            (support::database().await, support::database().await);
+            (migrated().await, tables(SchemaVersion::Sep2026).await);
         let ledger_settings = LedgerSettings { url: ledger_database.url.clone(), connections: 8 };
         let ledger = Ledger::open(&ledger_settings, clock.clone()).expect("a ledger");
-        ledger.migrate().await.expect("migrated");
         let coderd = coderd_database.pool.clone();
-        create_schema(&mut coderd.acquire().await.expect("a connection"), SchemaVersion::Sep2026)
-            .await
-            .expect("coderd's tables");
         identify(&coderd, DEPLOYMENT, ORGANIZATION).await;
         let config = Config {
             license_keys: vec![first_license()],

@@ -63,6 +63,9 @@ impl Pair {
         let standby = server(&copy, beside, &["cluster_name=standby"]);
         answers(beside).await;
         let pair = Pair { port, primary, standby: Some(standby), folder };
+        let keeps_confirmed_rows = "select count(*) = 3 from pg_settings where setting = 'on'
+             and name in ('fsync', 'synchronous_commit', 'full_page_writes')";
+        assert!(pair.run(keeps_confirmed_rows).await, "the servers keep confirmed rows");
         if replication == Replication::Synchronous {
             pair.run("alter system set synchronous_standby_names = 'standby'").await;
             pair.run("select pg_reload_conf()").await;

@@ -40,7 +40,7 @@ impl World {
 
     async fn begin_with(backend: Backend, more: &str) -> World {
         let kafka = (backend == Backend::Kafka).then(support::kafka);
-        World::on(support::database().await, kafka, more).await
+        World::on(support::ledger::migrated().await, kafka, more).await
     }
 
     /// On the test's own servers, with more lines of the pipeline file.

@@ -25,8 +25,8 @@ use tallyline::operations::{
 
 use crate::journey::site::Backend;
 use crate::support::ledger::{
-    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, lease_partition, ledger, noon, operations,
-    partition, record_batch, refused, register, usage,
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, lease_partition, ledger, migrated, noon,
+    operations, partition, record_batch, refused, register, usage,
 };
 use crate::support::{self, Database};
 
@@ -38,10 +38,9 @@ struct Site {
 
 impl Site {
     async fn new(backend: Backend) -> Site {
-        let database = support::database().await;
+        let database = migrated().await;
         let settings = LedgerSettings { url: database.url.clone(), connections: 4 };
         let ledger = Ledger::open(&settings, Clock::manual(noon())).unwrap();
-        ledger.migrate().await.unwrap();
         let log = match backend {
             Backend::Postgres => Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),
             Backend::Kafka => {

@@ -9,9 +9,9 @@ use tallyline::ledger::{Ledger, LedgerSettings, sources};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tallyline::operations::{LogRange, OperationError};
 
-use crate::support::ledger::{DEPLOYMENT, ask, noon, operations, usage};
+use crate::support::ledger::{DEPLOYMENT, ask, migrated, noon, operations, usage};
 use crate::support::process::{Process, tallyline};
-use crate::support::{self, Database, database, eventually};
+use crate::support::{self, Database, eventually};
 
 use super::{SOON, Site, license, sum};
 
@@ -114,13 +114,12 @@ fn pipeline(database: &Database, more: &str) -> (tempfile::TempDir, String) {
 }
 
 async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
-    let database = database().await;
+    let database = migrated().await;
     let ledger = Ledger::open(
         &LedgerSettings { url: database.url.clone(), connections: 4 },
         Clock::system(),
     )
     .unwrap();
-    ledger.migrate().await.unwrap();
     let (log, more) = log(&ledger);
     log.create_topics(2).await.unwrap();
     let site = Site { operations: operations(&ledger, &log), _database: database };

@@ -22,6 +22,7 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::pauses::Paused;
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -35,19 +36,24 @@ const SOON: Duration = Duration::from_secs(30);
 /// Short, so that a dead process is replaced soon.
 const LEASE: Duration = Duration::from_secs(1);
 
+/// Two sites at a time: with more, processes do not renew leases of a second in time.
+static TURNS: Semaphore = Semaphore::const_new(2);
+
 /// A ledger and its log, ready to be served.
 struct Site {
     ledger: Ledger,
     log: Log,
     _database: Database,
+    _turn: SemaphorePermit<'static>,
 }
 
 impl Site {
     async fn new() -> Site {
+        let turn = TURNS.acquire().await.expect("it stays open");
         let (database, ledger) = ledger().await;
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(1).await.unwrap();
-        Site { ledger, log, _database: database }
+        Site { ledger, log, _database: database, _turn: turn }
     }
 
     /// A source with a collector.

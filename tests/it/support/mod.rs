@@ -116,8 +116,15 @@ impl Database {
             .output()
             .expect("run pg_restore");
         assert!(restored.status.success(), "{restored:?}");
-        run(format!("drop database {} with (force)", self.name)).await;
-        run(format!("alter database {beside} rename to {}", self.name)).await;
+        // Not dropped: that waits for a checkpoint, which writes the databases of all tests.
+        let name = &self.name;
+        run(format!("alter database {name} allow_connections false")).await;
+        run(format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+        ))
+        .await;
+        run(format!("alter database {name} rename to lost_{}", Uuid::new_v4().simple())).await;
+        run(format!("alter database {beside} rename to {name}")).await;
         admin.close().await;
     }
 }
