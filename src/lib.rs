@@ -29,10 +29,10 @@ pub mod pauses;
 pub mod pool;
 pub mod projection;
 pub mod publisher;
+pub mod retry;
 mod sentences;
 pub mod stages;
 pub mod status;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod tallyman;
-pub mod waiting;
 pub mod words;

@@ -55,11 +55,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("stages", &["event", "license", "metrics"]),
     ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &["event"]),
-    ("waiting", &[]),
+    ("retry", &[]),
     ("words", &[]),
 ];
 const ANY: &[&str] = &["*"];
-const LEAVES: &[&str] = &["cause", "clock", "waiting", "words"];
+const LEAVES: &[&str] = &["cause", "clock", "retry", "words"];
 
 /// External crates, and the places that may name them.
 const EXTERNAL: &[(&str, &[&str])] = &[

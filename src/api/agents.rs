@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Asked;
 use super::entitlements::from_memory;
+use super::received::Received;
 use crate::ledger::Sequence;
 use crate::operations::exact_instant;
 
@@ -71,7 +71,7 @@ pub(super) struct Count {
 )]
 pub(super) async fn count(
     State(serving): State<Arc<Serving>>,
-    asked: Asked<Window>,
+    asked: Received<Window>,
 ) -> Result<Json<Count>, Problem> {
     let Window { start, end, source, days } = asked.request;
     if start > end {

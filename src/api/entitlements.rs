@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Asked;
 use super::chosen_source::choose;
+use super::received::Received;
 use crate::license::Entitlements;
 use crate::projection::Freshness;
 use crate::stages::DeploymentLicenses;
@@ -50,7 +50,7 @@ pub(super) struct Shown {
 )]
 pub(super) async fn entitlements(
     State(serving): State<Arc<Serving>>,
-    asked: Asked<Shown>,
+    asked: Received<Shown>,
 ) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
     let rules = serving.known.rules().ok_or_else(|| {

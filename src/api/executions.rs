@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Asked;
-use super::plans::{PlanProblem, PlanStanding, PlanState, shown};
+use super::plans::{PlanProblem, PlanProgress, PlanState, shown};
+use super::received::Received;
 use crate::ledger::replays;
 use crate::operations::{ApiRequest, OperationError, Operations, ReplayExecution};
 
@@ -28,13 +28,13 @@ pub struct ShowPlan {
 }
 
 impl ApiRequest for ShowPlan {
-    type Answer = PlanStanding;
+    type Answer = PlanProgress;
     const PATH: &'static str = "/api/v1/plans/{hash}";
     const ANSWER: &'static str = "The state and the progress. 404: the hash is not known.";
 }
 
 impl ApiRequest for ReplayExecution {
-    type Answer = PlanStanding;
+    type Answer = PlanProgress;
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/api/v1/plans/{hash}/execute";
     const ANSWER: &'static str = "It is running or finished. 409: the effect is not the planned one, or the plan was executed.";
@@ -42,8 +42,8 @@ impl ApiRequest for ReplayExecution {
 
 pub(super) async fn execute(
     State(serving): State<Arc<Serving>>,
-    Asked { request, actor }: Asked<ReplayExecution>,
-) -> Result<(StatusCode, Json<PlanStanding>), Problem> {
+    Received { request, actor }: Received<ReplayExecution>,
+) -> Result<(StatusCode, Json<PlanProgress>), Problem> {
     if kept(&serving.api.operations, &request.hash)
         .await
         .is_ok_and(|kept| kept.state == PlanState::Finished)
@@ -64,8 +64,8 @@ pub(super) async fn execute(
 
 pub(super) async fn plan_state(
     State(serving): State<Arc<Serving>>,
-    asked: Asked<ShowPlan>,
-) -> Result<Json<PlanStanding>, Problem> {
+    asked: Received<ShowPlan>,
+) -> Result<Json<PlanProgress>, Problem> {
     let kept = || kept(&serving.api.operations, &asked.request.hash);
     Ok(Json(match serving.executions.of(&asked.request.hash) {
         // another process may have executed it since
@@ -78,7 +78,7 @@ pub(super) async fn plan_state(
 }
 
 /// The state of a plan according to the ledger.
-async fn kept(operations: &Operations, hash: &str) -> Result<PlanStanding, OperationError> {
+async fn kept(operations: &Operations, hash: &str) -> Result<PlanProgress, OperationError> {
     let planned = operations.ledger.run(async |conn| replays::load(conn, hash).await).await?;
     let planned = planned.ok_or_else(|| OperationError::replay_not_planned(hash))?;
     let offsets = |number: i64| u64::try_from(number).unwrap_or_default();
@@ -91,5 +91,5 @@ async fn kept(operations: &Operations, hash: &str) -> Result<PlanStanding, Opera
         (true, false) => PlanState::Begun,
         (false, false) => PlanState::Planned,
     };
-    Ok(PlanStanding::of(hash, state, done, total))
+    Ok(PlanProgress::of(hash, state, done, total))
 }

@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Asked;
 use super::chosen_source::{NoSource, choose};
+use super::received::Received;
 use super::sources::Known;
 use super::withheld::Withheld;
 use crate::ledger::{Lease, leases};
@@ -56,7 +56,7 @@ enum Forced {
 pub(super) async fn metrics(
     State(serving): State<Arc<Serving>>,
     headers: HeaderMap,
-    Asked { request: page, .. }: Asked<Page>,
+    Received { request: page, .. }: Received<Page>,
 ) -> Result<Response, Problem> {
     let format = match page.format {
         Some(Forced::Text) => Format::Text,

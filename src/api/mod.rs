@@ -6,7 +6,6 @@
 
 mod agents;
 mod answer;
-mod asked;
 mod chosen_source;
 mod connections;
 mod document;
@@ -26,6 +25,7 @@ mod paths;
 mod plans;
 mod probe;
 mod ready;
+mod received;
 mod recent;
 mod rejects;
 mod route;
@@ -39,14 +39,14 @@ mod tokens;
 mod withheld;
 
 pub use answer::ProblemBody;
-pub use asked::{body_of, query_of};
 pub use connections::Limits;
 pub use error::ServeError;
 pub use executions::ShowPlan;
 pub use handles::{Addresses, ProcessHandles};
 pub use own::OwnServer;
 pub use paths::{api_document, metrics_document};
-pub use plans::{PlanProblem, PlanStanding, PlanState};
+pub use plans::{PlanProblem, PlanProgress, PlanState};
+pub use received::{body_of, query_of};
 pub use rejects::RejectsTelemetry;
 pub use serve::Server;
 pub use serving::Api;

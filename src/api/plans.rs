@@ -13,7 +13,7 @@ use crate::operations::{Actor, OperationError, Operations, ReplayExecution, Repl
 
 /// State of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PlanStanding {
+pub struct PlanProgress {
     /// Hash of the plan.
     pub hash: String,
     /// State in one word.
@@ -62,7 +62,7 @@ pub struct PlanProblem {
 
 /// The executions of this process, current and past, by the hash of their plan.
 #[derive(Default)]
-pub(super) struct Executions(Mutex<HashMap<String, watch::Receiver<PlanStanding>>>);
+pub(super) struct Executions(Mutex<HashMap<String, watch::Receiver<PlanProgress>>>);
 
 impl Executions {
     /// Starts the execution unless it is already running.
@@ -72,7 +72,7 @@ impl Executions {
         stop: &CancellationToken,
         request: ReplayExecution,
         actor: Actor,
-    ) -> watch::Receiver<PlanStanding> {
+    ) -> watch::Receiver<PlanProgress> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(receiver) =
             all.get(&request.hash).filter(|receiver| shown(receiver).state == PlanState::Running)
@@ -80,7 +80,7 @@ impl Executions {
             return receiver.clone();
         }
         let (sender, receiver) =
-            watch::channel(PlanStanding::of(&request.hash, PlanState::Running, 0, 0));
+            watch::channel(PlanProgress::of(&request.hash, PlanState::Running, 0, 0));
         all.insert(request.hash.clone(), receiver.clone());
         let (operations, stop) = (operations.clone(), stop.clone());
         tokio::spawn(async move {
@@ -91,12 +91,12 @@ impl Executions {
         receiver
     }
 
-    pub(super) fn of(&self, hash: &str) -> Option<PlanStanding> {
+    pub(super) fn of(&self, hash: &str) -> Option<PlanProgress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(hash).map(shown)
     }
 }
 
-impl PlanStanding {
+impl PlanProgress {
     pub(super) fn of(hash: &str, state: PlanState, done: u64, total: u64) -> Self {
         Self {
             hash: hash.to_owned(),
@@ -129,7 +129,7 @@ impl PlanStanding {
 }
 
 /// The last reported state. If the task ended without a report, the execution has failed.
-pub(super) fn shown(receiver: &watch::Receiver<PlanStanding>) -> PlanStanding {
+pub(super) fn shown(receiver: &watch::Receiver<PlanProgress>) -> PlanProgress {
     let gone = receiver.has_changed().is_err();
     let mut standing = receiver.borrow().clone();
     if gone && standing.state == PlanState::Running {

@@ -20,10 +20,10 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Asked;
 use super::document;
 use super::guard::{DEADLINE, Guard, guard};
 use super::host::Hosts;
+use super::received::Received;
 use super::tokens::Needs;
 use crate::config::Scope;
 use crate::operations::{ApiRequest, Operation};
@@ -93,7 +93,7 @@ impl Route {
 
 async fn run<R: Operation>(
     State(serving): State<Arc<Serving>>,
-    asked: Asked<R>,
+    asked: Received<R>,
 ) -> Result<Json<R::Answer>, Problem> {
     Ok(Json(
         serving.api.operations.run(&asked.request, &asked.actor, &|_| {}, &serving.stop).await?,

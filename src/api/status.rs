@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Asked;
+use super::received::Received;
 use crate::operations::ApiRequest;
 use crate::status::{self, Folded, Status};
 
@@ -31,7 +31,7 @@ impl ApiRequest for ShowStatus {
 /// Counts for one request at a time.
 pub(super) async fn status(
     State(serving): State<Arc<Serving>>,
-    _: Asked<ShowStatus>,
+    _: Received<ShowStatus>,
 ) -> Result<Json<Status>, Problem> {
     let _turn = serving.counting.lock().await;
     let api = &serving.api;

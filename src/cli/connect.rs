@@ -16,7 +16,7 @@ use crate::config::{LogKind, Pipeline, Secret};
 use crate::event::{Signatures, Topic};
 use crate::ledger::{Ledger, LedgerSettings};
 use crate::log::{KafkaSettings, Log, PostgresLogSettings};
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// Timeout of one connection test.
 const REACH_SECONDS: u64 = 5;

@@ -8,8 +8,9 @@ use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
 use crate::ledger::RejectProperty;
 use crate::operations::{
-    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen,
-    ListRejects, Reject, RejectCounts, RejectPage, Resubmit, Resubmitted, ShowReject, ShownReject,
+    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, ListRejects,
+    PredictedDisposition, Reject, RejectCounts, RejectPage, Resubmit, Resubmitted, ShowReject,
+    ShownReject,
 };
 
 /// Manage records that are not accepted events: rejected, in conflict, or held.
@@ -159,13 +160,13 @@ fn shown(bytes: Option<&Bytes>) -> String {
     if cut { format!("{text} … ({} bytes; --output json has all)", bytes.length) } else { text }
 }
 
-fn word(foreseen: Foreseen) -> &'static str {
-    match foreseen {
-        Foreseen::Accepted => "accepted",
-        Foreseen::Duplicate => "duplicate",
-        Foreseen::Conflict => "conflict",
-        Foreseen::Rejected => "rejected",
-        Foreseen::Held => "held",
+fn word(predicted: PredictedDisposition) -> &'static str {
+    match predicted {
+        PredictedDisposition::Accepted => "accepted",
+        PredictedDisposition::Duplicate => "duplicate",
+        PredictedDisposition::Conflict => "conflict",
+        PredictedDisposition::Rejected => "rejected",
+        PredictedDisposition::Held => "held",
     }
 }
 
@@ -263,7 +264,7 @@ fn outcomes(resubmitted: &Resubmitted) -> String {
         [
             record.id.to_string(),
             or_dash(record.event_id.clone()),
-            word(record.foreseen).to_owned(),
+            word(record.predicted).to_owned(),
             or_dash(place),
             or_dash(record.act_id),
             why,

@@ -15,7 +15,7 @@ use super::{Consumer, Progress, verify};
 use crate::event::TopicPartition;
 use crate::ledger::{PartitionLease, generations};
 use crate::log::{Batch, Consumer as Membership, Delivery, LogError};
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// How often the group's marks are updated.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);

@@ -37,7 +37,7 @@ use tracing::warn;
 use crate::event::TopicPartition;
 use crate::ledger::{PartitionGenerations, PartitionLease, generations, positions, restored};
 use crate::log::{Log, LogError};
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// How often a consumer checks for a recovery. After one it rejoins the group, which also restarts
 /// stopped partitions.

@@ -15,7 +15,7 @@ use crate::ledger::{
     Arrival, Chain, PartitionLease, RecordError, StatementError, last_record, record,
 };
 use crate::log::Batch;
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and
 /// another process reads it.

@@ -13,7 +13,7 @@ use crate::event::{Payload, Topic};
 /// Confirms accepted events that have a signed duplicate.
 pub(super) async fn confirm(
     tx: &mut PgConnection,
-    duplicates: &[&rows::New<'_>],
+    duplicates: &[&rows::NewRow<'_>],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     for topic in Topic::ALL {

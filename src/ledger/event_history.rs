@@ -15,7 +15,7 @@ use crate::event::RejectCause;
 
 /// A record under the event's id that is not accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
-pub struct RefusalLife {
+pub struct RefusalHistory {
     /// The id of the reject.
     pub id: i64,
     /// The deployment in the record's headers, if any.
@@ -64,7 +64,7 @@ pub struct ActOnRefusal {
 
 /// The publication of a usage event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
-pub struct PublicationLife {
+pub struct PublicationHistory {
     /// The state of the publication.
     pub state: PublicationState,
     /// The ledger sequence of the batch that settled it.
@@ -109,7 +109,7 @@ pub struct PublicationAttempt {
 
 /// An exported file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, FromRow, ToSchema)]
-pub struct ExportLife {
+pub struct ExportHistory {
     /// The id of the export.
     pub id: i64,
     /// When the file was written.
@@ -151,7 +151,7 @@ pub async fn refusals(
     conn: &mut PgConnection,
     event_id: &str,
     deployment: Option<Uuid>,
-) -> Result<Vec<RefusalLife>, sqlx::Error> {
+) -> Result<Vec<RefusalHistory>, sqlx::Error> {
     sqlx::query_as(
         "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.disposition, r.cause, r.detail, r.state,
              r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
@@ -173,8 +173,8 @@ pub async fn publication(
     conn: &mut PgConnection,
     source_id: i16,
     event_id: &str,
-) -> Result<Option<PublicationLife>, sqlx::Error> {
-    let life: Option<PublicationLife> = sqlx::query_as(
+) -> Result<Option<PublicationHistory>, sqlx::Error> {
+    let life: Option<PublicationHistory> = sqlx::query_as(
         "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
              case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
          from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
@@ -206,7 +206,7 @@ pub async fn exports(
     source_id: i16,
     created_at: DateTime<Utc>,
     accepted_at: i64,
-) -> Result<Vec<ExportLife>, sqlx::Error> {
+) -> Result<Vec<ExportHistory>, sqlx::Error> {
     sqlx::query_as(
         "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
          from export_file

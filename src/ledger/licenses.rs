@@ -32,7 +32,7 @@ pub enum LicenseState {
 
 /// A license with a valid token, and its time in coderd.
 #[derive(Clone, Debug, PartialEq, FromRow)]
-pub struct LicenseLife {
+pub struct LicenseHistory {
     /// coderd's own id; the last one if it changed.
     pub license_id: i32,
     pub jwt_sha256: [u8; 32],
@@ -119,7 +119,10 @@ pub async fn present(
 
 /// The licenses that coderd ever had, as far as the ledger knows, by coderd's id. Licenses without
 /// a valid token are left out.
-pub async fn all(conn: &mut PgConnection, source_id: i16) -> Result<Vec<LicenseLife>, sqlx::Error> {
+pub async fn all(
+    conn: &mut PgConnection,
+    source_id: i16,
+) -> Result<Vec<LicenseHistory>, sqlx::Error> {
     // The row of a license that is gone has no claims.
     sqlx::query_as(
         "select latest.license_id, latest.jwt_sha256, verified.claims,

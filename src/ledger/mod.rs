@@ -65,7 +65,7 @@ pub use contents::{
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
 pub use entries::Entry;
 pub use event_history::{
-    ActOnRefusal, ExportLife, NewExport, PublicationAttempt, PublicationLife, RefusalLife,
+    ActOnRefusal, ExportHistory, NewExport, PublicationAttempt, PublicationHistory, RefusalHistory,
 };
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
 pub use findings::{Finding, NewFinding};
@@ -76,7 +76,7 @@ pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
 pub use landmarks::{Landmark, LedgerIdentity};
 pub use leases::{Lease, LeaseError, collector_lease, lease_step};
-pub use licenses::{LicenseChange, LicenseLife, LicenseState};
+pub use licenses::{LicenseChange, LicenseHistory, LicenseState};
 pub use losses::UsageOutcome;
 pub use new_pass::NewPass;
 pub use passes::{Completeness, LastPass, TopicCompleteness};

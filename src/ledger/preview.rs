@@ -36,7 +36,7 @@ impl PlannedEvents {
     fn with_earlier_batches(
         &mut self,
         mut known: HashMap<usize, Digest>,
-        news: &[&rows::New<'_>],
+        news: &[&rows::NewRow<'_>],
     ) -> HashMap<usize, Digest> {
         for new in news {
             if known.contains_key(&new.index) {

@@ -78,9 +78,9 @@ async fn source_ids(
 /// A batch's events by table, each id once and in order, so that parallel partitions never deadlock
 /// on ids.
 pub(super) struct SortedEvents<'a> {
-    builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
-    claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
-    usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
+    builds: BTreeMap<(i16, Uuid), rows::NewRow<'a>>,
+    claims: BTreeMap<(i16, Uuid), rows::NewRow<'a>>,
+    usage: BTreeMap<(i16, &'a str), rows::NewRow<'a>>,
     /// Repeated ids within this batch.
     repeated: Vec<RepeatedId<'a>>,
     /// Records of unregistered deployments, by index.
@@ -90,7 +90,7 @@ pub(super) struct SortedEvents<'a> {
 /// A repeated id within one batch. It is compared with the accepted event, which may differ from
 /// the batch's first event of that id.
 struct RepeatedId<'a> {
-    new: rows::New<'a>,
+    new: rows::NewRow<'a>,
     first_index: usize,
     first_digest: Digest,
 }
@@ -115,7 +115,7 @@ impl<'a> SortedEvents<'a> {
                 continue;
             };
             let confirmed_at = arrival.confirmed.then_some(now);
-            let new = rows::New {
+            let new = rows::NewRow {
                 index,
                 source_id,
                 offset: arrival.offset,
@@ -148,7 +148,9 @@ impl<'a> SortedEvents<'a> {
 }
 
 impl<'a> SortedEvents<'a> {
-    pub(super) fn tables(&self) -> (Vec<&rows::New<'a>>, Vec<&rows::New<'a>>, Vec<&rows::New<'a>>) {
+    pub(super) fn tables(
+        &self,
+    ) -> (Vec<&rows::NewRow<'a>>, Vec<&rows::NewRow<'a>>, Vec<&rows::NewRow<'a>>) {
         (
             self.builds.values().collect(),
             self.claims.values().collect(),
@@ -238,7 +240,7 @@ async fn insert_events(
         .chain(claims)
         .chain(usage)
         .chain(sorted.repeated.iter().map(|repeated| &repeated.new));
-    let duplicates: Vec<&rows::New<'_>> =
+    let duplicates: Vec<&rows::NewRow<'_>> =
         sightings.filter(|new| dispositions.duplicates.contains(&new.index)).collect();
     confirm(tx, &duplicates, now).await?;
     Ok(dispositions)
@@ -247,7 +249,7 @@ async fn insert_events(
 /// `known` has, by index, the accepted digest of each id that was not inserted.
 pub(super) fn judge(
     dispositions: &mut Dispositions,
-    news: &[&rows::New],
+    news: &[&rows::NewRow],
     known: &HashMap<usize, Digest>,
 ) {
     for new in news {

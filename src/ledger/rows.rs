@@ -15,7 +15,7 @@ use crate::event::{
 
 /// An event to insert.
 #[derive(Clone)]
-pub(super) struct New<'a> {
+pub(super) struct NewRow<'a> {
     /// The index of its record in the batch.
     pub index: usize,
     pub source_id: i16,
@@ -27,45 +27,45 @@ pub(super) struct New<'a> {
 }
 
 /// The values of one column.
-fn values<'n, T>(news: &'n [&New<'_>], value: impl Fn(&'n New<'n>) -> T) -> Vec<T> {
+fn values<'n, T>(news: &'n [&NewRow<'_>], value: impl Fn(&'n NewRow<'n>) -> T) -> Vec<T> {
     news.iter().map(|new| value(new)).collect()
 }
 
-fn build<'a>(new: &'a New<'a>) -> &'a WorkspaceBuildCompleted {
+fn build<'a>(new: &'a NewRow<'a>) -> &'a WorkspaceBuildCompleted {
     match &new.event.payload {
         Payload::Build(build) => build,
         _ => unreachable!("events are sorted by type"),
     }
 }
 
-fn claim<'a>(new: &'a New<'a>) -> &'a PrebuildClaimed {
+fn claim<'a>(new: &'a NewRow<'a>) -> &'a PrebuildClaimed {
     match &new.event.payload {
         Payload::Claim(claim) => claim,
         _ => unreachable!("events are sorted by type"),
     }
 }
 
-fn usage<'a>(new: &'a New<'a>) -> &'a Usage {
+fn usage<'a>(new: &'a NewRow<'a>) -> &'a Usage {
     match &new.event.payload {
         Payload::Usage(usage) => usage,
         _ => unreachable!("events are sorted by type"),
     }
 }
 
-fn marks<'a>(new: &'a New<'a>) -> &'a PublishMarks {
+fn marks<'a>(new: &'a NewRow<'a>) -> &'a PublishMarks {
     &usage(new).marks
 }
 
 /// The new rows of one table, by column.
 struct Rows<'n> {
-    news: &'n [&'n New<'n>],
+    news: &'n [&'n NewRow<'n>],
     columns: Vec<&'static str>,
     arguments: PgArguments,
 }
 
 impl<'n> Rows<'n> {
     /// Rows with the columns that all tables of events have.
-    fn new(batch_id: i64, news: &'n [&'n New<'n>]) -> Result<Self, sqlx::Error> {
+    fn new(batch_id: i64, news: &'n [&'n NewRow<'n>]) -> Result<Self, sqlx::Error> {
         let mut arguments = PgArguments::default();
         arguments.add(batch_id).map_err(sqlx::Error::Encode)?;
         let mut rows = Rows { news, columns: Vec::new(), arguments };
@@ -79,7 +79,7 @@ impl<'n> Rows<'n> {
     fn column<T>(
         &mut self,
         name: &'static str,
-        value: impl Fn(&'n New<'n>) -> T,
+        value: impl Fn(&'n NewRow<'n>) -> T,
     ) -> Result<(), sqlx::Error>
     where
         Vec<T>: Encode<'n, Postgres> + Type<Postgres>,
@@ -135,7 +135,7 @@ macro_rules! add_shared_columns {
 pub(super) async fn insert_builds(
     tx: &mut PgConnection,
     batch_id: i64,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
 ) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
@@ -156,7 +156,7 @@ pub(super) async fn insert_builds(
 /// The ledger's digests of builds other than `inserted`, by index.
 pub(super) async fn known_builds(
     tx: &mut PgConnection,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
     inserted: &HashSet<(i16, Uuid)>,
 ) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     let known = sqlx::query(
@@ -170,10 +170,10 @@ pub(super) async fn known_builds(
 /// this build as a creation.
 async fn record_first_starts(
     tx: &mut PgConnection,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
     inserted: &HashSet<(i16, Uuid)>,
 ) -> Result<(), sqlx::Error> {
-    let mut first: Vec<&New> = news
+    let mut first: Vec<&NewRow> = news
         .iter()
         .copied()
         .filter(|new| {
@@ -201,7 +201,7 @@ async fn record_first_starts(
 pub(super) async fn insert_claims(
     tx: &mut PgConnection,
     batch_id: i64,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
 ) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
@@ -217,7 +217,7 @@ pub(super) async fn insert_claims(
 /// Does the same as [`known_builds`] for prebuild claims.
 pub(super) async fn known_claims(
     tx: &mut PgConnection,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
     inserted: &HashSet<(i16, Uuid)>,
 ) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     let known = sqlx::query(
@@ -232,7 +232,7 @@ pub(super) async fn known_claims(
 pub(super) async fn insert_usage(
     tx: &mut PgConnection,
     batch_id: i64,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
     now: DateTime<Utc>,
 ) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
@@ -260,7 +260,7 @@ pub(super) async fn insert_usage(
 /// Does the same as [`known_builds`] for usage.
 pub(super) async fn known_usage(
     tx: &mut PgConnection,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
     inserted: &HashSet<(i16, String)>,
 ) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     let known = sqlx::query(
@@ -300,9 +300,9 @@ where
 async fn known_digests<'q, K>(
     tx: &mut PgConnection,
     query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
-    news: &[&New<'_>],
+    news: &[&NewRow<'_>],
     inserted: &HashSet<(i16, K)>,
-    key: impl Fn(&New<'_>) -> K,
+    key: impl Fn(&NewRow<'_>) -> K,
 ) -> Result<HashMap<usize, Digest>, sqlx::Error>
 where
     K: std::hash::Hash + Eq + Clone + Send + sqlx::postgres::PgHasArrayType,

@@ -6,12 +6,12 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 /// Whether events may have this time: years 1970 to 9999. The ledger cannot be queried for times
 /// far outside it.
 #[must_use]
-pub fn can_be(instant: DateTime<Utc>) -> bool {
+pub fn is_in_years(instant: DateTime<Utc>) -> bool {
     (1970..=9999).contains(&instant.year())
 }
 
 /// Error text for an instant outside that range.
-pub const CANNOT_BE: &str = "lies outside the years 1970 to 9999";
+pub const OUTSIDE_YEARS: &str = "lies outside the years 1970 to 9999";
 
 /// Parses an instant of the years 1970 to 9999, to the microsecond: RFC 3339, the same without an
 /// offset (UTC), or a date (its start, UTC).
@@ -42,7 +42,7 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
             "not an instant; expected 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)"
                 .to_owned()
         })
-        .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })
+        .and_then(|instant| if is_in_years(instant) { Ok(instant) } else { Err(OUTSIDE_YEARS.to_owned()) })
 }
 
 /// Deserializes an instant of the years 1970 to 9999: RFC 3339.
@@ -55,7 +55,7 @@ pub fn exact_instant<'de, D: Deserializer<'de>>(
     let expected =
         |_| D::Error::custom(format!("not an instant such as 2025-07-01T00:00:00Z{advice}"));
     let instant = text.parse().map_err(expected)?;
-    if can_be(instant) { Ok(instant) } else { Err(D::Error::custom(CANNOT_BE)) }
+    if is_in_years(instant) { Ok(instant) } else { Err(D::Error::custom(OUTSIDE_YEARS)) }
 }
 
 /// The same for a field that may be null.
@@ -93,7 +93,7 @@ mod tests {
             "+12000-01-01",
             "9999-12-31T23:59:59-01:00",
         ] {
-            assert_eq!(instant(far), Err(CANNOT_BE.to_owned()), "{far}");
+            assert_eq!(instant(far), Err(OUTSIDE_YEARS.to_owned()), "{far}");
         }
         for near in ["1970-01-01", "9999-12-31T23:59:59.999999999Z"] {
             assert!(instant(near).is_ok(), "{near}");

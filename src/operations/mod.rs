@@ -37,7 +37,7 @@ pub use explain::{
 };
 pub use handles::{Actor, Operations, reason};
 pub use identity::AcceptedIdentity;
-pub use instant::{CANNOT_BE, can_be, exact_instant, instant, optional_instant};
+pub use instant::{OUTSIDE_YEARS, exact_instant, instant, is_in_years, optional_instant};
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};
 pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
@@ -46,9 +46,9 @@ pub use rebuild::{
     Rehearsal, RehearsedDeployment, RehearsedWindow, SeriesValue, StateDifference,
 };
 pub use rejects::{
-    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen,
-    Header, ListRejects, Place, Reject, RejectCounts, RejectPage, Resubmit, Resubmitted,
-    ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
+    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Header,
+    ListRejects, Place, PredictedDisposition, Reject, RejectCounts, RejectPage, Resubmit,
+    Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed};
 pub use sources::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources};

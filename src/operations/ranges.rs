@@ -5,7 +5,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{CANNOT_BE, OperationError, Operations, can_be, duration, instant};
+use super::{OUTSIDE_YEARS, OperationError, Operations, duration, instant, is_in_years};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{ReplayRange, positions};
 use crate::log::Log;
@@ -87,7 +87,7 @@ impl FromStr for Edge {
             return Ok(Edge::Ago(ago));
         }
         instant(text).map(Edge::Time).map_err(|problem| {
-            if problem == CANNOT_BE {
+            if problem == OUTSIDE_YEARS {
                 return problem;
             }
             "neither earliest, latest, an offset, an instant such as 2025-07-01T00:00:00.000 nor a duration such as 2h or P1DT2H".to_owned()
@@ -220,7 +220,9 @@ async fn place(
             };
             log.offset_at(
                 partition,
-                now.checked_sub_signed(ago).filter(|time| can_be(*time)).ok_or_else(too_far)?,
+                now.checked_sub_signed(ago)
+                    .filter(|time| is_in_years(*time))
+                    .ok_or_else(too_far)?,
             )
             .await?
         }
@@ -266,7 +268,7 @@ mod tests {
             (Ok(Edge::Time(time)), Ok(Edge::Time(time)))
         );
         // Kafka treats a millisecond before 1970 as `latest`
-        assert_eq!(edge("1969-12-31T23:59:59.999Z"), Err(CANNOT_BE.to_owned()));
+        assert_eq!(edge("1969-12-31T23:59:59.999Z"), Err(OUTSIDE_YEARS.to_owned()));
         assert!(edge("-1").is_err() && edge("first").is_err() && edge("").is_err());
     }
 

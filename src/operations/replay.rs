@@ -114,7 +114,7 @@ impl Operation for LogRange {
         let id = Uuid::new_v4();
         let plan = ReplayPlan {
             moved_ends,
-            ..operations.foresee(id, &ranges, "planning", progress, stop).await?
+            ..operations.predict_replay(id, &ranges, "planning", progress, stop).await?
         };
         let (request, effect, now) = (
             serde_json::to_value(self)?,
@@ -178,7 +178,13 @@ impl Operations {
             )
         } else {
             let now = self
-                .foresee(planned.id, &planned.ranges, "comparing with the plan", progress, stop)
+                .predict_replay(
+                    planned.id,
+                    &planned.ranges,
+                    "comparing with the plan",
+                    progress,
+                    stop,
+                )
                 .await?;
             if now.hash != *hash {
                 return Err(OperationError::plan_changed());
@@ -227,7 +233,7 @@ impl Operations {
         Ok(())
     }
 
-    async fn foresee(
+    async fn predict_replay(
         &self,
         id: Uuid,
         ranges: &[ReplayRange],
@@ -272,8 +278,8 @@ fn offsets(ranges: &[ReplayRange]) -> u64 {
         .sum()
 }
 
-fn planned(foreseen: RangePreview) -> PlannedPartition {
-    let RangePreview { range, counts, new_refused } = foreseen;
+fn planned(preview: RangePreview) -> PlannedPartition {
+    let RangePreview { range, counts, new_refused } = preview;
     PlannedPartition {
         topic: range.partition.topic.name().to_owned(),
         partition: range.partition.partition,

@@ -33,8 +33,8 @@ use crate::ledger::{
     Ledger, Pausable, Publication, Settled, Settlement, identity, known, losses, publications,
     recoveries, retirements, sources,
 };
+use crate::retry::Backoff;
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
-use crate::waiting::Backoff;
 
 /// Old events in one comparison with coderd's rows.
 const OLD_PAGE: i64 = 500;

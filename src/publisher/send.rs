@@ -15,8 +15,8 @@ use crate::ledger::{
     Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome,
     publication_requests, publications,
 };
+use crate::retry::{Backoff, wait_after};
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
-use crate::waiting::{Backoff, wait_after};
 
 /// The wait of an event that breaks Tallyman's rules; an upgrade may have other rules.
 const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);

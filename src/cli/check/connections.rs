@@ -16,7 +16,7 @@ use crate::config::{LogKind, Pipeline, PublishMode};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LedgerError, ReportedIdentity, cutover, identity, rights};
 use crate::log::{Log, LogError};
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// Maximum wait for the coordinator of a consumer group.
 const GROUP_WITHIN: Duration = Duration::from_secs(10);

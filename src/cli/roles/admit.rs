@@ -10,7 +10,7 @@ use super::Handles;
 use crate::cli::Failure;
 use crate::ledger::{Ledger, leases, rejects};
 use crate::operations::{Actor, AdmitRejects, Admitted, OperationError, Operations};
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// Lease for one admitting process at a time. If it expires during the work, some records are only
 /// appended more than once.

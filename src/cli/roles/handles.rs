@@ -15,7 +15,7 @@ use crate::coderd::{CoderdError, Database};
 use crate::config::{Pipeline, Role};
 use crate::license::PublicKeys;
 use crate::operations::Operations;
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// Timeout of our statements in coderd's database.
 const CODERD_STATEMENT: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use crate::cli::Failure;
 use crate::event::Topic;
 use crate::ledger::{Ledger, Pausable, Pause, pauses};
 use crate::pauses::Paused;
-use crate::waiting::Backoff;
+use crate::retry::Backoff;
 
 /// Interval of the queries. A pause takes effect within this interval, after the work in flight.
 const ASK: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use serde::Deserialize as _;
 
 use super::{ExplainedSeries, Label, LicenseWindow, NoSeries};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
-use crate::ledger::{LicenseLife, known, licenses, sources};
+use crate::ledger::{LicenseHistory, known, licenses, sources};
 use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
 use crate::operations::{OperationError, Operations};
 use crate::stages::{Effect, LicensesState, Stage as _, effects_of};
@@ -84,7 +84,7 @@ impl Operations {
     async fn known_licenses(&self, source_id: i16) -> Result<Vec<Known>, OperationError> {
         let mut known = Vec::new();
         for license in self.ledger.run(async |conn| licenses::all(conn, source_id).await).await? {
-            let LicenseLife { license_id, jwt_sha256, claims: kept, gone_at } = license;
+            let LicenseHistory { license_id, jwt_sha256, claims: kept, gone_at } = license;
             let claims = LicenseClaims::deserialize(&kept)?;
             known.push(Known { license_id, jwt_sha256, claims, kept, gone_at });
         }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::ledger::{BatchKind, ExportLife, PublicationLife, RefusalLife, Sequence};
+use crate::ledger::{BatchKind, ExportHistory, PublicationHistory, RefusalHistory, Sequence};
 
 /// All facts about one event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -22,7 +22,7 @@ pub struct Explanation {
     pub accepted: Option<ExplainedEvent>,
     /// Records with this id that were refused or held. Duplicates of the accepted event are not
     /// listed; each batch only counts them.
-    pub refusals: Vec<RefusalLife>,
+    pub refusals: Vec<RefusalHistory>,
 }
 
 /// coderd's row of the event.
@@ -76,9 +76,9 @@ pub struct ExplainedEvent {
     /// Families that the event did not change, with reasons.
     pub not_in_metrics: Vec<NoSeries>,
     /// Publication to the vendor; only for usage.
-    pub publication: Option<PublicationLife>,
+    pub publication: Option<PublicationHistory>,
     /// Exports that contain the event; only for usage.
-    pub exports: Vec<ExportLife>,
+    pub exports: Vec<ExportHistory>,
 }
 
 /// A place in the log.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
-use crate::ledger::{KeptEvent, RefusalLife, Sequence, event_history, kept, snapshots};
+use crate::ledger::{KeptEvent, RefusalHistory, Sequence, event_history, kept, snapshots};
 
 /// Show the source, effects and publication of one event.
 ///
@@ -212,7 +212,7 @@ fn accepted_event<'a>(id: &EventId, row: &'a KeptEvent) -> Result<&'a Event, Ope
 /// The only deployment with an event or a refusal of this id.
 fn one_deployment(
     kept: &[KeptEvent],
-    refusals: &[RefusalLife],
+    refusals: &[RefusalHistory],
 ) -> Result<Option<Uuid>, OperationError> {
     let mut deployments: BTreeSet<Uuid> = kept.iter().filter_map(deployment_of).collect();
     deployments.extend(refusals.iter().filter_map(|refusal| refusal.deployment_id));

@@ -92,7 +92,7 @@ struct Comparison<'a> {
 }
 
 /// Compares all ids of the ledger with coderd's rows. Also returns the lost ids.
-pub(super) async fn foresee(
+pub(super) async fn predict(
     operations: &Operations,
     progress: Progress<'_>,
     stop: &CancellationToken,

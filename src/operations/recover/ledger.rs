@@ -105,7 +105,7 @@ impl LedgerEffect {
     }
 }
 
-pub(super) async fn foresee(
+pub(super) async fn predict(
     operations: &Operations,
     without: &[Uuid],
 ) -> Result<LedgerEffect, OperationError> {

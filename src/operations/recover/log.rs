@@ -78,7 +78,7 @@ impl LogEffect {
     }
 }
 
-pub(super) async fn foresee(operations: &Operations) -> Result<LogEffect, OperationError> {
+pub(super) async fn predict(operations: &Operations) -> Result<LogEffect, OperationError> {
     let mut effect = LogEffect {
         topics_to_create: Vec::new(),
         partitions_to_create: operations.partitions,

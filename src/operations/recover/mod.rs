@@ -129,7 +129,7 @@ impl Operation for RecoverRequest {
         &self,
         Run { operations, progress, stop, .. }: Run<'_>,
     ) -> Result<RecoverPlan, OperationError> {
-        let (plan, _) = operations.foresee_recovery(self, progress, stop).await?;
+        let (plan, _) = operations.predict_recovery(self, progress, stop).await?;
         let Some(hash) = &plan.hash else { return Ok(plan) };
         let (asked, effect, now) = (
             serde_json::to_value(self)?,
@@ -174,7 +174,7 @@ impl Operation for RecoverExecution {
             ));
         }
         let request: RecoverRequest = serde_json::from_value(kept.request)?;
-        let (plan, lost_ids) = operations.foresee_recovery(&request, progress, stop).await?;
+        let (plan, lost_ids) = operations.predict_recovery(&request, progress, stop).await?;
         if let Some(nothing) = plan.effect.nothing() {
             return Err(OperationError::Forbidden(nothing));
         }
@@ -202,7 +202,7 @@ impl Operation for RecoverExecution {
 
 impl Operations {
     /// Computes the plan, and the ids of the events that coderd has lost.
-    async fn foresee_recovery(
+    async fn predict_recovery(
         &self,
         request: &RecoverRequest,
         progress: Progress<'_>,
@@ -213,13 +213,13 @@ impl Operations {
             return Err(OperationError::Invalid { field: "without", message });
         }
         let (effect, lost_ids) = match request.lost {
-            Lost::Log => (RecoverEffect::Log(log::foresee(self).await?), Vec::new()),
+            Lost::Log => (RecoverEffect::Log(log::predict(self).await?), Vec::new()),
             Lost::Ledger => (
-                RecoverEffect::Ledger(Box::new(ledger::foresee(self, &request.without).await?)),
+                RecoverEffect::Ledger(Box::new(ledger::predict(self, &request.without).await?)),
                 Vec::new(),
             ),
             Lost::Coderd => {
-                let (effect, lost_ids) = coderd::foresee(self, progress, stop).await?;
+                let (effect, lost_ids) = coderd::predict(self, progress, stop).await?;
                 (RecoverEffect::Coderd(effect), lost_ids)
             }
         };

@@ -6,7 +6,7 @@ mod shown;
 
 pub use edit::edited;
 pub use resubmit::{
-    AdmitRejects, Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord,
+    AdmitRejects, Admitted, Place, PredictedDisposition, Resubmit, Resubmitted, ResubmittedRecord,
 };
 pub use shown::{Bytes, Header, Reject, ShownReject};
 

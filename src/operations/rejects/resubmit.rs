@@ -77,7 +77,7 @@ pub struct AdmitRejects {}
 /// Predicted outcome of a record that is read now. Errors of PostgreSQL itself cannot be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Foreseen {
+pub enum PredictedDisposition {
     Accepted,
     /// An equal event is already accepted: nothing would change, and nothing is appended.
     Duplicate,
@@ -106,7 +106,7 @@ pub struct ResubmittedRecord {
     /// Event id of the resubmitted record; absent if it cannot be read.
     pub event_id: Option<String>,
     /// Predicted outcome.
-    pub foreseen: Foreseen,
+    pub predicted: PredictedDisposition,
     /// Reason, if the predicted outcome is not `accepted`.
     pub reason: Option<String>,
     /// Place of the record in the log; absent if nothing was appended.
@@ -141,8 +141,8 @@ pub struct Admitted {
 }
 
 /// The predicted outcome of a message, with the message and topic to append.
-pub(super) struct Foresight {
-    pub what: Foreseen,
+pub(super) struct Prediction {
+    pub disposition: PredictedDisposition,
     pub reason: Option<String>,
     event_id: Option<String>,
     /// Deployment and topic of the event; `None` if the message is not a valid event.
@@ -154,7 +154,7 @@ pub(super) struct Foresight {
 struct Prepared {
     row: RejectRow,
     edit: Option<String>,
-    foresight: Foresight,
+    prediction: Prediction,
 }
 
 /// Events that one call predicts to be new.
@@ -202,8 +202,8 @@ impl Operation for Resubmit {
                 Some(text) => edit::edited(&as_found(&row), text)?,
                 None => as_found(&row),
             };
-            let foresight = operations.foreseen(&message, &mut news).await?;
-            prepared.push(Prepared { row, edit: self.edit.clone(), foresight });
+            let prediction = operations.predict_disposition(&message, &mut news).await?;
+            prepared.push(Prepared { row, edit: self.edit.clone(), prediction });
         }
         if self.dry_run {
             return Ok(Resubmitted {
@@ -254,17 +254,19 @@ impl Operation for AdmitRejects {
             for row in
                 operations.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?
             {
-                let foresight = operations.foreseen(&as_found(&row), &mut news).await?;
-                match foresight.what {
-                    Foreseen::Held => admitted.left += 1,
-                    Foreseen::Accepted | Foreseen::Duplicate => admitted.records += 1,
-                    Foreseen::Conflict | Foreseen::Rejected => {
+                let prediction = operations.predict_disposition(&as_found(&row), &mut news).await?;
+                match prediction.disposition {
+                    PredictedDisposition::Held => admitted.left += 1,
+                    PredictedDisposition::Accepted | PredictedDisposition::Duplicate => {
+                        admitted.records += 1
+                    }
+                    PredictedDisposition::Conflict | PredictedDisposition::Rejected => {
                         (admitted.records, admitted.refused) =
                             (admitted.records + 1, admitted.refused + 1)
                     }
                 }
-                if foresight.what != Foreseen::Held {
-                    prepared.push(Prepared { row, edit: None, foresight });
+                if prediction.disposition != PredictedDisposition::Held {
+                    prepared.push(Prepared { row, edit: None, prediction });
                 }
             }
             operations
@@ -294,25 +296,25 @@ impl Operations {
 
     /// Predicts the outcome of a message that is read now. `news` contains the events that this
     /// call predicted to be new.
-    pub(super) async fn foreseen(
+    pub(super) async fn predict_disposition(
         &self,
         message: &Message,
         news: &mut News,
-    ) -> Result<Foresight, OperationError> {
+    ) -> Result<Prediction, OperationError> {
         let record =
             Record { offset: 0, timestamp: self.ledger.clock.now(), message: message.clone() };
         let mut message = message.clone();
         let event = match consumer::read(record).event {
             Ok(event) => event,
             Err(refusal) => {
-                let what = if refusal.disposition == Disposition::Held {
-                    Foreseen::Held
+                let disposition = if refusal.disposition == Disposition::Held {
+                    PredictedDisposition::Held
                 } else {
-                    Foreseen::Rejected
+                    PredictedDisposition::Rejected
                 };
                 let event_id = crate::event::Traces::of(&message).id;
-                return Ok(Foresight {
-                    what,
+                return Ok(Prediction {
+                    disposition,
                     reason: Some(refusal.detail),
                     event_id,
                     event: None,
@@ -323,8 +325,8 @@ impl Operations {
         if self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?.is_none()
         {
             let reason = Some(Refusal::unregistered(event.deployment).detail);
-            return Ok(Foresight {
-                what: Foreseen::Held,
+            return Ok(Prediction {
+                disposition: PredictedDisposition::Held,
                 reason,
                 event_id: Some(event.id()),
                 event: None,
@@ -340,22 +342,22 @@ impl Operations {
             .await?
             .map(|(_, digest)| digest);
         let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
-        let (what, reason) = match known {
+        let (disposition, reason) = match known {
             None => {
                 news.insert((event.deployment, id.clone()), digest);
-                (Foreseen::Accepted, None)
+                (PredictedDisposition::Accepted, None)
             }
             Some(known) if known == digest => (
-                Foreseen::Duplicate,
+                PredictedDisposition::Duplicate,
                 Some(format!("{id} is accepted already, with the same content")),
             ),
             Some(_) => (
-                Foreseen::Conflict,
+                PredictedDisposition::Conflict,
                 Some(format!("{id} is accepted with other content; the accepted event remains")),
             ),
         };
-        Ok(Foresight {
-            what,
+        Ok(Prediction {
+            disposition,
             reason,
             event_id: Some(id),
             event: Some((event.deployment, event.topic())),
@@ -403,7 +405,8 @@ impl Operations {
                 )
             })
             .filter(|(one, passed)| {
-                one.foresight.what == Foreseen::Duplicate || passed.place.is_some()
+                one.prediction.disposition == PredictedDisposition::Duplicate
+                    || passed.place.is_some()
             })
             .map(|(_, passed)| passed)
             .collect();
@@ -432,11 +435,13 @@ impl Operations {
     ) -> (BTreeMap<usize, (TopicPartition, i64)>, Option<OperationError>) {
         let mut by_topic: BTreeMap<Topic, Vec<usize>> = BTreeMap::new();
         let (mut places, mut fault) = (BTreeMap::new(), None);
-        for (index, one) in
-            prepared.iter().enumerate().filter(|(_, one)| one.foresight.what != Foreseen::Duplicate)
+        for (index, one) in prepared
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.prediction.disposition != PredictedDisposition::Duplicate)
         {
             match one
-                .foresight
+                .prediction
                 .event
                 .map(|(_, topic)| topic)
                 .or_else(|| one.row.topic.parse::<Topic>().ok())
@@ -454,7 +459,7 @@ impl Operations {
         }
         for (topic, indices) in by_topic {
             let messages =
-                indices.iter().map(|index| prepared[*index].foresight.message.clone()).collect();
+                indices.iter().map(|index| prepared[*index].prediction.message.clone()).collect();
             let placed = match self.log.append_signed(Signer::Operator, topic, messages).await {
                 Ok(placed) => placed.into_iter().map(Some).collect(),
                 Err(error) => {
@@ -483,31 +488,34 @@ fn prepared_states(prepared: &[Prepared]) -> Vec<RejectState> {
 
 fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
     let id = one.row.id;
-    let reason = one.foresight.reason.as_deref().unwrap_or_default();
-    let refused = match one.foresight.what {
-        _ if one.foresight.message.unreadable_batch().is_some() => {
+    let reason = one.prediction.reason.as_deref().unwrap_or_default();
+    let refused = match one.prediction.disposition {
+        _ if one.prediction.message.unreadable_batch().is_some() => {
             format!(
                 "reject {id} is the placeholder of records that cannot be read ({reason}): discard it"
             )
         }
-        _ if one.foresight.message.oversized.is_some() => {
+        _ if one.prediction.message.oversized.is_some() => {
             format!(
                 "reject {id} is kept only in part ({reason}): give the whole record with --edit, or discard it"
             )
         }
-        Foreseen::Conflict => format!(
+        PredictedDisposition::Conflict => format!(
             "reject {id} would be a conflict again: {reason}; discard it with `tallyline rejects discard`"
         ),
-        Foreseen::Duplicate if one.row.state != RejectState::Open => {
+        PredictedDisposition::Duplicate if one.row.state != RejectState::Open => {
             format!("reject {id} was {}: {reason}", one.row.state)
         }
-        Foreseen::Rejected if !force => {
+        PredictedDisposition::Rejected if !force => {
             format!("reject {id} would be rejected again: {reason}; correct it with --edit")
         }
-        Foreseen::Held if !force => format!(
+        PredictedDisposition::Held if !force => format!(
             "reject {id} would be held again: {reason}; it is admitted when its type is known and its deployment registered"
         ),
-        Foreseen::Accepted | Foreseen::Duplicate | Foreseen::Rejected | Foreseen::Held => {
+        PredictedDisposition::Accepted
+        | PredictedDisposition::Duplicate
+        | PredictedDisposition::Rejected
+        | PredictedDisposition::Held => {
             return Ok(());
         }
     };
@@ -515,8 +523,8 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
 }
 
 fn detail(one: &Prepared) -> serde_json::Value {
-    let mut detail = serde_json::json!({ "foreseen": one.foresight.what });
-    if let (Some(id), Some((deployment, _))) = (&one.foresight.event_id, one.foresight.event) {
+    let mut detail = serde_json::json!({ "predicted": one.prediction.disposition });
+    if let (Some(id), Some((deployment, _))) = (&one.prediction.event_id, one.prediction.event) {
         (detail["event_id"], detail["deployment_id"]) =
             (id.clone().into(), deployment.to_string().into());
     }
@@ -535,7 +543,7 @@ fn record(
     act_id: Option<i64>,
     ended: bool,
 ) -> ResubmittedRecord {
-    let Foresight { what, reason, event_id, .. } = &one.foresight;
+    let Prediction { disposition, reason, event_id, .. } = &one.prediction;
     let place = place.map(|(at, offset)| Place {
         topic: at.topic.name().to_owned(),
         partition: at.partition,
@@ -544,7 +552,7 @@ fn record(
     ResubmittedRecord {
         id: one.row.id,
         event_id: event_id.clone(),
-        foreseen: *what,
+        predicted: *disposition,
         reason: reason.clone(),
         place,
         act_id,

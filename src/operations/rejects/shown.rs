@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::resubmit::{Foreseen, as_found};
+use super::resubmit::{PredictedDisposition, as_found};
 use crate::event::{RejectCause, UsageType};
 use crate::ledger::{Disposition, RejectAct, RejectRow, RejectState, SameEvent, Sequence, rejects};
 use crate::operations::{OperationError, Operations};
@@ -89,7 +89,7 @@ pub struct ShownReject {
     /// was accepted.
     pub accepted_sequence: Option<Sequence>,
     /// Predicted outcome of a resubmission without changes.
-    pub if_resubmitted: Foreseen,
+    pub if_resubmitted: PredictedDisposition,
     /// Reason, if that is not `accepted`. For a record without a valid signature, what to check
     /// first.
     pub if_resubmitted_reason: Option<String>,
@@ -114,14 +114,14 @@ impl Operations {
                 .run(async |conn| rejects::of_event(conn, deployment, event_id, row.id).await)
                 .await?;
         }
-        let foreseen = self.foreseen(&as_found(&row), &mut Default::default()).await?;
+        let prediction = self.predict_disposition(&as_found(&row), &mut Default::default()).await?;
         let may_be_forged = row.cause.may_be_forged().then(|| MAY_BE_FORGED.to_owned());
         let reject = self.with_acts(vec![row]).await?.remove(0);
         Ok(ShownReject {
             reject,
             accepted_sequence,
-            if_resubmitted: foreseen.what,
-            if_resubmitted_reason: foreseen.reason.or(may_be_forged),
+            if_resubmitted: prediction.disposition,
+            if_resubmitted_reason: prediction.reason.or(may_be_forged),
             same_event,
         })
     }

@@ -7,7 +7,7 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{
     Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
 };
-use tallyline::operations::{Foreseen, OperationError, Resubmit, ShowReject};
+use tallyline::operations::{OperationError, PredictedDisposition, Resubmit, ShowReject};
 
 use super::{Backend, Site, as_is, operations, operator, with, with_body};
 use crate::support;
@@ -84,7 +84,10 @@ async fn a_crash_after_the_append_leaves_the_reject_open_and_a_second_resubmissi
 
         // the first one is still only in the log
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
-        assert_eq!((again.records[0].foreseen, again.records[0].ended), (Foreseen::Accepted, true));
+        assert_eq!(
+            (again.records[0].predicted, again.records[0].ended),
+            (PredictedDisposition::Accepted, true)
+        );
         let counts = site.consume().await;
         assert_eq!((counts.records, counts.accepted, counts.duplicates), (2, 1, 1));
         site.is_accepted_once().await;
@@ -105,8 +108,8 @@ async fn a_crash_after_the_append_that_is_recorded_meanwhile_ends_without_anothe
         assert!(matches!(other, Err(OperationError::Forbidden(_))), "{other:?}");
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
         assert_eq!(
-            (again.records[0].foreseen, &again.records[0].place, again.records[0].ended),
-            (Foreseen::Duplicate, &None, true)
+            (again.records[0].predicted, &again.records[0].place, again.records[0].ended),
+            (PredictedDisposition::Duplicate, &None, true)
         );
         assert_eq!(site.consume().await.records, 0);
         site.is_accepted_once().await;

@@ -19,8 +19,8 @@ use tallyline::ledger::{
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
-    Actor, AdmitRejects, CountRejects, DiscardRejects, Foreseen, ListRejects, OperationError,
-    Operations, Reject, Resubmit, Resubmitted, ShowReject, WhichRejects,
+    Actor, AdmitRejects, CountRejects, DiscardRejects, ListRejects, OperationError, Operations,
+    PredictedDisposition, Reject, Resubmit, Resubmitted, ShowReject, WhichRejects,
 };
 
 use crate::journey::site::Backend;
@@ -284,8 +284,8 @@ async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_i
     assert_forbidden(site.resubmit(with(id, "{")).await, "would be rejected again");
     let dry = site.resubmit(Resubmit { dry_run: true, ..as_is(&[id]) }).await.unwrap();
     assert_eq!(
-        (dry.dry_run, dry.records[0].foreseen, dry.records[0].act_id),
-        (true, Foreseen::Rejected, None)
+        (dry.dry_run, dry.records[0].predicted, dry.records[0].act_id),
+        (true, PredictedDisposition::Rejected, None)
     );
     assert_eq!(
         (site.consume().await.records, site.number("select count(*) from operator_act").await),
@@ -302,7 +302,10 @@ async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_i
     for (one, other) in [(old.id, new.id), (new.id, old.id)] {
         let shown = ask(&site.operations, &ShowReject { id: one }).await.unwrap();
         assert_eq!(shown.same_event.iter().map(|same| same.id).collect::<Vec<_>>(), [other]);
-        assert_eq!((shown.accepted_sequence, shown.if_resubmitted), (None, Foreseen::Rejected));
+        assert_eq!(
+            (shown.accepted_sequence, shown.if_resubmitted),
+            (None, PredictedDisposition::Rejected)
+        );
     }
 }
 

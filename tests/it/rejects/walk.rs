@@ -132,7 +132,7 @@ async fn a_bad_record_is_corrected_and_counted_once(backend: Backend) {
         &site.command(&["rejects", "resubmit", id, "--dry-run", "--output", "json"]).await,
         0,
     );
-    assert_eq!(json!([dry["dry_run"], dry["records"][0]["foreseen"]]), json!([true, "rejected"]));
+    assert_eq!(json!([dry["dry_run"], dry["records"][0]["predicted"]]), json!([true, "rejected"]));
 
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "{\"count\": 3}\n").unwrap();
@@ -153,7 +153,7 @@ async fn a_bad_record_is_corrected_and_counted_once(backend: Backend) {
     let resubmitted = answer(&site.command(&words).await, 0);
     let record = &resubmitted["records"][0];
     assert_eq!(
-        json!([record["event_id"], record["foreseen"], record["ended"]]),
+        json!([record["event_id"], record["predicted"], record["ended"]]),
         json!(["usage-1", "accepted", true])
     );
     eventually(SOON, "the event is accepted", || async { site.accepted().await == 1 }).await;

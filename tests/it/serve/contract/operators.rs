@@ -108,7 +108,7 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
     assert_eq!(status, 409, "it would be refused again: {unchanged}");
     let (status, answer) =
         contract.change(Method::POST, resubmit, resubmit, Some(edited.clone())).await;
-    assert_eq!((status, &answer["records"][0]["foreseen"]), (200, &json!("accepted")), "{answer}");
+    assert_eq!((status, &answer["records"][0]["predicted"]), (200, &json!("accepted")), "{answer}");
     let (status, again) = contract.change(Method::POST, resubmit, resubmit, Some(edited)).await;
     assert!(
         status == 409

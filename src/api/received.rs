@@ -24,12 +24,12 @@ use crate::operations::{Actor, reason};
 const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// A request and its actor. A read may have a nameless actor.
-pub(super) struct Asked<T> {
+pub(super) struct Received<T> {
     pub(super) request: T,
     pub(super) actor: Actor,
 }
 
-impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Serving>> for Asked<T> {
+impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Serving>> for Received<T> {
     type Rejection = Problem;
 
     async fn from_request(mut request: Request, _: &Arc<Serving>) -> Result<Self, Problem> {
@@ -221,7 +221,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::operations::{CANNOT_BE, exact_instant};
+    use crate::operations::{OUTSIDE_YEARS, exact_instant};
 
     #[derive(Debug, PartialEq, Deserialize, Serialize)]
     #[serde(deny_unknown_fields)]
@@ -311,7 +311,7 @@ mod tests {
         for far in ["-9000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "%2B12000-01-01T00:00:00Z"] {
             assert_eq!(
                 query_of::<Window>(&format!("start={far}")).unwrap_err().message,
-                CANNOT_BE,
+                OUTSIDE_YEARS,
                 "{far}"
             );
         }
