@@ -4,14 +4,14 @@ use std::io;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Error, PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, Error, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
 /// Runs `call` on a connection of its own, within `deadline`.
 ///
-/// The connection returns to the pool only after success; a `sqlx::Transaction` still open is
-/// rolled back. After an error, a timeout or a cancellation it is closed, because it may be in the
-/// middle of an answer or of a `begin`.
+/// The connection returns to the pool only after success; a `sqlx::Transaction` that `call` dropped
+/// is rolled back before that. After an error, a timeout or a cancellation it is closed, because it
+/// may be in the middle of an answer or of a `begin`.
 ///
 /// # Errors
 /// The errors of `call` and of the pool; [`Error::Io`] of the kind `TimedOut` if no answer arrives
@@ -24,6 +24,11 @@ pub async fn run<T, E: From<Error>>(
     let answer = async {
         let mut guard = ConnectionGuard(Some(pool.acquire().await?));
         let answer = call(guard.connection()?).await?;
+        // a dropped transaction only queues its rollback, and keeps its locks until it is sent
+        let connection = guard.connection()?;
+        if connection.should_flush() {
+            connection.flush().await?;
+        }
         guard.release();
         Ok(answer)
     };

@@ -152,7 +152,7 @@ start_servers() {
     export TALLYLINE_TEST_PORTS=$((first_port + 10))-$((first_port + 199))
     export TMPDIR=$servers/tmp
     # Most tests wait for servers and use little of the processor.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
 }
 
 # Becomes cargo, for run_beside_servers. RUSTC_BOOTSTRAP lets test binaries print the duration of each

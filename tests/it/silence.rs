@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError, snapshots};
@@ -85,6 +85,20 @@ async fn a_call_ends_in_time_and_its_connection_is_not_used_again() {
     );
     // The pool has one place. Its next user waits for it for ten seconds at most.
     ledger.run(snapshots::head).await.expect("another connection");
+}
+
+#[tokio::test]
+async fn a_call_that_drops_its_transaction_keeps_no_lock() {
+    let (database, ledger) = registered_ledger().await;
+    for _ in 0..100 {
+        let locks = ledger.run(async |conn| {
+            let mut tx = conn.begin().await?;
+            sqlx::query("select from ledger for update").execute(&mut *tx).await
+        });
+        assert_eq!(locks.await.unwrap().rows_affected(), 1);
+        let free = sqlx::query("select from ledger for update skip locked");
+        assert_eq!(free.execute(&database.pool).await.unwrap().rows_affected(), 1);
+    }
 }
 
 #[tokio::test]
