@@ -24,7 +24,7 @@ pub(super) fn empty() -> OpenApi {
             "title": "Tallyline",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Instants are RFC 3339 in UTC. A change needs a token of scope admin; the token's name is the actor in the audit \
-                            trail.",
+                            log.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" }
         },
         "paths": {},
@@ -33,7 +33,7 @@ pub(super) fn empty() -> OpenApi {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A token of serve.tokens. Its scope is enforce, read or admin; each one includes those before it. Without \
+                    "description": "Each caller has a token of `serve.tokens`, whose scope is enforce, read or admin. Each scope includes those before it. Without \
                                     configured tokens, this machine may use the paths that need enforce or read."
                 }
             }

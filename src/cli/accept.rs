@@ -15,7 +15,7 @@ pub struct Arguments {
     #[command(flatten)]
     actor: ActorArguments,
     /// coderd's deployment id, as shown by `list`
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT_ID")]
     source_id: Uuid,
     /// Confirm that the source continues on this coderd
     #[arg(long, required = true)]

@@ -20,8 +20,8 @@ pub struct Arguments {
     /// Also resolve every secret (env:, file:, exec:), without showing any
     #[arg(long)]
     secrets: bool,
-    /// Also test the databases and Kafka without writing, and list each missing right with its
-    /// grant statement; does not test Tallyman
+    /// Also test the databases and Kafka without writing, and list each missing right, in a database
+    /// with its grant statement; does not test Tallyman
     #[arg(long)]
     connect: bool,
 }

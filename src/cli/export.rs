@@ -21,7 +21,7 @@ use crate::operations::{instant, refuse_paused};
 /// Write files for finance.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Export {
-    /// Usage events with their publication state, ordered by time and id
+    /// Write usage events with their publication state to a file, ordered by time and id
     Usage(Usage),
 }
 
@@ -39,7 +39,7 @@ pub struct Usage {
     #[arg(long, value_name = "TIME", value_parser = instant)]
     to: DateTime<Utc>,
     /// Only usage of this Coder deployment
-    #[arg(long, value_name = "DEPLOYMENT ID")]
+    #[arg(long, value_name = "DEPLOYMENT_ID")]
     source: Option<Uuid>,
     /// State at this ledger sequence [default: the current state]
     #[arg(long, value_name = "INCARNATION:SEQUENCE")]

@@ -23,7 +23,7 @@ pub struct Resume {
     change: Change<ResumeRequest>,
     /// With publish: resume after coderd published by itself. Confirms that its own publishing is
     /// cut off; needs a reason
-    #[arg(long, value_name = "DEPLOYMENT", conflicts_with = "topic")]
+    #[arg(long, value_name = "DEPLOYMENT_ID", conflicts_with = "topic")]
     coderd_cut_off: Option<Uuid>,
 }
 

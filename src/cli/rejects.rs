@@ -270,7 +270,7 @@ fn outcomes(resubmitted: &Resubmitted) -> String {
             why,
         ]
     });
-    let table = columns(["ID", "EVENT ID", "FORESEEN", "RECORD", "ACT", "WHY"], rows);
+    let table = columns(["ID", "EVENT ID", "PREDICTED", "RECORD", "ACT", "WHY"], rows);
     if resubmitted.dry_run { format!("{table}nothing was done\n") } else { table }
 }
 

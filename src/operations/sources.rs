@@ -45,7 +45,7 @@ pub struct ListSources {}
 #[serde(deny_unknown_fields)]
 pub struct RetireSource {
     /// coderd's deployment id.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT_ID")]
     pub deployment_id: Uuid,
 }
 
@@ -54,7 +54,7 @@ pub struct RetireSource {
 #[serde(deny_unknown_fields)]
 pub struct ReinstateSource {
     /// coderd's deployment id.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT_ID")]
     pub deployment_id: Uuid,
 }
 

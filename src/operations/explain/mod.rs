@@ -28,10 +28,10 @@ pub struct ExplainRequest {
     /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage
     /// event.
     // an empty id would be another path of the API
-    #[arg(value_name = "EVENT ID", value_parser = possible_id)]
+    #[arg(value_name = "EVENT_ID", value_parser = possible_id)]
     pub event_id: String,
     /// Deployment of the event. Needed only if several deployments have an event with this id.
-    #[arg(long, value_name = "DEPLOYMENT ID")]
+    #[arg(long, value_name = "DEPLOYMENT_ID")]
     #[serde(default)]
     pub source: Option<Uuid>,
 }

@@ -58,7 +58,7 @@ pub struct RecoverRequest {
     pub lost: Lost,
     /// Deployments to abandon: they no longer exist, and the recovery of a restored ledger does not
     /// wait for them. Also for an open recovery.
-    #[arg(long, value_name = "DEPLOYMENT")]
+    #[arg(long, value_name = "DEPLOYMENT_ID")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Uuid>,
 }

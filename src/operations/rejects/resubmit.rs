@@ -65,7 +65,7 @@ fn edit_in(path: &str) -> Result<String, String> {
     given_file::text(path.as_ref(), MAX_EDIT_BYTES)
 }
 
-/// Resubmit held records whose type this version knows.
+/// Resubmit held records whose type this version knows, or whose deployment is registered.
 ///
 /// A process with the role consume does this by itself. After an interruption, the same call
 /// resumes. If two processes do it at the same time, a record may be appended twice: the second one
