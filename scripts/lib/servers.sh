@@ -4,6 +4,8 @@
 
 servers="" # the folder that holds all their data, logs, and the temporary files of what is run beside them
 postgres_pid="" kafka_pid="" command_pid=""
+# Whether the servers trade safety and defaults for speed: for tests, not for benchmarks. The caller sets it.
+quick_servers=""
 
 # Reserves a block of 200 ports for this run. A lock keeps other runs out. The block is below Linux's range for outgoing connections. The
 # first ten ports are for the servers, the others for the tests (TALLYLINE_TEST_PORTS).
@@ -35,7 +37,7 @@ as_postgres() {
 }
 
 start_postgres() {
-    local bin data=$servers/postgres
+    local bin data=$servers/postgres quick=()
     bin=$(postgres_bin)
     mkdir -m 700 "$data"
     ((EUID != 0)) || chown postgres: "$data"
@@ -43,15 +45,16 @@ start_postgres() {
         fail "initdb: $(tail -n 5 "$servers/initdb.log")"
     # No test kills this server: those that kill one start their own, with fsync. Most of the hundreds of
     # databases are idle, so autovacuum need not visit each of them every minute.
+    [[ -z $quick_servers ]] || quick=(-c fsync=off -c wal_init_zero=off -c autovacuum_naptime=10min)
     as_postgres "$bin/postgres" -D "$data" -h 127.0.0.1 -p "$first_port" -c unix_socket_directories= -c max_connections=500 \
-        -c fsync=off -c wal_init_zero=off -c autovacuum_naptime=10min -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' >"$servers/postgres.log" 2>&1 &
+        -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' ${quick[@]+"${quick[@]}"} >"$servers/postgres.log" 2>&1 &
     postgres_pid=$!
     export TALLYLINE_TEST_POSTGRES_BIN=$bin
     export TALLYLINE_TEST_POSTGRES=postgres://postgres@127.0.0.1:$first_port/postgres
 }
 
 start_kafka() {
-    local java data=$servers/kafka broker=$((first_port + 1)) controller=$((first_port + 2)) behind=$((first_port + 3)) proxy=$((first_port + 4))
+    local java data=$servers/kafka broker=$((first_port + 1)) controller=$((first_port + 2)) behind=$((first_port + 3)) proxy=$((first_port + 4)) quick=() java_options=${KAFKA_JAVA_OPTIONS:-}
     java=$(java_program)
     mkdir "$data"
     cat >"$servers/kafka.properties" <<END
@@ -86,16 +89,21 @@ END
     KAFKA_JAVA_OPTIONS="-Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC" "$servers/kafka-program" kafka.tools.StorageTool format \
         -t MkU3OEVBNTcwNTJENDM2Qg -c "$servers/kafka.properties" >"$servers/kafka-format.log" 2>&1 ||
         fail "formatting Kafka's storage: $(tail -n 5 "$servers/kafka-format.log")"
-    # Only this broker is quicker than the defaults. It does not wait for further members of an empty
-    # group, and in the new group protocol it notices a killed member as soon as in the classic one.
-    # In its few minutes the best compiler of Java costs more than it gains.
-    KAFKA_JAVA_OPTIONS=${KAFKA_JAVA_OPTIONS:--Xms512m -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1} \
-        setpriv --pdeathsig=KILL "$servers/kafka-program" kafka.Kafka "$servers/kafka.properties" \
-        --override group.initial.rebalance.delay.ms=0 \
-        --override group.consumer.min.session.timeout.ms=6000 \
-        --override group.consumer.session.timeout.ms=6000 \
-        --override group.consumer.min.heartbeat.interval.ms=500 \
-        --override group.consumer.heartbeat.interval.ms=500 >"$servers/kafka.log" 2>&1 &
+    # A quick broker does not wait for further members of an empty group, and in the new group protocol
+    # it notices a killed member as soon as in the classic one. In its few minutes the best compiler of
+    # Java costs more than it gains.
+    if [[ -n $quick_servers ]]; then
+        java_options=${KAFKA_JAVA_OPTIONS:--Xms512m -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1}
+        quick=(
+            --override group.initial.rebalance.delay.ms=0
+            --override group.consumer.min.session.timeout.ms=6000
+            --override group.consumer.session.timeout.ms=6000
+            --override group.consumer.min.heartbeat.interval.ms=500
+            --override group.consumer.heartbeat.interval.ms=500
+        )
+    fi
+    KAFKA_JAVA_OPTIONS=$java_options setpriv --pdeathsig=KILL "$servers/kafka-program" kafka.Kafka \
+        "$servers/kafka.properties" ${quick[@]+"${quick[@]}"} >"$servers/kafka.log" 2>&1 &
     kafka_pid=$!
     export TALLYLINE_TEST_KAFKA_PROGRAM=$servers/kafka-program TALLYLINE_TEST_KAFKA_PROPERTIES=$servers/kafka.properties
     export TALLYLINE_TEST_KAFKA=127.0.0.1:$broker
@@ -151,7 +159,7 @@ start_servers() {
     export TALLYLINE_TEST_PROMTOOL=$prometheus_3/usr/bin/promtool
     export TALLYLINE_TEST_PORTS=$((first_port + 10))-$((first_port + 199))
     export TMPDIR=$servers/tmp
-    # Most tests wait for servers and use little of the processor.
+    # Most tests wait for servers.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
 }
 

@@ -164,7 +164,7 @@ fn publication_lines(page: &mut Page, accepted: &ExplainedEvent) {
         _ => String::new(),
     };
     let next = life.next_attempt_at.map(|at| format!(", due at {}", time(at))).unwrap_or_default();
-    let unanswered = if life.unanswered { ", an attempt may have been taken" } else { "" };
+    let unanswered = if life.unanswered { ", an attempt may have been accepted" } else { "" };
     page.line("PUBLISHED", &format!("{}{settled}{next}{unanswered}", life.state));
     let held = if life.held_for.is_some() { "held back: " } else { "" };
     page.lines("", life.last_message.iter().map(|message| format!("{held}{message}")));

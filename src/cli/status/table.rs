@@ -273,7 +273,7 @@ fn processes(status: &Status) -> String {
         [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
     });
     let processes =
-        columns(["HOST", "PID", "ROLES", "PROCESS", "HEARD OF AT", "VERSION", "STANDING"], rows);
+        columns(["HOST", "PID", "ROLES", "PROCESS", "LAST SEEN AT", "VERSION", "STATE"], rows);
     let leases = columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases);
     joined([processes, leases])
 }

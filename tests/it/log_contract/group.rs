@@ -28,7 +28,7 @@ on_every_group!(
     a_stopped_consumer_leaves_the_group,
 );
 
-/// More than the broker's default of 45 s to notice a killed member in the new group protocol.
+/// More than the 45 s that a broker may need to notice a killed member in the new group protocol.
 const LONG: Duration = Duration::from_secs(120);
 const GROUP: &str = "group";
 

@@ -1,4 +1,4 @@
-//! A killed process is replaced within the promised time, on a broker with its default limits.
+//! A killed process is replaced within the promised time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
