@@ -12,9 +12,7 @@ use tallyline::consumer;
 use tallyline::event::{
     Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse,
 };
-use tallyline::ledger::{
-    ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject, findings, rejects,
-};
+use tallyline::ledger::{Chain, Finding, Ledger, LedgerSettings, findings};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{
@@ -25,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::{ask, lease_partition, migrated, operations, record_batch};
+use crate::support::ledger::{
+    ask, discard_all, lease_partition, migrated, operations, record_batch,
+};
 use crate::support::{Database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
@@ -332,23 +332,7 @@ async fn rejected_and_held_records_are_open_work_and_balance_until_they_are_disc
     assert_eq!((differences(&report), remarks(&report)), (vec![], vec![]));
     assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
 
-    let act = NewAct {
-        actor: "user-001",
-        act: ActKind::Discard,
-        subject: Subject::Reject(1),
-        reason: "a test",
-        detail: json!({}),
-    };
-    let act = site
-        .ledger
-        .run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await)
-        .await
-        .unwrap()[0];
-    sqlx::query("update reject set state = 'discarded', act_id = $1")
-        .bind(act)
-        .execute(&site.ledger.pool)
-        .await
-        .unwrap();
+    discard_all(&site.ledger).await;
     let report = site.audit().await;
     assert_eq!(remarks(&report), [("discarded", "usage-bad"), ("discarded", "usage-new")]);
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));

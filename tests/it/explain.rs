@@ -8,9 +8,8 @@ use serde_json::json;
 use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{
-    ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct,
-    NewExport, RejectState, Sequence, Subject, UsageRange, choices, event_history, licenses,
-    rejects, snapshots, sources,
+    AttemptVerdict, BatchKind, Ledger, LicenseChange, LicenseState, NewExport, RejectState,
+    Sequence, UsageRange, event_history, licenses, snapshots, sources,
 };
 use tallyline::operations::{
     ExplainRequest, Explanation, LogState, OperationError, Operations, SourceState,
@@ -20,7 +19,7 @@ use uuid::Uuid;
 use crate::audit::Site;
 use crate::export::publish;
 use crate::support;
-use crate::support::ledger::{ask, take_lease};
+use crate::support::ledger::{ask, choose_license_rules, discard_all, take_lease};
 use crate::support::process::run_tallyline;
 
 fn operations(site: &Site) -> Operations {
@@ -209,15 +208,18 @@ fn license(id: i32, start: DateTime<Utc>, end: DateTime<Utc>) -> LicenseChange {
     }
 }
 
+/// The id of the only source, and the time of the only usage event.
+async fn source_and_time_of_usage(ledger: &Ledger) -> (i16, DateTime<Utc>) {
+    sqlx::query_as("select source_id, created_at from usage_event")
+        .fetch_one(&ledger.pool)
+        .await
+        .unwrap()
+}
+
 #[tokio::test]
 async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files() {
     let site = Site::new().await;
-    let source_id: i16 =
-        sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
-    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event")
-        .fetch_one(&site.ledger.pool)
-        .await
-        .unwrap();
+    let (source_id, at) = source_and_time_of_usage(&site.ledger).await;
     let (tick, week) = (TimeDelta::microseconds(1), TimeDelta::weeks(1));
     let lease =
         take_lease(&site.ledger, "test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
@@ -302,12 +304,7 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
 #[tokio::test]
 async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     let site = Site::new().await;
-    let source_id: i16 =
-        sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
-    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event")
-        .fetch_one(&site.ledger.pool)
-        .await
-        .unwrap();
+    let (source_id, at) = source_and_time_of_usage(&site.ledger).await;
     let week = TimeDelta::weeks(1);
     // a hard limit below the soft one grants nothing in 2025-07; in 2026-02 only the soft one
     // exists
@@ -332,19 +329,7 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     };
     assert_eq!(windows().await, [(1, 1, true, None)], "by the pipeline's rules");
 
-    let act = NewAct {
-        actor: "user-001",
-        act: ActKind::Rebuild,
-        subject: Subject::Named(LICENSE_RULES),
-        reason: "a test",
-        detail: json!({}),
-    };
-    site.ledger
-        .run(async |conn| {
-            choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    choose_license_rules(&site.ledger, "2026-02").await;
     // the first one was issued later
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)], "by the chosen rules");
 
@@ -425,23 +410,7 @@ async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
     );
     assert!(refusal.detail.contains("count") && refusal.sequence.is_some(), "{refusal:?}");
 
-    let act = NewAct {
-        actor: "user-001",
-        act: ActKind::Discard,
-        subject: Subject::Reject(refusal.id),
-        reason: "a test",
-        detail: json!({}),
-    };
-    let act = site
-        .ledger
-        .run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await)
-        .await
-        .unwrap()[0];
-    sqlx::query("update reject set state = 'discarded', act_id = $1")
-        .bind(act)
-        .execute(&site.ledger.pool)
-        .await
-        .unwrap();
+    discard_all(&site.ledger).await;
     let discarded = explained(&site, "usage-bad").await.refusals.remove(0);
     assert_eq!(discarded.state, RejectState::Discarded);
     let acts: Vec<_> = discarded

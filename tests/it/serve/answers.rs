@@ -3,15 +3,12 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{
-    ActKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, Sequence, Source, Subject,
-    choices, licenses, snapshots,
-};
+use tallyline::ledger::{LicenseChange, LicenseState, Sequence, Source, licenses, snapshots};
 use tallyline::license::RuleSet;
 
 use super::{Process, SOON, Site};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, noon};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, choose_license_rules, noon};
 
 /// The clock is at noon of 2025-08-01; the license's edges are within a day.
 const START: &str = "2025-07-10T09:30:00Z";
@@ -210,19 +207,7 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
         (feature["limit"].as_i64(), feature["soft_limit"].as_i64())
     };
     assert_eq!(limits(&process).await, (Some(60), Some(40)));
-    let act = NewAct {
-        actor: "sre-1",
-        act: ActKind::Rebuild,
-        subject: Subject::Named(LICENSE_RULES),
-        reason: "",
-        detail: json!({}),
-    };
-    site.ledger
-        .run(async |conn| {
-            choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    choose_license_rules(&site.ledger, "2026-02").await;
     eventually(SOON, "the chosen rules hold", || async {
         limits(&process).await == (Some(40), None)
     })
@@ -232,12 +217,7 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
     caught_up(&site, &later).await;
     assert_eq!(limits(&later).await, (Some(40), None));
     // rules of a later version: no answer by other rules, and everything else goes on
-    site.ledger
-        .run(async |conn| {
-            choices::set(conn, LICENSE_RULES, "2031-01", &act, site.ledger.clock.now()).await
-        })
-        .await
-        .unwrap();
+    choose_license_rules(&site.ledger, "2031-01").await;
     eventually(SOON, "no entitlements are answered", || async {
         later.get("/api/v2/entitlements").await.0 == 503
     })

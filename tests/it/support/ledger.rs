@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgConnection;
 use tallyline::clock::Clock;
 use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks,
     RejectCause, Topic, TopicPartition, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, Completeness, Counts, Disposition, Landmark, Lease, Ledger,
-    LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject,
-    identity, landmarks, leases, passes, positions, record, retirements, snapshots, sources,
+    ActKind, Arrival, Chain, Completeness, Counts, Disposition, LICENSE_RULES, Landmark, Lease,
+    Ledger, LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject,
+    choices, identity, landmarks, leases, passes, positions, record, rejects, retirements,
+    snapshots, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
@@ -324,4 +326,30 @@ pub async fn take_lease(
 
 pub async fn completeness_of(ledger: &Ledger, source_id: i16) -> Result<Completeness, sqlx::Error> {
     ledger.run(async |conn| passes::completeness(conn, source_id).await).await
+}
+
+/// Chooses these license rules, as an operator does after a rehearsal.
+pub async fn choose_license_rules(ledger: &Ledger, rules: &str) {
+    let act = new_act(ActKind::Rebuild, Subject::Named(LICENSE_RULES));
+    let set = async |conn: &mut PgConnection| {
+        choices::set(conn, LICENSE_RULES, rules, &act, ledger.clock.now()).await
+    };
+    ledger.run(set).await.expect("chosen");
+}
+
+/// Marks every reject as discarded, by one act.
+pub async fn discard_all(ledger: &Ledger) {
+    let act = new_act(ActKind::Discard, Subject::Reject(1));
+    let begin =
+        async |conn: &mut PgConnection| rejects::begin_acts(conn, &[act], ledger.clock.now()).await;
+    let acts = ledger.run(begin).await.expect("an act");
+    sqlx::query("update reject set state = 'discarded', act_id = $1")
+        .bind(acts[0])
+        .execute(&ledger.pool)
+        .await
+        .expect("discarded");
+}
+
+fn new_act(act: ActKind, subject: Subject<'_>) -> NewAct<'_> {
+    NewAct { actor: "user-001", act, subject, reason: "a test", detail: serde_json::json!({}) }
 }
