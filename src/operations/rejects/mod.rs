@@ -1,13 +1,13 @@
 //! Rejects: records that are not accepted events. Lists, shows, resubmits and discards them.
 
 mod edit;
+mod prediction;
 mod resubmit;
 mod shown;
 
 pub use edit::edited;
-pub use resubmit::{
-    AdmitRejects, Admitted, Place, PredictedDisposition, Resubmit, Resubmitted, ResubmittedRecord,
-};
+pub use prediction::PredictedDisposition;
+pub use resubmit::{AdmitRejects, Admitted, Place, Resubmit, Resubmitted, ResubmittedRecord};
 pub use shown::{Bytes, Header, Reject, ShownReject};
 
 use std::collections::BTreeSet;

@@ -14,21 +14,19 @@
 //! The reject keeps the place of its record in the log. If the log loses the record unread,
 //! `recover --lost log` reopens the reject.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
+use super::prediction::{News, PredictedDisposition, Prediction, as_found};
 use super::{WHOLE, WhichRejects, edit};
-use crate::consumer;
-use crate::event::{Digest, MAX_PAYLOAD_BYTES, Message, Signer, Topic, TopicPartition, UsageType};
+use crate::event::{MAX_PAYLOAD_BYTES, Signer, Topic, TopicPartition, UsageType};
 use crate::ledger::{
-    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow,
-    RejectState, Subject, cutover, generations, reject_counts, rejects, sources,
+    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, RejectProperty, RejectRow,
+    RejectState, Subject, cutover, generations, reject_counts, rejects,
 };
-use crate::log::Record;
 use crate::operations::operation::counting;
 use crate::operations::{
     Actor, ApiRequest, Operation, OperationError, Operations, Run, given_file,
@@ -74,21 +72,6 @@ fn edit_in(path: &str) -> Result<String, String> {
 #[serde(deny_unknown_fields)]
 pub struct AdmitRejects {}
 
-/// Predicted outcome of a record that is read now. Errors of PostgreSQL itself cannot be predicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PredictedDisposition {
-    Accepted,
-    /// An equal event is already accepted: nothing would change, and nothing is appended.
-    Duplicate,
-    /// Another event with this id is accepted, and remains.
-    Conflict,
-    /// Not a valid event.
-    Rejected,
-    /// Usage of a type that this version does not know.
-    Held,
-}
-
 /// Result of a resubmission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Resubmitted {
@@ -125,6 +108,7 @@ pub struct Place {
     pub topic: String,
     /// Number of the partition.
     pub partition: i32,
+    /// Offset of the record.
     pub offset: i64,
 }
 
@@ -133,21 +117,11 @@ pub struct Place {
 pub struct Admitted {
     /// Held records that were resubmitted, or whose event was already accepted.
     pub records: u64,
-    /// Of these, records that are not expected to become accepted events. They are now separate
+    /// Resubmitted records that are not expected to become accepted events. They are now separate
     /// rejects with their own reason.
     pub refused: u64,
     /// Held records whose type is still not known. They remain held.
     pub left: u64,
-}
-
-/// The predicted outcome of a message, with the message and topic to append.
-pub(super) struct Prediction {
-    pub disposition: PredictedDisposition,
-    pub reason: Option<String>,
-    event_id: Option<String>,
-    /// Deployment and topic of the event; `None` if the message is not a valid event.
-    event: Option<(Uuid, Topic)>,
-    message: Message,
 }
 
 /// A reject ready for resubmission.
@@ -155,19 +129,6 @@ struct Prepared {
     row: RejectRow,
     edit: Option<String>,
     prediction: Prediction,
-}
-
-/// Events that one call predicts to be new.
-type News = HashMap<(Uuid, String), Digest>;
-
-/// The record as it was in the log.
-pub(super) fn as_found(row: &RejectRow) -> Message {
-    Message {
-        key: row.key.clone(),
-        headers: row.headers.clone(),
-        payload: row.payload.clone(),
-        oversized: row.oversized,
-    }
 }
 
 impl ApiRequest for Resubmit {
@@ -292,77 +253,6 @@ impl Operations {
             group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok())
         });
         Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
-    }
-
-    /// Predicts the outcome of a message that is read now. `news` contains the events that this
-    /// call predicted to be new.
-    pub(super) async fn predict_disposition(
-        &self,
-        message: &Message,
-        news: &mut News,
-    ) -> Result<Prediction, OperationError> {
-        let record =
-            Record { offset: 0, timestamp: self.ledger.clock.now(), message: message.clone() };
-        let mut message = message.clone();
-        let event = match consumer::read(record).event {
-            Ok(event) => event,
-            Err(refusal) => {
-                let disposition = if refusal.disposition == Disposition::Held {
-                    PredictedDisposition::Held
-                } else {
-                    PredictedDisposition::Rejected
-                };
-                let event_id = crate::event::Traces::of(&message).id;
-                return Ok(Prediction {
-                    disposition,
-                    reason: Some(refusal.detail),
-                    event_id,
-                    event: None,
-                    message,
-                });
-            }
-        };
-        if self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?.is_none()
-        {
-            let reason = Some(Refusal::unregistered(event.deployment).detail);
-            return Ok(Prediction {
-                disposition: PredictedDisposition::Held,
-                reason,
-                event_id: Some(event.id()),
-                event: None,
-                message,
-            });
-        }
-        // one key is one partition, regardless of the producer
-        message.key = Some(event.key().into_bytes());
-        let (id, digest) = (event.id(), event.digest());
-        let accepted = self
-            .ledger
-            .run(async |conn| rejects::accepted(conn, event.deployment, &id).await)
-            .await?
-            .map(|(_, digest)| digest);
-        let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
-        let (disposition, reason) = match known {
-            None => {
-                news.insert((event.deployment, id.clone()), digest);
-                (PredictedDisposition::Accepted, None)
-            }
-            Some(known) if known == digest => (
-                PredictedDisposition::Duplicate,
-                Some(format!("{id} is accepted already, with the same content")),
-            ),
-            Some(_) => (
-                PredictedDisposition::Conflict,
-                Some(format!("{id} is accepted with other content; the accepted event remains")),
-            ),
-        };
-        Ok(Prediction {
-            disposition,
-            reason,
-            event_id: Some(id),
-            event: Some((event.deployment, event.topic())),
-            message,
-        })
     }
 
     /// Records acts, appends records, ends rejects: see the top of this file.
