@@ -48,6 +48,8 @@ impl Database {
             ("tcp_keepalives_count", "3"),
             // Times are read as instants; this only fixes how jsonb text shows one.
             ("timezone", "UTC"),
+            // Compiling a page's query can take a hundred times as long as running it.
+            ("jit", "off"),
         ]);
         Ok(Database { options, statement_timeout })
     }

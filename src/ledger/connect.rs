@@ -181,7 +181,7 @@ fn unchanged(applied: &[AppliedMigration]) -> Result<(), MigrateError> {
 
 /// A transaction whose client is frozen or gone must release its locks soon. An acknowledged commit
 /// must survive a crash.
-const SESSION: [(&str, &str); 8] = [
+const SESSION: [(&str, &str); 9] = [
     ("idle_in_transaction_session_timeout", "5s"),
     ("lock_timeout", "10s"),
     ("statement_timeout", "60s"),
@@ -190,4 +190,6 @@ const SESSION: [(&str, &str); 8] = [
     ("tcp_keepalives_count", "3"),
     ("synchronous_commit", "on"),
     ("TimeZone", "UTC"),
+    // Statements are short: compiling one takes longer than running it.
+    ("jit", "off"),
 ];
