@@ -40,6 +40,7 @@ const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
 pub(super) struct Page {
     /// Id of the deployment whose series are shown.
     source: Option<Uuid>,
+    /// Format of the page, whatever the `Accept` headers say.
     #[param(inline)]
     format: Option<Forced>,
 }

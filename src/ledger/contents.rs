@@ -98,7 +98,7 @@ pub struct PublicationCount {
     pub state: PublicationState,
     /// The number of events.
     pub events: i64,
-    /// Of these, events that were sent at least once and whose answer is not recorded.
+    /// Events in this state that were sent at least once and whose answer is not recorded.
     pub unanswered: i64,
     /// Whether the number is an estimate. The number of pending events is exact.
     pub estimated: bool,

@@ -39,7 +39,9 @@ pub struct LogRange {
 /// the log replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MovedEnd {
+    /// Name of the topic, without prefix.
     pub topic: String,
+    /// Number of the partition.
     pub partition: i32,
     /// Which end: `from` or `until`.
     pub end: String,

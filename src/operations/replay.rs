@@ -34,7 +34,9 @@ pub struct ReplayPlan {
 /// One partition of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlannedPartition {
+    /// Name of the topic, without prefix.
     pub topic: String,
+    /// Number of the partition.
     pub partition: i32,
     /// Generation of the partition. `recover` begins another one when the topic was lost or created
     /// again.
@@ -83,7 +85,9 @@ pub struct Replayed {
     /// interrupted.
     #[serde(default)]
     pub resumed_after: Option<i32>,
+    /// Records that were read.
     pub records: i32,
+    /// Events that the ledger did not have: they were added.
     pub accepted: i32,
     /// Events that the ledger already had.
     pub duplicates: i32,

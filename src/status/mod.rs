@@ -57,6 +57,7 @@ pub struct Status {
     pub partitions: Vec<Partition>,
     /// Recent consumption rates.
     pub rates: Rates,
+    /// Registered sources.
     pub sources: Vec<Source>,
     /// Usage queued for publication, by source.
     pub queues: Vec<Queue>,

@@ -33,14 +33,14 @@ pub struct Partition {
     /// Offsets from the position to the end of the log: records, unless the log has gaps. Absent if
     /// the log does not answer or lacks the partition.
     pub lag: Option<i64>,
-    /// Of these, offsets that are not readable yet because another producer's transaction is open.
+    /// Part of the lag that is not readable yet, because another producer's transaction is open.
     pub in_open_transaction: Option<i64>,
     /// Log time of the oldest unread record; absent if it is not known or nothing is unread.
     pub oldest_unread_at: Option<DateTime<Utc>>,
-    /// Age of that record in seconds; 0 if nothing is unread.
+    /// Age of the oldest unread record in seconds; 0 if nothing is unread.
     pub lag_seconds: Option<i64>,
-    /// Seconds until the log may remove that record; 0 if at any time. Absent if nothing is unread,
-    /// or if the log keeps unread records.
+    /// Seconds until the log may remove the oldest unread record; 0 if at any time. Absent if
+    /// nothing is unread, or if the log keeps unread records.
     pub loss_in_seconds: Option<i64>,
     /// Records read from this partition in total.
     pub records: Option<i64>,

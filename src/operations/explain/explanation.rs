@@ -90,6 +90,7 @@ pub struct ExplainedPlace {
     pub partition: Option<i32>,
     /// Generation of the partition.
     pub generation: Option<i32>,
+    /// Offset of the record.
     pub offset: i64,
     /// Content of this place now.
     pub state: LogState,

@@ -43,8 +43,8 @@ pub struct CoderdEffect {
     /// Usage ids for which coderd now has other content than the accepted event. The accepted event
     /// remains; the other content is not counted. The audit would list them as `source_changed`.
     pub ids_used_again: i64,
-    /// Of these, pending events held back from the vendor until the execution. Then mode `sole`
-    /// sends them as they were accepted.
+    /// Pending events with such an id. They are held back from the vendor until the execution; then
+    /// mode `sole` sends them as they were accepted.
     pub ids_used_again_pending: i64,
     /// Records that were refused as conflicts with accepted events.
     pub conflicts: i64,
@@ -56,6 +56,7 @@ pub struct CoderdEffect {
     pub published_by_coderd_without_mark: i64,
 }
 
+/// Accepted usage of one type that coderd has lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LostEvents {
     /// Usage type.
@@ -64,9 +65,9 @@ pub struct LostEvents {
     pub events: i64,
     /// Sum of their quantities in the type's unit, in decimal.
     pub units: Option<String>,
-    /// Of these, already published.
+    /// Lost events that are already published.
     pub published: i64,
-    /// Of these, still pending: mode `sole` would send them although coderd has no row.
+    /// Lost events that are still pending: mode `sole` would send them although coderd has no row.
     pub pending: i64,
 }
 

@@ -50,13 +50,13 @@ pub struct LedgerEffect {
     pub not_waited_for: Vec<SourceNotWaitedFor>,
     /// Pending publications. Each one may have been sent after the backup.
     pub pending: i64,
-    /// Of these, recent enough to send. Mode `sole` may send them a second time: the vendor
+    /// Pending publications that are recent enough to send. Mode `sole` may send them a second time: the vendor
     /// remembers their ids and bills them once.
     pub pending_to_send: i64,
-    /// Of these, too old to send. They become `unknown`, because they may have been sent.
+    /// Pending publications that are too old to send. They become `unknown`, because they may have been sent.
     pub pending_too_old: i64,
-    /// Of these, marked as published in coderd: not ours to send. Absent if coderd's database is
-    /// not configured or does not answer.
+    /// Pending publications that coderd has marked as published: not ours to send. Absent if coderd's
+    /// database is not configured or does not answer.
     pub pending_published_by_coderd: Option<i64>,
 }
 
@@ -74,7 +74,7 @@ pub struct SourceNotWaitedFor {
     pub last_read_at: Option<DateTime<Utc>>,
     /// Its events in this ledger.
     pub events: i64,
-    /// Of these, pending publications. Each one may have been sent after the backup.
+    /// Its pending publications. Each one may have been sent after the backup.
     pub pending: i64,
 }
 

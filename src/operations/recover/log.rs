@@ -30,7 +30,9 @@ pub struct LogEffect {
 /// A partition whose position does not match the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PartitionToBegin {
+    /// Name of the topic, without prefix.
     pub topic: String,
+    /// Number of the partition.
     pub partition: i32,
     /// Current generation of the partition.
     pub generation: i32,
