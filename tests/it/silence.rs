@@ -103,11 +103,9 @@ async fn a_call_that_drops_its_transaction_keeps_no_lock() {
 
 #[tokio::test]
 async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
-    let ledger = Ledger::open(
-        &LedgerSettings { url: crate::support::database().await.url, connections: 1 },
-        Clock::manual(noon()),
-    )
-    .unwrap();
+    let database = crate::support::database().await;
+    let settings = LedgerSettings { url: database.url.clone(), connections: 1 };
+    let ledger = Ledger::open(&settings, Clock::manual(noon())).unwrap();
     let query = "select setting::bigint from pg_settings where name = 'statement_timeout'";
     let statement_timeout: i64 = sqlx::query_scalar(query).fetch_one(&ledger.pool).await.unwrap();
     let longest = ledger.deadline.as_millis();

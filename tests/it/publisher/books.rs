@@ -340,7 +340,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
 
 /// The other deployment's coderd, and the audit of a process that reads it.
 struct Second {
-    coderd: sqlx::PgPool,
+    coderd: crate::support::Database,
     registry: Registry,
     audit: JoinHandle<()>,
     stop: DropGuard,
@@ -380,8 +380,7 @@ impl Second {
                 .accepted,
             1
         );
-        let second =
-            Second { coderd: database.pool.clone(), registry, audit, stop: audits.drop_guard() };
+        let second = Second { coderd: database, registry, audit, stop: audits.drop_guard() };
         let differs =
             |finding: &Finding| finding.deployment_id == Some(OTHER) && finding.differences == 1;
         site.finds(SOURCE, "the other deployment differs", differs).await;
@@ -444,7 +443,7 @@ async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_publi
         "insert into usage_events (id, event_type, event_data, created_at)
          values ('elsewhere', 'dc_managed_agents_v1', '{\"count\": 1}', '2025-08-01T12:00:00Z')",
     )
-    .execute(&second.coderd)
+    .execute(&second.coderd.pool)
     .await
     .unwrap();
     site.finds(SOURCE, "the other balances", |finding| {

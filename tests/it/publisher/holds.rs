@@ -119,10 +119,12 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
             .all(|words| line.contains(words))
     };
     assert!(status.stdout.lines().any(is_hold), "{status:?}");
-    assert_eq!(
-        site.gauge(0, "tallyline_audit_holds_publishing", "source_and_ledger", Some(DEPLOYMENT)),
-        Some(1.0)
-    );
+    // a process shows a finding at its next poll
+    crate::support::eventually(DEADLINE, "the hold is shown", || async {
+        let hold = "tallyline_audit_holds_publishing";
+        site.gauge(0, hold, "source_and_ledger", Some(DEPLOYMENT)) == Some(1.0)
+    })
+    .await;
 
     change_in_coderd(&site, &["e-1"], 1).await;
     differs(&site, 1).await;

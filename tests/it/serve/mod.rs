@@ -36,8 +36,8 @@ const SOON: Duration = Duration::from_secs(30);
 /// Short, so that a dead process is replaced soon.
 const LEASE: Duration = Duration::from_secs(1);
 
-/// Two sites at a time: with more, processes do not renew leases of a second in time.
-static TURNS: Semaphore = Semaphore::const_new(2);
+/// Three sites at a time: with more, processes do not renew leases of a second in time.
+static TURNS: Semaphore = Semaphore::const_new(3);
 
 /// A ledger and its log, ready to be served.
 struct Site {

@@ -56,8 +56,7 @@ async fn template_of(version: SchemaVersion) -> String {
     let mut connection = database.pool.acquire().await.unwrap();
     create_schema(&mut connection, version).await.unwrap();
     drop(connection);
-    database.pool.close().await;
-    database.name
+    database.into_template().await
 }
 
 /// Writes the facts that identify this coderd: its deployment id and its default organization.

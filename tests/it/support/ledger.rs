@@ -69,8 +69,7 @@ async fn template() -> String {
     let ledger = Ledger::open(&settings, Clock::manual(noon())).expect("a ledger");
     ledger.migrate().await.expect("migrate");
     ledger.pool.close().await;
-    database.pool.close().await;
-    database.name
+    database.into_template().await
 }
 
 /// The deployments of [`registered_ledger`].

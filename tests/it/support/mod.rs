@@ -14,6 +14,7 @@ pub mod tables;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
@@ -38,8 +39,8 @@ pub fn assert_described(page: &str) {
     }
 }
 
-/// An empty database for one test, owned by a superuser. It is removed with the server, at the end
-/// of the run.
+/// A database for one test, owned by a superuser. It is dropped some time after this value, which
+/// bounds the size of the server.
 pub struct Database {
     pub name: String,
     pub url: String,
@@ -60,16 +61,34 @@ pub async fn database_on(server: &str) -> Database {
 /// Creates a copy of the database `template`, to which nothing is connected.
 pub async fn database_like(server: &str, template: &str) -> Database {
     let name = format!("test_{}", Uuid::new_v4().simple());
-    let admin = pool(server).await;
-    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name} template {template}")))
-        .execute(&admin)
-        .await
-        .expect("create a database");
+    let (admin, address) = (pool(server).await, address(server));
+    let finished: Vec<String> =
+        FINISHED.lock().unwrap().extract_if(.., |url| self::address(url) == address).collect();
+    let finished = finished.iter().filter_map(|url| url.rsplit('/').next());
+    let drops = finished.map(|name| format!("drop database if exists {name} with (force)"));
+    for statement in drops.chain([format!("create database {name} template {template}")]) {
+        sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(&admin)
+            .await
+            .expect("the server obeys");
+    }
     admin.close().await;
-    let (address, _) =
-        server.rsplit_once('/').expect("the server's address ends in a database name");
     let url = format!("{address}/{name}");
     Database { pool: pool(&url).await, name, url }
+}
+
+/// URLs of the databases that are not needed any more.
+static FINISHED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        FINISHED.lock().unwrap().push(self.url.clone());
+    }
+}
+
+/// A database's URL without its name: the server's.
+fn address(url: &str) -> &str {
+    url.rsplit_once('/').expect("a database's URL ends in its name").0
 }
 
 async fn pool(url: &str) -> PgPool {
@@ -82,6 +101,12 @@ async fn pool(url: &str) -> PgPool {
 }
 
 impl Database {
+    /// Keeps it until the end of the run, without connections, and returns its name for copies.
+    pub async fn into_template(self) -> String {
+        self.pool.close().await;
+        std::mem::ManuallyDrop::new(self).name.clone()
+    }
+
     /// A backup as an operator takes it, during any activity: `pg_dump` into a file of this folder.
     pub fn back_up(&self, folder: &Path) -> PathBuf {
         let file = folder.join(format!("{}.dump", Uuid::new_v4().simple()));
@@ -99,9 +124,8 @@ impl Database {
     /// changes are lost.
     pub async fn restore(&self, backup: &Path) {
         let server = setting("TALLYLINE_TEST_POSTGRES");
-        let (address, _) =
-            server.rsplit_once('/').expect("the server's address ends in a database name");
         let (admin, beside) = (pool(&server).await, format!("{}_restored", self.name));
+        let address = address(&server);
         let run = async |statement: String| {
             sqlx::query(sqlx::AssertSqlSafe(statement))
                 .execute(&admin)
@@ -116,15 +140,15 @@ impl Database {
             .output()
             .expect("run pg_restore");
         assert!(restored.status.success(), "{restored:?}");
-        // Not dropped: that waits for a checkpoint, which writes the databases of all tests.
-        let name = &self.name;
+        let (name, lost) = (&self.name, format!("lost_{}", Uuid::new_v4().simple()));
         run(format!("alter database {name} allow_connections false")).await;
         run(format!(
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
         ))
         .await;
-        run(format!("alter database {name} rename to lost_{}", Uuid::new_v4().simple())).await;
+        run(format!("alter database {name} rename to {lost}")).await;
         run(format!("alter database {beside} rename to {name}")).await;
+        FINISHED.lock().unwrap().push(format!("{address}/{lost}"));
         admin.close().await;
     }
 }
