@@ -36,9 +36,25 @@ as_postgres() {
     exec setpriv "${user[@]}" --pdeathsig=QUIT "$@"
 }
 
+# Whether this number of GiB is free, both as memory and in the file system in memory.
+has_memory() {
+    local free
+    free=$(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo)
+    ((free >= $1)) && free=$(df --output=avail -BG /dev/shm 2>/dev/null | tr -dc 0-9) && ((free >= $1))
+}
+
+# The folder in memory that belongs to a folder with the servers' data.
+in_memory() {
+    printf '/dev/shm/%s' "${1##*/}"
+}
+
 start_postgres() {
     local bin data=$servers/postgres quick=()
     bin=$(postgres_bin)
+    # Each test creates a database or two: 300 files, which a disk creates ten times slower than memory.
+    if [[ -n $quick_servers ]] && has_memory 8; then
+        data=$(in_memory "$servers")
+    fi
     mkdir -m 700 "$data"
     ((EUID != 0)) || chown postgres: "$data"
     (cd / && as_postgres "$bin/initdb" -D "$data" -U postgres -A trust --no-sync -E UTF8 --locale=C.UTF-8) >"$servers/initdb.log" 2>&1 ||
@@ -132,7 +148,7 @@ remove_stale_folders() {
         [[ -O $lock ]] || continue
         (
             exec 9>>"$lock"
-            ! flock -n 9 || rm -rf "${lock%/lock}"
+            ! flock -n 9 || rm -rf "${lock%/lock}" "$(in_memory "${lock%/lock}")"
         )
     done
 }
@@ -160,7 +176,7 @@ start_servers() {
     export TALLYLINE_TEST_PORTS=$((first_port + 10))-$((first_port + 199))
     export TMPDIR=$servers/tmp
     # Most tests wait for servers.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
 }
 
 # Becomes cargo, for run_beside_servers. RUSTC_BOOTSTRAP lets test binaries print the duration of each
@@ -200,5 +216,5 @@ stop_servers() {
     for pid in $postgres_pid $kafka_pid; do
         wait "$pid" 2>/dev/null || true
     done
-    [[ -z $servers ]] || rm -rf "$servers"
+    [[ -z $servers ]] || rm -rf "$servers" "$(in_memory "$servers")"
 }
