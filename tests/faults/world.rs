@@ -233,9 +233,16 @@ impl World {
         self.members.push(member);
     }
 
-    /// Sends SIGTERM: the process ends in order and soon.
+    /// Sends SIGTERM: the process ends in order and soon. It handles signals once it has logged its
+    /// start.
     pub async fn end(&mut self, place: Place) {
-        self.member(place).process().signal("TERM");
+        let process = self.member(place).process();
+        support::eventually(GRACE, "the process starts", || {
+            let started = !process.stderr().is_empty();
+            async move { started }
+        })
+        .await;
+        process.signal("TERM");
         self.ends(place).await;
     }
 
