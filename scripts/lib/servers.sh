@@ -36,11 +36,16 @@ as_postgres() {
     exec setpriv "${user[@]}" --pdeathsig=QUIT "$@"
 }
 
-# Whether this number of GiB is free, both as memory and in the file system in memory.
+# Whether this number of GiB of memory is free for each run, including this one, and /dev/shm can have it.
 has_memory() {
-    local free
-    free=$(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo)
-    ((free >= $1)) && free=$(df --output=avail -BG /dev/shm 2>/dev/null | tr -dc 0-9) && ((free >= $1))
+    local others limit kib
+    others=$(find /dev/shm -maxdepth 1 -name 'tallyline-servers.*' 2>/dev/null | wc -l)
+    kib=$(($1 * 1048576 * (1 + others)))
+    [[ -w /dev/shm && $(stat -f -c %T /dev/shm) == tmpfs ]] || return 1
+    (($(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo) >= kib)) || return 1
+    (($(df --output=avail -k /dev/shm | tail -n 1) >= kib)) || return 1
+    limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null) || limit=max
+    [[ $limit == max ]] || (((limit - $(cat /sys/fs/cgroup/memory.current)) / 1024 >= kib))
 }
 
 # The folder in memory that belongs to a folder with the servers' data.
@@ -51,9 +56,10 @@ in_memory() {
 start_postgres() {
     local bin data=$servers/postgres quick=()
     bin=$(postgres_bin)
-    # Each test creates a database or two: 300 files, which a disk creates ten times slower than memory.
-    if [[ -n $quick_servers ]] && has_memory 8; then
+    # Most tests create a database or two: 300 files each, which a disk creates ten times slower than memory.
+    if [[ -n $quick_servers ]] && has_memory 4; then
         data=$(in_memory "$servers")
+        export TALLYLINE_TEST_POSTGRES_IN_MEMORY=yes
     fi
     mkdir -m 700 "$data"
     ((EUID != 0)) || chown postgres: "$data"
@@ -148,7 +154,7 @@ remove_stale_folders() {
         [[ -O $lock ]] || continue
         (
             exec 9>>"$lock"
-            ! flock -n 9 || rm -rf "${lock%/lock}" "$(in_memory "${lock%/lock}")"
+            ! flock -n 9 || rm -rf "$(in_memory "${lock%/lock}")" "${lock%/lock}"
         )
     done
 }
@@ -175,8 +181,8 @@ start_servers() {
     export TALLYLINE_TEST_PROMTOOL=$prometheus_3/usr/bin/promtool
     export TALLYLINE_TEST_PORTS=$((first_port + 10))-$((first_port + 199))
     export TMPDIR=$servers/tmp
-    # Most tests wait for servers.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
+    # Most tests wait for servers. A PostgreSQL on a disk has less time for each.
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$([[ -n ${TALLYLINE_TEST_POSTGRES_IN_MEMORY:-} ]] && printf 8 || printf 6)}
 }
 
 # Becomes cargo, for run_beside_servers. RUSTC_BOOTSTRAP lets test binaries print the duration of each
@@ -216,5 +222,5 @@ stop_servers() {
     for pid in $postgres_pid $kafka_pid; do
         wait "$pid" 2>/dev/null || true
     done
-    [[ -z $servers ]] || rm -rf "$servers" "$(in_memory "$servers")"
+    [[ -z $servers ]] || rm -rf "$(in_memory "$servers")" "$servers"
 }

@@ -11,6 +11,7 @@ mod rebuild;
 mod rejects;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -30,14 +31,15 @@ use uuid::Uuid;
 use crate::support::ledger::{
     arrival, lease_partition, ledger, noon, operations, record_batch, register, take_lease,
 };
-use crate::support::{Database, assert_described, eventually};
+use crate::support::{Database, assert_described, eventually, in_memory};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Short, so that a dead process is replaced soon.
 const LEASE: Duration = Duration::from_secs(1);
 
-/// Three sites at a time: with more, processes do not renew leases of a second in time.
-static TURNS: Semaphore = Semaphore::const_new(3);
+/// Sites at a time: with more, processes do not renew leases of a second in time.
+static TURNS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(if in_memory() { 3 } else { 2 }));
 
 /// A ledger and its log, ready to be served.
 struct Site {

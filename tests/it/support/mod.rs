@@ -17,8 +17,8 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
 
 /// A setting that `scripts/test` makes when it starts the servers. A missing one is a failure: no
@@ -39,8 +39,8 @@ pub fn assert_described(page: &str) {
     }
 }
 
-/// A database for one test, owned by a superuser. It is dropped some time after this value, which
-/// bounds the size of the server.
+/// A database for one test, owned by a superuser. If the server's data is in memory, the next test
+/// that creates a database drops it. Otherwise it is removed with the server.
 pub struct Database {
     pub name: String,
     pub url: String,
@@ -61,23 +61,44 @@ pub async fn database_on(server: &str) -> Database {
 /// Creates a copy of the database `template`, to which nothing is connected.
 pub async fn database_like(server: &str, template: &str) -> Database {
     let name = format!("test_{}", Uuid::new_v4().simple());
-    let (admin, address) = (pool(server).await, address(server));
-    let finished: Vec<String> =
-        FINISHED.lock().unwrap().extract_if(.., |url| self::address(url) == address).collect();
-    let finished = finished.iter().filter_map(|url| url.rsplit('/').next());
-    let drops = finished.map(|name| format!("drop database if exists {name} with (force)"));
-    for statement in drops.chain([format!("create database {name} template {template}")]) {
-        sqlx::query(sqlx::AssertSqlSafe(statement))
-            .execute(&admin)
-            .await
-            .expect("the server obeys");
+    let mut connection = PgConnection::connect(server).await.expect("the server answers");
+    if in_memory() {
+        drop_finished(&mut connection, address(server)).await;
     }
-    admin.close().await;
-    let url = format!("{address}/{name}");
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name} template {template}")))
+        .execute(&mut connection)
+        .await
+        .expect("create a database");
+    connection.close().await.expect("close");
+    let url = format!("{}/{name}", address(server));
     Database { pool: pool(&url).await, name, url }
 }
 
-/// URLs of the databases that are not needed any more.
+/// Whether the data of the server of `scripts/test` is in memory.
+pub fn in_memory() -> bool {
+    std::env::var_os("TALLYLINE_TEST_POSTGRES_IN_MEMORY").is_some()
+}
+
+/// Drops the databases of finished tests on this server. That includes a checkpoint, which is fast
+/// in memory only, and waits for every session: one that is blocked by a frozen client can delay it.
+async fn drop_finished(connection: &mut PgConnection, address: &str) {
+    let finished: Vec<String> =
+        FINISHED.lock().unwrap().extract_if(.., |url| self::address(url) == address).collect();
+    let timeout = sqlx::query("set statement_timeout = '10s'").execute(&mut *connection).await;
+    timeout.expect("the server answers");
+    for url in finished {
+        let name = &url[address.len() + 1..];
+        let drop = format!("drop database if exists {name} with (force)");
+        if sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut *connection).await.is_err() {
+            // the next test tries again
+            FINISHED.lock().unwrap().push(url);
+        }
+    }
+    let reset = sqlx::query("reset statement_timeout").execute(connection).await;
+    reset.expect("the server answers");
+}
+
+/// URLs of the databases of finished tests.
 static FINISHED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 impl Drop for Database {
@@ -101,7 +122,7 @@ async fn pool(url: &str) -> PgPool {
 }
 
 impl Database {
-    /// Keeps it until the end of the run, without connections, and returns its name for copies.
+    /// Keeps the database until the end of the run, without connections. Returns its name for copies.
     pub async fn into_template(self) -> String {
         self.pool.close().await;
         std::mem::ManuallyDrop::new(self).name.clone()
