@@ -40,7 +40,7 @@ const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
 pub(super) struct Page {
     /// Id of the deployment whose series are shown.
     source: Option<Uuid>,
-    /// Format of the page, whatever the `Accept` headers say.
+    /// Format of the page. Overrides the `Accept` headers.
     #[param(inline)]
     format: Option<Forced>,
 }

@@ -48,7 +48,7 @@ impl Database {
             ("tcp_keepalives_count", "3"),
             // Times are read as instants; this only fixes how jsonb text shows one.
             ("timezone", "UTC"),
-            // Compiling a page's query can take a hundred times as long as running it.
+            // PostgreSQL starts JIT compilation by estimated cost, which is wrong without statistics.
             ("jit", "off"),
         ]);
         Ok(Database { options, statement_timeout })

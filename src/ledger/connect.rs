@@ -190,6 +190,6 @@ const SESSION: [(&str, &str); 9] = [
     ("tcp_keepalives_count", "3"),
     ("synchronous_commit", "on"),
     ("TimeZone", "UTC"),
-    // Statements are short: compiling one takes longer than running it.
+    // PostgreSQL starts JIT compilation by estimated cost, which is wrong without statistics.
     ("jit", "off"),
 ];

@@ -43,8 +43,8 @@ pub struct CoderdEffect {
     /// Usage ids for which coderd now has other content than the accepted event. The accepted event
     /// remains; the other content is not counted. The audit would list them as `source_changed`.
     pub ids_used_again: i64,
-    /// Pending events with such an id. They are held back from the vendor until the execution; then
-    /// mode `sole` sends them as they were accepted.
+    /// Pending events whose id coderd uses for other content. They are held back from the vendor
+    /// until the execution; then mode `sole` sends them as they were accepted.
     pub ids_used_again_pending: i64,
     /// Records that were refused as conflicts with accepted events.
     pub conflicts: i64,
@@ -56,7 +56,7 @@ pub struct CoderdEffect {
     pub published_by_coderd_without_mark: i64,
 }
 
-/// Accepted usage of one type that coderd has lost.
+/// Confirmed usage of one type that coderd no longer has, if not listed as lost yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LostEvents {
     /// Usage type.

@@ -50,13 +50,14 @@ pub struct LedgerEffect {
     pub not_waited_for: Vec<SourceNotWaitedFor>,
     /// Pending publications. Each one may have been sent after the backup.
     pub pending: i64,
-    /// Pending publications that are recent enough to send. Mode `sole` may send them a second time: the vendor
-    /// remembers their ids and bills them once.
+    /// Pending publications that are recent enough to send. Mode `sole` may send them a second time:
+    /// the vendor remembers their ids and bills them once.
     pub pending_to_send: i64,
-    /// Pending publications that are too old to send. They become `unknown`, because they may have been sent.
+    /// Pending publications that are too old to send. They become `unknown`, because they may have
+    /// been sent.
     pub pending_too_old: i64,
-    /// Pending publications that coderd has marked as published: not ours to send. Absent if coderd's
-    /// database is not configured or does not answer.
+    /// Pending publications that coderd has marked as published: not ours to send. Absent if
+    /// coderd's database is not configured or does not answer.
     pub pending_published_by_coderd: Option<i64>,
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
-use crate::event::RejectCause;
+use crate::event::{Message, RejectCause};
 use crate::ledger::{
     ActKind, Disposition, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow,
     RejectState, Subject, reject_counts, rejects,
@@ -37,6 +37,16 @@ const WHOLE: i32 = 1 << 30;
 const LISTED_BYTES: i32 = 1_024;
 
 const ALL_STATES: &str = "all";
+
+/// The record as it was in the log.
+fn as_found(row: &RejectRow) -> Message {
+    Message {
+        key: row.key.clone(),
+        headers: row.headers.clone(),
+        payload: row.payload.clone(),
+        oversized: row.oversized,
+    }
+}
 
 /// Filter for rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]

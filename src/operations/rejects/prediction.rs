@@ -1,4 +1,4 @@
-//! Predicts what a record would be if consumers read it now.
+//! Predicts the disposition of a record that is read now.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::consumer;
 use crate::event::{Digest, Message, Topic, Traces};
-use crate::ledger::{Disposition, Refusal, RejectRow, rejects, sources};
+use crate::ledger::{Disposition, Refusal, rejects, sources};
 use crate::log::Record;
 use crate::operations::{OperationError, Operations};
 
@@ -39,16 +39,6 @@ pub(super) struct Prediction {
 
 /// Events that one call predicts to be new.
 pub(super) type News = HashMap<(Uuid, String), Digest>;
-
-/// The record as it was in the log.
-pub(super) fn as_found(row: &RejectRow) -> Message {
-    Message {
-        key: row.key.clone(),
-        headers: row.headers.clone(),
-        payload: row.payload.clone(),
-        oversized: row.oversized,
-    }
-}
 
 impl Operations {
     /// Predicts the outcome of a message that is read now. `news` contains the events that this

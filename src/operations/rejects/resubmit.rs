@@ -20,8 +20,8 @@ use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::prediction::{News, PredictedDisposition, Prediction, as_found};
-use super::{WHOLE, WhichRejects, edit};
+use super::prediction::{News, PredictedDisposition, Prediction};
+use super::{WHOLE, WhichRejects, as_found, edit};
 use crate::event::{MAX_PAYLOAD_BYTES, Signer, Topic, TopicPartition, UsageType};
 use crate::ledger::{
     ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, RejectProperty, RejectRow,

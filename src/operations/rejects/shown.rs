@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::prediction::{PredictedDisposition, as_found};
+use super::as_found;
+use super::prediction::PredictedDisposition;
 use crate::event::{RejectCause, UsageType};
 use crate::ledger::{Disposition, RejectAct, RejectRow, RejectState, SameEvent, Sequence, rejects};
 use crate::operations::{OperationError, Operations};
