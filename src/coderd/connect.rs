@@ -48,7 +48,8 @@ impl Database {
             ("tcp_keepalives_count", "3"),
             // Times are read as instants; this only fixes how jsonb text shows one.
             ("timezone", "UTC"),
-            // PostgreSQL starts JIT compilation by estimated cost, which is wrong without statistics.
+            // PostgreSQL starts JIT compilation by estimated cost, which is wrong without
+            // statistics.
             ("jit", "off"),
         ]);
         Ok(Database { options, statement_timeout })

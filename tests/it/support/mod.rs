@@ -122,7 +122,8 @@ async fn pool(url: &str) -> PgPool {
 }
 
 impl Database {
-    /// Keeps the database until the end of the run, without connections. Returns its name for copies.
+    /// Keeps the database until the end of the run, without connections. Returns its name for
+    /// copies.
     pub async fn into_template(self) -> String {
         self.pool.close().await;
         std::mem::ManuallyDrop::new(self).name.clone()
