@@ -50,8 +50,8 @@ pub struct LedgerEffect {
     pub not_waited_for: Vec<SourceNotWaitedFor>,
     /// Pending publications. Each one may have been sent after the backup.
     pub pending: i64,
-    /// Pending publications that are recent enough to send. Mode `sole` may send them a second time:
-    /// the vendor remembers their ids and bills them once.
+    /// Pending publications that are recent enough to send. Mode `sole` may send them a second
+    /// time: the vendor remembers their ids and bills them once.
     pub pending_to_send: i64,
     /// Pending publications that are too old to send. They become `unknown`, because they may have
     /// been sent.

@@ -80,7 +80,8 @@ pub fn in_memory() -> bool {
 }
 
 /// Drops the databases of finished tests on this server. That includes a checkpoint, which is fast
-/// in memory only, and waits for every session: one that is blocked by a frozen client can delay it.
+/// in memory only, and waits for every session: one that is blocked by a frozen client can delay
+/// it.
 async fn drop_finished(connection: &mut PgConnection, address: &str) {
     let finished: Vec<String> =
         FINISHED.lock().unwrap().extract_if(.., |url| self::address(url) == address).collect();
