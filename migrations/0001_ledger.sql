@@ -41,7 +41,7 @@ create table batch (
     constraint batch_of_the_log_names_its_range check (
         (kind in ('log', 'replay')) = (topic is not null and partition is not null and generation is not null and first_offset is not null and next_offset is not null)),
     constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null)),
-    constraint batch_of_verdicts_settles check (settled = 0 or kind = 'verdicts')
+    constraint batch_of_verdicts_settles check (settled = 0 or kind in ('verdicts', 'operator'))
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
 -- Replays can start at any offset, and there are few of them.
@@ -75,7 +75,8 @@ create table operator_act (
     -- a person's login, the name of a token, or `tallyline VERSION`
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
-        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate')),
+        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate',
+            'correct')),
     -- the target: a plan's hash, an operation, a stage, a deployment; or a reject
     subject text,
     reject_id bigint,
@@ -362,7 +363,7 @@ create table publication (
     event_created_at timestamptz not null,
     queued_batch_id bigint not null,
     state text not null default 'pending' constraint publication_state_is_known
-        check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours')),
+        check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours', 'withdrawn')),
     attempts integer not null default 0,
     -- whether an attempt was sent whose answer is not recorded
     unanswered boolean not null default false,
@@ -378,16 +379,78 @@ create table publication (
 );
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
 
--- How each publication left the queue, and each later verdict of the vendor. Rows are only added. The newest row up to a sequence is
--- the state at that sequence; without a row the publication was pending. publication.state repeats the newest row.
+-- How each publication left the queue, each later verdict of the vendor, and each return to the queue by a correction. Rows are only
+-- added. The newest row up to a sequence is the state at that sequence; without a row the publication was pending. publication.state
+-- repeats the newest row.
 create table settlement (
     source_id smallint not null,
     event_id text not null,
     batch_id bigint not null references batch,
-    state text not null constraint settlement_state_is_known check (state in ('published', 'refused', 'expired', 'unknown', 'not_ours')),
+    state text not null constraint settlement_state_is_known
+        check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours', 'withdrawn')),
     constraint settlement_is_unique primary key (source_id, event_id, batch_id)
 );
 create index settlement_by_batch on settlement (batch_id);
+
+-- Corrections of accepted events by operators. Rows are only added, and the accepted row stays as it is. The newest correction of an
+-- event up to a sequence is its content at that sequence.
+create table correction (
+    source_id smallint not null references source,
+    event_id text not null,
+    -- the operator's act, a batch of its own
+    batch_id bigint not null references batch,
+    act_id bigint not null references operator_act,
+    topic text not null,
+    -- the build of a build or claim; null: usage
+    build_id uuid,
+    -- the batch that accepted the event
+    accepted_batch_id bigint not null,
+    -- the event before and after the correction, each as a CloudEvent in structured form with its digest; null: coderd does not have it
+    before_event jsonb,
+    before_digest bytea,
+    after_event jsonb,
+    digest bytea,
+    -- the same of corrected usage, as in usage_event
+    event_type text,
+    quantity numeric(20, 0),
+    created_at timestamptz,
+    constraint correction_is_unique primary key (source_id, event_id, batch_id),
+    constraint correction_has_events_with_digests check (
+        (before_event is null) = (before_digest is null) and (after_event is null) = (digest is null)),
+    constraint correction_changes_the_event check (before_digest is distinct from digest),
+    constraint correction_of_usage_has_its_columns check (
+        num_nonnulls(event_type, quantity, created_at) = case when build_id is null and digest is not null then 3 else 0 end)
+);
+create index correction_by_batch on correction (batch_id);
+create index correction_by_accepted_batch on correction (accepted_batch_id);
+-- Corrections are written one at a time, so a later one has a greater batch id.
+create view current_correction as
+    select distinct on (source_id, event_id) * from correction order by source_id, event_id, batch_id desc;
+
+-- Accepted usage with its content at a sequence. Usage that is corrected to nothing is left out. PostgreSQL expands it in the query.
+create function usage_as_of(up_to bigint) returns table (source_id smallint, id text, batch_id bigint, event_type text,
+    quantity numeric, created_at timestamptz, corrected_sequence bigint) language sql stable as $$
+    select e.source_id, e.id, e.batch_id, e.event_type, e.quantity, e.created_at, null::bigint from usage_event e
+    where not exists (select from correction c join batch b on b.id = c.batch_id
+        where c.source_id = e.source_id and c.event_id = e.id and b.sequence <= up_to)
+    union all
+    select n.source_id, n.event_id, n.accepted_batch_id, n.event_type, n.quantity, n.created_at, n.sequence
+    from (select distinct on (c.source_id, c.event_id) c.*, b.sequence from correction c join batch b on b.id = c.batch_id
+          where c.build_id is null and b.sequence <= up_to order by c.source_id, c.event_id, b.sequence desc) n
+    where n.digest is not null
+$$;
+
+-- Changes of a workspace's first start by corrections. Rows are only added. Before the change's sequence the workspace had the previous
+-- build, null: none. workspace_first_start has the current one.
+create table first_start_change (
+    source_id smallint not null references source,
+    workspace_id uuid not null,
+    batch_id bigint not null references batch,
+    previous_build_id uuid,
+    next_build_id uuid,
+    constraint first_start_change_is_unique primary key (source_id, workspace_id, batch_id)
+);
+create index first_start_change_by_batch on first_start_change (batch_id);
 
 -- coderd's newest publish mark when mode `sole` first read it, kept over restarts. A later mark stops publishing until an operator acts.
 create table publish_mark (

@@ -1,16 +1,16 @@
 //! Rereads every record in the log and compares it with its row, and every row with its own digest.
 //! It names each event that was changed, removed or added by hand.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::joint::{Audit, Joint};
-use crate::event::{self, Event, ParseError, Topic, TopicPartition};
+use crate::event::{self, Digest, Event, ParseError, Topic, TopicPartition};
 use crate::ledger::{
     Arrival, BatchKind, Difference, Disposition, KeptEvent, KeptRange, KeptReject, Refusal,
-    RejectState, kept,
+    RejectState, corrected, kept,
 };
 use crate::log::{LogError, Record};
 
@@ -125,6 +125,13 @@ impl Audit {
                 kept.elsewhere.insert((deployment, row.key.clone()), row);
             }
         }
+        let ids: Vec<String> = arrivals
+            .iter()
+            .filter(|arrival| kept.not_here(topic, arrival).is_some())
+            .filter_map(|arrival| Some(arrival.event.as_ref().ok()?.id()))
+            .collect();
+        kept.corrected =
+            self.ledger.run(async |conn| corrected::contents(conn, &ids).await).await?;
         for arrival in &arrivals {
             kept.judge(page.partition, arrival, found);
         }
@@ -179,6 +186,8 @@ struct PageRows {
     here: BTreeMap<i64, Vec<KeptEvent>>,
     /// Events with ids of the page that were accepted from another record.
     elsewhere: HashMap<(Uuid, String), KeptEvent>,
+    /// Contents of these events before and after corrections. A record with one is a duplicate.
+    corrected: HashSet<(Uuid, String, Digest)>,
     rejects: BTreeMap<i64, KeptReject>,
 }
 
@@ -260,7 +269,11 @@ impl PageRows {
                     ),
                 );
             }
-            Some(row) if row.digest != event.digest() && !conflict => {
+            Some(row)
+                if row.digest != event.digest()
+                    && !conflict
+                    && !self.corrected.contains(&(event.deployment, event.id(), event.digest())) =>
+            {
                 found.differs(
                     "conflict_missing",
                     event.id(),

@@ -1,5 +1,5 @@
 //! Compares ledger and vendor. Accepted usage is published, refused permanently, expired, unknown,
-//! pending or not ours. The vendor's side is its recorded answers.
+//! pending, not ours or withdrawn. The vendor's side is its recorded answers.
 
 use super::joint::{Joint, VENDOR};
 use crate::ledger::LedgerBooks;

@@ -38,6 +38,14 @@ pub enum Fact {
         /// disappeared.
         claims: Option<serde_json::Value>,
     },
+    /// An operator has corrected an accepted event.
+    Corrected {
+        deployment: Uuid,
+        /// The event until now; none: it was corrected to nothing.
+        before: Option<Box<Event>>,
+        /// The event from now on; none: coderd does not have it.
+        after: Option<Box<Event>>,
+    },
 }
 
 impl Fact {
@@ -46,7 +54,8 @@ impl Fact {
         match self {
             Fact::Introduced { deployment, .. }
             | Fact::Baseline { deployment, .. }
-            | Fact::License { deployment, .. } => *deployment,
+            | Fact::License { deployment, .. }
+            | Fact::Corrected { deployment, .. } => *deployment,
             Fact::Event(event) => event.deployment,
         }
     }

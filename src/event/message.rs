@@ -154,6 +154,14 @@ impl Event {
         event
     }
 
+    /// Reads the output of [`Event::to_structured`], as strictly as a record.
+    ///
+    /// # Errors
+    /// Those of [`parse`].
+    pub fn from_structured(event: &Value) -> Result<Event, ParseError> {
+        structured(event.to_string().as_bytes())
+    }
+
     fn data(&self) -> Value {
         match &self.payload {
             Payload::Build(build) => serde_json::json!(build),

@@ -15,7 +15,7 @@ use crate::ledger::{Ledger, UsageRange, UsageRow, exports};
 /// Rows per query. This bounds the memory.
 const PAGE_ROWS: i64 = 5_000;
 
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 10] = [
     "deployment_id",
     "event_id",
     "event_type",
@@ -25,6 +25,7 @@ const COLUMNS: [&str; 9] = [
     "publication_state",
     "published_request_id",
     "accepted_sequence",
+    "corrected_sequence",
 ];
 
 /// Totals of an export.
@@ -113,7 +114,7 @@ pub async fn export_usage(
     Ok(totals(types))
 }
 
-fn fields(row: &UsageRow) -> [String; 9] {
+fn fields(row: &UsageRow) -> [String; 10] {
     [
         row.deployment_id.to_string(),
         text(&row.event_id).into_owned(),
@@ -124,6 +125,7 @@ fn fields(row: &UsageRow) -> [String; 9] {
         row.publication_state.to_string(),
         row.request_id.map(|id| id.to_string()).unwrap_or_default(),
         row.sequence.to_string(),
+        row.corrected_sequence.map(|sequence| sequence.to_string()).unwrap_or_default(),
     ]
 }
 

@@ -34,6 +34,8 @@ words! {
         Retire = "retire",
         /// A retired source is used again.
         Reinstate = "reinstate",
+        /// Accepted events are set to coderd's rows.
+        Correct = "correct",
     }
 }
 

@@ -123,6 +123,7 @@ pub async fn second_first_starts(
                  || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline')
          from workspace_build b join workspace_first_start f using (source_id, workspace_id)
          where source_id = $1 and b.first_successful_start and b.build_id is distinct from f.build_id
+             and not exists (select from correction c where c.source_id = b.source_id and c.event_id = 'workspace_build_completed:' || b.build_id)
          order by b.completed_at desc limit $2",
     )
     .bind(source_id)
@@ -156,7 +157,7 @@ pub async fn recent_usage(
     source_id: i16,
     since: DateTime<Utc>,
 ) -> Result<i64, sqlx::Error> {
-    let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
+    let query = "select count(*) from usage_as_of(9223372036854775807) where source_id = $1 and created_at >= $2";
     sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(conn).await
 }
 
@@ -167,7 +168,7 @@ pub async fn recent_usage_of(
     ids: &[String],
     since: DateTime<Utc>,
 ) -> Result<i64, sqlx::Error> {
-    let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
+    let query = "select count(*) from usage_as_of(9223372036854775807) where source_id = $1 and id = any($2) and created_at >= $3";
     sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(conn).await
 }
 

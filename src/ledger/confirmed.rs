@@ -1,5 +1,6 @@
 //! Confirmed events: a collector's valid signature came with the event, or the audit found it equal
-//! in coderd.
+//! in coderd. A corrected event is confirmed: its content is coderd's. One that was corrected to
+//! nothing is left out.
 
 use std::collections::{HashMap, HashSet};
 
@@ -81,9 +82,13 @@ pub async fn builds(
     ids: &[Uuid],
 ) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
     let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
-        "select build_id, false, confirmed_at is not null from workspace_build where source_id = $1 and build_id = any($2)
+        "select e.build_id, false, confirmed_at is not null or c.event_id is not null from workspace_build e
+             left join current_correction c on c.source_id = e.source_id and c.event_id = 'workspace_build_completed:' || e.build_id
+         where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)
          union all
-         select build_id, true, confirmed_at is not null from prebuild_claim where source_id = $1 and build_id = any($2)",
+         select e.build_id, true, confirmed_at is not null or c.event_id is not null from prebuild_claim e
+             left join current_correction c on c.source_id = e.source_id and c.event_id = 'prebuild_claimed:' || e.build_id
+         where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)",
     )
     .bind(source_id)
     .bind(ids)
@@ -102,7 +107,9 @@ pub async fn usage(
     source_id: i16,
     ids: &[String],
 ) -> Result<HashSet<String>, sqlx::Error> {
-    let query = "select id from usage_event where source_id = $1 and id = any($2) and confirmed_at is not null";
+    let query = "select e.id from usage_event e left join current_correction c on c.source_id = e.source_id and c.event_id = e.id
+         where e.source_id = $1 and e.id = any($2)
+             and (confirmed_at is not null and c.event_id is null or c.digest is not null)";
     let rows: Vec<String> =
         sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use sqlx::Connection as _;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, PgConnection, Row};
+use uuid::Uuid;
 
-use super::rows;
+use super::{corrected, first_starts, known, rows};
 use crate::event::{Event, Fact, Payload, PrebuildClaimed, Topic, WorkspaceBuildCompleted};
 
 /// One batch that a fold reads.
@@ -26,17 +27,28 @@ const PAGE_EVENTS: i64 = 20_000;
 /// Maximum number of batches in a page.
 const PAGE_BATCHES: i64 = 500;
 
-/// A page of the batches after `sequence`, in order; empty at the end.
+/// A page of the batches after `sequence`, in order; empty at the end. Events are as accepted.
 pub async fn after(
     conn: &mut PgConnection,
     sequence: i64,
     limit: i64,
 ) -> Result<Vec<Entry>, sqlx::Error> {
+    after_corrected(conn, sequence, limit, 0).await
+}
+
+/// The same with events, and first starts, as corrected up to the sequence `corrected_to`.
+pub async fn after_corrected(
+    conn: &mut PgConnection,
+    sequence: i64,
+    limit: i64,
+    corrected_to: i64,
+) -> Result<Vec<Entry>, sqlx::Error> {
     // One snapshot covers all statements, so that a batch is read with all its rows.
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
     let page = page(&mut tx, sequence, limit).await?;
     let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
-    let (mut facts, mut rebuilt) = (facts(&mut tx, &ids).await?, rebuilt(&mut tx, &ids).await?);
+    let (mut facts, mut rebuilt) =
+        (facts(&mut tx, &ids, corrected_to).await?, rebuilt(&mut tx, &ids).await?);
     tx.commit().await?;
     facts.sort_by_key(|fact| fact.order);
     let mut by_batch: HashMap<i64, Vec<Fact>> = HashMap::new();
@@ -77,15 +89,20 @@ struct OrderedFact {
     fact: Fact,
 }
 
-async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<OrderedFact>, sqlx::Error> {
+async fn facts(
+    tx: &mut PgConnection,
+    ids: &[i64],
+    corrected_to: i64,
+) -> Result<Vec<OrderedFact>, sqlx::Error> {
     let mut found = Vec::new();
+    let corrections = Corrections::read(tx, ids, corrected_to).await?;
     let builds = "select e.*, s.deployment_id, coalesce(f.build_id = e.build_id, false) as has_first_start
          from workspace_build e join source s on s.id = e.source_id
              left join workspace_first_start f
                  on e.first_successful_start and f.source_id = e.source_id and f.workspace_id = e.workspace_id
          where e.batch_id = any($1)";
     let claims = "select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where e.batch_id = any($1)";
-    let usage = "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
+    let usage = "select e.source_id, e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
              e.published_at, e.failure_message, s.deployment_id
          from usage_event e join source s on s.id = e.source_id where e.batch_id = any($1)";
     for (topic, query) in [
@@ -94,13 +111,16 @@ async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<OrderedFact>, s
         (Topic::AgentUsage, usage),
     ] {
         for row in &sqlx::query(query).bind(ids).fetch_all(&mut *tx).await? {
-            let mut event = Event {
+            let event = Event {
                 deployment: row.try_get("deployment_id")?,
                 payload: payload_of(topic, row)?,
             };
-            if let Payload::Build(build) = &mut event.payload {
-                build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
-            }
+            let Some(event) = (match corrections.is_empty() {
+                true => Some(as_accepted(row, event)?),
+                false => corrections.apply(tx, row, event).await?,
+            }) else {
+                continue;
+            };
             found.push(OrderedFact {
                 batch_id: row.try_get("batch_id")?,
                 order: row.try_get("log_offset")?,
@@ -110,7 +130,71 @@ async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<OrderedFact>, s
     }
     introductions(tx, ids, &mut found).await?;
     licenses(tx, ids, &mut found).await?;
+    let corrections = corrected::facts(tx, ids).await?;
+    found.extend((0..).zip(corrections).map(|(order, (batch_id, fact))| OrderedFact {
+        batch_id,
+        order,
+        fact,
+    }));
     Ok(found)
+}
+
+/// The event of a row, with `first_successful_start` only for the build that is kept as one.
+fn as_accepted(row: &PgRow, mut event: Event) -> Result<Event, sqlx::Error> {
+    if let Payload::Build(build) = &mut event.payload {
+        build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
+    }
+    Ok(event)
+}
+
+/// What corrections change in a page: normally nothing.
+struct Corrections {
+    events: HashMap<(i16, String), Option<Event>>,
+    first_starts: HashMap<(i16, Uuid), Option<Uuid>>,
+}
+
+impl Corrections {
+    async fn read(tx: &mut PgConnection, ids: &[i64], at: i64) -> Result<Self, sqlx::Error> {
+        let events = match at {
+            0 => HashMap::new(),
+            _ => corrected::of_batches(tx, ids, at).await?,
+        };
+        Ok(Corrections { events, first_starts: first_starts::before_changes(tx, at).await? })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.first_starts.is_empty()
+    }
+
+    /// The event of a row with its corrected content, and with the first start of that time. None:
+    /// corrected to nothing.
+    async fn apply(
+        &self,
+        tx: &mut PgConnection,
+        row: &PgRow,
+        mut event: Event,
+    ) -> Result<Option<Event>, sqlx::Error> {
+        let source_id: i16 = row.try_get("source_id")?;
+        let mut is_corrected = false;
+        if let Some(content) = self.events.get(&(source_id, event.id())) {
+            let Some(content) = content else { return Ok(None) };
+            (event, is_corrected) = (content.clone(), true);
+        }
+        if let Payload::Build(build) = &mut event.payload
+            && build.first_successful_start
+        {
+            let (workspace_id, build_id) = (build.workspace_id, Some(build.build_id));
+            build.first_successful_start =
+                match self.first_starts.get(&(source_id, workspace_id)) {
+                    Some(first) => *first == build_id,
+                    None if is_corrected => {
+                        known::first_start(tx, source_id, workspace_id).await? == build_id
+                    }
+                    None => row.try_get("has_first_start")?,
+                };
+        }
+        Ok(Some(event))
+    }
 }
 
 /// The payload of a row of the topic's table. The query must select a quantity as `quantity::text`.

@@ -1,4 +1,5 @@
-//! Usage for finance: accepted events and their publication states at one ledger sequence.
+//! Usage for finance: accepted events, as corrected, and their publication states at one ledger
+//! sequence.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -21,7 +22,8 @@ pub struct UsageRange {
     pub as_of: Sequence,
 }
 
-/// One accepted usage event.
+/// One accepted usage event with its content at the range's sequence. An event that was corrected to
+/// nothing has no row.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageRow {
     pub deployment_id: Uuid,
@@ -39,6 +41,8 @@ pub struct UsageRow {
     pub request_id: Option<Uuid>,
     /// The sequence of the batch that accepted the event.
     pub sequence: Sequence,
+    /// The sequence of the correction that gave the event this content. None: as accepted.
+    pub corrected_sequence: Option<Sequence>,
 }
 
 /// How far a source's usage is complete in the ledger.
@@ -114,10 +118,11 @@ pub async fn usage_page(
         r#"
         select source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
             coalesce(settled.state, 'pending') as publication_state,
-            accepted.request_id, $9::uuid || ':' || usage.sequence as sequence
+            accepted.request_id, $9::uuid || ':' || usage.sequence as sequence,
+            $9::uuid || ':' || usage.corrected_sequence as corrected_sequence
         from source
         cross join lateral (
-            select event.*, batch.sequence from usage_event event join batch on batch.id = event.batch_id
+            select event.*, batch.sequence from usage_as_of($4) event join batch on batch.id = event.batch_id
             where event.source_id = source.id and batch.sequence <= $4
                 and event.created_at >= coalesce($5, $1) and event.created_at < $2
                 and ($5 is null or (event.created_at, event.id collate "C", source.deployment_id) > ($5, $6, $7))

@@ -288,7 +288,7 @@ const CHECKS: [(&str, &str); 8] = [
         "with found as materialized (
              select p.event_id, concat_ws(', ', case when p.event_created_at <> u.created_at then 'event_created_at' end,
                      case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': differs from its usage event'
-             from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
+             from publication p join usage_as_of(9223372036854775807) u on u.source_id = p.source_id and u.id = p.event_id
              where (p.event_created_at, p.queued_batch_id) <> (u.created_at, u.batch_id))
          select * from found limit $1",
     ),
@@ -315,7 +315,7 @@ const CHECKS: [(&str, &str); 8] = [
              from batch b left join (
                  select batch_id, count(*) filter (where state not in ('published', 'refused')) as n from settlement group by batch_id
              ) s on s.batch_id = b.id
-             where b.settled <> coalesce(s.n, 0) or b.kind <> 'verdicts' and s.batch_id is not null)
+             where b.settled <> coalesce(s.n, 0) or b.kind not in ('verdicts', 'operator') and s.batch_id is not null)
          select * from found limit $1",
     ),
     (
@@ -343,13 +343,15 @@ const CHECKS: [(&str, &str); 8] = [
              select 'workspace_build_completed:' || f.build_id, 'workspace ' || f.workspace_id || ' has this first start, but the ledger has no such accepted build'
              from workspace_first_start f left join workspace_build b
                  on b.source_id = f.source_id and b.build_id = f.build_id and b.workspace_id = f.workspace_id and b.first_successful_start
-             where f.build_id is not null and b.build_id is null)
+             where f.build_id is not null and b.build_id is null
+                 and not exists (select from correction c where c.source_id = f.source_id and c.event_id = 'workspace_build_completed:' || f.build_id))
          select * from found limit $1",
     ),
     (
         "build_without_its_first_start",
         "select 'workspace_build_completed:' || b.build_id, 'the first start of workspace ' || b.workspace_id || ' is missing'
          from workspace_build b left join workspace_first_start f on f.source_id = b.source_id and f.workspace_id = b.workspace_id
-         where b.first_successful_start and f.workspace_id is null limit $1",
+         where b.first_successful_start and f.workspace_id is null
+             and not exists (select from correction c where c.source_id = b.source_id and c.event_id = 'workspace_build_completed:' || b.build_id) limit $1",
     ),
 ];

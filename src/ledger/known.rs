@@ -28,14 +28,16 @@ macro_rules! of_the_event {
     };
 }
 
-/// The builds among these that the ledger has, with their digests.
+/// The builds among these that the ledger has, with their digests. As in all look-ups here, a
+/// corrected event has its corrected content, and is left out if it was corrected to nothing.
 pub async fn builds(
     conn: &mut PgConnection,
     source_id: i16,
     build_ids: &[Uuid],
 ) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-    let query =
-        "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
+    let query = "select e.build_id, coalesce(c.digest, e.digest) from workspace_build e
+         left join current_correction c on c.source_id = e.source_id and c.event_id = 'workspace_build_completed:' || e.build_id
+         where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)";
     let rows: Vec<(Uuid, Digest)> =
         sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
@@ -47,8 +49,9 @@ pub async fn claims(
     source_id: i16,
     build_ids: &[Uuid],
 ) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-    let query =
-        "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
+    let query = "select e.build_id, coalesce(c.digest, e.digest) from prebuild_claim e
+         left join current_correction c on c.source_id = e.source_id and c.event_id = 'prebuild_claimed:' || e.build_id
+         where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)";
     let rows: Vec<(Uuid, Digest)> =
         sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
@@ -92,7 +95,9 @@ pub async fn usage(
     source_id: i16,
     ids: &[String],
 ) -> Result<HashMap<String, Digest>, sqlx::Error> {
-    let query = "select id, digest from usage_event where source_id = $1 and id = any($2)";
+    let query = "select e.id, coalesce(c.digest, e.digest) from usage_event e
+         left join current_correction c on c.source_id = e.source_id and c.event_id = e.id
+         where e.source_id = $1 and e.id = any($2) and (c.event_id is null or c.digest is not null)";
     let rows: Vec<(String, Digest)> =
         sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(conn).await?;
     Ok(rows.into_iter().collect())
@@ -107,7 +112,7 @@ pub async fn usage_days(
     until: DateTime<Utc>,
 ) -> Result<BTreeMap<(i64, String), i64>, sqlx::Error> {
     let rows: Vec<(i64, String, i64)> = sqlx::query_as(
-        "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from usage_event
+        "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from usage_as_of(9223372036854775807)
          where source_id = $1 and created_at >= $2 and created_at < $3 group by 1, 2",
     )
     .bind(source_id)

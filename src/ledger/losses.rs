@@ -24,8 +24,8 @@ pub struct UsageOutcome {
     pub created_at: DateTime<Utc>,
 }
 
-/// These usage events of the source with their publication states, by id. Events that the ledger
-/// lacks are left out.
+/// These usage events of the source as corrected, with their publication states, by id. Events that
+/// the ledger lacks are left out.
 pub async fn usage_outcomes(
     conn: &mut PgConnection,
     source_id: i16,
@@ -33,7 +33,7 @@ pub async fn usage_outcomes(
 ) -> Result<BTreeMap<String, UsageOutcome>, sqlx::Error> {
     let outcomes: Vec<UsageOutcome> = sqlx::query_as(
         "select usage.id, usage.event_type, usage.quantity::text as quantity, publication.state, usage.created_at
-         from usage_event usage join publication on publication.source_id = usage.source_id and event_id = usage.id
+         from usage_as_of(9223372036854775807) usage join publication on publication.source_id = usage.source_id and event_id = usage.id
          where usage.source_id = $1 and usage.id = any($2)",
     )
     .bind(source_id)

@@ -11,11 +11,14 @@ pub mod collector_requests;
 pub mod confirmed;
 mod connect;
 pub mod contents;
+pub mod corrected;
+pub mod corrections;
 pub mod cutover;
 pub mod entries;
 pub mod event_history;
 pub mod exports;
 pub mod findings;
+mod first_starts;
 pub mod generations;
 pub mod holds;
 pub mod identity;
@@ -62,6 +65,8 @@ pub use connect::{LedgerError, LedgerSettings};
 pub use contents::{
     BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates,
 };
+pub use corrected::CorrectionHistory;
+pub use corrections::{Correction, NewCorrection, PublicationNow};
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
 pub use entries::Entry;
 pub use event_history::{

@@ -93,6 +93,7 @@ pub async fn batch(
     }
     new.sort_unstable();
     sorted.judge_the_rest(&mut dispositions);
+    dispositions.admit_known_contents(&mut tx, arrivals, &sources).await?;
     let refused = arrivals.iter().enumerate().filter(|(index, arrival)| {
         arrival.event.is_err() || dispositions.refused().contains_key(index)
     });

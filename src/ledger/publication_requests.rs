@@ -223,8 +223,8 @@ async fn record_attempts(
     Ok(())
 }
 
-/// The vendor's verdict is final. A late verdict replaces `unknown` and `not_ours`, which the
-/// vendor did not decide. An acceptance also replaces a refusal of the same event.
+/// The vendor's verdict is final. A late verdict replaces `unknown`, `not_ours` and `withdrawn`,
+/// which the vendor did not decide. An acceptance also replaces a refusal of the same event.
 async fn settle(
     tx: &mut PgConnection,
     outcome: &RequestOutcome<'_>,
@@ -241,7 +241,7 @@ async fn settle(
                  leased_by = null, leased_until = null
              from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
              where publication.source_id = $1 and publication.event_id = new.event_id
-                 and (publication.state in ('pending', 'unknown', 'not_ours') or publication.state = 'refused' and new.state = 'published')
+                 and (publication.state in ('pending', 'unknown', 'not_ours', 'withdrawn') or publication.state = 'refused' and new.state = 'published')
              returning publication.event_id, publication.state
          )
          insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $2, state from settled",

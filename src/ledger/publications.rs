@@ -28,6 +28,8 @@ words! {
         Unknown = "unknown",
         /// coderd published it.
         NotOurs = "not_ours",
+        /// An operator has corrected the event: coderd does not have it. The vendor never got it.
+        Withdrawn = "withdrawn",
     }
 }
 
@@ -45,7 +47,7 @@ words! {
 /// was ahead.
 const LONGEST_WAIT: TimeDelta = TimeDelta::hours(2);
 
-/// A leased row, with its accepted event.
+/// A leased row, with its accepted or corrected event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
     pub event_id: String,
@@ -155,12 +157,15 @@ pub async fn lease(
              from due where publication.source_id = $1 and publication.event_id = due.event_id
              returning publication.event_id, publication.unanswered, publication.last_message
          )
-         select usage.id, usage.event_type, usage.quantity::text as quantity, usage.created_at, usage.publish_started_at,
-             usage.published_at, usage.failure_message, usage.confirmed_at is not null as confirmed, leased.unanswered, leased.last_message,
+         select usage.id, coalesce(corrected.event_type, usage.event_type) as event_type,
+             coalesce(corrected.quantity, usage.quantity)::text as quantity, coalesce(corrected.created_at, usage.created_at) as created_at,
+             usage.publish_started_at, usage.published_at, usage.failure_message,
+             usage.confirmed_at is not null or corrected.event_id is not null as confirmed, leased.unanswered, leased.last_message,
              (select count(*) from publication_attempt attempt
               where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
          from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
-         order by usage.created_at, usage.id",
+             left join current_correction corrected on corrected.source_id = usage.source_id and corrected.event_id = usage.id
+         order by 4, usage.id",
     )
     .bind(source_id)
     .bind(now)

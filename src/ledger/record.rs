@@ -10,6 +10,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::confirmed::confirm;
+use super::corrections::known_contents;
 use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
 use super::{
@@ -32,7 +33,8 @@ pub async fn batch(
         .await?
         .try_get(0)?;
     let sorted = SortedEvents::of(arrivals, &sources, now);
-    let dispositions = insert_events(&mut tx, batch_id, &sorted, now).await?;
+    let dispositions =
+        insert_events(&mut tx, batch_id, &sorted, (arrivals, &sources), now).await?;
     let counts = dispositions.counts(arrivals);
     insert_refused(&mut tx, now, batch_id, chain, arrivals, &dispositions.refused).await?;
     insert_batch(&mut tx, now, batch_id, chain, next_offset, counts).await?;
@@ -201,6 +203,31 @@ impl Dispositions {
         &self.refused
     }
 
+    /// Makes duplicates of conflicts whose content their corrected event has or had. Without a
+    /// conflict it reads nothing.
+    pub(super) async fn admit_known_contents(
+        &mut self,
+        tx: &mut PgConnection,
+        arrivals: &[Arrival],
+        sources: &HashMap<Uuid, i16>,
+    ) -> Result<(), sqlx::Error> {
+        let conflicts = self.refused.iter().filter_map(|(index, refusal)| {
+            let event = arrivals.get(*index)?.event.as_ref().ok()?;
+            let source_id = sources.get(&event.deployment)?;
+            (refusal.disposition == Disposition::Conflict)
+                .then(|| (*index, *source_id, event.id(), event.digest()))
+        });
+        let conflicts: Vec<_> = conflicts.collect();
+        if conflicts.is_empty() {
+            return Ok(());
+        }
+        for index in known_contents(tx, &conflicts).await? {
+            self.refused.remove(&index);
+            self.duplicates.insert(index);
+        }
+        Ok(())
+    }
+
     pub(super) fn counts(&self, arrivals: &[Arrival]) -> Counts {
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         let all_refused = || {
@@ -227,6 +254,7 @@ async fn insert_events(
     tx: &mut PgConnection,
     batch_id: i64,
     sorted: &SortedEvents<'_>,
+    (arrivals, sources): (&[Arrival], &HashMap<Uuid, i16>),
     now: DateTime<Utc>,
 ) -> Result<Dispositions, sqlx::Error> {
     let mut dispositions = Dispositions::default();
@@ -235,6 +263,7 @@ async fn insert_events(
     judge(&mut dispositions, &claims, &rows::insert_claims(tx, batch_id, &claims).await?);
     judge(&mut dispositions, &usage, &rows::insert_usage(tx, batch_id, &usage, now).await?);
     sorted.judge_the_rest(&mut dispositions);
+    dispositions.admit_known_contents(tx, arrivals, sources).await?;
     let sightings = builds
         .into_iter()
         .chain(claims)

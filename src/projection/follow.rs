@@ -10,8 +10,8 @@ use tracing::{info, warn};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, LastingFault};
 use crate::ledger::{
-    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, entries, landmarks,
-    other_incarnation, restored, snapshots,
+    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, corrected, entries,
+    landmarks, other_incarnation, restored, snapshots,
 };
 use crate::stages::Stage;
 
@@ -51,6 +51,8 @@ pub struct Projection<S> {
     /// The ledger's end when this state started from zero; its rows were read later. 0 if it
     /// started from a snapshot.
     read_since: i64,
+    /// The events in the state are as corrected up to this sequence.
+    corrected_to: i64,
 }
 
 impl<S: Stage> Projection<S> {
@@ -64,6 +66,7 @@ impl<S: Stage> Projection<S> {
             saved: (Instant::now(), 0),
             landmark: None,
             read_since: 0,
+            corrected_to: 0,
         }
     }
 
@@ -157,12 +160,14 @@ impl<S: Stage> Projection<S> {
             );
             self.saved = (Instant::now(), folded.sequence.number);
             self.read_since = if folded.sequence.number == 0 { head.number } else { 0 };
+            let from = folded.sequence.number.max(self.read_since);
+            self.corrected_to = corrected_to::<S>(&self.ledger, from).await?;
             reached = Some(folded.sequence);
             self.view.begin(folded);
         }
         let Some(mut reached) = reached else { return Ok(()) };
         while reached.number < head.number {
-            let next = next_page(&self.ledger, reached, head.number);
+            let next = next_page(&self.ledger, reached, head.number, self.corrected_to);
             let Some(page) = next.await? else { return Ok(()) };
             let Some(landmark) = self.end_of(&page).await? else { return Ok(()) };
             self.landmark = Some(landmark);
@@ -206,14 +211,15 @@ impl<S: Stage> Projection<S> {
             sequence = at.number,
             "rebuilding from zero at an operator's request"
         );
-        let head = self.ledger.run(snapshots::head).await?;
         let progress = |_, _| self.view.set_rebuild(Some(Instant::now()));
         progress(0, at.number);
         let folded = fold_to_with_progress::<S>(&self.ledger, at.number, progress).await?;
         if folded.sequence.incarnation != at.incarnation {
             return Err(other_incarnation().into());
         }
-        self.read_since = head.number;
+        // a rebuild during this one restarts the fold again: events may be corrected since
+        (self.read_since, self.corrected_to) =
+            (at.number, corrected_to::<S>(&self.ledger, at.number).await?);
         self.view.renew(folded);
         Ok(())
     }
@@ -224,10 +230,12 @@ impl<S: Stage> Projection<S> {
         }
     }
 
-    /// Saves a snapshot of a changed state. Without it, the next start is only slower.
+    /// Saves a snapshot of a changed state. Without it, the next start is only slower. Below the
+    /// rebuild that corrected its events, the state is not the one of its sequence.
     async fn save(&mut self) {
+        let newest = self.saved.1.max(self.corrected_to - 1);
         let unsaved =
-            self.view.freshness().filter(|freshness| freshness.sequence.number > self.saved.1);
+            self.view.freshness().filter(|freshness| freshness.sequence.number > newest);
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
@@ -291,16 +299,49 @@ pub async fn fold_to_with_progress<S: Stage>(
     limit: i64,
     progress: impl Fn(i64, i64),
 ) -> Result<Folded<S>, ProjectionError> {
+    let end = limit.min(ledger.run(snapshots::head).await?.number);
+    let corrected_to = corrected_to::<S>(ledger, end).await?;
+    fold_from_zero(ledger, end, corrected_to, progress).await
+}
+
+/// Like [`fold_to_with_progress`], but with all events as corrected now: the state that a rebuild
+/// would give.
+///
+/// # Errors
+/// Those of [`fold_to`].
+pub async fn fold_as_rebuilt<S: Stage>(
+    ledger: &Ledger,
+    limit: i64,
+    progress: impl Fn(i64, i64),
+) -> Result<Folded<S>, ProjectionError> {
+    let corrected_to = if S::CORRECTED_BY_REBUILD { i64::MAX } else { 0 };
+    fold_from_zero(ledger, limit, corrected_to, progress).await
+}
+
+async fn fold_from_zero<S: Stage>(
+    ledger: &Ledger,
+    limit: i64,
+    corrected_to: i64,
+    progress: impl Fn(i64, i64),
+) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.run(snapshots::head).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.number);
     while folded.sequence.number < end {
-        for entry in page_of_one_ledger(ledger, &folded, end).await? {
+        for entry in page_of_one_ledger(ledger, &folded, end, corrected_to).await? {
             folded.add(entry)?;
         }
         progress(folded.sequence.number, end);
     }
     Ok(folded)
+}
+
+/// The sequence up to which the stage's state at `at` has its events corrected: its newest rebuild.
+async fn corrected_to<S: Stage>(ledger: &Ledger, at: i64) -> Result<i64, ProjectionError> {
+    if !S::CORRECTED_BY_REBUILD {
+        return Ok(0);
+    }
+    Ok(ledger.run(async |conn| corrected::newest_rebuild(conn, S::NAME, at).await).await?)
 }
 
 /// The state at `limit` or at the ledger's end, whichever comes first. Starts from the newest
@@ -312,8 +353,9 @@ pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
     if folded.sequence.number == 0 {
         return fold_to(ledger, end).await;
     }
+    let corrected_to = corrected_to::<S>(ledger, folded.sequence.number).await?;
     while folded.sequence.number < end {
-        for entry in page_of_one_ledger(ledger, &folded, end).await? {
+        for entry in page_of_one_ledger(ledger, &folded, end, corrected_to).await? {
             if entry.rebuilt.as_deref() == Some(S::NAME) {
                 return fold_to(ledger, end).await;
             }
@@ -327,8 +369,9 @@ async fn page_of_one_ledger<S>(
     ledger: &Ledger,
     folded: &Folded<S>,
     end: i64,
+    corrected_to: i64,
 ) -> Result<Vec<Entry>, ProjectionError> {
-    let page = next_page(ledger, folded.sequence, end).await?;
+    let page = next_page(ledger, folded.sequence, end, corrected_to).await?;
     page.ok_or_else(|| other_incarnation().into())
 }
 
@@ -338,8 +381,12 @@ async fn next_page(
     ledger: &Ledger,
     after: Sequence,
     end: i64,
+    corrected_to: i64,
 ) -> Result<Option<Vec<Entry>>, ProjectionError> {
-    let page = ledger.run(async |conn| entries::after(conn, after.number, end).await).await?;
+    let page = ledger.run(async |conn| {
+        entries::after_corrected(conn, after.number, end, corrected_to).await
+    });
+    let page = page.await?;
     // Read after the page: an incarnation never returns, so the page belongs to this one.
     if ledger.run(snapshots::head).await?.incarnation != after.incarnation {
         return Ok(None);

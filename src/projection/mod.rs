@@ -6,5 +6,7 @@ mod follow;
 mod view;
 
 pub use error::ProjectionError;
-pub use follow::{Projection, ProjectionSettings, fold_on, fold_to, fold_to_with_progress};
+pub use follow::{
+    Projection, ProjectionSettings, fold_as_rebuilt, fold_on, fold_to, fold_to_with_progress,
+};
 pub use view::{DeploymentFamilies, Folded, Freshness, View, families};

@@ -50,6 +50,22 @@ impl AgentCounts {
         self.insert((at.timestamp_micros(), count));
     }
 
+    /// Removes what [`AgentCounts::add`] added. False: it was not added, and nothing changes. Moves
+    /// at most a run of entries.
+    #[must_use]
+    pub fn remove(&mut self, at: DateTime<Utc>, count: u64) -> bool {
+        let entry = (at.timestamp_micros(), count);
+        let index = self.runs.partition_point(|run| run.last() < Some(&entry));
+        let Some(run) = self.runs.get_mut(index) else { return false };
+        let Ok(place) = run.entries.binary_search(&entry) else { return false };
+        run.entries.remove(place);
+        run.total -= u128::from(count);
+        if run.entries.is_empty() {
+            self.runs.remove(index);
+        }
+        true
+    }
+
     /// Number of agents started in the half-open window: `start` included, `end` not. Exact for any
     /// number of events.
     #[must_use]
@@ -251,6 +267,18 @@ mod tests {
             let (one, other) = (counts(&one), counts(&other));
             prop_assert_eq!(serde_json::to_string(&one).unwrap(), serde_json::to_string(&other).unwrap());
             prop_assert_eq!(one, other);
+        }
+
+        #[test]
+        fn removed_events_leave_the_value_of_the_others(kept in events(), removed in events()) {
+            let mut all = counts(&[kept.clone(), removed.clone()].concat());
+            for (micros, count) in &removed {
+                prop_assert!(all.remove(at(*micros), *count));
+            }
+            prop_assert!(all.runs.iter().all(|run| !run.entries.is_empty() && run.total == sum(&run.entries)));
+            prop_assert_eq!(&all, &counts(&kept));
+            prop_assert!(!all.remove(at(3001), 1), "it was never added");
+            prop_assert_eq!(all, counts(&kept));
         }
 
         #[test]

@@ -73,9 +73,9 @@ impl LicensesState {
 impl DeploymentLicenses {
     fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault> {
         match fact {
-            Fact::Event(Event { payload: Payload::Usage(usage), .. }) => {
-                if let UsageQuantity::ManagedAgents(count) = usage.quantity {
-                    self.agents.add(usage.created_at, count);
+            Fact::Event(event @ Event { payload: Payload::Usage(_), .. }) => {
+                if let Some((at, count)) = agents_of(event) {
+                    self.agents.add(at, count);
                 }
             }
             Fact::License { license_id, jwt_sha256, present, claims, .. } => {
@@ -93,6 +93,16 @@ impl DeploymentLicenses {
                         place,
                         KnownLicense { license_id: *license_id, jwt_sha256, claims },
                     );
+                }
+            }
+            Fact::Corrected { deployment, before, after } => {
+                if let Some((at, count)) = before.as_deref().and_then(agents_of)
+                    && !self.agents.remove(at, count)
+                {
+                    return Err(LedgerFault::NotCounted(*deployment));
+                }
+                if let Some((at, count)) = after.as_deref().and_then(agents_of) {
+                    self.agents.add(at, count);
                 }
             }
             Fact::Event(_) | Fact::Introduced { .. } | Fact::Baseline { .. } => {}
@@ -127,6 +137,17 @@ impl DeploymentLicenses {
             format!("Invalid license (id {}): its token did not verify", license.license_id)
         }));
         answer
+    }
+}
+
+/// The managed agents that an event starts, and when.
+fn agents_of(event: &Event) -> Option<(DateTime<Utc>, u64)> {
+    match &event.payload {
+        Payload::Usage(usage) => match usage.quantity {
+            UsageQuantity::ManagedAgents(count) => Some((usage.created_at, count)),
+            _ => None,
+        },
+        Payload::Build(_) | Payload::Claim(_) => None,
     }
 }
 

@@ -269,6 +269,7 @@ impl Stage for MetricsState {
     // 2: a success that ends when it starts is observed as 0; a workspace is one creation
     // 3: buckets without resets, zero threshold and negative values
     const RULES_VERSION: i32 = 3;
+    const CORRECTED_BY_REBUILD: bool = true;
 
     fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault> {
         match (self.deployments.entry(fact.deployment()), fact) {
@@ -321,7 +322,8 @@ impl DeploymentMetrics {
                     self.add(effect, event.time());
                 }
             }
-            Fact::Introduced { .. } | Fact::License { .. } => {}
+            // series do not fall by themselves
+            Fact::Introduced { .. } | Fact::License { .. } | Fact::Corrected { .. } => {}
         }
     }
 

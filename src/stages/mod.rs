@@ -29,6 +29,9 @@ pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static 
     /// Increased with each change of a fact's effect or of the state's form. The fold then restarts
     /// from zero.
     const RULES_VERSION: i32;
+    /// Whether a correction changes the state only at a rebuild. Such a stage ignores
+    /// [`Fact::Corrected`], and its fold reads events as corrected up to its newest rebuild.
+    const CORRECTED_BY_REBUILD: bool = false;
 
     /// Applies one fact. Must be called once per fact, in ledger order.
     ///
@@ -51,4 +54,7 @@ pub enum LedgerFault {
     /// This version cannot read a license's claims.
     #[error("the claims of license {license_id} are not readable: {problem}")]
     Claims { license_id: i32, problem: String },
+    /// A correction of an event that was not applied before.
+    #[error("deployment {0} has a correction of an event that is not counted")]
+    NotCounted(Uuid),
 }

@@ -189,7 +189,8 @@ impl Operations {
         ))
     }
 
-    /// The shown state and the state folded from zero, at the same sequence.
+    /// The shown state and the state folded from zero, at the same sequence. For metrics, the second
+    /// has the events as corrected now.
     async fn both<S: Stage>(
         &self,
         progress: Progress<'_>,
@@ -204,8 +205,7 @@ impl Operations {
             });
         };
         let rebuilt =
-            projection::fold_to_with_progress::<S>(&self.ledger, shown.sequence.number, told)
-                .await?;
+            projection::fold_as_rebuilt::<S>(&self.ledger, shown.sequence.number, told).await?;
         if shown.sequence == rebuilt.sequence {
             Ok((shown, rebuilt))
         } else {

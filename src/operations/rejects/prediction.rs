@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::consumer;
 use crate::event::{Digest, Message, Topic, Traces};
-use crate::ledger::{Disposition, Refusal, rejects, sources};
+use crate::ledger::{Disposition, Refusal, corrected, rejects, sources};
 use crate::log::Record;
 use crate::operations::{OperationError, Operations};
 
@@ -88,7 +88,15 @@ impl Operations {
             .run(async |conn| rejects::accepted(conn, event.deployment, &id).await)
             .await?
             .map(|(_, digest)| digest);
-        let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
+        let mut known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
+        if accepted.is_some_and(|accepted| accepted != digest) {
+            let ids = [id.clone()];
+            let contents =
+                self.ledger.run(async |conn| corrected::contents(conn, &ids).await).await?;
+            if contents.contains(&(event.deployment, id.clone(), digest)) {
+                known = Some(digest);
+            }
+        }
         let (disposition, reason) = match known {
             None => {
                 news.insert((event.deployment, id.clone()), digest);

@@ -1,0 +1,286 @@
+//! Corrections of accepted events: an operator sets an event to coderd's row. The accepted row
+//! stays; the newest correction up to a sequence is the event's content at that sequence.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection as _, FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::publications::lock;
+use super::{NewAct, PublicationState, Sequence, acts, first_starts};
+use crate::event::{Event, Payload, Topic};
+
+/// A correction to write.
+#[derive(Clone, Debug)]
+pub struct NewCorrection {
+    pub event_id: String,
+    pub topic: Topic,
+    /// The build of a build or claim.
+    pub build_id: Option<Uuid>,
+    /// The batch that accepted the event.
+    pub accepted_batch_id: i64,
+    /// The event until now; none: it was corrected to nothing.
+    pub before: Option<Event>,
+    /// The event from now on; none: coderd does not have it.
+    pub after: Option<Event>,
+    /// The publication as it was when planned; only of usage.
+    pub publication: Option<PublicationNow>,
+}
+
+/// A publication, as far as a correction depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct PublicationNow {
+    pub state: PublicationState,
+    /// Whether the vendor may have accepted an attempt whose answer is not recorded.
+    pub unanswered: bool,
+}
+
+impl PublicationNow {
+    /// The state after a correction. An event that coderd does not have leaves the queue. A vendor
+    /// that may have accepted it leaves the state unknown. An event that coderd has after all
+    /// returns to the queue, and the publisher decides whether it is too old.
+    #[must_use]
+    pub fn state_after(self, is_gone: bool) -> PublicationState {
+        match (self.state, is_gone) {
+            (PublicationState::Pending, true) if self.unanswered => PublicationState::Unknown,
+            (PublicationState::Pending, true) => PublicationState::Withdrawn,
+            (PublicationState::Withdrawn | PublicationState::Expired, false) => {
+                PublicationState::Pending
+            }
+            (state, _) => state,
+        }
+    }
+}
+
+/// The result of writing corrections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Correction {
+    /// They are written; the ledger sequence of the act.
+    Done(Sequence),
+    /// A publisher has leased one of the publications: a request may be in flight.
+    InFlight(String),
+    /// An event or a publication is not as it was when planned.
+    Changed,
+}
+
+/// Writes the corrections of one source as one batch, with the state of their publications and the
+/// first starts of their workspaces. Writes nothing unless everything is as it was planned.
+///
+/// A few statements for any number of events. Only a build that was a workspace's first start adds
+/// a statement that reads the source's builds.
+pub async fn record(
+    conn: &mut PgConnection,
+    source_id: i16,
+    corrections: &[NewCorrection],
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<Correction, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    // one correction at a time: batch ids are in their order
+    sqlx::query("lock table correction in share row exclusive mode").execute(&mut *tx).await?;
+    let ids: Vec<String> = corrections.iter().map(|one| one.event_id.clone()).collect();
+    lock(&mut tx, source_id, &ids).await?;
+    let leased: Option<String> = sqlx::query_scalar(
+        "select event_id from publication where source_id = $1 and event_id = any($2) and state = 'pending'
+             and leased_until > clock_timestamp() order by event_id limit 1",
+    )
+    .bind(source_id)
+    .bind(&ids)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(event_id) = leased {
+        return Ok(Correction::InFlight(event_id));
+    }
+    let newest = newest(&mut tx, source_id, &ids).await?;
+    let publications = publications(&mut tx, source_id, &ids).await?;
+    let is_as_planned = |one: &NewCorrection| {
+        newest.get(&one.event_id).is_none_or(|newest| digest_of(newest) == digest_of(&one.before))
+            && publications.get(&one.event_id) == one.publication.as_ref()
+    };
+    if !corrections.iter().all(is_as_planned) {
+        return Ok(Correction::Changed);
+    }
+    let act_id = acts::insert(&mut tx, act, now).await?;
+    let batch_id: i64 = sqlx::query_scalar("select batch_id from operator_act where id = $1")
+        .bind(act_id)
+        .fetch_one(&mut *tx)
+        .await?;
+    insert(&mut tx, source_id, corrections, batch_id, act_id).await?;
+    settle(&mut tx, source_id, corrections, batch_id, now).await?;
+    first_starts::follow(&mut tx, source_id, corrections, batch_id).await?;
+    tx.commit().await?;
+    let query = "select named_sequence(sequence) from batch where id = $1";
+    Ok(Correction::Done(sqlx::query_scalar(query).bind(batch_id).fetch_one(conn).await?))
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    source_id: i16,
+    corrections: &[NewCorrection],
+    batch_id: i64,
+    act_id: i64,
+) -> Result<(), sqlx::Error> {
+    for one in corrections {
+        let usage = match one.after.as_ref().map(|event| &event.payload) {
+            Some(Payload::Usage(usage)) => Some(usage),
+            _ => None,
+        };
+        sqlx::query(
+            "insert into correction (source_id, event_id, batch_id, act_id, topic, build_id, accepted_batch_id, before_event, before_digest,
+                 after_event, digest, event_type, quantity, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::numeric, $14)",
+        )
+        .bind(source_id)
+        .bind(&one.event_id)
+        .bind(batch_id)
+        .bind(act_id)
+        .bind(one.topic)
+        .bind(one.build_id)
+        .bind(one.accepted_batch_id)
+        .bind(one.before.as_ref().map(Event::to_structured))
+        .bind(digest_of(&one.before))
+        .bind(one.after.as_ref().map(Event::to_structured))
+        .bind(digest_of(&one.after))
+        .bind(usage.map(|usage| usage.quantity.usage_type()))
+        .bind(usage.map(|usage| usage.quantity.number().to_string()))
+        .bind(usage.map(|usage| usage.created_at))
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+fn digest_of(event: &Option<Event>) -> Option<Vec<u8>> {
+    event.as_ref().map(|event| event.digest().to_vec())
+}
+
+/// Moves the publications. One that remains pending is due at once, with its corrected time.
+async fn settle(
+    tx: &mut PgConnection,
+    source_id: i16,
+    corrections: &[NewCorrection],
+    batch_id: i64,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let (mut ids, mut states, mut times, mut settled) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for one in corrections {
+        let Some(publication) = one.publication else { continue };
+        let state = publication.state_after(one.after.is_none());
+        settled.extend((state != publication.state).then_some((one.event_id.as_str(), state)));
+        ids.push(one.event_id.as_str());
+        states.push(state);
+        times.push(one.after.as_ref().map(Event::time));
+    }
+    sqlx::query(
+        "update publication set state = new.state, event_created_at = coalesce(new.created_at, event_created_at), held_for = null,
+             held_since = null, next_attempt_at = case when new.state = 'pending' then $5 else next_attempt_at end
+         from unnest($2::text[], $3::text[], $4::timestamptz[]) as new (event_id, state, created_at)
+         where publication.source_id = $1 and publication.event_id = new.event_id",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .bind(states)
+    .bind(times)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let (ids, states): (Vec<&str>, Vec<PublicationState>) = settled.into_iter().unzip();
+    sqlx::query("update batch set settled = $2 where id = $1")
+        .bind(batch_id)
+        .bind(i32::try_from(ids.len()).unwrap_or(i32::MAX))
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $2, state from unnest($3::text[], $4::text[]) as new (event_id, state)")
+        .bind(source_id)
+        .bind(batch_id)
+        .bind(ids)
+        .bind(states)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// The newest content of these events that were corrected; none: corrected to nothing. Events
+/// without a correction are left out.
+pub async fn newest(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<HashMap<String, Option<Event>>, sqlx::Error> {
+    let rows: Vec<(String, Option<serde_json::Value>)> = sqlx::query_as(
+        "select event_id, after_event from current_correction where source_id = $1 and event_id = any($2)",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(|(id, event)| Ok((id, event.as_ref().map(event_of).transpose()?))).collect()
+}
+
+/// The publications of these events.
+pub async fn publications(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<HashMap<String, PublicationNow>, sqlx::Error> {
+    #[derive(FromRow)]
+    struct Row {
+        event_id: String,
+        #[sqlx(flatten)]
+        publication: PublicationNow,
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "select event_id, state, unanswered from publication where source_id = $1 and event_id = any($2)",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.event_id, row.publication)).collect())
+}
+
+/// The type and quantity of these published events when the vendor accepted them: what it bills.
+pub async fn billed(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<HashMap<String, (String, String)>, sqlx::Error> {
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
+        "select s.event_id, usage.event_type, usage.quantity::text
+         from settlement s join batch b on b.id = s.batch_id cross join lateral usage_as_of(b.sequence) usage
+         where s.source_id = $1 and s.event_id = any($2) and s.state = 'published' and usage.source_id = $1 and usage.id = s.event_id",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(id, event_type, quantity)| (id, (event_type, quantity))).collect())
+}
+
+/// The records among these, by index, whose content their event has or had. Such a record is a
+/// duplicate: a correction decides the event, and no record of the log brings an earlier content
+/// back. `records` are source, event id and digest.
+pub(super) async fn known_contents(
+    conn: &mut PgConnection,
+    records: &[(usize, i16, String, [u8; 32])],
+) -> Result<HashSet<usize>, sqlx::Error> {
+    let rows: Vec<i64> = sqlx::query_scalar(
+        "select index from unnest($1::bigint[], $2::smallint[], $3::text[], $4::bytea[]) as record (index, source_id, event_id, digest)
+         where exists (select from correction c where c.source_id = record.source_id and c.event_id = record.event_id
+             and record.digest in (c.before_digest, c.digest))",
+    )
+    .bind(records.iter().map(|(index, ..)| *index as i64).collect::<Vec<_>>())
+    .bind(records.iter().map(|(_, source_id, ..)| *source_id).collect::<Vec<_>>())
+    .bind(records.iter().map(|(_, _, id, _)| id.as_str()).collect::<Vec<_>>())
+    .bind(records.iter().map(|(.., digest)| digest.to_vec()).collect::<Vec<_>>())
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().filter_map(|index| usize::try_from(index).ok()).collect())
+}
+
+/// The event in a column.
+pub(super) fn event_of(column: &serde_json::Value) -> Result<Event, sqlx::Error> {
+    Event::from_structured(column).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
