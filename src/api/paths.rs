@@ -12,7 +12,8 @@ use super::{agents, document, entitlements, metrics, openapi, ready};
 use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
-    AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListPauses,
+    AdmitRejects, CoderdCutOff, CorrectionExecution, CorrectionRequest, CountRejects,
+    DiscardRejects, ExplainRequest, ListActs, ListPauses,
     ListRejects, ListSources, LogRange, PauseRequest, RebuildExecution, RebuildRequest,
     ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
     ShowFindings, ShowReject,
@@ -45,6 +46,8 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<RetireSource>(),
         Route::operation::<ReinstateSource>(),
         Route::operation::<ExplainRequest>(),
+        Route::operation::<CorrectionRequest>(),
+        Route::operation::<CorrectionExecution>(),
         Route::operation::<LogRange>(),
         Route::request::<ShowPlan, _, _>(200, executions::plan_state),
         Route::request::<ReplayExecution, _, _>(202, executions::execute),

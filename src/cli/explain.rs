@@ -1,6 +1,6 @@
 //! `tallyline explain`
 
-use super::output::exact_time as time;
+use super::output::{exact_time as time, or_dash};
 use super::via::Query;
 use super::{Context, Exit, Failure};
 use crate::event::UsageType;
@@ -96,6 +96,19 @@ fn accepted_lines(page: &mut Page, accepted: &ExplainedEvent) {
         "the row does NOT have it any more: run `tallyline audit --deep`"
     };
     page.line("", &format!("digest {}; {holds}", accepted.digest));
+    for correction in &accepted.corrections {
+        let at = or_dash(correction.sequence);
+        let (actor, when) = (&correction.actor, time(correction.acted_at));
+        page.line(
+            "CORRECTED",
+            &format!("from sequence {at} on, by {actor} at {when}: {}", correction.reason),
+        );
+        let content = match &correction.corrected {
+            Some(event) => format!("to {} at {}: {}", event["type"], event["time"], event["data"]),
+            None => "to nothing: coderd does not have it".to_owned(),
+        };
+        page.line("", &content);
+    }
     counted_lines(page, accepted);
     publication_lines(page, accepted);
     page.lines(

@@ -11,6 +11,7 @@ mod check;
 mod collect;
 pub mod connect;
 mod context;
+mod events;
 mod exit;
 mod explain;
 mod export;
@@ -124,6 +125,9 @@ pub enum Command {
     #[command(subcommand)]
     Sources(sources::Sources),
     Audit(Query<RunAudit>),
+    /// Correct accepted events that coderd does not have, or has with other content
+    #[command(subcommand)]
+    Events(events::Events),
     #[command(alias = "prove")]
     Explain(Query<ExplainRequest>),
 }
@@ -184,6 +188,9 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         }
         Command::Audit(arguments) => {
             until_stopped(&context.stop, audit::run(arguments, &context)).await
+        }
+        Command::Events(arguments) => {
+            until_stopped(&context.stop, events::run(arguments, &context)).await
         }
         Command::Explain(arguments) => {
             until_stopped(&context.stop, explain::run(arguments, &context)).await

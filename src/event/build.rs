@@ -263,6 +263,12 @@ pub fn is_build_type(event_type: &str) -> bool {
     event_type == TYPE || event_type == CLAIM_TYPE
 }
 
+/// The ids of a build's event and of its claim's event.
+#[must_use]
+pub fn ids_of_build(build_id: Uuid) -> [String; 2] {
+    [ID_PREFIX, CLAIM_ID_PREFIX].map(|prefix| format!("{prefix}{build_id}"))
+}
+
 /// The build in the id of a build event or claim event. None: the id is not of one.
 #[must_use]
 pub fn build_of(event_id: &str) -> Option<Uuid> {

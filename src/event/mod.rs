@@ -19,7 +19,7 @@ mod usage;
 
 pub use build::{
     BuildKind, BuildStatus, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition,
-    WorkspaceBuildCompleted, build_of, is_build_type, kind,
+    WorkspaceBuildCompleted, build_of, ids_of_build, is_build_type, kind,
 };
 pub use cause::{ParseError, RejectCause};
 pub use envelope::{Digest, Event, Payload};

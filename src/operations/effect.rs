@@ -113,13 +113,14 @@ pub(super) struct Effects {
     broken: Option<LedgerFault>,
 }
 
-struct Changing<S> {
-    before: S,
-    after: S,
+/// A state before and after some facts.
+pub(super) struct Changing<S> {
+    pub before: S,
+    pub after: S,
 }
 
 impl<S: Stage + Clone> Changing<S> {
-    async fn begin(ledger: &Ledger) -> Result<Self, ProjectionError> {
+    pub(super) async fn begin(ledger: &Ledger) -> Result<Self, ProjectionError> {
         let state: S = projection::fold_on(ledger, i64::MAX).await?.state;
         Ok(Self { before: state.clone(), after: state })
     }
@@ -179,7 +180,8 @@ impl Effects {
     }
 }
 
-fn windows(licenses: &Changing<LicensesState>) -> Vec<WindowEffect> {
+/// The usage period of each license, before and after.
+pub(super) fn windows(licenses: &Changing<LicensesState>) -> Vec<WindowEffect> {
     let mut windows = Vec::new();
     for (deployment, after) in licenses.after.deployments() {
         let before = licenses.before.deployment(deployment);

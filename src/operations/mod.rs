@@ -7,6 +7,7 @@
 
 mod audit;
 mod audit_log;
+mod corrections;
 mod duration;
 mod effect;
 mod error;
@@ -28,6 +29,10 @@ mod sources;
 
 pub use audit::{AuditFindings, RunAudit, ShowFindings};
 pub use audit_log::{Acts, ListActs};
+pub use corrections::{
+    Corrected, CorrectionExecution, CorrectionPlan, CorrectionRequest, FamilyChange,
+    PlannedCorrection, VendorNote,
+};
 pub use duration::{duration, duration_flag};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;

@@ -24,7 +24,7 @@ struct Known {
 
 impl Operations {
     /// The series that the event changed, and the families that it did not change.
-    pub(super) async fn metrics_of(
+    pub(in crate::operations) async fn metrics_of(
         &self,
         event: &Event,
     ) -> Result<(Vec<ExplainedSeries>, Vec<NoSeries>), OperationError> {

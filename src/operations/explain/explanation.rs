@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::ledger::{BatchKind, ExportHistory, PublicationHistory, RefusalHistory, Sequence};
+use crate::ledger::{
+    BatchKind, CorrectionHistory, ExportHistory, PublicationHistory, RefusalHistory, Sequence,
+};
 
 /// All facts about one event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -69,6 +71,10 @@ pub struct ExplainedEvent {
     pub log: ExplainedPlace,
     /// Batch that accepted the event.
     pub batch: ExplainedBatch,
+    /// Corrections of the event by operators, in order. With any, `license_windows` and the state of
+    /// coderd's row are those of the newest content, and the metrics those of the content at their
+    /// newest rebuild.
+    pub corrections: Vec<CorrectionHistory>,
     /// License windows of managed agents; empty for other events.
     pub license_windows: Vec<LicenseWindow>,
     /// Series that the event changed.

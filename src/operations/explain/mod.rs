@@ -17,7 +17,10 @@ use uuid::Uuid;
 
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
-use crate::ledger::{KeptEvent, RefusalHistory, Sequence, event_history, kept, snapshots};
+use crate::ledger::{
+    KeptEvent, RefusalHistory, Sequence, corrected, event_history, kept, snapshots,
+};
+use crate::stages::{MetricsState, Stage as _};
 
 /// Show the source, effects and publication of one event.
 ///
@@ -121,7 +124,13 @@ impl Operation for ExplainRequest {
         let deployment = one_deployment(&kept, &refusals)?.or(self.source);
         let kept = kept.pop();
         let accepted = kept.as_ref().map(|row| accepted_event(&id, row)).transpose()?;
-        let source = operations.source_side(&id, deployment, accepted).await;
+        let content = match &kept {
+            Some(row) => operations.content_of(row, &id, head.number).await?,
+            None => None,
+        };
+        // an event that was corrected to nothing is compared as one that was not accepted
+        let expected = content.as_ref().map_or(accepted, Option::as_ref);
+        let source = operations.source_side(&id, deployment, expected).await;
         if kept.is_none()
             && refusals.is_empty()
             && source.state != SourceState::NotAccepted
@@ -131,7 +140,7 @@ impl Operation for ExplainRequest {
         }
         let accepted = match (&kept, accepted) {
             (Some(row), Some(event)) => {
-                Some(operations.explained_event(row, event, head.incarnation).await?)
+                Some(operations.explained_event(row, event, &id, head).await?)
             }
             _ => None,
         };
@@ -147,13 +156,59 @@ impl Operation for ExplainRequest {
 }
 
 impl Operations {
+    /// The content of an event at a sequence, if it was corrected up to it.
+    async fn content_of(
+        &self,
+        row: &KeptEvent,
+        id: &EventId,
+        at: i64,
+    ) -> Result<Option<Option<Event>>, OperationError> {
+        let id = id.whole();
+        let content = self.ledger.run(async |conn| {
+            corrected::content_at(conn, row.source_id, &id, at).await
+        });
+        Ok(content.await?)
+    }
+
+    /// The series and the license windows of an event, each by the content that they have.
+    async fn explained_effects(
+        &self,
+        row: &KeptEvent,
+        event: &Event,
+        id: &EventId,
+        at: i64,
+    ) -> Result<(Vec<LicenseWindow>, (Vec<ExplainedSeries>, Vec<NoSeries>)), OperationError> {
+        let rebuilt = self
+            .ledger
+            .run(async |conn| corrected::newest_rebuild(conn, MetricsState::NAME, at).await)
+            .await?;
+        let in_licenses = self.content_of(row, id, at).await?.unwrap_or(Some(event.clone()));
+        let in_metrics = self.content_of(row, id, rebuilt).await?.unwrap_or(Some(event.clone()));
+        let windows = match in_licenses {
+            Some(event) => self.license_windows(row.source_id, &event).await?,
+            None => Vec::new(),
+        };
+        let metrics = match in_metrics {
+            Some(event) => self.metrics_of(&event).await?,
+            None => (Vec::new(), Vec::new()),
+        };
+        Ok((windows, metrics))
+    }
+
     async fn explained_event(
         &self,
         row: &KeptEvent,
         event: &Event,
-        incarnation: Uuid,
+        id: &EventId,
+        head: Sequence,
     ) -> Result<ExplainedEvent, OperationError> {
-        let ledger = &self.ledger;
+        let (ledger, incarnation) = (&self.ledger, head.incarnation);
+        let (license_windows, (metrics, not_in_metrics)) =
+            self.explained_effects(row, event, id, head.number).await?;
+        let event_id = id.whole();
+        let corrections = ledger
+            .run(async |conn| corrected::history(conn, row.source_id, &event_id).await)
+            .await?;
         let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
         let usage = matches!(event.payload, Payload::Usage(_));
         let publication = if usage {
@@ -173,7 +228,6 @@ impl Operations {
             }
             None => Vec::new(),
         };
-        let (metrics, not_in_metrics) = self.metrics_of(event).await?;
         Ok(ExplainedEvent {
             event: event.to_structured(),
             digest: hex::encode(&row.digest),
@@ -186,7 +240,8 @@ impl Operations {
                 sequence: sequence.map(|number| Sequence { incarnation, number }),
                 recorded_at: row.batch.as_ref().map(|batch| batch.recorded_at),
             },
-            license_windows: self.license_windows(row.source_id, event).await?,
+            corrections,
+            license_windows,
             metrics,
             not_in_metrics,
             publication,

@@ -1,0 +1,269 @@
+//! The events to correct: as they are in the ledger, and by coderd's rows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::{CorrectionRequest, MAX_EVENTS};
+use crate::coderd::{CoderdError, Database, Reader, UsageRow};
+use crate::collectors::events;
+use crate::event::{self, Event, Payload, Topic};
+use crate::ledger::{
+    KeptEvent, NewCorrection, Source, confirmed, corrections, identity, kept, sources,
+};
+use crate::operations::{EventId, OperationError, Operations};
+
+/// An event to correct.
+pub(super) struct Candidate {
+    pub new: NewCorrection,
+    /// Whether coderd is known to have had the event as it is in the ledger.
+    pub confirmed: bool,
+}
+
+impl Candidate {
+    /// Checks that the event differs from coderd's row and that correcting it is allowed.
+    pub(super) fn check(&self, allow_confirmed: bool) -> Result<(), OperationError> {
+        let NewCorrection { event_id, before, after, .. } = &self.new;
+        let digest = |event: &Option<Event>| event.as_ref().map(Event::digest);
+        let refusal = match (before, after) {
+            (None, None) => "is corrected already: coderd does not have it",
+            _ if digest(before) == digest(after) => "coderd has the same row: it is a true event",
+            (Some(_), _) if self.confirmed && !allow_confirmed => {
+                "a signature or an audit has confirmed that coderd had it, so it remains counted: correct it only if a signing key was stolen, with --allow-confirmed"
+            }
+            _ => return Ok(()),
+        };
+        Err(OperationError::Forbidden(format!("{event_id}: {refusal}")))
+    }
+}
+
+impl CorrectionRequest {
+    /// The ids, each once and in order.
+    pub(super) fn ids(&self) -> Result<Vec<EventId>, OperationError> {
+        let invalid = |message: String| OperationError::Invalid { field: "event_ids", message };
+        let ids: BTreeSet<&String> = self.event_ids.iter().collect();
+        if ids.is_empty() || ids.len() > MAX_EVENTS {
+            return Err(invalid(format!("has {} ids, expected 1 to {MAX_EVENTS}", ids.len())));
+        }
+        let parse = |id: &&String| match EventId::parse(id) {
+            Err(OperationError::Invalid { message, .. }) => Err(invalid(format!("{id}: {message}"))),
+            parsed => parsed,
+        };
+        let parsed: Vec<EventId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
+        let unique: BTreeMap<String, EventId> =
+            parsed.into_iter().map(|id| (id.whole(), id)).collect();
+        Ok(unique.into_values().collect())
+    }
+}
+
+impl Operations {
+    /// The source of the configured coderd, and its events of these ids.
+    pub(super) async fn correction_candidates(
+        &self,
+        ids: &[EventId],
+        named: Option<Uuid>,
+    ) -> Result<(Source, Vec<Candidate>), OperationError> {
+        let Some(database) = &self.coderd else {
+            let unset = "coderd's database is not known here, source.coderd_url is not set: use a process that has it";
+            return Err(OperationError::Forbidden(unset.to_owned()));
+        };
+        let mut reader = database.connect().await?;
+        let source = self.source_of(&mut reader, database, named).await?;
+        let mut accepted = self.accepted(&source, ids, database).await?;
+        let mut rows = coderd_events(&mut reader, source.deployment_id, ids).await?;
+        reader.close().await;
+        let names: Vec<String> = ids.iter().map(EventId::whole).collect();
+        let (newest, publications) = self
+            .ledger
+            .run(async |conn| {
+                let newest = corrections::newest(conn, source.id, &names).await?;
+                Ok::<_, sqlx::Error>((newest, corrections::publications(conn, source.id, &names).await?))
+            })
+            .await?;
+        let confirmed = self.confirmed(source.id, ids).await?;
+        let mut candidates = Vec::new();
+        for (id, event_id) in ids.iter().zip(names) {
+            let Some((accepted_batch_id, accepted)) = accepted.remove(&event_id) else { continue };
+            candidates.push(Candidate {
+                confirmed: confirmed.contains(&event_id),
+                new: NewCorrection {
+                    topic: id.topic,
+                    build_id: id.build(),
+                    accepted_batch_id,
+                    before: newest.get(&event_id).cloned().unwrap_or(Some(accepted)),
+                    after: rows.remove(&event_id).transpose()?,
+                    publication: publications.get(&event_id).copied(),
+                    event_id,
+                },
+            });
+        }
+        Ok((source, candidates))
+    }
+
+    /// The source that this coderd belongs to.
+    async fn source_of(
+        &self,
+        reader: &mut Reader,
+        database: &Database,
+        named: Option<Uuid>,
+    ) -> Result<Source, OperationError> {
+        let own = match self.deployment {
+            Some(own) => own,
+            None => reader.deployment_id().await?,
+        };
+        if let Some(other) = named.filter(|named| *named != own) {
+            return Err(OperationError::Forbidden(format!(
+                "source {other}: {} is the database of {own}, and its rows say nothing about another source",
+                database.address()
+            )));
+        }
+        let facts = reader.identity_facts().await?;
+        let (refusal, is_bound) = self
+            .ledger
+            .run(async |conn| {
+                let refusal = identity::refusal_of(conn, own, (&facts).into()).await?;
+                Ok::<_, sqlx::Error>((refusal, identity::is_bound(conn, own).await?))
+            })
+            .await?;
+        if let Some(refusal) = refusal {
+            return Err(OperationError::Forbidden(refusal.to_string()));
+        }
+        if let Some(problem) = facts.problem.filter(|_| is_bound) {
+            return Err(CoderdError::UnknownIdentity(problem).into());
+        }
+        let unknown =
+            || OperationError::NotFound(format!("the ledger does not know deployment {own}"));
+        self.ledger.run(async |conn| sources::get(conn, own).await).await?.ok_or_else(unknown)
+    }
+
+    /// The accepted events of the source, with their batches, by id.
+    async fn accepted(
+        &self,
+        source: &Source,
+        ids: &[EventId],
+        database: &Database,
+    ) -> Result<HashMap<String, (i64, Event)>, OperationError> {
+        let (mut accepted, mut others) = (HashMap::new(), HashMap::new());
+        for topic in Topic::ALL {
+            let keys = keys_of(ids, topic);
+            let rows = self.ledger.run(async |conn| kept::events_by_key(conn, topic, &keys).await);
+            for KeptEvent { source_id, key, event, batch_id, .. } in rows.await? {
+                let event_id = EventId { topic, key }.whole();
+                let event = event.map_err(|why| {
+                    anyhow::anyhow!("the ledger's row of {event_id} is not a valid event any more ({why}): run `tallyline audit --deep`")
+                })?;
+                if source_id == source.id {
+                    accepted.insert(event_id, (batch_id, event));
+                } else {
+                    others.insert(event_id, event.deployment);
+                }
+            }
+        }
+        for event_id in ids.iter().map(EventId::whole).filter(|id| !accepted.contains_key(id)) {
+            return Err(match others.get(&event_id) {
+                Some(other) => OperationError::Forbidden(format!(
+                    "{event_id}: belongs to source {other}, but {} is the database of {}",
+                    database.address(),
+                    source.deployment_id
+                )),
+                None => OperationError::NotFound(format!(
+                    "{event_id}: the ledger has not accepted an event of this id from source {}",
+                    source.deployment_id
+                )),
+            });
+        }
+        Ok(accepted)
+    }
+
+    /// The confirmed events among these.
+    async fn confirmed(
+        &self,
+        source_id: i16,
+        ids: &[EventId],
+    ) -> Result<HashSet<String>, OperationError> {
+        let builds: Vec<Uuid> = ids.iter().filter_map(EventId::build).collect();
+        let usage = keys_of(ids, Topic::AgentUsage);
+        let (builds, usage) = self
+            .ledger
+            .run(async |conn| {
+                let builds = confirmed::builds(conn, source_id, &builds).await?;
+                Ok::<_, sqlx::Error>((builds, confirmed::usage(conn, source_id, &usage).await?))
+            })
+            .await?;
+        let is_confirmed = |id: &EventId| match (id.topic, id.build()) {
+            (topic, Some(build)) => builds
+                .get(&build)
+                .is_some_and(|events| events[usize::from(topic == Topic::PrebuildClaims)] == Some(true)),
+            (_, None) => usage.contains(&id.key),
+        };
+        Ok(ids.iter().filter(|id| is_confirmed(id)).map(EventId::whole).collect())
+    }
+}
+
+impl EventId {
+    /// The build of a build or claim.
+    fn build(&self) -> Option<Uuid> {
+        match self.topic {
+            Topic::WorkspaceBuilds | Topic::PrebuildClaims => self.key.parse().ok(),
+            Topic::AgentUsage => None,
+        }
+    }
+}
+
+fn keys_of(ids: &[EventId], topic: Topic) -> Vec<String> {
+    ids.iter().filter(|id| id.topic == topic).map(|id| id.key.clone()).collect()
+}
+
+type Rows = HashMap<String, Result<Event, OperationError>>;
+
+/// coderd's rows as events, by id. A row that is not a valid event is an error. coderd's publish
+/// marks are left out: they are not part of an event's content.
+async fn coderd_events(
+    reader: &mut Reader,
+    deployment: Uuid,
+    ids: &[EventId],
+) -> Result<Rows, OperationError> {
+    let mut found = Rows::new();
+    let catalog = reader.catalog().await?;
+    let builds: Vec<Uuid> =
+        ids.iter().filter_map(EventId::build).collect::<BTreeSet<_>>().into_iter().collect();
+    for row in reader.builds(&catalog, &builds).await? {
+        let build_id = row.build_id;
+        let [build, claim] = event::ids_of_build(build_id);
+        match events::build(deployment, row) {
+            Ok(row) => {
+                if let Some(row) = events::claim(&row) {
+                    let payload = Payload::Claim(Box::new(row));
+                    found.insert(claim, Ok(Event { deployment, payload }));
+                }
+                let payload = Payload::Build(Box::new(row));
+                found.insert(build, Ok(Event { deployment, payload }));
+            }
+            Err(why) => {
+                found.insert(claim.clone(), Err(unreadable(&claim, &why)));
+                found.insert(build.clone(), Err(unreadable(&build, &why)));
+            }
+        }
+    }
+    let usage = keys_of(ids, Topic::AgentUsage);
+    if !usage.is_empty() && catalog.usage_events {
+        for row in reader.usage(&usage).await? {
+            let id = row.id.clone();
+            let row = UsageRow {
+                publish_started_at: None,
+                published_at: None,
+                failure_message: None,
+                ..row
+            };
+            let event = event::parse(&events::usage(deployment, row));
+            found.insert(id.clone(), event.map_err(|why| unreadable(&id, &why)));
+        }
+    }
+    Ok(found)
+}
+
+fn unreadable(event_id: &str, why: &impl std::fmt::Display) -> OperationError {
+    OperationError::Forbidden(format!(
+        "{event_id}: coderd's row is not a valid event of this version: {why}"
+    ))
+}

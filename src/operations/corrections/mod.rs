@@ -1,0 +1,242 @@
+//! Corrections: set accepted events to coderd's rows, with a plan first.
+//!
+//! The plan reads coderd's rows. The execution computes it again and writes it only if its hash is
+//! the same, so that exactly the planned content becomes the events' content.
+
+mod candidates;
+mod effect;
+
+pub use effect::{FamilyChange, VendorNote};
+
+use std::time::Duration;
+
+use axum::http::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use self::candidates::Candidate;
+use super::effect::WindowEffect;
+use super::plan_hash::plan_hash;
+use super::{ApiRequest, Operation, OperationError, Operations, Run};
+use crate::ledger::{
+    ActKind, Correction, NewCorrection, PublicationState, Sequence, Subject, corrections,
+    recoveries,
+};
+
+/// The most events of one correction.
+const MAX_EVENTS: usize = 1_000;
+
+/// How long an execution waits for requests in flight.
+const IN_FLIGHT_WAIT: Duration = Duration::from_secs(30);
+
+/// Show the effect of setting accepted events to coderd's rows, and the hash that identifies the
+/// plan when it is executed.
+///
+/// An event that coderd does not have is corrected to nothing. An event that equals coderd's row
+/// cannot be corrected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct CorrectionRequest {
+    /// Ids of the events: `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's
+    /// own ids of usage events. At most 1,000.
+    #[arg(value_name = "EVENT_ID", required = true)]
+    pub event_ids: Vec<String>,
+    /// Deployment of the events. It must be the one of the configured coderd.
+    #[arg(long, value_name = "DEPLOYMENT_ID")]
+    #[serde(default)]
+    pub source: Option<Uuid>,
+    /// Also correct events that a signature or an audit has confirmed. coderd had them: only a
+    /// stolen key makes such an event false.
+    #[arg(long)]
+    #[serde(default)]
+    pub allow_confirmed: bool,
+}
+
+/// Compute the correction again and execute it if its hash is equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CorrectionExecution {
+    /// The request of the plan.
+    pub correction: CorrectionRequest,
+    /// Hash that the plan of the same request has.
+    pub hash: String,
+}
+
+/// Effect of a correction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CorrectionPlan {
+    /// SHA-256 of the corrections and their effect, in hexadecimal.
+    pub hash: String,
+    /// Id of the deployment.
+    pub deployment: Uuid,
+    /// The corrected events.
+    pub events: Vec<PlannedCorrection>,
+    /// Managed agents in the usage period of each license that changes. They change with the
+    /// execution.
+    pub licenses: Vec<WindowEffect>,
+    /// What the next rebuild of metrics changes. Series do not fall before it: `rebuild plan
+    /// metrics` shows each one, and its execution needs `allow_decrease`.
+    pub metrics: Vec<FamilyChange>,
+    /// Events that the vendor has or may have billed, to be settled with the vendor.
+    pub vendor: Vec<VendorNote>,
+}
+
+/// The correction of one event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedCorrection {
+    /// Id of the event.
+    pub event_id: String,
+    /// The event in the ledger, a CloudEvent in structured form; absent: it was corrected to
+    /// nothing before.
+    #[schema(value_type = Option<Object>)]
+    pub before: Option<Value>,
+    /// The event by coderd's row; absent: coderd does not have it.
+    #[schema(value_type = Option<Object>)]
+    pub after: Option<Value>,
+    /// Whether coderd is known to have had the event as it is in the ledger.
+    pub confirmed: bool,
+    /// State of the publication; only of usage.
+    pub publication: Option<PublicationState>,
+    /// State of the publication after the correction.
+    pub publication_after: Option<PublicationState>,
+}
+
+/// An executed correction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Corrected {
+    /// Ledger sequence of the correction: from it on the events have the corrected content.
+    pub sequence: Sequence,
+    /// The effect, as planned.
+    pub plan: CorrectionPlan,
+}
+
+impl ApiRequest for CorrectionRequest {
+    type Answer = CorrectionPlan;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/corrections";
+    const ANSWER: &'static str = "The effect. Nothing is written. 404: an event is not accepted. 409: an event equals coderd's row, or coderd belongs to another source.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for CorrectionRequest {
+    async fn run(
+        &self,
+        Run { operations, .. }: Run<'_>,
+    ) -> Result<CorrectionPlan, OperationError> {
+        Ok(operations.plan_correction(self).await?.plan)
+    }
+}
+
+impl ApiRequest for CorrectionExecution {
+    type Answer = Corrected;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/corrections/execute";
+    const ANSWER: &'static str = "The sequence and the effect. 409: the effect is not the planned one, or a request to the vendor is in flight.";
+    const NEEDS_REASON: bool = true;
+    const IS_LONG: bool = true;
+}
+
+impl Operation for CorrectionExecution {
+    async fn run(
+        &self,
+        Run { operations, actor, .. }: Run<'_>,
+    ) -> Result<Corrected, OperationError> {
+        let deadline = tokio::time::Instant::now() + IN_FLIGHT_WAIT;
+        let ledger = operations.ledger.with_statements(STATEMENTS);
+        loop {
+            let planned = operations.plan_correction(&self.correction).await?;
+            if planned.plan.hash != self.hash {
+                return Err(OperationError::plan_changed());
+            }
+            let detail = json!({ "events": planned.plan.events.len(), "vendor": planned.plan.vendor });
+            let act = actor.act(ActKind::Correct, Subject::Named(&self.hash), detail);
+            let now = operations.ledger.clock.now();
+            let recorded = ledger.run(async |conn| {
+                corrections::record(conn, planned.source_id, &planned.corrections, &act, now).await
+            });
+            match recorded.await? {
+                Correction::Done(sequence) => {
+                    return Ok(Corrected { sequence, plan: planned.plan });
+                }
+                Correction::Changed => return Err(OperationError::plan_changed()),
+                Correction::InFlight(_) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                Correction::InFlight(event_id) => {
+                    return Err(OperationError::Forbidden(format!(
+                        "{event_id}: a publisher has leased it, and a request may be in flight: run `tallyline pause publish`, wait a minute, and execute the plan again"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+/// Long statements of an execution at most: one reads the source's builds.
+const STATEMENTS: u32 = 4;
+
+/// A plan, with its rows.
+struct Planned {
+    plan: CorrectionPlan,
+    source_id: i16,
+    corrections: Vec<NewCorrection>,
+}
+
+impl Operations {
+    async fn plan_correction(
+        &self,
+        request: &CorrectionRequest,
+    ) -> Result<Planned, OperationError> {
+        if let Some(recovering) = self.ledger.run(recoveries::open).await? {
+            return Err(OperationError::Forbidden(format!(
+                "the ledger was restored and has not caught up: correct events once its recovery has ended ({})",
+                recovering.reason
+            )));
+        }
+        let ids = request.ids()?;
+        let (source, candidates) = self.correction_candidates(&ids, request.source).await?;
+        for candidate in &candidates {
+            candidate.check(request.allow_confirmed)?;
+        }
+        let effect = self.correction_effect(&source, &candidates).await?;
+        let events: Vec<PlannedCorrection> = candidates.iter().map(planned).collect();
+        let hash = plan_hash(&(
+            source.deployment_id,
+            &events,
+            candidates.iter().map(|one| one.new.publication.is_some_and(|now| now.unanswered)).collect::<Vec<_>>(),
+            effect.licenses.iter().map(gain).collect::<Vec<_>>(),
+        ))?;
+        Ok(Planned {
+            plan: CorrectionPlan {
+                hash,
+                deployment: source.deployment_id,
+                events,
+                licenses: effect.licenses,
+                metrics: effect.metrics,
+                vendor: effect.vendor,
+            },
+            source_id: source.id,
+            corrections: candidates.into_iter().map(|candidate| candidate.new).collect(),
+        })
+    }
+}
+
+/// The change of a license window. Live events may move both counts together.
+fn gain(window: &WindowEffect) -> impl Serialize + use<> {
+    let change = i128::from(window.after) - i128::from(window.before);
+    (window.license_id, window.start, window.end, change.to_string())
+}
+
+fn planned(candidate: &Candidate) -> PlannedCorrection {
+    let NewCorrection { event_id, before, after, publication, .. } = &candidate.new;
+    PlannedCorrection {
+        event_id: event_id.clone(),
+        before: before.as_ref().map(|event| event.to_structured()),
+        after: after.as_ref().map(|event| event.to_structured()),
+        confirmed: candidate.confirmed,
+        publication: publication.map(|now| now.state),
+        publication_after: publication.map(|now| now.state_after(after.is_none())),
+    }
+}
