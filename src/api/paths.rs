@@ -13,10 +13,9 @@ use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
     AdmitRejects, CoderdCutOff, CorrectionExecution, CorrectionRequest, CountRejects,
-    DiscardRejects, ExplainRequest, ListActs, ListPauses,
-    ListRejects, ListSources, LogRange, PauseRequest, RebuildExecution, RebuildRequest,
-    ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
-    ShowFindings, ShowReject,
+    DiscardRejects, ExplainRequest, ListActs, ListPauses, ListRejects, ListSources, LogRange,
+    PauseRequest, RebuildExecution, RebuildRequest, ReinstateSource, ReplayExecution, Resubmit,
+    ResumeRequest, RetireSource, RunAudit, ShowFindings, ShowReject,
 };
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);

@@ -272,7 +272,11 @@ impl PageRows {
             Some(row)
                 if row.digest != event.digest()
                     && !conflict
-                    && !self.corrected.contains(&(event.deployment, event.id(), event.digest())) =>
+                    && !self.corrected.contains(&(
+                        event.deployment,
+                        event.id(),
+                        event.digest(),
+                    )) =>
             {
                 found.differs(
                     "conflict_missing",

@@ -20,8 +20,7 @@ const GONE_LISTED: i64 = 20;
 const GONE: &str = "coderd had it and has since removed it; it remains counted";
 /// Without stages, the first build of a workspace shows that the second one is a claim.
 const NO_LONGER_A_CLAIM: &str = "coderd has the build, but no longer the first build of its workspace, which made it a claim; it remains counted";
-const NEVER_THERE: &str =
-    "the ledger has it, coderd does not, and coderd is not known to have ever had it";
+const NEVER_THERE: &str = "the ledger has it, coderd does not, and coderd is not known to have ever had it: `tallyline events correct` sets the event to nothing";
 /// coderd never deletes usage.
 const USAGE_GONE: &str = "coderd had it and no longer has it: if coderd's database was restored, run `tallyline recover plan --lost coderd`";
 /// For usage that `tallyline recover` has recorded as lost.
@@ -229,7 +228,7 @@ impl Joint {
             (Some(_), Some(_)) => self.differences.push(difference(
                 "differs",
                 id,
-                "coderd's row differs from the accepted event",
+                "coderd's row differs from the accepted event: `tallyline events correct` sets the event to coderd's row",
             )),
             (None, Some(in_source)) => self
                 .not_accepted(suspect, matches!(in_source, Err(ParseError::UnknownEventType(_)))),

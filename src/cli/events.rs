@@ -89,7 +89,9 @@ fn table(plan: &CorrectionPlan) -> String {
                 let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
                 let shown = match event["data"]["build_id"].is_null() {
                     true => event["data"].to_string(),
-                    false => format!("{} build", event["data"]["status"].as_str().unwrap_or_default()),
+                    false => {
+                        format!("{} build", event["data"]["status"].as_str().unwrap_or_default())
+                    }
                 };
                 format!("{} {} {shown}", text("type"), text("time"))
             },

@@ -216,7 +216,9 @@ pub async fn newest(
     .bind(ids)
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(|(id, event)| Ok((id, event.as_ref().map(event_of).transpose()?))).collect()
+    rows.into_iter()
+        .map(|(id, event)| Ok((id, event.as_ref().map(event_of).transpose()?)))
+        .collect()
 }
 
 /// The publications of these events.

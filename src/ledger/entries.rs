@@ -184,14 +184,13 @@ impl Corrections {
             && build.first_successful_start
         {
             let (workspace_id, build_id) = (build.workspace_id, Some(build.build_id));
-            build.first_successful_start =
-                match self.first_starts.get(&(source_id, workspace_id)) {
-                    Some(first) => *first == build_id,
-                    None if is_corrected => {
-                        known::first_start(tx, source_id, workspace_id).await? == build_id
-                    }
-                    None => row.try_get("has_first_start")?,
-                };
+            build.first_successful_start = match self.first_starts.get(&(source_id, workspace_id)) {
+                Some(first) => *first == build_id,
+                None if is_corrected => {
+                    known::first_start(tx, source_id, workspace_id).await? == build_id
+                }
+                None => row.try_get("has_first_start")?,
+            };
         }
         Ok(Some(event))
     }

@@ -29,6 +29,28 @@ pub(super) async fn before_changes(
     Ok(rows.into_iter().map(|(source, workspace, build)| ((source, workspace), build)).collect())
 }
 
+/// The workspace's first start at the sequence `at`, if any.
+pub async fn at(
+    conn: &mut PgConnection,
+    source_id: i16,
+    workspace_id: Uuid,
+    at: i64,
+) -> Result<Option<Uuid>, sqlx::Error> {
+    let changed: Option<Option<Uuid>> = sqlx::query_scalar(
+        "select previous_build_id from first_start_change join batch on batch.id = batch_id
+         where source_id = $1 and workspace_id = $2 and sequence > $3 order by sequence limit 1",
+    )
+    .bind(source_id)
+    .bind(workspace_id)
+    .bind(at)
+    .fetch_optional(&mut *conn)
+    .await?;
+    match changed {
+        Some(previous) => Ok(previous),
+        None => first_start(conn, source_id, workspace_id).await,
+    }
+}
+
 /// Changes the first starts of the workspaces of these corrected builds, whose rows are written. A
 /// build that no longer is one is replaced by the earliest other build that coderd called one; if
 /// there is none, the workspace's next such build becomes it. A build that now is one becomes the
@@ -59,7 +81,8 @@ pub(super) async fn follow(
         .execute(&mut *tx)
         .await?;
         if added.rows_affected() == 1 {
-            change(tx, source_id, build.workspace_id, batch_id, (None, Some(build.build_id))).await?;
+            change(tx, source_id, build.workspace_id, batch_id, (None, Some(build.build_id)))
+                .await?;
         }
     }
     Ok(())
@@ -89,8 +112,12 @@ async fn replace(
         next = earliest(tx, source_id, workspace_id).await?;
     }
     let query = match next {
-        Some(_) => "update workspace_first_start set build_id = $3 where source_id = $1 and workspace_id = $2",
-        None => "delete from workspace_first_start where source_id = $1 and workspace_id = $2 and $3::uuid is null",
+        Some(_) => {
+            "update workspace_first_start set build_id = $3 where source_id = $1 and workspace_id = $2"
+        }
+        None => {
+            "delete from workspace_first_start where source_id = $1 and workspace_id = $2 and $3::uuid is null"
+        }
     };
     sqlx::query(query).bind(source_id).bind(workspace_id).bind(next).execute(tx).await?;
     Ok(next)

@@ -18,7 +18,7 @@ pub mod entries;
 pub mod event_history;
 pub mod exports;
 pub mod findings;
-mod first_starts;
+pub mod first_starts;
 pub mod generations;
 pub mod holds;
 pub mod identity;

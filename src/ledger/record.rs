@@ -33,8 +33,7 @@ pub async fn batch(
         .await?
         .try_get(0)?;
     let sorted = SortedEvents::of(arrivals, &sources, now);
-    let dispositions =
-        insert_events(&mut tx, batch_id, &sorted, (arrivals, &sources), now).await?;
+    let dispositions = insert_events(&mut tx, batch_id, &sorted, (arrivals, &sources), now).await?;
     let counts = dispositions.counts(arrivals);
     insert_refused(&mut tx, now, batch_id, chain, arrivals, &dispositions.refused).await?;
     insert_batch(&mut tx, now, batch_id, chain, next_offset, counts).await?;

@@ -234,8 +234,7 @@ impl<S: Stage> Projection<S> {
     /// rebuild that corrected its events, the state is not the one of its sequence.
     async fn save(&mut self) {
         let newest = self.saved.1.max(self.corrected_to - 1);
-        let unsaved =
-            self.view.freshness().filter(|freshness| freshness.sequence.number > newest);
+        let unsaved = self.view.freshness().filter(|freshness| freshness.sequence.number > newest);
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
@@ -383,9 +382,8 @@ async fn next_page(
     end: i64,
     corrected_to: i64,
 ) -> Result<Option<Vec<Entry>>, ProjectionError> {
-    let page = ledger.run(async |conn| {
-        entries::after_corrected(conn, after.number, end, corrected_to).await
-    });
+    let page = ledger
+        .run(async |conn| entries::after_corrected(conn, after.number, end, corrected_to).await);
     let page = page.await?;
     // Read after the page: an incarnation never returns, so the page belongs to this one.
     if ledger.run(snapshots::head).await?.incarnation != after.incarnation {

@@ -22,7 +22,7 @@ const HELD_BACK_WAIT: TimeDelta = TimeDelta::minutes(10);
 /// The act that releases a confirmed event that is held back.
 const RELEASE: &str = "if coderd was restored, `tallyline recover plan --lost coderd` and the plan's execution release the accepted event";
 /// Advice for an event that was never confirmed.
-const NEVER_CONFIRMED: &str = "coderd is not known to have ever had it, so no operation releases it; `tallyline explain` shows its origin";
+const NEVER_CONFIRMED: &str = "coderd is not known to have ever had it: `tallyline explain` shows its origin, `tallyline events correct` sets it to coderd's row";
 
 impl Publisher {
     pub(super) async fn sole(

@@ -131,7 +131,9 @@ fn end_of(event: &HeldBack) -> &'static str {
         HeldBack { confirmed: true, .. } => {
             "coderd's row equals the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
-        _ => "coderd's row equals the accepted event; no operation releases it",
+        _ => {
+            "coderd's row equals the accepted event, or `tallyline events correct` sets the event to coderd's row"
+        }
     }
 }
 

@@ -80,7 +80,7 @@ impl Site {
     }
 
     /// The prebuild claims in the log.
-    async fn claims(&self) -> Vec<PrebuildClaimed> {
+    pub async fn claims(&self) -> Vec<PrebuildClaimed> {
         let partition = TopicPartition { topic: Topic::PrebuildClaims, partition: 0 };
         let records = self.log.read(partition, 0, 100).await.unwrap();
         let claim = |payload| if let Payload::Claim(claim) = payload { Some(*claim) } else { None };

@@ -7,6 +7,7 @@ mod cli;
 mod cli_database;
 mod coderd_sim;
 mod collector;
+mod corrections;
 mod deep_audit;
 mod explain;
 mod export;

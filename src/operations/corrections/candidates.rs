@@ -46,7 +46,9 @@ impl CorrectionRequest {
             return Err(invalid(format!("has {} ids, expected 1 to {MAX_EVENTS}", ids.len())));
         }
         let parse = |id: &&String| match EventId::parse(id) {
-            Err(OperationError::Invalid { message, .. }) => Err(invalid(format!("{id}: {message}"))),
+            Err(OperationError::Invalid { message, .. }) => {
+                Err(invalid(format!("{id}: {message}")))
+            }
             parsed => parsed,
         };
         let parsed: Vec<EventId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
@@ -77,7 +79,10 @@ impl Operations {
             .ledger
             .run(async |conn| {
                 let newest = corrections::newest(conn, source.id, &names).await?;
-                Ok::<_, sqlx::Error>((newest, corrections::publications(conn, source.id, &names).await?))
+                Ok::<_, sqlx::Error>((
+                    newest,
+                    corrections::publications(conn, source.id, &names).await?,
+                ))
             })
             .await?;
         let confirmed = self.confirmed(source.id, ids).await?;
@@ -191,9 +196,9 @@ impl Operations {
             })
             .await?;
         let is_confirmed = |id: &EventId| match (id.topic, id.build()) {
-            (topic, Some(build)) => builds
-                .get(&build)
-                .is_some_and(|events| events[usize::from(topic == Topic::PrebuildClaims)] == Some(true)),
+            (topic, Some(build)) => builds.get(&build).is_some_and(|events| {
+                events[usize::from(topic == Topic::PrebuildClaims)] == Some(true)
+            }),
             (_, None) => usage.contains(&id.key),
         };
         Ok(ids.iter().filter(|id| is_confirmed(id)).map(EventId::whole).collect())

@@ -70,7 +70,7 @@ impl Operations {
                 .map_err(anyhow::Error::from)?;
             for (event, is_added) in [(before, false), (after, true)] {
                 let Some(event) = event else { continue };
-                for series in self.metrics_of(event).await?.0 {
+                for series in self.metrics_of(event, i64::MAX).await?.0 {
                     let change = metrics.entry(series.family).or_default();
                     *(if is_added { &mut change.1 } else { &mut change.0 }) += 1;
                 }
@@ -95,10 +95,8 @@ impl Operations {
         candidates: &[Candidate],
     ) -> Result<Vec<VendorNote>, OperationError> {
         let ids: Vec<String> = candidates.iter().map(|one| one.new.event_id.clone()).collect();
-        let billed = self
-            .ledger
-            .run(async |conn| corrections::billed(conn, source.id, &ids).await)
-            .await?;
+        let billed =
+            self.ledger.run(async |conn| corrections::billed(conn, source.id, &ids).await).await?;
         let note = |candidate: &Candidate| {
             let new = &candidate.new;
             let now = new.publication?;

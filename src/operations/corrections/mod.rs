@@ -22,14 +22,13 @@ use super::plan_hash::plan_hash;
 use super::{ApiRequest, Operation, OperationError, Operations, Run};
 use crate::ledger::{
     ActKind, Correction, NewCorrection, PublicationState, Sequence, Subject, corrections,
-    recoveries,
 };
 
 /// The most events of one correction.
 const MAX_EVENTS: usize = 1_000;
 
 /// How long an execution waits for requests in flight.
-const IN_FLIGHT_WAIT: Duration = Duration::from_secs(30);
+const IN_FLIGHT_WAIT: Duration = Duration::from_secs(20);
 
 /// Show the effect of setting accepted events to coderd's rows, and the hash that identifies the
 /// plan when it is executed.
@@ -121,10 +120,7 @@ impl ApiRequest for CorrectionRequest {
 }
 
 impl Operation for CorrectionRequest {
-    async fn run(
-        &self,
-        Run { operations, .. }: Run<'_>,
-    ) -> Result<CorrectionPlan, OperationError> {
+    async fn run(&self, Run { operations, .. }: Run<'_>) -> Result<CorrectionPlan, OperationError> {
         Ok(operations.plan_correction(self).await?.plan)
     }
 }
@@ -150,7 +146,8 @@ impl Operation for CorrectionExecution {
             if planned.plan.hash != self.hash {
                 return Err(OperationError::plan_changed());
             }
-            let detail = json!({ "events": planned.plan.events.len(), "vendor": planned.plan.vendor });
+            let detail =
+                json!({ "events": planned.plan.events.len(), "vendor": planned.plan.vendor });
             let act = actor.act(ActKind::Correct, Subject::Named(&self.hash), detail);
             let now = operations.ledger.clock.now();
             let recorded = ledger.run(async |conn| {
@@ -189,12 +186,6 @@ impl Operations {
         &self,
         request: &CorrectionRequest,
     ) -> Result<Planned, OperationError> {
-        if let Some(recovering) = self.ledger.run(recoveries::open).await? {
-            return Err(OperationError::Forbidden(format!(
-                "the ledger was restored and has not caught up: correct events once its recovery has ended ({})",
-                recovering.reason
-            )));
-        }
         let ids = request.ids()?;
         let (source, candidates) = self.correction_candidates(&ids, request.source).await?;
         for candidate in &candidates {
@@ -205,7 +196,10 @@ impl Operations {
         let hash = plan_hash(&(
             source.deployment_id,
             &events,
-            candidates.iter().map(|one| one.new.publication.is_some_and(|now| now.unanswered)).collect::<Vec<_>>(),
+            candidates
+                .iter()
+                .map(|one| one.new.publication.is_some_and(|now| now.unanswered))
+                .collect::<Vec<_>>(),
             effect.licenses.iter().map(gain).collect::<Vec<_>>(),
         ))?;
         Ok(Planned {

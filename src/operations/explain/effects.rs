@@ -5,7 +5,7 @@ use serde::Deserialize as _;
 
 use super::{ExplainedSeries, Label, LicenseWindow, NoSeries};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
-use crate::ledger::{LicenseHistory, known, licenses, sources};
+use crate::ledger::{LicenseHistory, first_starts, licenses, sources};
 use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
 use crate::operations::{OperationError, Operations};
 use crate::stages::{Effect, LicensesState, Stage as _, effects_of};
@@ -23,10 +23,12 @@ struct Known {
 }
 
 impl Operations {
-    /// The series that the event changed, and the families that it did not change.
+    /// The series that the event changed, and the families that it did not change, with the first
+    /// starts at the sequence `at`.
     pub(in crate::operations) async fn metrics_of(
         &self,
         event: &Event,
+        at: i64,
     ) -> Result<(Vec<ExplainedSeries>, Vec<NoSeries>), OperationError> {
         let source =
             self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?;
@@ -35,7 +37,7 @@ impl Operations {
         if let Payload::Build(build) = &mut event.payload {
             let kept = self
                 .ledger
-                .run(async |conn| known::first_start(conn, source.id, build.workspace_id).await)
+                .run(async |conn| first_starts::at(conn, source.id, build.workspace_id, at).await)
                 .await?;
             build.first_successful_start &= kept == Some(build.build_id);
         }

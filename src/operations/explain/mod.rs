@@ -164,9 +164,8 @@ impl Operations {
         at: i64,
     ) -> Result<Option<Option<Event>>, OperationError> {
         let id = id.whole();
-        let content = self.ledger.run(async |conn| {
-            corrected::content_at(conn, row.source_id, &id, at).await
-        });
+        let content =
+            self.ledger.run(async |conn| corrected::content_at(conn, row.source_id, &id, at).await);
         Ok(content.await?)
     }
 
@@ -189,7 +188,7 @@ impl Operations {
             None => Vec::new(),
         };
         let metrics = match in_metrics {
-            Some(event) => self.metrics_of(&event).await?,
+            Some(event) => self.metrics_of(&event, rebuilt).await?,
             None => (Vec::new(), Vec::new()),
         };
         Ok((windows, metrics))

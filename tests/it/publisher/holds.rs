@@ -136,8 +136,8 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
     );
 }
 
-/// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an
-/// operator could end that hold.
+/// One forged event is over 1 % of any source with fewer than 100 events. Only a correction of the event
+/// could end that hold.
 #[tokio::test]
 async fn unconfirmed_usage_holds_itself_and_not_a_small_source() {
     let site = Audited::new().await;
@@ -153,7 +153,7 @@ async fn unconfirmed_usage_holds_itself_and_not_a_small_source() {
         [Some("forged")],
         "{holds:?}"
     );
-    assert!(holds[0].ends.contains("no operation releases it"), "{holds:?}");
+    assert!(holds[0].ends.contains("`tallyline events correct`"), "{holds:?}");
 
     // Usage that coderd had is different: coderd deletes none.
     sqlx::query("update usage_event set confirmed_at = now() where id = 'e-1'")

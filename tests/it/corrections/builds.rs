@@ -1,0 +1,192 @@
+//! Corrections of builds and claims. Series fall only at a rebuild that allows it, and the same
+//! sequence gives the same state before and after.
+
+use tallyline::event::{BuildStatus, Event, Payload, WorkspaceBuildCompleted};
+use tallyline::operations::{OperationError, RebuildExecution, RebuildRequest, RebuildStage};
+use tallyline::projection::{Folded, fold_on, fold_to};
+use tallyline::stages::{CREATIONS, DeploymentMetrics, MetricsState};
+use uuid::Uuid;
+
+use super::{balances, correct, forge, head, operations, operator, plan};
+use crate::audit::Site;
+use crate::support::ledger::{act, ask};
+
+/// The metrics at a sequence, from zero and from snapshots.
+async fn metrics(site: &Site, at: i64) -> DeploymentMetrics {
+    let folded: Folded<MetricsState> = fold_to(&site.ledger, at).await.unwrap();
+    assert_eq!(fold_on::<MetricsState>(&site.ledger, at).await.unwrap(), folded);
+    folded.state.deployment(site.coderd.deployment).unwrap().clone()
+}
+
+async fn all_metrics(site: &Site, until: i64) -> Vec<Option<DeploymentMetrics>> {
+    let mut states = Vec::new();
+    for at in 0..=until {
+        let folded: Folded<MetricsState> = fold_to(&site.ledger, at).await.unwrap();
+        states.push(folded.state.deployment(site.coderd.deployment).cloned());
+    }
+    states
+}
+
+/// The regular creations by template.
+fn creations(metrics: &DeploymentMetrics) -> Vec<(String, u64)> {
+    (&metrics.creations)
+        .into_iter()
+        .map(|(labels, counter)| (labels[1].clone(), counter.value))
+        .collect()
+}
+
+/// A forged build: this one of coderd with changes.
+async fn forged(site: &Site, of: Uuid, change: impl FnOnce(&mut WorkspaceBuildCompleted)) -> Event {
+    let query = "select to_jsonb(b) from workspace_build b where build_id = $1";
+    let row: serde_json::Value =
+        sqlx::query_scalar(query).bind(of).fetch_one(&site.ledger.pool).await.unwrap();
+    let known = [
+        "build_id",
+        "workspace_id",
+        "organization_id",
+        "template_id",
+        "template_version_id",
+        "preset_id",
+        "owner_id",
+        "initiator_id",
+        "transition",
+        "reason",
+        "status",
+        "build_number",
+        "stage",
+        "first_build_by_prebuilds_user",
+        "first_successful_start",
+        "has_ai_task",
+        "has_external_agent",
+        "daily_cost",
+        "created_at",
+        "started_at",
+        "completed_at",
+        "organization_name",
+        "template_name",
+        "template_version_name",
+        "preset_name",
+        "workspace_name",
+        "owner_name",
+    ];
+    let fields = row.as_object().unwrap().clone().into_iter();
+    let fields: serde_json::Map<_, _> =
+        fields.filter(|(name, _)| known.contains(&name.as_str())).collect();
+    let mut build: WorkspaceBuildCompleted = serde_json::from_value(fields.into()).unwrap();
+    build.template_name = "forged".into();
+    change(&mut build);
+    Event { deployment: site.coderd.deployment, payload: Payload::Build(Box::new(build)) }
+}
+
+fn rebuild() -> RebuildRequest {
+    RebuildRequest {
+        stage: RebuildStage::Metrics,
+        rules: None,
+        license: None,
+        without: Vec::new(),
+        source: None,
+        at: None,
+    }
+}
+
+/// Rebuilds the metrics and returns the number of series that fell.
+async fn rebuilt(site: &Site) -> u32 {
+    let operations = operations(site);
+    let plan = ask(&operations, &rebuild()).await.unwrap();
+    assert!(plan.differs);
+    let mut execution =
+        RebuildExecution { rebuild: rebuild(), hash: plan.hash.unwrap(), allow_decrease: false };
+    if plan.falling > 0 {
+        let refused = act(&operations, &execution, &operator()).await.unwrap_err();
+        assert!(
+            matches!(refused, OperationError::Forbidden(message) if message.contains("would decrease"))
+        );
+        execution.allow_decrease = true;
+    }
+    act(&operations, &execution, &operator()).await.unwrap();
+    assert!(!ask(&operations, &rebuild()).await.unwrap().differs);
+    plan.falling
+}
+
+#[tokio::test]
+async fn a_forged_first_start_gives_way_to_the_true_one_at_a_rebuild() {
+    let mut site = Site::new().await;
+    let workspace = site.coderd.workspace().await;
+    let first = forged(&site, site.creation, |build| {
+        (build.build_id, build.workspace_id) = (Uuid::new_v4(), workspace);
+    })
+    .await;
+    let alone = forged(&site, site.creation, |build| {
+        (build.build_id, build.workspace_id) = (Uuid::new_v4(), Uuid::new_v4());
+    })
+    .await;
+    forge(&site, &[first.clone(), alone.clone()]).await;
+    site.coderd.build(&site.coderd.first_start(workspace).await).await;
+    site.collect().await;
+    let before = head(&site).await.number;
+    let states = all_metrics(&site, before).await;
+    let counted = |metrics: &DeploymentMetrics| creations(metrics);
+    let old = vec![("docker".to_owned(), 1), ("forged".to_owned(), 2)];
+    assert_eq!(counted(&metrics(&site, before).await), old);
+
+    let ids = [first.id(), alone.id()];
+    let ids = ids.each_ref().map(String::as_str);
+    let planned = plan(&site, &ids).await.unwrap();
+    let change = planned.metrics.iter().find(|change| change.family == CREATIONS.name).unwrap();
+    assert_eq!((change.removed, change.added), (2, 0));
+    correct(&site, &ids).await;
+    balances(&site).await;
+    assert_eq!(counted(&metrics(&site, i64::MAX).await), old, "metrics do not fall by themselves");
+    assert_eq!(all_metrics(&site, before).await, states);
+
+    // a workspace whose only start was forged starts for the first time
+    let Payload::Build(alone) = &alone.payload else { unreachable!("a build") };
+    let late = forged(&site, site.creation, |build| {
+        (build.build_id, build.workspace_id) = (Uuid::new_v4(), alone.workspace_id);
+        build.template_name = "late".into();
+    })
+    .await;
+    forge(&site, &[late]).await;
+    assert_eq!(counted(&metrics(&site, i64::MAX).await), old, "it was counted once already");
+    let before_rebuild = head(&site).await.number;
+    let states = all_metrics(&site, before_rebuild).await;
+
+    assert_eq!(rebuilt(&site).await, 1);
+    let new = vec![("docker".to_owned(), 2), ("late".to_owned(), 1)];
+    assert_eq!(counted(&metrics(&site, i64::MAX).await), new);
+    assert_eq!(all_metrics(&site, before_rebuild).await, states, "as known at earlier sequences");
+}
+
+#[tokio::test]
+async fn a_build_and_a_claim_get_coderds_content() {
+    let site = Site::new().await;
+    let workspace = site.coderd.workspace().await;
+    let build = site.coderd.first_start(workspace).await;
+    // in coderd, but collected only as what the forger made of it
+    let id = site.coderd.build(&build).await;
+    let failed = forged(&site, site.creation, |forged| {
+        (forged.build_id, forged.workspace_id) = (id, workspace);
+        (forged.status, forged.first_successful_start) = (BuildStatus::Failed, false);
+    })
+    .await;
+    let mut claim = site.claims().await.remove(0);
+    (claim.build_id, claim.template_name) = (Uuid::new_v4(), "forged".into());
+    let claim =
+        Event { deployment: site.coderd.deployment, payload: Payload::Claim(Box::new(claim)) };
+    forge(&site, &[failed.clone(), claim.clone()]).await;
+    site.tamper("update source set introduced_at = '2020-01-01T00:00:00Z'").await;
+
+    let ids = [failed.id(), claim.id()];
+    let corrected = correct(&site, &ids.each_ref().map(String::as_str)).await;
+    let [build, claim] = &corrected.plan.events[..] else { panic!("two events") };
+    let (build, claim) = if build.after.is_some() { (build, claim) } else { (claim, build) };
+    assert_eq!(build.after.as_ref().unwrap()["data"]["status"], "succeeded");
+    assert_eq!(claim.after, None);
+    balances(&site).await;
+    assert_eq!(creations(&metrics(&site, i64::MAX).await), [("docker".to_owned(), 1)]);
+    rebuilt(&site).await;
+    let metrics = metrics(&site, i64::MAX).await;
+    assert_eq!(creations(&metrics), [("docker".to_owned(), 2)]);
+    assert!((&metrics.claim_seconds).into_iter().all(|(labels, _)| labels[1] != "forged"));
+    balances(&site).await;
+}
