@@ -239,7 +239,8 @@ fn every_event_round_trips_in_both_content_modes() {
             payload: Some(event.to_structured().to_string().into_bytes()),
             oversized: None,
         };
-        assert_eq!(parse(&structured), Ok(event));
+        assert_eq!(parse(&structured), Ok(event.clone()));
+        assert_eq!(Event::from_structured(&event.to_structured()), Ok(event));
     }
 }
 

@@ -24,7 +24,7 @@ words! {
         Refused = "refused",
         /// It is too old, and the vendor accepted no attempt.
         Expired = "expired",
-        /// It is too old, and the vendor may have accepted an attempt.
+        /// It is too old or corrected to nothing, and the vendor may have accepted an attempt.
         Unknown = "unknown",
         /// coderd published it.
         NotOurs = "not_ours",

@@ -236,3 +236,43 @@ proptest! {
         prop_assert_eq!(&one.agents, &other.agents);
     }
 }
+
+#[test]
+fn a_correction_replaces_what_was_counted() {
+    let event = |count, created_at| {
+        let Fact::Event(event) = started(count, created_at) else { unreachable!("an event") };
+        Some(Box::new(event))
+    };
+    let corrected = |before, after| Fact::Corrected { deployment: DEPLOYMENT, before, after };
+    let (early, late) = ("2025-08-01T11:00:00Z", "2025-08-02T11:00:00Z");
+    let forged = || [started(7, early), started(7, early), started(1, late)];
+    let after_facts = |more: Fact| after(forged().into_iter().chain([more]));
+    assert_eq!(
+        after_facts(corrected(event(7, early), event(2, late))).agents,
+        after([started(7, early), started(1, late), started(2, late)]).agents
+    );
+    assert_eq!(
+        after_facts(corrected(event(7, early), None)).agents,
+        after([started(7, early), started(1, late)]).agents
+    );
+    assert_eq!(
+        after_facts(corrected(None, event(7, early))).agents,
+        after([started(7, early), started(7, early), started(7, early), started(1, late)]).agents
+    );
+    assert_eq!(after_facts(corrected(None, None)), after(forged()));
+}
+
+#[test]
+fn a_correction_of_an_event_that_is_not_counted_is_a_fault_and_changes_nothing() {
+    let Fact::Event(event) = started(7, "2025-08-01T11:00:00Z") else { unreachable!("an event") };
+    let mut state = LicensesState::default();
+    state.apply(&introduced(DEPLOYMENT)).unwrap();
+    let before = state.clone();
+    let correction = Fact::Corrected {
+        deployment: DEPLOYMENT,
+        before: Some(Box::new(event.clone())),
+        after: Some(Box::new(event)),
+    };
+    assert_eq!(state.apply(&correction), Err(LedgerFault::NotCounted(DEPLOYMENT)));
+    assert_eq!(state, before);
+}

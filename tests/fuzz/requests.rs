@@ -9,8 +9,9 @@ use serde_json::Value;
 use tallyline::api::{ProblemBody, body_of, query_of};
 use tallyline::operations::recover::{RecoverExecution, RecoverRequest};
 use tallyline::operations::{
-    CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListRejects, LogRange,
-    PauseRequest, RebuildExecution, RebuildRequest, ReplayExecution, Resubmit, RunAudit,
+    CoderdCutOff, CorrectionExecution, CorrectionRequest, CountRejects, DiscardRejects,
+    ExplainRequest, ListActs, ListRejects, LogRange, PauseRequest, RebuildExecution,
+    RebuildRequest, ReplayExecution, Resubmit, RunAudit,
 };
 
 /// The request's name, `?`, and its query.
@@ -68,6 +69,8 @@ pub fn body(input: &[u8]) -> bool {
         b"replay execution" => in_a_body::<ReplayExecution>(body),
         b"rebuild" => in_a_body::<RebuildRequest>(body),
         b"rebuild execution" => in_a_body::<RebuildExecution>(body),
+        b"correction" => in_a_body::<CorrectionRequest>(body),
+        b"correction execution" => in_a_body::<CorrectionExecution>(body),
         b"recover" => in_a_body::<RecoverRequest>(body),
         b"recover execution" => in_a_body::<RecoverExecution>(body),
         _ => false,

@@ -18,7 +18,7 @@ use crate::support::ledger::{
     registered_ledger,
 };
 
-const HEADER: &str = "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence\n";
+const HEADER: &str = "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence,corrected_sequence\n";
 
 fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Event {
     Event {
@@ -105,7 +105,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
         }
         let time = usage.created_at.format("%Y-%m-%dT%H:%M:%S.000000Z");
         let line = format!(
-            "{},{},{event_type},{number},{unit},{time},pending,,{sequence}\n",
+            "{},{},{event_type},{number},{unit},{time},pending,,{sequence},\n",
             event.deployment, usage.id
         );
         rows.push((usage.created_at, usage.id.clone(), event.deployment, line));
@@ -197,7 +197,7 @@ async fn later_batches_do_not_change_an_earlier_export() {
         ("settled", "not_ours", String::new(), before),
         ("waits", "pending", String::new(), before),
     ]) {
-        writeln!(expected, "{DEPLOYMENT},{id},dc_managed_agents_v1,1,agents,2025-08-01T12:00:00.000000Z,{state},{request},{sequence}")
+        writeln!(expected, "{DEPLOYMENT},{id},dc_managed_agents_v1,1,agents,2025-08-01T12:00:00.000000Z,{state},{request},{sequence},")
             .unwrap();
     }
     assert_eq!(exported(&ledger, &all(after)).await.0, expected);

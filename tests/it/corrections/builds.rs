@@ -1,7 +1,8 @@
 //! Corrections of builds and claims. Series fall only at a rebuild that allows it, and the same
 //! sequence gives the same state before and after.
 
-use tallyline::event::{BuildStatus, Event, Payload, WorkspaceBuildCompleted};
+use tallyline::event::{BuildStatus, Event, Payload, Topic, WorkspaceBuildCompleted};
+use tallyline::ledger::kept;
 use tallyline::operations::{OperationError, RebuildExecution, RebuildRequest, RebuildStage};
 use tallyline::projection::{Folded, fold_on, fold_to};
 use tallyline::stages::{CREATIONS, DeploymentMetrics, MetricsState};
@@ -37,45 +38,14 @@ fn creations(metrics: &DeploymentMetrics) -> Vec<(String, u64)> {
 
 /// A forged build: this one of coderd with changes.
 async fn forged(site: &Site, of: Uuid, change: impl FnOnce(&mut WorkspaceBuildCompleted)) -> Event {
-    let query = "select to_jsonb(b) from workspace_build b where build_id = $1";
-    let row: serde_json::Value =
-        sqlx::query_scalar(query).bind(of).fetch_one(&site.ledger.pool).await.unwrap();
-    let known = [
-        "build_id",
-        "workspace_id",
-        "organization_id",
-        "template_id",
-        "template_version_id",
-        "preset_id",
-        "owner_id",
-        "initiator_id",
-        "transition",
-        "reason",
-        "status",
-        "build_number",
-        "stage",
-        "first_build_by_prebuilds_user",
-        "first_successful_start",
-        "has_ai_task",
-        "has_external_agent",
-        "daily_cost",
-        "created_at",
-        "started_at",
-        "completed_at",
-        "organization_name",
-        "template_name",
-        "template_version_name",
-        "preset_name",
-        "workspace_name",
-        "owner_name",
-    ];
-    let fields = row.as_object().unwrap().clone().into_iter();
-    let fields: serde_json::Map<_, _> =
-        fields.filter(|(name, _)| known.contains(&name.as_str())).collect();
-    let mut build: WorkspaceBuildCompleted = serde_json::from_value(fields.into()).unwrap();
+    let key = [of.to_string()];
+    let rows =
+        site.ledger.run(async |conn| kept::events_by_key(conn, Topic::WorkspaceBuilds, &key).await);
+    let payload = rows.await.unwrap().remove(0).event.unwrap().payload;
+    let Payload::Build(mut build) = payload else { unreachable!("a build") };
     build.template_name = "forged".into();
     change(&mut build);
-    Event { deployment: site.coderd.deployment, payload: Payload::Build(Box::new(build)) }
+    Event { deployment: site.coderd.deployment, payload: Payload::Build(build) }
 }
 
 fn rebuild() -> RebuildRequest {

@@ -28,6 +28,7 @@ use uuid::Uuid;
 use crate::audit::{Site, differences};
 use crate::support;
 use crate::support::ledger::{act, ask, take_lease};
+use crate::support::process::run_tallyline;
 
 fn operator() -> Actor {
     Actor { name: "sre-1".into(), reason: "forged before the keys were set".into() }
@@ -363,4 +364,48 @@ async fn only_the_planned_effect_is_executed() {
     assert_eq!(counted(&site, i64::MAX).await, 11);
     correct(&site, &["forged", "other", "forged"]).await;
     assert_eq!(counted(&site, i64::MAX).await, 4);
+}
+
+#[tokio::test]
+async fn the_command_plans_first_and_executes_that_plan() {
+    let site = Site::new().await;
+    let now = site.coderd.now().await;
+    forge(&site, &[agents(&site, "forged", 5, now)]).await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("pipeline.toml");
+    let settings = format!(
+        "roles = ['consume']\nledger.url = '{}'\nsource.coderd_url = '{}'\nsource.deployment_id = '{}'\n",
+        site.database.url, site.coderd.database.url, site.coderd.deployment
+    );
+    std::fs::write(&file, settings).unwrap();
+    let run = async |words: &[&str]| {
+        let first = ["events", "correct", "forged", "--pipeline", file.to_str().unwrap()];
+        run_tallyline(&[&first[..], words].concat(), &[]).await
+    };
+    let page = run(&[]).await;
+    assert!(page.status.success(), "{page:?}");
+    for words in [
+        "IN CODERD",
+        "\"count\":5",
+        "pending, then withdrawn",
+        "execute  tallyline events correct forged",
+    ] {
+        assert!(page.stdout.contains(words), "{words:?} is not in {}", page.stdout);
+    }
+    let plan = run(&["--output", "json"]).await;
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    let hash = plan["hash"].as_str().unwrap();
+    let without_reason = run(&["--plan", hash]).await;
+    assert_eq!(without_reason.status.code(), Some(2), "{without_reason:?}");
+    assert_eq!(counted(&site, i64::MAX).await, 6);
+
+    let done = run(&["--plan", hash, "--reason", "forged", "--as", "sre-1"]).await;
+    assert!(
+        done.status.success() && done.stdout.contains("1 corrected, from ledger sequence"),
+        "{done:?}"
+    );
+    assert_eq!(counted(&site, i64::MAX).await, 1);
+    let again = run(&["--plan", hash, "--reason", "forged"]).await;
+    assert_eq!(again.status.code(), Some(4), "{again:?}");
+    assert!(again.stderr.contains("is corrected already"), "{again:?}");
 }

@@ -88,7 +88,7 @@ async fn lease(world: &World, holder: &str) {
             conn,
             world.source.id,
             holder,
-            DateTime::<Utc>::MIN_UTC,
+            DateTime::<Utc>::UNIX_EPOCH,
             10,
             length,
             now,

@@ -4,6 +4,7 @@
 mod attack;
 mod collector;
 mod confirmed;
+mod corrected;
 mod cutover;
 mod restored;
 mod sources;

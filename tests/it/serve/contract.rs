@@ -468,7 +468,8 @@ async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known(
         .unwrap()
         .unwrap();
     let lost = usage(coderd.deployment, 1);
-    site.record(Topic::AgentUsage, vec![lost.clone()]).await;
+    let forged = usage(coderd.deployment, 2);
+    site.record(Topic::AgentUsage, vec![lost.clone(), forged]).await;
     let source = site
         .ledger
         .run(async |conn| sources::get(conn, coderd.deployment).await)
@@ -497,7 +498,9 @@ async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known(
                 api.operations.deployment = Some(coderd.deployment);
             })
             .await;
-        operators::lost_in_coderd(&mut Contract::of(process).await, known).await;
+        let mut contract = Contract::of(process).await;
+        operators::lost_in_coderd(&mut contract, known).await;
+        operators::correction(&mut contract, known).await;
     }
 }
 

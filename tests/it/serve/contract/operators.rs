@@ -439,3 +439,31 @@ pub async fn lost_in_coderd(contract: &mut Contract, known: bool) {
     let (_, again) = plan_recovery(contract, "coderd").await;
     assert_eq!(again["effect"]["lost"], json!([]), "{again}");
 }
+
+/// One usage event that coderd never had. The process knows coderd's database, or does not.
+pub async fn correction(contract: &mut Contract, known: bool) {
+    let (plans, execute) = ("/api/v1/corrections", "/api/v1/corrections/execute");
+    let request = json!({ "event_ids": ["usage-2"] });
+    let (status, plan) = contract.change(Method::POST, plans, plans, Some(request.clone())).await;
+    if !known {
+        let message = plan["message"].as_str().unwrap();
+        assert!(status == 409 && message.contains("source.coderd_url is not set"), "{plan}");
+        return;
+    }
+    assert_eq!((status, &plan["events"][0]["after"]), (200, &json!(null)), "{plan}");
+    let unknown = json!({ "event_ids": ["no-such-usage"] });
+    assert_eq!(contract.change(Method::POST, plans, plans, Some(unknown)).await.0, 404);
+    let mut execution = json!({ "correction": request, "hash": plan["hash"] });
+    let (status, problem) =
+        contract.change(Method::POST, execute, execute, Some(execution.clone())).await;
+    assert_eq!((status, problem["field"].as_str()), (400, Some("reason")), "{problem}");
+    execution["reason"] = json!("forged");
+    let (status, corrected) =
+        contract.change(Method::POST, execute, execute, Some(execution.clone())).await;
+    assert_eq!((status, &corrected["plan"]), (200, &plan), "{corrected}");
+    let (status, again) = contract.change(Method::POST, execute, execute, Some(execution)).await;
+    assert!(
+        status == 409 && again["message"].as_str().unwrap().contains("is corrected already"),
+        "{again}"
+    );
+}
