@@ -198,23 +198,26 @@ pub async fn publication(
     Ok(Some(life))
 }
 
-/// The exported files with a usage event of this time that was accepted at this sequence. Files of
+/// The exported files with this usage event, which was accepted at this sequence: those whose range
+/// contains its time at their sequence. Files of
 /// an earlier incarnation were written before this ledger's backup, so their sequences are part of
 /// its past.
 pub async fn exports(
     conn: &mut PgConnection,
     source_id: i16,
-    created_at: DateTime<Utc>,
+    event_id: &str,
     accepted_at: i64,
 ) -> Result<Vec<ExportHistory>, sqlx::Error> {
     sqlx::query_as(
         "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
-         from export_file
-         where first_instant <= $2 and end_instant > $2 and (source_id is null or source_id = $1) and sequence >= $3
+         from export_file file
+         where (source_id is null or source_id = $1) and sequence >= $3
+             and exists (select from usage_as_of(file.sequence) usage where usage.source_id = $1 and usage.id = $2
+                 and first_instant <= usage.created_at and end_instant > usage.created_at)
          order by id",
     )
     .bind(source_id)
-    .bind(created_at)
+    .bind(event_id)
     .bind(accepted_at)
     .fetch_all(conn)
     .await

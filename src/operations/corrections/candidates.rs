@@ -164,7 +164,8 @@ impl Operations {
                 }
             }
         }
-        for event_id in ids.iter().map(EventId::whole).filter(|id| !accepted.contains_key(id)) {
+        let missing = ids.iter().map(EventId::whole).find(|id| !accepted.contains_key(id));
+        if let Some(event_id) = missing {
             return Err(match others.get(&event_id) {
                 Some(other) => OperationError::Forbidden(format!(
                     "{event_id}: belongs to source {other}, but {} is the database of {}",
@@ -251,7 +252,11 @@ async fn coderd_events(
         }
     }
     let usage = keys_of(ids, Topic::AgentUsage);
-    if !usage.is_empty() && catalog.usage_events {
+    if !usage.is_empty() && !catalog.usage_events {
+        let message = "coderd's database has no table usage_events, or its role cannot see it: usage cannot be compared";
+        return Err(OperationError::Forbidden(message.to_owned()));
+    }
+    if !usage.is_empty() {
         for row in reader.usage(&usage).await? {
             let id = row.id.clone();
             let row = UsageRow {

@@ -221,7 +221,7 @@ impl Operations {
             Some(sequence) => {
                 ledger
                     .run(async |conn| {
-                        event_history::exports(conn, row.source_id, event.time(), sequence).await
+                        event_history::exports(conn, row.source_id, &row.key, sequence).await
                     })
                     .await?
             }

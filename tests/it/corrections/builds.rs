@@ -1,16 +1,23 @@
 //! Corrections of builds and claims. Series fall only at a rebuild that allows it, and the same
 //! sequence gives the same state before and after.
 
+use std::time::Duration;
+
 use tallyline::event::{BuildStatus, Event, Payload, Topic, WorkspaceBuildCompleted};
 use tallyline::ledger::kept;
 use tallyline::operations::{OperationError, RebuildExecution, RebuildRequest, RebuildStage};
-use tallyline::projection::{Folded, fold_on, fold_to};
-use tallyline::stages::{CREATIONS, DeploymentMetrics, MetricsState};
+use tallyline::projection::{
+    Folded, Projection, ProjectionError, ProjectionSettings, View, fold_on, fold_to,
+};
+use tallyline::stages::{CREATIONS, DeploymentMetrics, LicensesState, MetricsState, Stage};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{balances, correct, forge, head, operations, operator, plan};
+use super::{agents, balances, correct, forge, head, operations, operator, plan};
 use crate::audit::Site;
-use crate::support::ledger::{act, ask};
+use crate::support::eventually;
+use crate::support::ledger::{act, ask, caught_up_to};
 
 /// The metrics at a sequence, from zero and from snapshots.
 async fn metrics(site: &Site, at: i64) -> DeploymentMetrics {
@@ -125,6 +132,65 @@ async fn a_forged_first_start_gives_way_to_the_true_one_at_a_rebuild() {
     let new = vec![("docker".to_owned(), 2), ("late".to_owned(), 1)];
     assert_eq!(counted(&metrics(&site, i64::MAX).await), new);
     assert_eq!(all_metrics(&site, before_rebuild).await, states, "as known at earlier sequences");
+}
+
+/// A fold in a process, from a snapshot if there is one.
+struct Running<S> {
+    view: View<S>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), ProjectionError>>,
+}
+
+impl<S: Stage + Clone + PartialEq + std::fmt::Debug> Running<S> {
+    fn start(site: &Site) -> Self {
+        let settings =
+            ProjectionSettings { poll: Duration::from_millis(20), ..ProjectionSettings::default() };
+        let projection = Projection::<S>::new(site.ledger.clone(), settings);
+        let (view, stop) = (projection.view(), CancellationToken::new());
+        let signal = stop.clone();
+        Running { view, stop, task: tokio::spawn(async move { projection.run(&signal).await }) }
+    }
+
+    /// It reaches the ledger's end, with the state that a fold from zero has there.
+    async fn equals_a_fold_from_zero(&self, site: &Site) {
+        let end = head(site).await.number;
+        let reached = || async { caught_up_to(&self.view) >= end };
+        eventually(Duration::from_secs(60), "the fold reaches the end", reached).await;
+        let folded: Folded<S> = fold_to(&site.ledger, end).await.unwrap();
+        assert_eq!(self.view.with(|state, _| state.clone()), Some(folded.state));
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_fold_has_the_state_of_a_fold_from_zero() {
+    let site = Site::new().await;
+    let folds = (Running::<MetricsState>::start(&site), Running::<LicensesState>::start(&site));
+    let later = Running::<MetricsState>::start(&site);
+    let build = forged(&site, site.creation, |build| {
+        (build.build_id, build.workspace_id) = (Uuid::new_v4(), Uuid::new_v4());
+    })
+    .await;
+    let usage = agents(&site, "forged", 9, site.coderd.now().await);
+    forge(&site, &[build.clone(), usage]).await;
+    later.equals_a_fold_from_zero(&site).await;
+    later.end().await; // it saves a snapshot
+    correct(&site, &[&build.id(), "forged"]).await;
+    folds.0.equals_a_fold_from_zero(&site).await;
+    folds.1.equals_a_fold_from_zero(&site).await;
+    rebuilt(&site).await;
+    let later = Running::<MetricsState>::start(&site);
+    later.equals_a_fold_from_zero(&site).await;
+    folds.0.equals_a_fold_from_zero(&site).await;
+    folds.1.equals_a_fold_from_zero(&site).await;
+    assert_eq!(creations(&metrics(&site, i64::MAX).await), [("docker".to_owned(), 1)]);
+    later.end().await;
+    folds.0.end().await;
+    folds.1.end().await;
 }
 
 #[tokio::test]
