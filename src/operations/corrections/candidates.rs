@@ -1,10 +1,9 @@
 //! The events to correct: as they are in the ledger, and by coderd's rows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{CorrectionRequest, MAX_EVENTS};
 use crate::coderd::{CoderdError, Database, Reader, UsageRow};
 use crate::collectors::events;
 use crate::event::{self, Event, Payload, Topic};
@@ -37,27 +36,6 @@ impl Candidate {
     }
 }
 
-impl CorrectionRequest {
-    /// The ids, each once and in order.
-    pub(super) fn ids(&self) -> Result<Vec<EventId>, OperationError> {
-        let invalid = |message: String| OperationError::Invalid { field: "event_ids", message };
-        let ids: BTreeSet<&String> = self.event_ids.iter().collect();
-        if ids.is_empty() || ids.len() > MAX_EVENTS {
-            return Err(invalid(format!("has {} ids, expected 1 to {MAX_EVENTS}", ids.len())));
-        }
-        let parse = |id: &&String| match EventId::parse(id) {
-            Err(OperationError::Invalid { message, .. }) => {
-                Err(invalid(format!("{id}: {message}")))
-            }
-            parsed => parsed,
-        };
-        let parsed: Vec<EventId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
-        let unique: BTreeMap<String, EventId> =
-            parsed.into_iter().map(|id| (id.whole(), id)).collect();
-        Ok(unique.into_values().collect())
-    }
-}
-
 impl Operations {
     /// The source of the configured coderd, and its events of these ids.
     pub(super) async fn correction_candidates(
@@ -75,15 +53,13 @@ impl Operations {
         let mut rows = coderd_events(&mut reader, source.deployment_id, ids).await?;
         reader.close().await;
         let names: Vec<String> = ids.iter().map(EventId::whole).collect();
-        let (newest, publications) = self
+        let newest = self
             .ledger
-            .run(async |conn| {
-                let newest = corrections::newest(conn, source.id, &names).await?;
-                Ok::<_, sqlx::Error>((
-                    newest,
-                    corrections::publications(conn, source.id, &names).await?,
-                ))
-            })
+            .run(async |conn| corrections::newest(conn, source.id, &names).await)
+            .await?;
+        let publications = self
+            .ledger
+            .run(async |conn| corrections::publications(conn, source.id, &names).await)
             .await?;
         let confirmed = self.confirmed(source.id, ids).await?;
         let mut candidates = Vec::new();
@@ -123,13 +99,11 @@ impl Operations {
             )));
         }
         let facts = reader.identity_facts().await?;
-        let (refusal, is_bound) = self
+        let refusal = self
             .ledger
-            .run(async |conn| {
-                let refusal = identity::refusal_of(conn, own, (&facts).into()).await?;
-                Ok::<_, sqlx::Error>((refusal, identity::is_bound(conn, own).await?))
-            })
+            .run(async |conn| identity::refusal_of(conn, own, (&facts).into()).await)
             .await?;
+        let is_bound = self.ledger.run(async |conn| identity::is_bound(conn, own).await).await?;
         if let Some(refusal) = refusal {
             return Err(OperationError::Forbidden(refusal.to_string()));
         }
@@ -189,13 +163,10 @@ impl Operations {
     ) -> Result<HashSet<String>, OperationError> {
         let builds: Vec<Uuid> = ids.iter().filter_map(EventId::build).collect();
         let usage = keys_of(ids, Topic::AgentUsage);
-        let (builds, usage) = self
-            .ledger
-            .run(async |conn| {
-                let builds = confirmed::builds(conn, source_id, &builds).await?;
-                Ok::<_, sqlx::Error>((builds, confirmed::usage(conn, source_id, &usage).await?))
-            })
-            .await?;
+        let builds =
+            self.ledger.run(async |conn| confirmed::builds(conn, source_id, &builds).await).await?;
+        let usage =
+            self.ledger.run(async |conn| confirmed::usage(conn, source_id, &usage).await).await?;
         let is_confirmed = |id: &EventId| match (id.topic, id.build()) {
             (topic, Some(build)) => builds.get(&build).is_some_and(|events| {
                 events[usize::from(topic == Topic::PrebuildClaims)] == Some(true)

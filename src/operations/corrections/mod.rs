@@ -5,8 +5,10 @@
 
 mod candidates;
 mod effect;
+mod request;
 
 pub use effect::{FamilyChange, VendorNote};
+pub use request::CorrectionRequest;
 
 use std::time::Duration;
 
@@ -24,34 +26,8 @@ use crate::ledger::{
     ActKind, Correction, NewCorrection, PublicationState, Sequence, Subject, corrections,
 };
 
-/// The most events of one correction.
-const MAX_EVENTS: usize = 1_000;
-
 /// How long an execution waits for requests in flight.
 const IN_FLIGHT_WAIT: Duration = Duration::from_secs(20);
-
-/// Show the effect of setting accepted events to coderd's rows, and the hash that identifies the
-/// plan when it is executed.
-///
-/// An event that coderd does not have is corrected to nothing. An event that equals coderd's row
-/// cannot be corrected.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
-#[serde(deny_unknown_fields)]
-pub struct CorrectionRequest {
-    /// Ids of the events: `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's
-    /// own ids of usage events. At most 1,000.
-    #[arg(value_name = "EVENT_ID", required = true)]
-    pub event_ids: Vec<String>,
-    /// Deployment of the events. It must be the one of the configured coderd.
-    #[arg(long, value_name = "DEPLOYMENT_ID")]
-    #[serde(default)]
-    pub source: Option<Uuid>,
-    /// Also correct events that a signature or an audit has confirmed. coderd had them: only a
-    /// stolen key makes such an event false.
-    #[arg(long)]
-    #[serde(default)]
-    pub allow_confirmed: bool,
-}
 
 /// Compute the correction again and execute it if its hash is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
