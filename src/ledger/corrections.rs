@@ -108,7 +108,9 @@ pub async fn record(
         .await?;
     insert(&mut tx, source_id, corrections, batch_id, act_id).await?;
     settle(&mut tx, source_id, corrections, batch_id, now).await?;
-    first_starts::follow(&mut tx, source_id, corrections, batch_id).await?;
+    let events: Vec<_> =
+        corrections.iter().map(|one| (one.before.as_ref(), one.after.as_ref())).collect();
+    first_starts::follow(&mut tx, source_id, &events, batch_id).await?;
     tx.commit().await?;
     let query = "select named_sequence(sequence) from batch where id = $1";
     Ok(Correction::Done(sqlx::query_scalar(query).bind(batch_id).fetch_one(conn).await?))

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::NewCorrection;
 use super::known::first_start;
 use crate::event::{Event, Payload, WorkspaceBuildCompleted};
 
@@ -51,27 +50,27 @@ pub async fn at(
     }
 }
 
-/// Changes the first starts of the workspaces of these corrected builds, whose rows are written. A
+/// Changes the first starts of the workspaces of these corrected events, whose rows are written. Each
+/// is the event before and after. A
 /// build that no longer is one is replaced by the earliest other build that coderd called one; if
 /// there is none, the workspace's next such build becomes it. A build that now is one becomes the
 /// first start of a workspace without one.
 pub(super) async fn follow(
     tx: &mut PgConnection,
     source_id: i16,
-    corrections: &[NewCorrection],
+    corrections: &[(Option<&Event>, Option<&Event>)],
     batch_id: i64,
 ) -> Result<(), sqlx::Error> {
-    for one in corrections {
-        let Some(build) = start(one.before.as_ref()) else { continue };
-        let remains =
-            start(one.after.as_ref()).is_some_and(|after| after.workspace_id == build.workspace_id);
+    for (before, after) in corrections {
+        let Some(build) = start(*before) else { continue };
+        let remains = start(*after).is_some_and(|after| after.workspace_id == build.workspace_id);
         let kept = first_start(tx, source_id, build.workspace_id).await?;
         if !remains && kept == Some(build.build_id) {
             let next = replace(tx, source_id, build.workspace_id).await?;
             change(tx, source_id, build.workspace_id, batch_id, (kept, next)).await?;
         }
     }
-    for build in corrections.iter().filter_map(|one| start(one.after.as_ref())) {
+    for build in corrections.iter().filter_map(|(_, after)| start(*after)) {
         let added = sqlx::query(
             "insert into workspace_first_start (source_id, workspace_id, build_id) values ($1, $2, $3) on conflict do nothing",
         )

@@ -334,6 +334,11 @@ async fn answers_match_the_document() {
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
     operators::recoveries(&mut contract, &site).await;
+    let coderd = Coderd::new(SchemaVersion::TasksEra).await;
+    let other = site_of(&coderd).await;
+    let mut beside = process_beside(&other, &coderd, true).await;
+    operators::correction(&mut beside, true).await;
+    contract.answers.append(&mut beside.answers);
     // every additional, missing or wrong field is noticed
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });
@@ -455,10 +460,9 @@ async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
     assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
 }
 
-#[tokio::test]
-async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known() {
+/// A ledger with two usage events of this coderd: the first is confirmed, and coderd has neither.
+async fn site_of(coderd: &Coderd) -> Site {
     let site = Site::new().await;
-    let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;
     let identity =
         SourceIdentity { deployment_id: coderd.deployment, organization_id: coderd.organization };
@@ -489,16 +493,28 @@ async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known(
         })
         .await
         .unwrap();
+    site
+}
+
+/// A process that knows coderd's database, or does not.
+async fn process_beside(site: &Site, coderd: &Coderd, known: bool) -> Contract {
+    let url = &coderd.database.url;
+    let process = site
+        .process_with(|settings, api| {
+            settings.tokens = tokens().into();
+            api.operations.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
+            api.operations.deployment = Some(coderd.deployment);
+        })
+        .await;
+    Contract::of(process).await
+}
+
+#[tokio::test]
+async fn recovery_of_coderd_is_planned_and_executed_where_its_database_is_known() {
+    let coderd = Coderd::new(SchemaVersion::TasksEra).await;
+    let site = site_of(&coderd).await;
     for known in [false, true] {
-        let url = &coderd.database.url;
-        let process = site
-            .process_with(|settings, api| {
-                settings.tokens = tokens().into();
-                api.operations.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
-                api.operations.deployment = Some(coderd.deployment);
-            })
-            .await;
-        let mut contract = Contract::of(process).await;
+        let mut contract = process_beside(&site, &coderd, known).await;
         operators::lost_in_coderd(&mut contract, known).await;
         operators::correction(&mut contract, known).await;
     }
