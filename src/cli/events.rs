@@ -82,28 +82,19 @@ fn again(request: &CorrectionRequest) -> String {
 }
 
 fn table(plan: &CorrectionPlan) -> String {
-    let data = |event: &Option<serde_json::Value>| {
-        event.as_ref().map_or_else(
-            || "-".to_owned(),
-            |event| {
-                let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
-                let shown = match event["data"]["build_id"].is_null() {
-                    true => event["data"].to_string(),
-                    false => {
-                        format!("{} build", event["data"]["status"].as_str().unwrap_or_default())
-                    }
-                };
-                format!("{} {} {shown}", text("type"), text("time"))
-            },
-        )
-    };
     let events = plan.events.iter().map(|event| {
         let state = match (event.publication, event.publication_after) {
             (Some(before), Some(after)) if before != after => format!("{before}, then {after}"),
             (state, _) => or_dash(state),
         };
         let confirmed = if event.confirmed { "yes" } else { "no" }.to_owned();
-        [event.event_id.clone(), data(&event.before), data(&event.after), confirmed, state]
+        [
+            event.event_id.clone(),
+            shown(event.before.as_ref()),
+            shown(event.after.as_ref()),
+            confirmed,
+            state,
+        ]
     });
     let mut text = or_none(columns(
         ["EVENT ID", "IN THE LEDGER", "IN CODERD", "CONFIRMED", "PUBLICATION"],
@@ -133,4 +124,16 @@ fn table(plan: &CorrectionPlan) -> String {
         text += "metrics follow with `tallyline rebuild plan metrics` and an execution with --allow-decrease\n";
     }
     text
+}
+
+/// The type, the time and the amount of usage, or the status of a build; `-` for no event.
+fn shown(event: Option<&serde_json::Value>) -> String {
+    let Some(event) = event else { return "-".to_owned() };
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let data = &event["data"];
+    let what = match data["build_id"].is_null() {
+        true => data.to_string(),
+        false => format!("{} build", text(&data["status"])),
+    };
+    format!("{} {} {what}", text(&event["type"]), text(&event["time"]))
 }
