@@ -107,7 +107,8 @@ pub const STATEMENTS: u32 = 48;
 /// Passes each row of the range to `take`, ordered by time, then id by its bytes, then deployment.
 ///
 /// It is one statement, which sees one snapshot. PostgreSQL joins and sorts the range, on disk if it
-/// is large; this process has a few rows at a time.
+/// is large; this process has a few rows at a time. While it runs, vacuum keeps row versions that
+/// were removed after its start.
 ///
 /// # Errors
 /// Those of `take`, which end it, and the database's.
