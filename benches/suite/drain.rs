@@ -34,7 +34,7 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let config = Config { switches, ..Config::default() };
     let vendor = Tallyman::start(config, Clock::system(), stop.clone()).await?;
     let key = coderd.simulation.license_key();
-    let pipeline = Pipeline::new(&format!(
+    let pipeline = Pipeline::migrated(&format!(
         "ledger.url = '{}'\nsource.coderd_url = '{}'\npublish.mode = 'sole'\npublish.url = '{}'\npublish.interval_seconds = 0.5\n\
          [license.public_keys]\n'{}' = '''\n{}'''\n",
         ledger.url,
@@ -66,23 +66,23 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
 async fn drain(pipeline: &Pipeline, ledger: &Database) -> Result<(f64, i64)> {
     let mut connection = ledger.connect().await?;
     let mut publishing = pipeline.start(&["publish"], &[])?;
+    let pending = "select count(*) from publication where state = 'pending'";
+    let all: i64 = sqlx::query_scalar(pending).fetch_one(&mut connection).await?;
     let (begun, mut first) = (Instant::now(), None);
     loop {
-        let (pending, published): (i64, i64) = sqlx::query_as(
-            "select count(*) filter (where state = 'pending'), count(*) filter (where state = 'published') from publication",
-        )
-        .fetch_one(&mut connection)
-        .await?;
-        if first.is_none() && published > 0 {
-            first = Some((Instant::now(), published));
+        let left: i64 = sqlx::query_scalar(pending).fetch_one(&mut connection).await?;
+        if first.is_none() && left < all {
+            first = Some((Instant::now(), left));
         }
         if let Some((at, before)) = first
-            && pending == 0
+            && left == 0
         {
+            let rate = before as f64 / at.elapsed().as_secs_f64();
             publishing.stop().await?;
-            return Ok(((published - before) as f64 / at.elapsed().as_secs_f64(), published));
+            let published = "select count(*) from publication where state = 'published'";
+            return Ok((rate, sqlx::query_scalar(published).fetch_one(&mut connection).await?));
         }
-        ensure!(begun.elapsed() < DEADLINE, "{pending} publications are pending");
+        ensure!(begun.elapsed() < DEADLINE, "{left} publications are pending");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

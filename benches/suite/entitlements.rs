@@ -22,7 +22,7 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let ledger = suite.servers.ledger().await?;
     let key = coderd.simulation.license_key();
     let api = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-    let pipeline = Pipeline::new(&format!(
+    let pipeline = Pipeline::migrated(&format!(
         "ledger.url = '{}'\nsource.coderd_url = '{}'\nserve.api_listen = '{api}'\nserve.metrics_listen = '127.0.0.1:{}'\n\
          [license.public_keys]\n'{}' = '''\n{}'''\n",
         ledger.url,

@@ -83,7 +83,7 @@ impl History {
 
     /// Starts a process of the site. Its statements on coderd's database have the collector's role.
     pub fn start(&self, roles: &[&str]) -> Result<Process> {
-        let pipeline = Pipeline::new(&format!(
+        let pipeline = Pipeline::migrated(&format!(
             "ledger.url = '{}'\nlog.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\nsource.coderd_url = '{}'\n",
             self.ledger.url,
             self.brokers,

@@ -45,7 +45,7 @@ impl Site {
         let vendor = Tallyman::start(Config::default(), Clock::system(), stop.clone()).await?;
         let prefix = format!("bench{}.", Uuid::new_v4().simple());
         let key = coderd.simulation.license_key();
-        let pipeline = Pipeline::new(&format!(
+        let pipeline = Pipeline::migrated(&format!(
             "ledger.url = '{}'\nlog.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{prefix}'\nsource.coderd_url = '{}'\n\
              publish.mode = 'sole'\npublish.url = '{}'\npublish.interval_seconds = 0.5\nserve.audit_seconds = 86400\n\
              [license.public_keys]\n'{}' = '''\n{}'''\n",

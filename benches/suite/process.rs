@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,18 +14,30 @@ use tempfile::TempDir;
 
 /// A pipeline file with its folder.
 pub struct Pipeline {
-    folder: TempDir,
+    folder: Arc<TempDir>,
 }
 
 /// A process that is killed at the end.
-pub struct Process(Child);
+pub struct Process {
+    child: Child,
+    /// Its pipeline file remains while it runs.
+    _folder: Option<Arc<TempDir>>,
+}
 
 impl Pipeline {
     /// Writes a file of these lines of TOML.
     pub fn new(lines: &str) -> Result<Pipeline> {
         let folder = TempDir::new()?;
         std::fs::write(folder.path().join("pipeline.toml"), lines)?;
-        Ok(Pipeline { folder })
+        Ok(Pipeline { folder: Arc::new(folder) })
+    }
+
+    /// The same, after `tallyline migrate`, which makes the tables and topics.
+    pub fn migrated(lines: &str) -> Result<Pipeline> {
+        let pipeline = Pipeline::new(lines)?;
+        let status = pipeline.command(&["migrate"]).status()?;
+        ensure!(status.success(), "tallyline migrate: {status}");
+        Ok(pipeline)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -46,23 +59,26 @@ impl Pipeline {
         let roles = roles.iter().flat_map(|role| ["--role", role]);
         let words: Vec<&str> =
             ["run"].into_iter().chain(roles).chain(more.iter().copied()).collect();
-        Ok(Process(self.command(&words).spawn()?))
+        Ok(Process {
+            child: self.command(&words).spawn()?,
+            _folder: Some(Arc::clone(&self.folder)),
+        })
     }
 }
 
 impl Process {
     pub fn spawn(mut command: Command) -> Result<Process> {
-        Ok(Process(command.spawn()?))
+        Ok(Process { child: command.spawn()?, _folder: None })
     }
 
     /// The peak of its memory in KiB. None: it has ended.
     pub fn peak_kib(&self) -> Option<u64> {
-        peak_kib(&format!("/proc/{}/status", self.0.id())).ok()
+        peak_kib(&format!("/proc/{}/status", self.child.id())).ok()
     }
 
     /// The processor time that it has used.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let after_name = stat.rsplit_once(')').context("a process has a name")?.1;
         let fields: Vec<&str> = after_name.split_whitespace().collect();
         let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
@@ -71,18 +87,18 @@ impl Process {
 
     /// Kills it with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
-        self.0.kill()?;
-        self.0.wait()?;
+        self.child.kill()?;
+        self.child.wait()?;
         Ok(())
     }
 
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.0.try_wait()?)
+        Ok(self.child.try_wait()?)
     }
 
     /// Ends it as an operator does, and waits.
     pub async fn stop(&mut self) -> Result<()> {
-        let pid = self.0.id().to_string();
+        let pid = self.child.id().to_string();
         ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "kill {pid}");
         let begun = Instant::now();
         while self.ended()?.is_none() {
@@ -97,8 +113,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -26,7 +26,7 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let ledger = suite.servers.ledger().await?;
     fill(&ledger, series).await?;
     let (api, metrics) = (free_port()?, free_port()?);
-    let pipeline = Pipeline::new(&format!(
+    let pipeline = Pipeline::migrated(&format!(
         "ledger.url = '{}'\nserve.api_listen = '127.0.0.1:{api}'\nserve.metrics_listen = '127.0.0.1:{metrics}'\n",
         ledger.url
     ))?;
