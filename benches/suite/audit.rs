@@ -19,7 +19,10 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let few = cost_of_an_interval(suite, history).await?;
     history.extend(history.jobs * 10).await?;
     let many = cost_of_an_interval(suite, history).await?;
-    let note = "statements of the audit in the ledger and in coderd's database";
+    let differences = "select coalesce(sum(differences), 0)::bigint from audit_finding";
+    let differences: i64 =
+        sqlx::query_scalar(differences).fetch_one(&mut history.ledger.connect().await?).await?;
+    let note = format!("time of the audit's statements; {differences} differences");
     let limit = (few, "with a tenth of the events");
     Ok(vec![Line::ratio("audit, one interval", many, "ms", limit, Goal::AtMost(1.2)).with(note)])
 }

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
 
 use crate::Suite;
-use crate::live::{Serving, Site, append_creations};
+use crate::live::{Serving, Site, Source};
 use crate::report::{Goal, Line, quantile};
 
 /// Each tick appends this number of events.
@@ -22,11 +23,13 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let site = Site::new(suite).await?;
+    let source = site.source().await?;
     let (mut consuming, mut serving) = (site.start("consume")?, site.serve()?);
     let mut publishing = site.start("publish")?;
     let before = serving.shows(DEADLINE).await?;
     let length = WARM_UP + suite.size(Duration::from_secs(30), Duration::from_secs(5));
-    let (appended, counted) = tokio::join!(append(&site, length), watch(&serving, before, length),);
+    let (appended, counted) =
+        tokio::join!(append(&source, length), watch(&serving, before, length));
     let (appended, counted) = (appended?, counted?);
     let accepted = accepted(&site, &appended.usage).await?;
     for process in [&mut consuming, &mut serving.process, &mut publishing] {
@@ -54,33 +57,36 @@ struct Appended {
 }
 
 /// Appends at a constant rate, whatever the consumer does.
-async fn append(site: &Site, length: Duration) -> Result<Appended> {
-    let mut appended = Appended { creations: Vec::new(), usage: HashMap::new() };
-    let (begun, mut running) = (Instant::now(), Vec::new());
+async fn append(source: &Source, length: Duration) -> Result<Appended> {
+    let begun = Instant::now();
+    let (mut creations, mut usage) = (Vec::new(), Vec::new());
     for tick in 0.. {
         let due = begun + TICK * tick;
         if due > begun + length {
             break;
         }
         tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
-        let (log, deployment) = (site.log.clone(), site.deployment());
         let numbers = tick * EVENTS_OF_A_TICK..(tick + 1) * EVENTS_OF_A_TICK;
-        running.push(tokio::spawn(async move {
-            append_creations(&log, deployment, numbers).await.map(|_| Instant::now())
+        let to = source.clone();
+        creations.push(tokio::spawn(async move {
+            to.append_creations(numbers).await.map(|_| Instant::now())
         }));
         if tick % USAGE_TICKS == 0 {
-            let id = uuid::Uuid::new_v4().to_string();
-            site.append_usage(&id).await?;
-            if due > begun + WARM_UP {
-                appended.usage.insert(id, Utc::now());
-            }
+            let (to, is_measured) = (source.clone(), due > begun + WARM_UP);
+            usage.push(tokio::spawn(async move {
+                let id = Uuid::new_v4().to_string();
+                to.append_usage(&id).await.map(|()| is_measured.then_some((id, Utc::now())))
+            }));
         }
     }
-    for tick in running {
-        let at = tick.await??;
-        appended.creations.extend([at].repeat(EVENTS_OF_A_TICK as usize));
+    let mut appended = Appended { creations: Vec::new(), usage: HashMap::new() };
+    for tick in creations {
+        appended.creations.extend([tick.await??].repeat(EVENTS_OF_A_TICK as usize));
     }
     appended.creations.sort();
+    for event in usage {
+        appended.usage.extend(event.await??);
+    }
     Ok(appended)
 }
 

@@ -2,10 +2,12 @@
 //! to its log as a collector does.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use sqlx::PgPool;
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::log::Log;
@@ -24,7 +26,7 @@ const SWEPT: &str = "select exists (select from collector_progress, completeness
 pub struct Site {
     pub coderd: Coderd,
     pub ledger: Database,
-    pub log: Log,
+    log: Log,
     pub vendor: Tallyman,
     pipeline: Pipeline,
     _stop_at_the_end: DropGuard,
@@ -75,59 +77,68 @@ impl Site {
         Ok(Serving { process, metrics })
     }
 
-    pub fn deployment(&self) -> Uuid {
-        self.coderd.simulation.deployment().id
+    /// The site's log and its coderd, for events.
+    pub async fn source(&self) -> Result<Source> {
+        let coderd = PgPool::connect(&self.coderd.database.url).await?;
+        Ok(Source {
+            log: self.log.clone(),
+            coderd,
+            deployment: self.coderd.simulation.deployment().id,
+        })
     }
+}
 
+/// Appends events of the site's deployment. Clones share the connections.
+#[derive(Clone)]
+pub struct Source {
+    log: Log,
+    coderd: PgPool,
+    deployment: Uuid,
+}
+
+impl Source {
     /// Appends creations with these numbers, completed now. Returns their places.
-    pub async fn append_creations(&self, numbers: std::ops::Range<u32>) -> Result<Vec<(i32, i64)>> {
-        append_creations(&self.log, self.deployment(), numbers).await
+    pub async fn append_creations(&self, numbers: Range<u32>) -> Result<Vec<(i32, i64)>> {
+        let now = now();
+        let creation = |number| {
+            // the first build of another workspace
+            let mut event = events::event(number * 5);
+            event.deployment = self.deployment;
+            if let Payload::Build(build) = &mut event.payload {
+                let person = Uuid::from_u128(7);
+                (build.owner_id, build.initiator_id, build.stage) = (person, person, None);
+                build.first_build_by_prebuilds_user = false;
+                build.completed_at = now;
+                build.started_at = Some(now - TimeDelta::seconds(20));
+                build.created_at = now - TimeDelta::seconds(21);
+                build.organization_name = "organization".to_owned();
+                build.template_name = "template".to_owned();
+                build.preset_name = String::new();
+            }
+            event.to_message()
+        };
+        Ok(self.log.append(Topic::WorkspaceBuilds, numbers.map(creation).collect()).await?)
     }
 
     /// Writes a usage row as coderd does, and appends its event.
     pub async fn append_usage(&self, id: &str) -> Result<()> {
-        // coderd stores whole microseconds
-        let created_at = DateTime::from_timestamp_micros(Utc::now().timestamp_micros());
-        let created_at = created_at.context("a time of today")?;
-        let mut coderd = self.coderd.database.connect().await?;
+        let (quantity, created_at) = (UsageQuantity::ManagedAgents(1), now());
         sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, 'dc_managed_agents_v1', '{\"count\": 1}', $2)")
             .bind(id)
             .bind(created_at)
-            .execute(&mut coderd)
+            .execute(&self.coderd)
             .await?;
-        let quantity = UsageQuantity::ManagedAgents(1);
         let usage =
             Usage { id: id.to_owned(), quantity, created_at, marks: PublishMarks::default() };
-        let event = Event { deployment: self.deployment(), payload: Payload::Usage(usage) };
+        let event = Event { deployment: self.deployment, payload: Payload::Usage(usage) };
         self.log.append(Topic::AgentUsage, vec![event.to_message()]).await?;
         Ok(())
     }
 }
 
-/// Appends creations with these numbers, completed now. Returns their places.
-pub async fn append_creations(
-    log: &Log,
-    deployment: Uuid,
-    numbers: std::ops::Range<u32>,
-) -> Result<Vec<(i32, i64)>> {
-    let creation = |number| {
-        // the first build of another workspace
-        let mut event = events::event(number * 5);
-        event.deployment = deployment;
-        if let Payload::Build(build) = &mut event.payload {
-            let person = Uuid::from_u128(7);
-            (build.owner_id, build.initiator_id, build.stage) = (person, person, None);
-            build.first_build_by_prebuilds_user = false;
-            build.completed_at = Utc::now();
-            build.started_at = Some(build.completed_at - TimeDelta::seconds(20));
-            build.created_at = build.completed_at - TimeDelta::seconds(21);
-            build.organization_name = "organization".to_owned();
-            build.template_name = "template".to_owned();
-            build.preset_name = String::new();
-        }
-        event.to_message()
-    };
-    Ok(log.append(Topic::WorkspaceBuilds, numbers.map(creation).collect()).await?)
+/// The time in whole microseconds, as coderd's database has it.
+fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
 }
 
 impl Serving {

@@ -50,7 +50,7 @@ impl Pipeline {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_tallyline")]).args(words);
         command.arg("--pipeline").arg(self.path("pipeline.toml"));
-        command.env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::null());
+        command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
 

@@ -35,9 +35,9 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
 /// Seconds from each kill until records of every partition, appended after the kill, are consumed.
 async fn consumers(site: &Site, rounds: u32) -> Result<Vec<f64>> {
     let mut remaining = site.start("consume")?;
-    let mut next = 0..EVENTS;
+    let (source, mut next) = (site.source().await?, 0..EVENTS);
     let mut append = async || {
-        let places = site.append_creations(next.clone()).await?;
+        let places = source.append_creations(next.clone()).await?;
         next = next.end..next.end + EVENTS;
         // the end of each partition
         anyhow::Ok(places.into_iter().collect::<BTreeMap<i32, i64>>())
