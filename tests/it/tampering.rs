@@ -1,6 +1,8 @@
 //! The chain of the ledger's batches, without the log: a changed, removed or added row is named. An
 //! attacker who recomputes the chain, or removes the newest batches, is found by an earlier head.
 
+mod coverage;
+
 use std::time::Duration;
 
 use tallyline::audit::{Audit, Joint};
@@ -457,45 +459,4 @@ async fn heads_of_an_earlier_incarnation_accuse_no_restored_ledger() {
     let joint = again.chained(Some(lost)).await;
     assert_eq!((differences(&joint), joint.open.len()), (vec![], 1));
     assert_eq!(joint.open[0].kind, "head_of_an_earlier_incarnation");
-}
-
-#[tokio::test]
-async fn parallel_writers_make_one_chain() {
-    let books = Books::empty().await;
-    books.register().await;
-    let writers = (0..8).map(|number| {
-        let ledger = &books.ledger;
-        async move {
-            for round in 0..6 {
-                let at = partition(Topic::AgentUsage, number);
-                let lease = lease_partition(ledger, at, 0).await.unwrap();
-                let n = u32::try_from(number).unwrap() * 100 + round;
-                let arrivals = [arrival(round.into(), event(at.topic, n))];
-                let next = i64::from(round) + 1;
-                record_batch(ledger, &Chain::Live(lease), &arrivals, next).await.unwrap();
-            }
-        }
-    });
-    futures::future::join_all(writers).await;
-    let joint = books.chained(Some(books.head().await)).await;
-    assert_eq!((differences(&joint), joint.numbers["batches_in_the_chain"]), (vec![], 2 + 8 * 6));
-}
-
-#[tokio::test]
-async fn the_chain_does_not_depend_on_settings_of_the_session() {
-    let books = Books::filled().await;
-    books
-        .tamper(
-            "do $$ declare setting text; begin
-                 foreach setting in array array['timezone to ''Asia/Kathmandu''', 'bytea_output to escape', 'datestyle to ''SQL, DMY''',
-                     'intervalstyle to iso_8601', 'extra_float_digits to 0', 'standard_conforming_strings to off'] loop
-                     execute format('alter database %I set %s', current_database(), setting);
-                 end loop; end $$",
-        )
-        .await;
-    books.close().await;
-    let books = books.changed("select").await;
-    books.record(partition(Topic::AgentUsage, 1), 0).await;
-    let joint = books.chained(Some(books.head().await)).await;
-    assert_eq!(differences(&joint), []);
 }
