@@ -4,7 +4,9 @@
 create table ledger (
     singleton boolean primary key default true constraint ledger_is_one_row check (singleton),
     incarnation uuid not null default gen_random_uuid(),
-    next_sequence bigint not null default 1
+    next_sequence bigint not null default 1,
+    -- the newest batch's chain; of the empty ledger, 32 zero bytes
+    chain bytea not null default decode(repeat('00', 32), 'hex')
 );
 insert into ledger default values;
 
@@ -18,6 +20,8 @@ create table batch (
     id bigint generated always as identity primary key,
     -- set at commit, so that sequence order is commit order without gaps; only the transaction itself sees null
     sequence bigint constraint batch_sequence_is_unique unique,
+    -- SHA-256 of the chain of the batch before it and of this batch's content (view batch_content); set with the sequence
+    chain bytea,
     kind text not null constraint batch_kind_is_known
         check (kind in ('log', 'replay', 'source', 'licenses', 'verdicts', 'operator')),
     recorded_at timestamptz not null,
@@ -48,23 +52,22 @@ create index batch_by_partition on batch (topic, partition, first_offset) where 
 create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
 
--- Runs as the last step inside the commit, so that no writer waits for another's statements. The row of `ledger` stays locked until
--- the commit is on disk, and on the synchronous standby if there is one. This lock limits the commits per second.
-create function take_sequence() returns trigger language plpgsql as $$
-declare
-    taken bigint;
-begin
-    update ledger set next_sequence = next_sequence + 1 returning next_sequence - 1 into taken;
-    update batch set sequence = taken where id = new.id;
-    return null;
-end
-$$;
+-- Digests of a batch's rows, by part. They remain valid if rows of a part are removed later.
+create table batch_part (
+    batch_id bigint not null,
+    part text not null constraint batch_part_is_known check (part in ('events', 'rejects', 'attempts', 'settlements', 'facts')),
+    rows integer not null,
+    -- SHA-256 of the digests of the part's rows, in order
+    sha256 bytea not null,
+    -- of each row in order, 4 bytes that locate it and 4 bytes of its digest: to name a row that does not fit
+    marks bytea not null,
+    primary key (batch_id, part)
+);
+
 -- The form in which a sequence is shown: INCARNATION:SEQUENCE.
 create function named_sequence(number bigint) returns text language sql stable strict as $$
     select incarnation || ':' || number from ledger
 $$;
-create constraint trigger batch_takes_sequence after insert on batch
-    deferrable initially deferred for each row execute function take_sequence();
 
 -- The act of an operator, or of this program on an operator's behalf. Each act is a batch of its own, so that it has a place in the
 -- ledger's order. Its results are in the tables of the changed rows.
@@ -83,6 +86,7 @@ create table operator_act (
     detail jsonb not null default '{}',
     constraint operator_act_is_done_to_one_thing check (num_nonnulls(subject, reject_id) = 1)
 );
+create index operator_act_by_batch on operator_act (batch_id);
 create index operator_act_by_reject on operator_act (reject_id) where reject_id is not null;
 
 -- A Coder deployment. Its introduction is in the ledger before its first event.
@@ -112,6 +116,7 @@ create table creation_baseline (
     creations bigint not null constraint creation_baseline_is_not_negative check (creations >= 0),
     primary key (source_id, organization_name, template_name, preset_name)
 );
+create index creation_baseline_by_batch on creation_baseline (batch_id);
 
 -- Events. batch_id has no foreign key: the same transaction writes the batch row last. The audit compares the counts.
 create table workspace_build (
@@ -163,6 +168,7 @@ create table workspace_first_start (
     build_id uuid,
     constraint workspace_first_start_is_unique primary key (source_id, workspace_id)
 );
+create index workspace_first_start_before_baseline on workspace_first_start (source_id) where build_id is null;
 
 create table prebuild_claim (
     source_id smallint not null,
@@ -231,6 +237,8 @@ create view kept_usage as
 create table reject (
     id bigint generated always as identity primary key,
     batch_id bigint not null,
+    -- the replay's batch that wrote the row, if the live chain has taken it over
+    replay_batch_id bigint,
     topic text not null,
     partition integer not null,
     generation integer not null,
@@ -274,6 +282,7 @@ create index reject_unregistered on reject (deployment_id, id) where state = 'op
 -- Frequent counts read only this index.
 create index reject_open on reject (disposition, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
+create index reject_by_replay on reject (replay_batch_id) where replay_batch_id is not null;
 create index reject_by_event on reject (event_id, deployment_id);
 create index reject_passed on reject (passed_topic, passed_partition, passed_generation, passed_offset) where passed_offset is not null;
 
@@ -411,6 +420,7 @@ create table publication_request (
     error text,
     batch_id bigint
 );
+create index publication_request_by_batch on publication_request (batch_id) where batch_id is not null;
 create index publication_request_by_source on publication_request (source_id, sent_at);
 create table publication_attempt (
     request_id uuid not null references publication_request,
@@ -437,6 +447,95 @@ create table license (
     primary key (source_id, jwt_sha256, batch_id),
     constraint license_has_claims_or_a_refusal check (not present or (claims is null) <> (refusal is null))
 );
+create index license_by_batch on license (batch_id);
+
+-- The content of each batch: SHA-256 of its own columns and of the digests of its parts. Text of an array quotes its elements, so that
+-- fields cannot run into each other, and it does not depend on settings of the session.
+create view batch_content as
+    select id, sequence, chain, topic, partition, first_offset, sha256(convert_to(array['tallyline.batch.v1', id::text, kind,
+            encode(timestamptz_send(recorded_at), 'hex'), topic, partition::text, generation::text, epoch::text, replay_id::text,
+            first_offset::text, next_offset::text, records::text, accepted::text, duplicates::text, conflicts::text, rejects::text,
+            held::text, settled::text]::text
+        || coalesce((select string_agg(array[part, rows::text, encode(sha256, 'hex')]::text, '' order by part collate "C")
+                     from batch_part where batch_id = batch.id), ''), 'UTF8')) as content
+    from batch;
+
+create view covered_reject as
+    select id, batch_id, replay_batch_id, log_offset,
+        array['reject.v1', id::text, topic, partition::text, generation::text, log_offset::text, disposition, cause, detail,
+            deployment_id::text, event_id, event_type, units::text, encode(timestamptz_send(record_timestamp), 'hex'),
+            encode(record_key, 'hex'), encode(sha256(headers), 'hex'), encode(sha256(payload), 'hex'), whole_bytes::text,
+            encode(whole_sha256, 'hex'), encode(timestamptz_send(recorded_at), 'hex')] as columns
+    from reject;
+
+-- Each row of a batch except events, with the columns that never change. Of an event, src/ledger/chain.rs computes the digest.
+-- `place` locates a reject by the low bytes of its offset, and another row by a digest of its name.
+create view chained_row as
+    select batch_id, part, name, coalesce(place, substr(sha256(convert_to(name, 'UTF8')), 1, 4)) as place,
+        sha256(convert_to(columns::text, 'UTF8')) as digest
+    from (
+        select batch_id, 'rejects' as part, 'reject ' || id as name, substr(int8send(log_offset), 5) as place, columns
+        from covered_reject
+        union all
+        select replay_batch_id, 'rejects', 'reject ' || id, substr(int8send(log_offset), 5), columns
+        from covered_reject where replay_batch_id is not null
+        union all
+        select batch_id, 'attempts', 'request ' || id, null,
+            array['request.v1', id::text, source_id::text, encode(license_sha256, 'hex'), events::text,
+                encode(timestamptz_send(sent_at), 'hex'), encode(timestamptz_send(answered_at), 'hex'), status::text, error]
+        from publication_request where batch_id is not null
+        union all
+        select batch_id, 'attempts', event_id, null,
+            array['attempt.v1', request_id::text, attempt.source_id::text, event_id, verdict, message]
+        from publication_attempt attempt join publication_request request on request.id = request_id where batch_id is not null
+        union all
+        select batch_id, 'settlements', event_id, null, array['settlement.v1', source_id::text, event_id, state]
+        from settlement
+        union all
+        select batch_id, 'facts', 'license ' || license_id || ' of source ' || source_id, null,
+            array['license.v1', source_id::text, license_id::text, encode(jwt_sha256, 'hex'), present::text,
+                encode(timestamptz_send(uploaded_at), 'hex'), claims::text, refusal]
+        from license
+        union all
+        select batch_id, 'facts', 'source ' || deployment_id, null,
+            array['source.v1', id::text, deployment_id::text, encode(timestamptz_send(introduced_at), 'hex'),
+                encode(timestamptz_send(baseline_until), 'hex')]
+        from source
+        union all
+        select batch_id, 'facts', concat_ws('/', 'baseline of ' || organization_name, template_name, preset_name), null,
+            array['baseline.v1', source_id::text, organization_name, template_name, preset_name, creations::text]
+        from creation_baseline
+        union all
+        select batch_id, 'facts', 'workspace ' || workspace_id, null, array['start.v1', source_id::text, workspace_id::text]
+        from workspace_first_start start join source on source.id = source_id where build_id is null
+        union all
+        select batch_id, 'facts', 'act ' || id, null,
+            array['act.v1', id::text, encode(timestamptz_send(acted_at), 'hex'), actor, act, subject, reject_id::text, reason, detail::text]
+        from operator_act
+    ) as covered;
+
+-- Runs as the last step inside the commit, so that no writer waits for another's statements. The row of `ledger` stays locked until
+-- the commit is on disk, and on the synchronous standby if there is one. This lock limits the commits per second, so the content is
+-- computed before it is taken. An earlier statement has written the part `events`.
+create function take_sequence() returns trigger language plpgsql as $$
+declare
+    own_content bytea;
+    taken bigint;
+    head bytea;
+begin
+    insert into batch_part (batch_id, part, rows, sha256, marks)
+        select batch_id, part, count(*), sha256(string_agg(digest, '' order by name collate "C", digest)),
+            string_agg(place || substr(digest, 1, 4), '' order by name collate "C", digest)
+        from chained_row where batch_id = new.id group by batch_id, part;
+    select content into own_content from batch_content where id = new.id;
+    update ledger set next_sequence = next_sequence + 1, chain = sha256(chain || own_content)
+        returning next_sequence - 1, chain into taken, head;
+    update batch set sequence = taken, chain = head where id = new.id;
+    return null;
+end
+$$;
+create constraint trigger batch_takes_sequence after insert on batch
+    deferrable initially deferred for each row execute function take_sequence();
 
 -- Progress of each source's collector, one row per source. A pass is progress, not a fact, and adds no batch.
 create table collector_progress (
@@ -549,6 +648,8 @@ create table export_file (
     incarnation uuid not null,
     -- usage of [first_instant, end_instant) in the batches up to this sequence
     sequence bigint not null,
+    -- the chain of that batch; null: the ledger lacks the batch
+    chain bytea,
     first_instant timestamptz not null,
     end_instant timestamptz not null,
     -- null: all sources

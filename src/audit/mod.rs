@@ -1,6 +1,7 @@
 //! The three joints at which the books must balance: source and ledger, log and ledger, ledger and
 //! vendor. Compares rows on both sides and lists differences by id.
 
+mod chain;
 mod continuous;
 mod deep;
 mod joint;
@@ -15,7 +16,7 @@ pub use joint::{Audit, Joint};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ledger::{Sequence, books};
+use crate::ledger::{Head, Sequence, books};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +25,9 @@ pub struct AuditReport {
     pub balanced: bool,
     /// The ledger sequence up to which the ledger's own books were read.
     pub sequence: Sequence,
+    /// The ledger's head after the comparison. Keep it outside the ledger's database: a later deep
+    /// audit compares the ledger with it.
+    pub head: Head,
     /// The joints: source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
     pub joints: Vec<Joint>,
 }
@@ -55,6 +59,7 @@ impl Audit {
         Ok(AuditReport {
             balanced: joints.iter().all(|joint| joint.differences.is_empty()),
             sequence,
+            head: self.head().await?,
             joints,
         })
     }

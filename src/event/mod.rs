@@ -22,6 +22,7 @@ pub use build::{
     WorkspaceBuildCompleted, build_of, is_build_type, kind,
 };
 pub use cause::{ParseError, RejectCause};
+pub(crate) use envelope::Form;
 pub use envelope::{Digest, Event, Payload};
 pub use fact::Fact;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};

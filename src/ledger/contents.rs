@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::sources::source_columns;
-use super::{BatchKind, PublicationState, Sequence, Source};
+use super::{BatchKind, Head, PublicationState, Source, head};
 
 /// Some hundred thousand rows, which take well under a second.
 const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
@@ -21,8 +21,8 @@ const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
 /// Numbers of one database snapshot.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// The last ledger sequence of the snapshot.
-    pub sequence: Sequence,
+    /// The ledger's head in the snapshot.
+    pub head: Head,
     pub batches: Vec<BatchCount>,
     pub positions: Vec<PositionRow>,
     pub events: Vec<EventCount>,
@@ -132,9 +132,7 @@ pub async fn read_counting(
     now: DateTime<Utc>,
 ) -> Result<Contents, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
-    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger")
-        .fetch_one(&mut *tx)
-        .await?;
+    let head = head::read(&mut tx).await?;
     let positions =
         sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
             .fetch_all(&mut *tx)
@@ -149,7 +147,7 @@ pub async fn read_counting(
     .fetch_all(&mut *tx)
     .await?;
     let contents = Contents {
-        sequence,
+        head,
         batches: batches(&mut tx, bytes).await?,
         positions,
         events: events(&mut tx, bytes).await?,

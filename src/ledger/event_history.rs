@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    ActKind, AttemptVerdict, Disposition, HeldFor, PublicationState, RejectState, Sequence,
+    ActKind, AttemptVerdict, Disposition, Head, HeldFor, PublicationState, RejectState, Sequence,
 };
 use crate::event::RejectCause;
 
@@ -120,6 +120,8 @@ pub struct ExportHistory {
     pub reason: String,
     /// The ledger sequence of the exported state.
     pub sequence: Sequence,
+    /// The ledger's head at that sequence; absent: the ledger lacked the batch.
+    pub head: Option<Head>,
     /// The file has usage at or after this instant.
     pub first_instant: DateTime<Utc>,
     /// The file has usage before this instant.
@@ -208,7 +210,7 @@ pub async fn exports(
     accepted_at: i64,
 ) -> Result<Vec<ExportHistory>, sqlx::Error> {
     sqlx::query_as(
-        "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
+        "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, incarnation || ':' || sequence || ':' || encode(chain, 'hex') as head, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
          from export_file
          where first_instant <= $2 and end_instant > $2 and (source_id is null or source_id = $1) and sequence >= $3
          order by id",
@@ -228,9 +230,9 @@ pub async fn record_export(
     now: DateTime<Utc>,
 ) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
-        "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,
-             sha256)
-         values ($1, $2, $3, $4, $5, $6, $7, (select id from source where deployment_id = $8), $9, $10, $11) returning id",
+        "insert into export_file (exported_at, actor, reason, incarnation, sequence, chain, first_instant, end_instant, source_id, format,
+             events, sha256)
+         values ($1, $2, $3, $4, $5, (select batch.chain from batch where batch.sequence = $5), $6, $7, (select id from source where deployment_id = $8), $9, $10, $11) returning id",
     )
     .bind(now)
     .bind(export.actor)

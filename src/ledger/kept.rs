@@ -9,8 +9,9 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::entries::payload_of;
+use super::parts::{event_digest, place_of};
 use super::refused::RejectTraces;
-use super::{Arrival, BatchKind, Difference, Disposition, RejectState};
+use super::{Arrival, BatchKind, Difference, Disposition, PartRow, RejectState};
 use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
 /// The row of an accepted event.
@@ -179,6 +180,34 @@ pub async fn events_after(
     query.bind(limit).fetch_all(conn).await?.iter().map(|row| kept_event(topic, row)).collect()
 }
 
+/// The events of these batches, in the log's order.
+pub(super) async fn events_of(
+    conn: &mut PgConnection,
+    topic: Topic,
+    batches: &[i64],
+) -> Result<Vec<KeptEvent>, sqlx::Error> {
+    let query = match topic {
+        Topic::WorkspaceBuilds => {
+            "select e.build_id::text as key, e.*, s.deployment_id, null::jsonb as batch
+             from workspace_build e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.build_id"
+        }
+        Topic::PrebuildClaims => {
+            "select e.build_id::text as key, e.*, s.deployment_id, null::jsonb as batch
+             from prebuild_claim e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.build_id"
+        }
+        Topic::AgentUsage => {
+            "select e.id as key, e.id, e.source_id, e.batch_id, e.log_offset, e.digest, e.event_type, e.quantity::text as quantity,
+                 e.created_at, e.publish_started_at, e.published_at, e.failure_message, s.deployment_id, null::jsonb as batch
+             from usage_event e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.id"
+        }
+    };
+    let rows = sqlx::query(query).bind(batches).fetch_all(conn).await?;
+    rows.iter().map(|row| kept_event(topic, row)).collect()
+}
+
 /// The rejects, conflicts and held records of the range.
 pub async fn rejects_in(
     conn: &mut PgConnection,
@@ -221,6 +250,17 @@ pub async fn differences(
 }
 
 impl KeptEvent {
+    /// The row as its batch's content contains it; none if it is not a valid event any more.
+    #[must_use]
+    pub fn part_row(&self) -> Option<PartRow> {
+        let event = self.event.as_ref().ok()?;
+        let digest = self.digest.as_slice().try_into().ok()?;
+        Some(PartRow {
+            place: place_of(self.log_offset),
+            digest: event_digest(self.source_id, self.log_offset, digest, event),
+        })
+    }
+
     /// The event's id, from the row's key.
     #[must_use]
     pub fn id(&self, topic: Topic) -> String {
@@ -282,7 +322,7 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
 
 /// Each query returns (id, detail) for at most `$1` rows that disagree, normally for none.
 /// `materialized` makes it plan for all rows.
-const CHECKS: [(&str, &str); 8] = [
+const CHECKS: [(&str, &str); 10] = [
     (
         "publication_changed",
         "with found as materialized (
@@ -351,5 +391,25 @@ const CHECKS: [(&str, &str); 8] = [
         "select 'workspace_build_completed:' || b.build_id, 'the first start of workspace ' || b.workspace_id || ' is missing'
          from workspace_build b left join workspace_first_start f on f.source_id = b.source_id and f.workspace_id = b.workspace_id
          where b.first_successful_start and f.workspace_id is null limit $1",
+    ),
+    (
+        "reject_off_its_act",
+        "with found as materialized (
+             select 'reject ' || r.id, 'state is ' || r.state || ', but '
+                 || coalesce('its act ' || a.id || ' is ' || a.act || ' of ' || coalesce('reject ' || a.reject_id, a.subject), 'its act is missing')
+             from reject r left join operator_act a on a.id = r.act_id
+             where r.state <> 'open' and (a.reject_id is distinct from r.id
+                 or (a.act, r.state) not in (('resubmit', 'resubmitted'), ('admit', 'admitted'), ('discard', 'discarded'))))
+         select * from found limit $1",
+    ),
+    (
+        "row_of_no_batch",
+        "select * from (
+             select 'reject ' || r.id, 'it names batch ' || r.batch_id || ', which does not exist'
+             from reject r where not exists (select from batch b where b.id = r.batch_id)
+             union all
+             select 'request ' || r.id, 'it names batch ' || r.batch_id || ', which does not exist'
+             from publication_request r where r.batch_id is not null and not exists (select from batch b where b.id = r.batch_id)
+         ) as found limit $1",
     ),
 ];

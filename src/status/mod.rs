@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause,
+    BatchCount, Contents, EventCount, Finding, Head, Hold, LeaseRow, Ledger, OpenRejects, Pause,
     ProcessRow, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
     StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
     publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
@@ -39,6 +39,9 @@ pub struct Status {
     pub folded_sequences: Option<Folded>,
     /// Last sequence of the ledger.
     pub ledger_sequence: Sequence,
+    /// The ledger's head at that sequence. Keep it outside the ledger's database: a later deep audit
+    /// compares the ledger with it.
+    pub ledger_head: Head,
     /// The open recovery of a restored ledger that has not caught up: actor, reason, time and
     /// remaining work. Domain series and publishing are held.
     pub recovering: Option<Recovering>,
@@ -125,16 +128,8 @@ pub async fn read(
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let Contents {
-        sequence,
-        batches,
-        positions,
-        events,
-        sources: rows,
-        publications,
-        leases,
-        rates,
-    } = ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
+    let Contents { head, batches, positions, events, sources: rows, publications, leases, rates } =
+        ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
@@ -151,7 +146,8 @@ pub async fn read(
     Ok(Status {
         at,
         folded_sequences: None,
-        ledger_sequence: sequence,
+        ledger_sequence: head.sequence,
+        ledger_head: head,
         recovering,
         log_problem,
         signed_since: ledger.run(cutover::signed_since).await?,

@@ -35,3 +35,4 @@ mod serve;
 mod silence;
 mod smoke;
 mod support;
+mod tampering;

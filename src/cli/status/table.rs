@@ -10,7 +10,12 @@ use crate::status::{Partition, Queue, Status};
 
 /// All parts of the status; parts without rows are omitted.
 pub(super) fn of(status: &Status) -> String {
-    let mut head = format!("ledger sequence {}, {}\n", status.ledger_sequence, time(status.at));
+    let mut head = format!(
+        "ledger sequence {}, {}\nhead {}\n",
+        status.ledger_sequence,
+        time(status.at),
+        status.ledger_head
+    );
     if let Some(problem) = &status.log_problem {
         head += &format!("the log: {}\n", problem.replace(char::is_control, "\u{fffd}"));
     }
