@@ -289,6 +289,7 @@ async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
         message: None,
         next_attempt_at: noon(),
         unanswered: false,
+        held_for: None,
     };
     let (answered_at, attempts) = (Some(noon()), vec![attempt]);
     let outcome = RequestOutcome {
@@ -299,6 +300,7 @@ async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
         status: Some(200),
         error: None,
         attempts,
+        lease: None,
     };
     ledger
         .run(async |conn| {
