@@ -80,10 +80,12 @@ impl Publisher {
             Begun::Withheld(condition) => return Ok(Sent::Withheld(condition)),
         }
         let answer = self.ingest(signing, &outgoing, begun).await;
+        let is_content = answer.as_ref().is_err_and(SendError::is_refused_for_its_content);
+        if answer.is_err() && !is_content {
+            lanes.end();
+        }
         drop(in_flight);
-        let now = self.ledger.clock.now();
-        let is_split =
-            events.len() > 1 && answer.as_ref().is_err_and(SendError::is_refused_for_its_content);
+        let (now, is_split) = (self.ledger.clock.now(), is_content && events.len() > 1);
         let attempts = self.attempts(&events, &answer, now);
         let outcome = RequestOutcome {
             id: request.id,
