@@ -375,16 +375,21 @@ create table publication (
     attempts integer not null default 0,
     -- whether an attempt was sent whose answer is not recorded
     unanswered boolean not null default false,
+    -- attempts that were refused for now or left out of an answer
+    refusals integer not null default 0,
     next_attempt_at timestamptz not null,
+    -- the request, or the publisher, that may send or settle the row meanwhile
     leased_by text,
     leased_until timestamptz,
     last_message text,
     -- why the row is held although it is due, and since when; null: it is not held by itself
-    held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules')),
+    held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules', 'vendor_refuses')),
     held_since timestamptz,
     constraint publication_is_held_since_an_instant check ((held_for is null) = (held_since is null)),
     constraint publication_is_unique primary key (source_id, event_id)
-);
+)
+-- leases and attempts update a row in its page, which needs space there
+with (fillfactor = 70);
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
 
 -- How each publication left the queue, and each later verdict of the vendor. Rows are only added. The newest row up to a sequence is
@@ -430,7 +435,9 @@ create table publication_attempt (
         check (verdict in ('accepted', 'refused', 'refused_for_now', 'left_out', 'failed')),
     message text,
     primary key (request_id, source_id, event_id)
-);
+)
+-- each row is updated once in its page, with its verdict
+with (fillfactor = 50);
 create index publication_attempt_by_event on publication_attempt (source_id, event_id);
 
 -- Licenses that appear in and disappear from coderd: claims and a hash, never the token.

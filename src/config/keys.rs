@@ -78,7 +78,7 @@ pub const KEYS: &[Key] = &[
         "ledger.connections",
         Kind::Whole(2, 500),
         None,
-        "Maximum connections of this process to the ledger. Default: 4, plus collect 1, consume 4, publish 1, serve 3 for each of its roles.",
+        "Maximum connections of this process to the ledger. Default: 4, plus collect 1, consume 4, publish 2, serve 3 for each of its roles.",
     ),
     key(
         "log.kind",
@@ -211,6 +211,12 @@ pub const KEYS: &[Key] = &[
         Kind::Seconds(1.0, 300.0),
         Some("30"),
         "Timeout of a request to Tallyman. The events of a killed publisher are sent again within twice this time.",
+    ),
+    key(
+        "publish.concurrency",
+        Kind::Whole(1, 32),
+        Some("4"),
+        "Maximum requests in flight to Tallyman, each with up to 100 events.",
     ),
     key(
         "serve.api_listen",

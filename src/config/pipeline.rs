@@ -152,6 +152,8 @@ pub struct Publish {
     /// Timeout of a whole request.
     #[serde(rename = "request_timeout_seconds", deserialize_with = "seconds")]
     pub request_timeout: Duration,
+    /// The largest number of requests in flight.
+    pub concurrency: usize,
 }
 
 /// Which side publishes usage.
@@ -249,11 +251,13 @@ impl Role {
     pub const ALL: [Role; 4] = [Role::Collect, Role::Consume, Role::Publish, Role::Serve];
 
     /// Connections to the ledger that the role uses at once: one pass of a collector; four
-    /// partitions; one cycle of a publisher; two projections and an audit or an answer. More
+    /// partitions; two requests of a publisher, which it writes down or records while others are in
+    /// flight; two projections and an audit or an answer. More
     /// connections would only wait for each other.
     fn connections(self) -> u32 {
         match self {
-            Role::Collect | Role::Publish => 1,
+            Role::Collect => 1,
+            Role::Publish => 2,
             Role::Consume => 4,
             Role::Serve => 3,
         }

@@ -269,10 +269,10 @@ fn the_default_of_ledger_connections_depends_on_the_roles() {
     for (roles, connections) in [
         ("collect", 5),
         ("consume", 8),
-        ("publish", 5),
+        ("publish", 6),
         ("serve", 7),
-        ("collect,publish", 6),
-        ("collect,consume,publish,serve", 13),
+        ("collect,publish", 7),
+        ("collect,consume,publish,serve", 14),
     ] {
         let pipeline = load(&Input {
             file: shipped("single.toml").0,

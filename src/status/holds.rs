@@ -128,6 +128,9 @@ fn end_of(event: &HeldBack) -> &'static str {
         event if event.held_for == HeldFor::VendorRules => {
             "a version of Tallyline with other rules; otherwise the event expires"
         }
+        event if event.held_for == HeldFor::VendorRefuses => {
+            "Tallyman accepts the event, which is retried apart from others; otherwise the event expires"
+        }
         HeldBack { confirmed: true, .. } => {
             "coderd's row equals the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
@@ -276,6 +279,7 @@ mod tests {
             (HeldFor::CoderdDiffers, true, true, true),
             (HeldFor::CoderdDiffers, false, false, true),
             (HeldFor::VendorRules, true, false, false),
+            (HeldFor::VendorRefuses, true, false, false),
         ] {
             let ends = end_of(&held_back(held_for, confirmed));
             assert_eq!(

@@ -385,6 +385,7 @@ async fn answer(
         message: None,
         next_attempt_at: noon(),
         unanswered: false,
+        held_for: None,
     };
     let (answered_at, attempts) = (Some(noon()), vec![attempt]);
     let outcome = RequestOutcome {
@@ -395,6 +396,7 @@ async fn answer(
         status: Some(200),
         error: None,
         attempts,
+        lease: None,
     };
     ledger
         .run(async |conn| {

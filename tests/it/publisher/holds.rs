@@ -201,7 +201,8 @@ async fn usage_that_is_pending_when_its_source_is_retired_is_held_until_it_is_re
 
 #[tokio::test]
 async fn a_retirement_ends_publishing_before_the_next_request() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    world.settings.concurrency = 1;
     let log = world.log().await;
     world.add_many(150).await;
     let (operations, deployment_id) = (world.operations(&log), DEPLOYMENT);
