@@ -152,8 +152,10 @@ impl Saver<'_> {
     pub async fn remove_others(&mut self, sequence: i64) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into snapshot_piece (stage, rules_version, incarnation, piece, sequence)
-             select distinct stage, rules_version, incarnation, piece, $4 from snapshot_piece
-             where stage = $1 and rules_version = $2 and incarnation = $3 on conflict do nothing",
+             select $1, $2, $3, piece, $4 from (
+                 select distinct on (piece) piece, sequence, content from snapshot_piece
+                 where stage = $1 and rules_version = $2 and incarnation = $3 order by piece desc, sequence desc
+             ) as newest where sequence <> $4 and content is not null",
         )
         .bind(self.rules.stage)
         .bind(self.rules.version)

@@ -21,10 +21,14 @@ pub struct Freshness {
     pub as_of: Option<DateTime<Utc>>,
 }
 
+/// A larger batch is added to a copy of the state without a lock. The copy costs a pointer for each
+/// large part and a copy of each changed one, which is more than a small batch costs.
+const FACTS_UNDER_LOCK: usize = 200;
+
 /// A reader's handle of a state; clones share it.
 ///
-/// One lock protects the state: a copy for each batch would cost too much with a million events.
-/// Each write adds one batch, so readers see whole batches only and wait for one at most.
+/// One lock protects the state. Each write adds one batch, so readers see whole batches only. They
+/// wait for [`FACTS_UNDER_LOCK`] facts at most once the state has reached the ledger's end.
 pub struct View<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
@@ -112,7 +116,18 @@ impl<S: Stage> View<S> {
 
     /// Adds the next batch. An empty view stays empty.
     pub(super) fn add(&self, entry: Entry) -> Result<(), ProjectionError> {
-        self.change(|shown| shown.folded.add(entry))
+        // before the ledger's end, no reader uses the state
+        let is_read = self.freshness().is_some_and(|freshness| freshness.as_of.is_some());
+        if !is_read || entry.facts.len() <= FACTS_UNDER_LOCK {
+            return self.change(|shown| shown.folded.add(entry));
+        }
+        let Some(mut folded) = self.folded() else { return Ok(()) };
+        let added = folded.add(entry);
+        // only the fold changes the state; the old one is dropped after the lock
+        self.change(|shown| {
+            std::mem::swap(&mut shown.folded, &mut folded);
+            added
+        })
     }
 
     /// Notes that the state contains all batches committed before `as_of`.

@@ -1,5 +1,7 @@
 //! Managed agents of one hour, in order and in their saved form.
 
+use std::sync::Arc;
+
 /// Maximum entries of a run. A new entry moves at most this number.
 const RUN: usize = 1024;
 
@@ -10,7 +12,7 @@ pub(super) const HOUR: i64 = 3_600_000_000;
 type Started = (i64, u64);
 
 /// The entries of an hour, in ordered runs with their totals. A count reads one run and the totals
-/// of the runs before it.
+/// of the runs before it. A clone shares the entries.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AgentHour {
     runs: Vec<Run>,
@@ -19,13 +21,13 @@ pub(super) struct AgentHour {
 /// A non-empty, ordered run.
 #[derive(Clone, Debug)]
 struct Run {
-    entries: Vec<Started>,
+    entries: Arc<Vec<Started>>,
     total: u128,
 }
 
 impl Run {
     fn of(entries: Vec<Started>) -> Self {
-        Self { total: sum(&entries), entries }
+        Self { total: sum(&entries), entries: Arc::new(entries) }
     }
 
     fn last(&self) -> Option<&Started> {
@@ -57,14 +59,14 @@ impl AgentHour {
         };
         let place = run.entries.partition_point(|other| *other <= entry);
         if run.entries.len() < RUN {
-            run.entries.insert(place, entry);
+            Arc::make_mut(&mut run.entries).insert(place, entry);
             run.total += u128::from(entry.1);
         } else if place == RUN {
             // After a full run: events in the order of time fill each run before the next one
             // begins.
             self.runs.insert(index + 1, Run::of(vec![entry]));
         } else {
-            let upper = run.entries.split_off(RUN / 2);
+            let upper = Arc::make_mut(&mut run.entries).split_off(RUN / 2);
             run.total = sum(&run.entries);
             self.runs.insert(index + 1, Run::of(upper));
             self.insert(entry);
@@ -72,7 +74,7 @@ impl AgentHour {
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Started> {
-        self.runs.iter().flat_map(|run| &run.entries)
+        self.runs.iter().flat_map(|run| run.entries.iter())
     }
 
     pub(super) fn total(&self) -> u128 {
@@ -156,7 +158,9 @@ mod tests {
     #[test]
     fn the_saved_form_is_pinned() {
         let mut hour = AgentHour::default();
-        [(HOUR, 1), (HOUR + 200, 3), (HOUR + 200, u64::MAX)].map(|entry| hour.insert(entry));
+        for entry in [(HOUR, 1), (HOUR + 200, 3), (HOUR + 200, u64::MAX)] {
+            hour.insert(entry);
+        }
         let mut bytes = Vec::new();
         hour.write(HOUR, &mut bytes);
         let max = [255, 255, 255, 255, 255, 255, 255, 255, 255, 1];

@@ -98,6 +98,11 @@ impl AgentCounts {
         self.between(midnight(start.date_naive()), after)
     }
 
+    #[must_use]
+    pub fn events(&self) -> usize {
+        self.entries().count()
+    }
+
     fn between(&self, start: i64, end: i64) -> u128 {
         self.before(end).saturating_sub(self.before(start))
     }
@@ -232,7 +237,7 @@ mod tests {
         for i in 0..1_000_000_i64 {
             counts.add(at(if i % 3 == 0 { i * 7 } else { i * 80_000 }), 1);
         }
-        assert_eq!(counts.entries().count(), 1_000_000);
+        assert_eq!(counts.events(), 1_000_000);
         // a count reads one run, and the totals of an hour's other runs, of a block and of blocks
         let lengths = counts.all_hours().map(|(_, hour)| hour.run_lengths().collect::<Vec<_>>());
         for runs in lengths {

@@ -167,8 +167,8 @@ impl DeploymentLicenses {
         rules: RuleSet,
         now: DateTime<Utc>,
     ) -> Entitlements {
-        let claims: Vec<LicenseClaims> =
-            licenses.iter().filter_map(|license| license.claims.clone()).collect();
+        let claims: Vec<&LicenseClaims> =
+            licenses.iter().filter_map(|license| license.claims.as_ref()).collect();
         // The count is exact. The answer is limited to 64 bits, far beyond any license limit.
         let mut answer = entitlements(rules, &claims, now, |start, end| {
             u64::try_from(self.agents.count(start, end)).unwrap_or(u64::MAX)

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::pieces::Changed;
 use crate::event::{
-    BuildKind, BuildStatus, Event, Fact, PREBUILDS_USER, Payload, PrebuildClaimed,
+    BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed,
     WorkspaceBuildCompleted, kind,
 };
 use crate::metrics::{

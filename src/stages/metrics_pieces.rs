@@ -66,10 +66,9 @@ impl Stage for MetricsState {
         for (&deployment, known) in &self.deployments {
             let mut add = |part, number| pieces.insert(Piece { deployment, part, number });
             add(Part::Source, 0);
-            known
-                .creations
-                .iter()
-                .for_each(|(labels, _)| drop(add(Part::Creations, shard(labels))));
+            known.creations.iter().for_each(|(labels, _)| {
+                add(Part::Creations, shard(labels));
+            });
             known.creation_seconds.iter().for_each(|(labels, _)| {
                 add(Part::CreationSeconds, shard(labels));
             });

@@ -29,7 +29,7 @@ pub enum Part {
 impl Part {
     /// In the order of the words. The parts that each deployment has are after the others of their
     /// stage: a state is read in descending order of the names.
-    const WORDS: [(Part, &'static str); 7] = [
+    pub(super) const WORDS: [(Part, &'static str); 7] = [
         (Part::Agents, "agents"),
         (Part::ClaimSeconds, "claim_seconds"),
         (Part::CreationSeconds, "creation_seconds"),

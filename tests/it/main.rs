@@ -34,4 +34,5 @@ mod replay;
 mod serve;
 mod silence;
 mod smoke;
+mod snapshots;
 mod support;
