@@ -635,16 +635,29 @@ create table lease (
     shown_sequence bigint not null default 0
 );
 
--- A fold's state after the batch of this sequence.
+-- A saved state of a fold, after the batch of this sequence. It consists of the newest version of each piece up to this sequence.
 create table snapshot (
     stage text not null,
     rules_version integer not null,
     incarnation uuid not null,
     sequence bigint not null,
-    state bytea not null,
     taken_at timestamptz not null,
     primary key (stage, rules_version, incarnation, sequence)
 );
+
+-- The versions of a state's pieces. A snapshot writes only the pieces that differ from the snapshot before it.
+create table snapshot_piece (
+    stage text not null,
+    rules_version integer not null,
+    incarnation uuid not null,
+    piece text collate "C" not null,
+    -- of the snapshot that wrote this version
+    sequence bigint not null,
+    -- null: the state has no such piece from this snapshot on
+    content bytea,
+    primary key (stage, rules_version, incarnation, piece, sequence)
+);
+create index snapshot_piece_by_snapshot on snapshot_piece (stage, rules_version, incarnation, sequence);
 
 -- An exported file. Its range and its sequence determine its events.
 create table export_file (

@@ -34,5 +34,6 @@ mod replay;
 mod serve;
 mod silence;
 mod smoke;
+mod snapshots;
 mod support;
 mod tampering;
