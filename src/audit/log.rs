@@ -2,6 +2,7 @@
 //! conflict, rejected or held. The log is still the one that was read.
 
 use super::joint::{Audit, Joint, LOG};
+use super::step::{self, Item, Step};
 use super::vendor;
 use crate::event::Topic;
 use crate::ledger::{Difference, LedgerBooks, PartitionBooks, fingerprint};
@@ -28,6 +29,20 @@ pub(super) async fn compare(audit: &Audit, books: &LedgerBooks) -> anyhow::Resul
     waiting += unread(audit, books).await?;
     joint.number("records_waiting_in_the_log", waiting);
     Ok(joint)
+}
+
+/// One step of the continuous audit. Compares again if anything differs: the log may have changed
+/// during the first reading.
+pub(super) async fn step(
+    audit: &Audit,
+    known: Vec<Item>,
+    _progress: Option<serde_json::Value>,
+) -> anyhow::Result<Step> {
+    let mut joint = audit.ledger_joints().await?.log?;
+    if !joint.differences.is_empty() {
+        joint = audit.ledger_joints().await?.log?;
+    }
+    Ok(step::whole(&joint, &known))
 }
 
 /// Compares one position with the log. Returns the number of unread offsets.

@@ -1,7 +1,8 @@
 //! Compares ledger and vendor. Accepted usage is published, refused permanently, expired, unknown,
 //! pending or not ours. The vendor's side is its recorded answers.
 
-use super::joint::{Joint, VENDOR};
+use super::joint::{Audit, Joint, VENDOR};
+use super::step::{self, Item, Step};
 use crate::ledger::LedgerBooks;
 
 /// The ledger's own checks that belong to this joint.
@@ -20,6 +21,15 @@ pub(super) fn compare(books: &LedgerBooks) -> Joint {
         .cloned()
         .collect();
     joint
+}
+
+/// One step of the continuous audit.
+pub(super) async fn step(
+    audit: &Audit,
+    known: Vec<Item>,
+    _progress: Option<serde_json::Value>,
+) -> anyhow::Result<Step> {
+    Ok(step::whole(&audit.ledger_joints().await?.vendor, &known))
 }
 
 pub(super) fn is_vendor_kind(kind: &str) -> bool {

@@ -4,6 +4,7 @@
 //! to a row of `batch`. The batch takes the next ledger sequence inside its transaction's commit.
 
 pub mod acts;
+pub mod audit_items;
 mod batch;
 pub mod books;
 pub mod choices;
@@ -54,6 +55,7 @@ pub mod sources;
 mod statement_error;
 
 pub use acts::{Act, ActFilter, ActKind, NewAct, PROGRAM, Subject};
+pub use audit_items::{AuditItem, AuditStep, AuditedJoint};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
 pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use choices::LICENSE_RULES;

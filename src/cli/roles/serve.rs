@@ -188,6 +188,7 @@ async fn audit(handles: &Handles, telemetry: AuditTelemetry, stop: &Cancellation
         Continuous {
             audit,
             every: handles.pipeline.serve.audit,
+            good_for: 3 * handles.pipeline.serve.audit,
             holder: holder.clone(),
             telemetry: telemetry.clone(),
         }
