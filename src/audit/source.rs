@@ -12,8 +12,7 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::RECENT;
-use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
+use super::joint::{Audit, Joint, RECENT, RECENT_USAGE, SOURCE, SOURCE_GONE};
 use super::step::{self, Item, Step};
 use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, InvalidRow};
