@@ -51,6 +51,8 @@ create index batch_by_partition on batch (topic, partition, first_offset) where 
 -- Replays can start at any offset, and there are few of them.
 create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
+-- The order of a partition's chain; its newest batch is found without the others.
+create index batch_chain on batch (topic, partition, generation, sequence) where kind = 'log';
 
 -- Digests of a batch's rows, by part. They remain valid if rows of a part are removed later.
 create table batch_part (
@@ -754,9 +756,47 @@ create table audit_finding (
     -- how long the audit took
     seconds double precision not null,
     -- since when the joint differs; null: it balances
-    differs_since timestamptz
+    differs_since timestamptz,
+    -- publishing is held from then on, unless a later audit reaches the newest batch; null: no audit has reached it
+    good_until timestamptz
 );
 create unique index audit_finding_of_a_joint on audit_finding (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- Joints whose late audit does not hold publishing, by an operator's act. The next audit of the joint deletes the row.
+create table audit_override (
+    joint text not null,
+    -- null: the joint covers the whole ledger
+    deployment_id uuid,
+    act_id bigint not null references operator_act
+);
+create unique index audit_override_of_a_joint on audit_override (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- How far the continuous audit has come at each joint. Each joint has its own form.
+create table audit_progress (
+    joint text not null,
+    -- null: the joint covers the whole ledger
+    deployment_id uuid,
+    progress jsonb not null
+);
+create unique index audit_progress_of_a_joint on audit_progress (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- Findings of the continuous audit that have not ended. Each round first judges those again that were judged longest ago.
+create table audit_item (
+    joint text not null,
+    deployment_id uuid,
+    kind text not null,
+    -- the event, batch or partition
+    id text not null,
+    detail text not null,
+    -- work for an operator, not a difference
+    is_open boolean not null,
+    -- usage of the last 30 days that coderd was seen to have
+    is_recent_usage boolean not null,
+    found_at timestamptz not null,
+    looked_at timestamptz not null
+);
+create unique index audit_item_is_unique on audit_item (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'), id, kind);
+create index audit_item_by_look on audit_item (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'), looked_at);
 
 -- Processes at their last heartbeat, by the database's clock.
 create table process (

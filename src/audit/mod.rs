@@ -7,16 +7,21 @@ mod deep;
 mod joint;
 mod log;
 mod source;
+mod step;
 mod suspects;
+mod telemetry;
+mod turns;
 mod vendor;
 
-pub use continuous::{AuditTelemetry, Continuous};
+pub use continuous::Continuous;
 pub use joint::{Audit, Joint};
+pub use telemetry::AuditTelemetry;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ledger::{Head, Sequence, books};
+use crate::ledger::books::Reading;
+use crate::ledger::{Head, Sequence};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -70,7 +75,12 @@ impl Audit {
 
     /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
     async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
-        let books = self.ledger.with_statements(books::STATEMENTS).run(books::add_up).await?;
+        let mut reading = Reading::default();
+        let books = loop {
+            if let Some(books) = self.ledger.run(async |conn| reading.read(conn).await).await? {
+                break books;
+            }
+        };
         let log = log::compare(self, &books).await;
         Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
     }

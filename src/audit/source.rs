@@ -9,10 +9,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
+use super::joint::{Audit, Joint, RECENT, RECENT_USAGE, SOURCE, SOURCE_GONE};
+use super::step::{self, Item, Step};
 use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, InvalidRow};
 use crate::event::{Digest, Event, ParseError, Payload, Topic};
@@ -23,8 +24,6 @@ const PAGE: i64 = 2_000;
 
 /// The most second claimants of a first successful start in the list.
 const CLAIMANTS_LISTED: i64 = 100;
-/// How far back usage can still be published: older differences are not at risk.
-const RECENT: TimeDelta = TimeDelta::days(30);
 
 /// Prefixes of the ids of a build's events.
 const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
@@ -107,6 +106,20 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     );
     sides.reader.close().await;
     Ok(joint)
+}
+
+/// One step of the continuous audit.
+pub(super) async fn step(
+    audit: &Audit,
+    known: Vec<Item>,
+    _progress: Option<serde_json::Value>,
+) -> anyhow::Result<Step> {
+    let mut joint = compare(audit).await?;
+    let unsettled = joint.drop_unsettled();
+    if unsettled > 0 && joint.differences.is_empty() {
+        anyhow::bail!("no collector pass ended in time, so missing rows may be in flight");
+    }
+    Ok(step::whole(&joint, &known))
 }
 
 /// Waits until the ledger has a pass newer than `after`. False: none came in time.

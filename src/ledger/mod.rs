@@ -4,9 +4,11 @@
 //! to a row of `batch`. The batch takes the next ledger sequence inside its transaction's commit.
 
 pub mod acts;
+pub mod audit_items;
 mod batch;
 pub mod books;
 pub mod chain;
+pub mod checks;
 pub mod choices;
 pub mod collector_requests;
 pub mod confirmed;
@@ -24,6 +26,7 @@ pub mod identity;
 pub mod kept;
 pub mod known;
 pub mod landmarks;
+pub mod late_audits;
 pub mod leases;
 pub mod licenses;
 pub mod losses;
@@ -57,6 +60,7 @@ pub mod sources;
 mod statement_error;
 
 pub use acts::{Act, ActFilter, ActKind, NewAct, PROGRAM, Subject};
+pub use audit_items::{AuditItem, AuditStep, AuditedJoint};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
 pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use chain::{ChainedBatch, NamedRow};
@@ -72,7 +76,7 @@ pub use event_history::{
     ActOnRefusal, ExportHistory, NewExport, PublicationAttempt, PublicationHistory, RefusalHistory,
 };
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
-pub use findings::{Finding, NewFinding};
+pub use findings::Finding;
 pub use generations::{NewGeneration, PartitionGenerations};
 pub use head::{Head, InvalidHead};
 pub use holds::{Hold, HoldScope, holds};
@@ -80,6 +84,7 @@ pub use identity::{IdentityRefusal, ReportedIdentity, SourceIdentity};
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
 pub use landmarks::{Landmark, LedgerIdentity};
+pub use late_audits::{AuditOverride, LOG_JOINT, LateAudit, SOURCE_JOINT, VENDOR_JOINT};
 pub use leases::{Lease, LeaseError, collector_lease, lease_step};
 pub use licenses::{LicenseChange, LicenseHistory, LicenseState};
 pub use losses::UsageOutcome;

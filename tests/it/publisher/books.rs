@@ -137,7 +137,8 @@ fn audit(
     let audit =
         Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
     let holder = uuid::Uuid::new_v4().to_string();
-    let continuous = Continuous { audit, every: Duration::from_millis(200), holder, telemetry };
+    let (every, late_after) = (Duration::from_millis(200), 1_000);
+    let continuous = Continuous { audit, every, late_after, holder, telemetry };
     let stop = stop.clone();
     tokio::spawn(async move { continuous.run(&stop).await })
 }
