@@ -5,10 +5,12 @@ mod continuous;
 mod deep;
 mod joint;
 mod log;
+mod slices;
 mod source;
 mod step;
 mod suspects;
 mod telemetry;
+mod turns;
 mod vendor;
 
 pub use continuous::Continuous;
@@ -68,7 +70,7 @@ impl Audit {
     }
 
     async fn source_joint(&self) -> anyhow::Result<Joint> {
-        source::compare(self).await
+        source::compare(self, &|_| {}).await
     }
 
     /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.

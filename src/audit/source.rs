@@ -1,9 +1,9 @@
 //! Compares source and ledger. The ledger has each completed build and usage row of coderd with its
 //! id and digest, and no others.
 //!
-//! With live traffic both sides are never at the same instant. So ids that differ are kept until
-//! the ledger has a later collector pass. Then only these ids are reread, ledger first, source
-//! last.
+//! Both sides are compared in slices (`slices.rs`). With live traffic both sides are never at the
+//! same instant. So ids that differ are kept until the ledger has a later collector pass. Then only
+//! these ids are reread, ledger first, source last (`suspects.rs`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -13,15 +13,14 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::RECENT;
-use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
-use super::step::{self, Item, Step};
-use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
+use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE};
+use super::slices::Found;
+use super::step::{Item, Step};
+use super::turns::Turns;
+use crate::coderd::{Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, InvalidRow};
-use crate::event::{Digest, Event, ParseError, Payload, Topic};
-use crate::ledger::{Difference, Ledger, Source, books, confirmed, identity, known, sources};
-
-/// Ids in one comparison.
-const PAGE: i64 = 2_000;
+use crate::event::{Digest, Event, ParseError, Payload, build_of};
+use crate::ledger::{Difference, Ledger, Source, books, identity, known, slices, sources};
 
 /// The most second claimants of a first successful start in the list.
 const CLAIMANTS_LISTED: i64 = 100;
@@ -48,13 +47,17 @@ pub(super) struct Suspects {
 pub(super) struct Sides<'a> {
     pub ledger: &'a Ledger,
     pub source: Source,
-    reader: Reader,
-    catalog: Catalog,
+    pub reader: Reader,
+    pub catalog: Catalog,
     /// Suspects that were resubmitted from the rejects before the awaited pass began.
     pub passed: HashSet<String>,
 }
 
-pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
+/// Compares all of both sides. Calls `progress` with the number of compared rows after each slice.
+pub(super) async fn compare(
+    audit: &Audit,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> anyhow::Result<Joint> {
     let mut joint = Joint::new(SOURCE);
     let Some((database, deployment)) = &audit.source else {
         joint.remarks.push(remark("not_compared", "source", "no coderd database is configured"));
@@ -71,10 +74,10 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
         });
         return Ok(joint);
     };
-    joint.number(SOURCE_GONE, 0);
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
     sides.identify().await?;
-    let suspects = sides.suspects(&mut joint).await?;
+    let found = sides.all_slices(progress).await?;
+    found.count(&mut joint);
     joint.number(
         RECENT_USAGE,
         audit
@@ -82,21 +85,8 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
             .run(async |conn| books::recent_usage(conn, sides.source.id, sides.recent()).await)
             .await?,
     );
-    if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
-        sides.passed = sides.passed(&suspects).await?;
-        // Read last: a pass that begins from now on covers all earlier reads, which may have taken
-        // many passes.
-        let newest_pass =
-            audit.ledger.run(async |conn| books::newest_pass(conn, sides.source.id).await).await?;
-        let fresh = wait_for_pass(audit, sides.source.id, newest_pass).await?;
-        joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
-        joint.number(READ_AGAIN, i64::from(fresh));
-        sides.judge_builds(&suspects.builds, &mut joint).await?;
-        sides.judge_usage(&suspects.usage, &mut joint).await?;
-        if fresh {
-            sides.fetch_missing(&joint).await?;
-        }
-    }
+    sides.judge(audit, &found.suspects, &mut joint).await?;
+    sides.list_gone(&mut joint).await?;
     joint.remarks.extend(
         audit
             .ledger
@@ -109,18 +99,58 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     Ok(joint)
 }
 
-/// One step of the continuous audit.
+/// One step of the continuous audit: new rows, the next slice of each turn, and the known items
+/// again. Its cost does not depend on the length of the history.
 pub(super) async fn step(
     audit: &Audit,
     known: Vec<Item>,
-    _progress: Option<serde_json::Value>,
+    progress: Option<serde_json::Value>,
 ) -> anyhow::Result<Step> {
-    let mut joint = compare(audit).await?;
+    let (database, deployment) =
+        audit.source.as_ref().context("no coderd database is configured")?;
+    let source = audit
+        .ledger
+        .run(async |conn| sources::get(conn, *deployment).await)
+        .await?
+        .context("the ledger does not know this deployment: no collector has registered it yet")?;
+    let mut sides = Sides::open(&audit.ledger, database, source).await?;
+    sides.identify().await?;
+    let before = progress.unwrap_or_default();
+    // progress of another version: every turn begins again
+    let mut turns: Turns = serde_json::from_value(before.clone()).unwrap_or_default();
+    let mut found = Found::default();
+    let behind = sides.take_turns(&mut turns, &mut found).await?;
+    for item in known {
+        match build_of(&item.id) {
+            Some(build) => drop(found.suspects.builds.insert(build)),
+            None => drop(found.suspects.usage.insert(item.id)),
+        }
+    }
+    let mut joint = Joint::new(SOURCE);
+    let mut recent = sides.judge(audit, &found.suspects, &mut joint).await?;
     let unsettled = joint.drop_unsettled();
-    if unsettled > 0 && joint.differences.is_empty() {
+    if !unsettled.is_empty() && joint.differences.is_empty() {
         anyhow::bail!("no collector pass ended in time, so missing rows may be in flight");
     }
-    Ok(step::whole(&joint, &known))
+    let builds = found.suspects.builds.iter().flat_map(event_ids);
+    let mut judged: BTreeSet<String> = builds.chain(found.suspects.usage).collect();
+    judged.retain(|id| !unsettled.contains(id));
+    let differences = joint.differences.into_iter().map(|difference| Item {
+        is_recent_usage: recent.remove(&difference.id),
+        ..Item::difference(difference)
+    });
+    let open =
+        joint.open.into_iter().map(|open| Item { is_open: true, ..Item::difference(open) });
+    let items = differences.chain(open).collect();
+    let gone =
+        audit.ledger.run(async |conn| slices::gone(conn, sides.source.id).await).await?;
+    sides.reader.close().await;
+    // the slices of unsettled rows are compared again
+    let progress = match unsettled.is_empty() {
+        true => serde_json::to_value(&turns)?,
+        false => before,
+    };
+    Ok(Step { judged, items, progress, gone, behind: behind && unsettled.is_empty() })
 }
 
 /// Waits until the ledger has a pass newer than `after`. False: none came in time.
@@ -184,21 +214,31 @@ impl<'a> Sides<'a> {
         self.ledger.clock.now() - RECENT
     }
 
-    fn is_in_baseline(&self, key: &BuildKey) -> bool {
-        self.source.baseline_until.is_some_and(|until| key.completed_at < until.into())
-    }
-
-    /// Reads both sides completely, in pages, and keeps the ids that differ.
-    async fn suspects(&mut self, joint: &mut Joint) -> anyhow::Result<Suspects> {
-        let mut suspects = Suspects::default();
-        joint.number("source_builds", self.source_builds(&mut suspects).await?);
-        let ledger_builds = self.ledger_builds(&mut suspects, joint).await?;
-        joint.number("ledger_builds", ledger_builds);
-        if self.catalog.usage_events {
-            joint.number("source_usage", self.source_usage(&mut suspects).await?);
-            joint.number("ledger_usage", self.ledger_usage(&mut suspects).await?);
+    /// Rereads the suspects after a later collector pass, and requests missing rows from the
+    /// collector. Returns the differing usage that can still be published.
+    async fn judge(
+        &mut self,
+        audit: &Audit,
+        suspects: &Suspects,
+        joint: &mut Joint,
+    ) -> anyhow::Result<HashSet<String>> {
+        if suspects.builds.is_empty() && suspects.usage.is_empty() {
+            return Ok(HashSet::new());
         }
-        Ok(suspects)
+        self.passed = self.passed(suspects).await?;
+        // Read last: a pass that begins from now on covers all earlier reads, which may have taken
+        // many passes.
+        let newest_pass =
+            self.ledger.run(async |conn| books::newest_pass(conn, self.source.id).await).await?;
+        let fresh = wait_for_pass(audit, self.source.id, newest_pass).await?;
+        joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
+        joint.number(READ_AGAIN, i64::from(fresh));
+        self.judge_builds(&suspects.builds, joint).await?;
+        let recent = self.judge_usage(&suspects.usage, joint).await?;
+        if fresh {
+            self.fetch_missing(joint).await?;
+        }
+        Ok(recent)
     }
 
     /// The suspects that were resubmitted from the rejects.
@@ -218,160 +258,6 @@ impl<'a> Sides<'a> {
             );
         }
         Ok(passed)
-    }
-
-    async fn source_builds(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
-        let (mut after, mut seen) = (Uuid::nil(), 0);
-        loop {
-            let keys = self.reader.build_keys(after, PAGE).await?;
-            let Some(last) = keys.last() else { return Ok(seen) };
-            after = last.job_id;
-            let ids: Vec<Uuid> = keys
-                .iter()
-                .filter(|key| !self.is_in_baseline(key))
-                .filter_map(|key| key.build_id)
-                .collect();
-            seen += ids.len();
-            let in_ledger = self.ledger_digests(&ids).await?;
-            let in_source = self.source_digests(&ids).await?;
-            self.confirm_builds(&in_ledger, &in_source).await?;
-            let differs = |id: &Uuid| {
-                in_source.get(id).is_some_and(|in_source| {
-                    in_source.as_ref() != Some(in_ledger.get(id).unwrap_or(&NOTHING))
-                })
-            };
-            suspects.builds.extend(ids.into_iter().filter(differs));
-        }
-    }
-
-    /// Confirms the events that are equal in coderd.
-    async fn confirm_builds(
-        &self,
-        in_ledger: &HashMap<Uuid, BuildDigests>,
-        in_source: &HashMap<Uuid, Option<BuildDigests>>,
-    ) -> anyhow::Result<()> {
-        let equal = |at: usize| -> Vec<String> {
-            let same = |(id, in_ledger): &(&Uuid, &BuildDigests)| {
-                in_ledger[at].is_some()
-                    && in_source.get(id).is_some_and(|in_source| {
-                        in_source.is_some_and(|in_source| in_source[at] == in_ledger[at])
-                    })
-            };
-            in_ledger.iter().filter(same).map(|(id, _)| id.to_string()).collect()
-        };
-        self.ledger
-            .run(async |conn| {
-                confirmed::record(
-                    conn,
-                    Topic::WorkspaceBuilds,
-                    self.source.id,
-                    &equal(0),
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
-            .await?;
-        self.ledger
-            .run(async |conn| {
-                confirmed::record(
-                    conn,
-                    Topic::PrebuildClaims,
-                    self.source.id,
-                    &equal(1),
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// Counts confirmed builds that coderd no longer has; other missing builds become suspects.
-    async fn ledger_builds(
-        &mut self,
-        suspects: &mut Suspects,
-        joint: &mut Joint,
-    ) -> anyhow::Result<usize> {
-        let (mut after, mut seen) = (Uuid::nil(), 0);
-        loop {
-            let ids = self
-                .ledger
-                .run(async |conn| books::build_ids(conn, self.source.id, after, PAGE).await)
-                .await?;
-            let Some(last) = ids.last() else { return Ok(seen) };
-            after = *last;
-            seen += ids.len();
-            let in_source: HashSet<Uuid> = self
-                .reader
-                .builds(&self.catalog, &ids)
-                .await?
-                .into_iter()
-                .map(|row| row.build_id)
-                .collect();
-            let gone: Vec<Uuid> = ids.into_iter().filter(|id| !in_source.contains(id)).collect();
-            let confirmed = self
-                .ledger
-                .run(async |conn| confirmed::builds(conn, self.source.id, &gone).await)
-                .await?;
-            for id in gone {
-                match confirmed.get(&id) {
-                    Some(events) if !events.contains(&Some(false)) => joint.gone_build(&id, events),
-                    _ => drop(suspects.builds.insert(id)),
-                }
-            }
-        }
-    }
-
-    async fn source_usage(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
-        let (mut after, mut seen) = (String::new(), 0);
-        loop {
-            let keys = self.reader.usage_keys(&after, PAGE).await?;
-            let Some(last) = keys.last() else { return Ok(seen) };
-            after = last.id.clone();
-            seen += keys.len();
-            let ids: Vec<String> = keys.into_iter().map(|key| key.id).collect();
-            let in_ledger = self
-                .ledger
-                .run(async |conn| known::usage(conn, self.source.id, &ids).await)
-                .await?;
-            let in_source = self.source_usage_digests(&ids).await?;
-            let same = |(id, in_ledger): &(&String, &Digest)| matches!(in_source.get(*id), Some(Ok(in_source)) if in_source == *in_ledger);
-            let equal: Vec<String> =
-                in_ledger.iter().filter(same).map(|(id, _)| id.clone()).collect();
-            self.ledger
-                .run(async |conn| {
-                    confirmed::record(
-                        conn,
-                        Topic::AgentUsage,
-                        self.source.id,
-                        &equal,
-                        self.ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await?;
-            suspects.usage.extend(ids.into_iter().filter(|id| {
-                in_source.get(id).is_some_and(|digest| {
-                    digest.is_err() || digest.as_ref().ok() != in_ledger.get(id)
-                })
-            }));
-        }
-    }
-
-    async fn ledger_usage(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
-        let (mut after, mut seen) = (String::new(), 0);
-        loop {
-            let ids = self
-                .ledger
-                .run(async |conn| books::usage_ids(conn, self.source.id, &after, PAGE).await)
-                .await?;
-            let Some(last) = ids.last() else { return Ok(seen) };
-            after = last.clone();
-            seen += ids.len();
-            let in_source: HashSet<String> =
-                self.reader.usage(&ids).await?.into_iter().map(|row| row.id).collect();
-            suspects.usage.extend(ids.into_iter().filter(|id| !in_source.contains(id)));
-        }
     }
 
     pub(super) async fn ledger_digests(
