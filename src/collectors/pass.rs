@@ -152,10 +152,10 @@ impl Collector {
         let complete_until = horizon
             .complete_before()
             .map(|complete| before(complete.min(now), self.settings.margin));
-        let swept_recently = !is_due(self.swept_at, started_at, self.settings.sweep_interval);
         let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_INTERVAL);
         let overlap = before(now, self.settings.overlap);
-        let from = self.reread_from.filter(|_| swept_recently && requested_sweep.is_none());
+        let from =
+            self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
         Bounds {
             from: from.map(|from| if overlaps { from.min(overlap) } else { from }),
             complete_until,
@@ -249,9 +249,7 @@ impl Collector {
         }
         self.reported_until = self.reported_until.max(report.complete_until);
         self.reread_from = Some(bounds.next_from);
-        if report.full_sweep {
-            self.swept_at = Some(bounds.started_at);
-        }
+        self.is_swept |= report.full_sweep;
         if bounds.overlaps {
             self.overlapped_at = Some(bounds.started_at);
         }

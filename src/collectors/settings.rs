@@ -29,8 +29,6 @@ pub struct Settings {
     pub from: Option<DateTime<Utc>>,
     /// Pause between two passes.
     pub poll_interval: Duration,
-    /// Time from one full sweep to the next; zero: each pass is a full sweep.
-    pub sweep_interval: TimeDelta,
     /// How far clocks of coderd's replicas and of the database may differ. Completeness is this
     /// much earlier; the next pass starts there.
     pub margin: TimeDelta,
@@ -62,7 +60,6 @@ impl Settings {
             introduced_at: None,
             from: None,
             poll_interval: Duration::from_secs(10),
-            sweep_interval: TimeDelta::days(1),
             margin: TimeDelta::seconds(60),
             overlap: TimeDelta::hours(1),
             compare_interval: TimeDelta::minutes(3),

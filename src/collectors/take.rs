@@ -56,12 +56,29 @@ impl Collector {
                 _ => break,
             }
         }
-        if bounds.from.is_none() {
-            // This sweep read all builds. A build that coderd no longer has, or that is readable
-            // now, holds nothing back.
-            self.unreadable.retain(|id| totals.unreadable.contains(id));
+        self.reread_unreadable(reader, catalog, totals).await
+    }
+
+    /// Rereads a page of the builds that an earlier pass could not read. A build that coderd no
+    /// longer has holds nothing back.
+    async fn reread_unreadable(
+        &mut self,
+        reader: &mut Reader,
+        catalog: &Catalog,
+        totals: &mut PassTotals,
+    ) -> Result<(), CollectError> {
+        let page = usize::try_from(self.settings.page).unwrap_or(usize::MAX);
+        let earlier = self.unreadable.iter().filter(|id| !totals.unreadable.contains(*id));
+        let ids: Vec<Uuid> = earlier.take(page).copied().collect();
+        if ids.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let keys = reader.build_keys_of(&ids).await?;
+        let present: HashSet<Uuid> = keys.iter().filter_map(|key| key.build_id).collect();
+        for id in ids.iter().filter(|id| !present.contains(*id)) {
+            self.unreadable.remove(id);
+        }
+        self.take_builds(reader, catalog, &keys, totals).await
     }
 
     /// Appends the new ones of these builds, each prebuild claim before its build. Also appends a

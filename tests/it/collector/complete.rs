@@ -142,9 +142,7 @@ async fn a_collector_starts_beside_a_recreated_topic() {
 #[tokio::test]
 async fn rows_older_than_the_reported_completeness_are_counted() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
-    let mut collector = store
-        .collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd)
-        .await;
+    let mut collector = store.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
     let build = Build {
         completed_at: coderd.now().await - TimeDelta::hours(5),
@@ -152,7 +150,7 @@ async fn rows_older_than_the_reported_completeness_are_counted() {
     };
     coderd.build(&build).await;
     coderd.creation().await;
-    let report = collector.pass().await.unwrap();
+    let report = store.sweep(&mut collector).await;
     assert_eq!((report.builds, report.late), (2, 1));
 }
 
@@ -162,9 +160,7 @@ async fn an_unreadable_build_delays_completeness_only_while_it_exists() {
     let id = coderd
         .build(&Build { stage: 3, ..coderd.first_start(coderd.workspace().await).await })
         .await;
-    let mut collector = store
-        .collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd)
-        .await;
+    let mut collector = store.collector(settings(), &coderd).await;
     for _ in 0..2 {
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.complete_until), ((0, 0, 0), None));
