@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::joint::{Audit, LOG, SOURCE, VENDOR};
+use super::joint::{Audit, LOG, RECENT, SOURCE, VENDOR};
 use super::step::{Item, Step};
-use super::{AuditTelemetry, RECENT, log, source, vendor};
+use super::telemetry::AuditTelemetry;
+use super::{log, source, vendor};
 use crate::cause::LastingFault;
 use crate::ledger::{
     AuditedJoint, Finding, Lease, LeaseError, StatementError, audit_items, findings, holds,

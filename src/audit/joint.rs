@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,6 +15,9 @@ use crate::log::Log;
 pub(super) const SOURCE: &str = "source and ledger";
 pub(super) const LOG: &str = "log and ledger";
 pub(super) const VENDOR: &str = "ledger and vendor";
+
+/// How far back usage can still be published: older differences are not at risk.
+pub(super) const RECENT: TimeDelta = TimeDelta::days(30);
 
 /// Numbers of a joint that a finding keeps: rows that coderd removed, recent usage (30 days), and
 /// its differing part.

@@ -5,6 +5,7 @@ mod continuous;
 mod deep;
 mod joint;
 mod log;
+mod sides;
 mod slices;
 mod source;
 mod step;
@@ -17,15 +18,10 @@ pub use continuous::Continuous;
 pub use joint::{Audit, Joint};
 pub use telemetry::AuditTelemetry;
 
-use chrono::TimeDelta;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ledger::{Sequence, books};
-
-/// How far back usage can still be published: older differences are not at risk.
-const RECENT: TimeDelta = TimeDelta::days(30);
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -7,8 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::joint::Joint;
-use super::source::{BuildDigests, Sides, Suspects};
-use super::suspects::BUILD_TOPICS;
+use super::sides::{BUILD_TOPICS, BuildDigests, Sides, Suspects};
 use crate::coderd::Time;
 use crate::event::{Digest, Topic};
 use crate::ledger::slices::{self, Presence, Range, UsagePlace};
@@ -138,9 +137,7 @@ impl Sides<'_> {
         loop {
             let places = self
                 .ledger
-                .run(async |conn| {
-                    slices::build_ids(conn, self.source.id, range, after, PAGE).await
-                })
+                .run(async |conn| slices::build_ids(conn, self.source.id, range, after, PAGE).await)
                 .await?;
             let Some(place) = places.last() else { return Ok(()) };
             after = Some(*place);
@@ -318,9 +315,7 @@ impl Sides<'_> {
         let now = self.ledger.clock.now();
         Ok(self
             .ledger
-            .run(async |conn| {
-                slices::mark(conn, topic, self.source.id, keys, presence, now).await
-            })
+            .run(async |conn| slices::mark(conn, topic, self.source.id, keys, presence, now).await)
             .await?)
     }
 }

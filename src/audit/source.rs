@@ -5,53 +5,21 @@
 //! same instant. So ids that differ are kept until the ledger has a later collector pass. Then only
 //! these ids are reread, ledger first, source last (`suspects.rs`).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
 
-use super::RECENT;
 use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE};
+use super::sides::{READ_AGAIN, Sides, Suspects, event_ids};
 use super::slices::Found;
 use super::step::{Item, Step};
 use super::turns::Turns;
-use crate::coderd::{Catalog, CoderdError, Database, Reader};
-use crate::collectors::events::{self, InvalidRow};
-use crate::event::{Digest, Event, ParseError, Payload, build_of};
-use crate::ledger::{Difference, Ledger, Source, books, identity, known, slices, sources};
+use crate::event::build_of;
+use crate::ledger::{Difference, books, known, slices, sources};
 
 /// The most second claimants of a first successful start in the list.
 const CLAIMANTS_LISTED: i64 = 100;
-
-/// Prefixes of the ids of a build's events.
-const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
-
-/// Digests of a build and of its prebuild claim.
-pub(super) type BuildDigests = [Option<Digest>; 2];
-const NOTHING: BuildDigests = [None, None];
-/// Digest for a row that is not a valid event and is among the rejects.
-const NO_EVENT: Digest = [0; 32];
-
-/// 1 if the differences were reread after a later collector pass.
-pub(super) const READ_AGAIN: &str = "read_again_after_a_later_pass";
-
-/// Ids that differ, by table.
-#[derive(Default)]
-pub(super) struct Suspects {
-    pub builds: BTreeSet<Uuid>,
-    pub usage: BTreeSet<String>,
-}
-
-pub(super) struct Sides<'a> {
-    pub ledger: &'a Ledger,
-    pub source: Source,
-    pub reader: Reader,
-    pub catalog: Catalog,
-    /// Suspects that were resubmitted from the rejects before the awaited pass began.
-    pub passed: HashSet<String>,
-}
 
 /// Compares all of both sides. Calls `progress` with the number of compared rows after each slice.
 pub(super) async fn compare(
@@ -108,11 +76,10 @@ pub(super) async fn step(
 ) -> anyhow::Result<Step> {
     let (database, deployment) =
         audit.source.as_ref().context("no coderd database is configured")?;
-    let source = audit
-        .ledger
-        .run(async |conn| sources::get(conn, *deployment).await)
-        .await?
-        .context("the ledger does not know this deployment: no collector has registered it yet")?;
+    let source =
+        audit.ledger.run(async |conn| sources::get(conn, *deployment).await).await?.context(
+            "the ledger does not know this deployment: no collector has registered it yet",
+        )?;
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
     sides.identify().await?;
     let before = progress.unwrap_or_default();
@@ -139,11 +106,9 @@ pub(super) async fn step(
         is_recent_usage: recent.remove(&difference.id),
         ..Item::difference(difference)
     });
-    let open =
-        joint.open.into_iter().map(|open| Item { is_open: true, ..Item::difference(open) });
+    let open = joint.open.into_iter().map(|open| Item { is_open: true, ..Item::difference(open) });
     let items = differences.chain(open).collect();
-    let gone =
-        audit.ledger.run(async |conn| slices::gone(conn, sides.source.id).await).await?;
+    let gone = audit.ledger.run(async |conn| slices::gone(conn, sides.source.id).await).await?;
     sides.reader.close().await;
     // the slices of unsettled rows are compared again
     let progress = match unsettled.is_empty() {
@@ -171,49 +136,7 @@ async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Res
     }
 }
 
-/// The possible event ids of a build.
-pub(super) fn event_ids(id: &Uuid) -> [String; 2] {
-    EVENTS.map(|event| format!("{event}:{id}"))
-}
-
-impl<'a> Sides<'a> {
-    async fn open(ledger: &'a Ledger, database: &Database, source: Source) -> anyhow::Result<Self> {
-        let mut reader = database.connect().await.context("reading coderd's database")?;
-        let catalog = reader.catalog().await.context("reading coderd's database")?;
-        Ok(Sides { ledger, source, reader, catalog, passed: HashSet::new() })
-    }
-
-    /// Refuses a coderd that does not belong to this source: its rows are not a side of these
-    /// books. A coderd that does not report its identity can be compared only while the source is
-    /// not bound.
-    async fn identify(&mut self) -> anyhow::Result<()> {
-        let source_id = self.source.deployment_id;
-        let facts = self.reader.identity_facts().await.context("reading coderd's database")?;
-        if let Some(refusal) = self
-            .ledger
-            .run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await)
-            .await?
-        {
-            return Err(refusal.into());
-        }
-        match facts.problem {
-            Some(problem)
-                if self
-                    .ledger
-                    .run(async |conn| identity::is_bound(conn, source_id).await)
-                    .await? =>
-            {
-                Err(CoderdError::UnknownIdentity(problem).into())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The instant from which usage can still be published.
-    pub(super) fn recent(&self) -> DateTime<Utc> {
-        self.ledger.clock.now() - RECENT
-    }
-
+impl Sides<'_> {
     /// Rereads the suspects after a later collector pass, and requests missing rows from the
     /// collector. Returns the differing usage that can still be published.
     async fn judge(
@@ -258,58 +181,6 @@ impl<'a> Sides<'a> {
             );
         }
         Ok(passed)
-    }
-
-    pub(super) async fn ledger_digests(
-        &self,
-        ids: &[Uuid],
-    ) -> anyhow::Result<HashMap<Uuid, BuildDigests>> {
-        let mut builds =
-            self.ledger.run(async |conn| known::builds(conn, self.source.id, ids).await).await?;
-        let mut claims =
-            self.ledger.run(async |conn| known::claims(conn, self.source.id, ids).await).await?;
-        let known = ids.iter().map(|id| (*id, [builds.remove(id), claims.remove(id)]));
-        Ok(known.filter(|(_, digests)| *digests != NOTHING).collect())
-    }
-
-    /// The digests of these rows in coderd; None for a row that this version cannot read.
-    pub(super) async fn source_digests(
-        &mut self,
-        ids: &[Uuid],
-    ) -> anyhow::Result<HashMap<Uuid, Option<BuildDigests>>> {
-        let mut digests = HashMap::with_capacity(ids.len());
-        for row in self.reader.builds(&self.catalog, ids).await? {
-            let id = row.build_id;
-            let read = match events::build(self.source.deployment_id, row) {
-                Ok(build) => {
-                    let claim = events::claim(&build)
-                        .map(|claim| self.digest(Payload::Claim(Box::new(claim))));
-                    Some([Some(self.digest(Payload::Build(Box::new(build)))), claim])
-                }
-                Err(InvalidRow::Time { .. }) => Some([Some(NO_EVENT), None]),
-                Err(InvalidRow::UnknownWord { .. }) => None,
-            };
-            digests.insert(id, read);
-        }
-        Ok(digests)
-    }
-
-    fn digest(&self, payload: Payload) -> Digest {
-        Event { deployment: self.source.deployment_id, payload }.digest()
-    }
-
-    /// The digests of these usage rows; an error for a row that this version cannot read as an
-    /// event.
-    pub(super) async fn source_usage_digests(
-        &mut self,
-        ids: &[String],
-    ) -> anyhow::Result<HashMap<String, Result<Digest, ParseError>>> {
-        let deployment = self.source.deployment_id;
-        let rows = self.reader.usage(ids).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| (row.id.clone(), events::usage_digest(deployment, row)))
-            .collect())
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
 
 use super::joint::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
-use super::source::{BuildDigests, READ_AGAIN, Sides, event_ids};
+use super::sides::{BUILD_TOPICS, BuildDigests, READ_AGAIN, Sides, event_ids};
 use crate::event::{Digest, ParseError, Topic};
 use crate::ledger::slices::{self, Presence};
 use crate::ledger::{
@@ -29,9 +29,6 @@ const USAGE_GONE: &str = "coderd had it and no longer has it: if coderd's databa
 const LOST: &str = "coderd lost it when its database was restored to an earlier time";
 /// The same, if its id was used again.
 const REUSED: &str = "coderd lost it when its database was restored to an earlier time, and has reused its id: the accepted event remains";
-
-/// The topics of a build's events, in the order of their digests.
-pub(super) const BUILD_TOPICS: [Topic; 2] = [Topic::WorkspaceBuilds, Topic::PrebuildClaims];
 
 /// Facts about one suspect, without its digest.
 struct Suspect<'a> {
@@ -325,9 +322,8 @@ impl Joint {
     /// collector pass came in time. Before the first pass all of them may be in flight.
     pub(super) fn drop_unsettled(&mut self) -> BTreeSet<String> {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
-        let is_unsettled = |found: &mut Difference| {
-            unread && matches!(&*found.kind, "missing" | "resubmitted")
-        };
+        let is_unsettled =
+            |found: &mut Difference| unread && matches!(&*found.kind, "missing" | "resubmitted");
         self.differences.extract_if(.., is_unsettled).map(|found| found.id).collect()
     }
 }

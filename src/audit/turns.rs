@@ -5,8 +5,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::sides::Sides;
 use super::slices::{END, FIRST, Found};
-use super::source::Sides;
 use crate::coderd::UsageKey;
 use crate::ledger::passes;
 
@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn progress_of_another_form_begins_every_turn_again() {
-        let turns: Turns = serde_json::from_value(serde_json::json!({"recent_builds": 5})).unwrap_or_default();
+        let turns: Turns =
+            serde_json::from_value(serde_json::json!({"recent_builds": 5})).unwrap_or_default();
         assert!(turns.recent_builds.is_none());
     }
 }

@@ -216,7 +216,8 @@ impl Reader {
         until: Time,
         limit: i64,
     ) -> Result<Vec<BuildKey>, CoderdError> {
-        let query = sqlx::query_as(KEYS_BY_TIME).bind(after.0).bind(after.1).bind(limit).bind(until);
+        let query =
+            sqlx::query_as(KEYS_BY_TIME).bind(after.0).bind(after.1).bind(limit).bind(until);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 

@@ -75,11 +75,7 @@ impl Reader {
     }
 
     /// A page of all ids after the id `after`, in coderd's own order. It reads only the primary key.
-    pub async fn usage_ids(
-        &mut self,
-        after: &str,
-        limit: i64,
-    ) -> Result<Vec<String>, CoderdError> {
+    pub async fn usage_ids(&mut self, after: &str, limit: i64) -> Result<Vec<String>, CoderdError> {
         let query = "select id from usage_events where id > $1 order by id limit $2";
         let query = sqlx::query_scalar(query).bind(after).bind(limit);
         within(self.deadline, query.fetch_all(&mut self.connection)).await

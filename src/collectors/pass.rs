@@ -154,8 +154,7 @@ impl Collector {
             .map(|complete| before(complete.min(now), self.settings.margin));
         let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_INTERVAL);
         let overlap = before(now, self.settings.overlap);
-        let from =
-            self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
+        let from = self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
         Bounds {
             from: from.map(|from| if overlaps { from.min(overlap) } else { from }),
             complete_until,

@@ -167,7 +167,8 @@ pub async fn recent_usage_of(
     ids: &[String],
     since: DateTime<Utc>,
 ) -> Result<Vec<String>, sqlx::Error> {
-    let query = "select id from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
+    let query =
+        "select id from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
     sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_all(conn).await
 }
 

@@ -78,13 +78,7 @@ pub async fn events(
                   coalesce(array_agg(build_id) filter (where confirmed_at is null), '{}') as unconfirmed_builds from build) as builds,
              (select count(*) as claims, sha256(coalesce(string_agg(digest, ''::bytea order by digest), ''::bytea)) as claims_digest,
                   coalesce(array_agg(build_id) filter (where confirmed_at is null), '{}') as unconfirmed_claims from claim) as claims";
-    sqlx::query_as(query)
-        .bind(source_id)
-        .bind(from)
-        .bind(until)
-        .bind(except)
-        .fetch_one(conn)
-        .await
+    sqlx::query_as(query).bind(source_id).bind(from).bind(until).bind(except).fetch_one(conn).await
 }
 
 /// A page of the builds and claims of the range after `after`, by completion and build.

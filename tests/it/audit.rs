@@ -452,8 +452,8 @@ async fn a_missing_row_is_a_finding_only_after_a_later_pass_confirms_it() {
         patience: Duration::from_millis(300),
     };
     let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
-    let continuous =
-        Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
+    let (every, good_for) = (Duration::from_millis(200), Duration::from_secs(3600));
+    let continuous = Continuous { audit, every, good_for, holder: "test".into(), telemetry };
     let missing = site.coderd.creation().await;
     let stop = CancellationToken::new();
     let signal = stop.clone();

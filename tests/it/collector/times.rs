@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tallyline::ledger::licenses;
 
-use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::audit::Audit;
 use tallyline::collectors::{Collector, Settings};

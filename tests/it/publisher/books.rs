@@ -137,7 +137,8 @@ fn audit(
     let audit =
         Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
     let holder = uuid::Uuid::new_v4().to_string();
-    let continuous = Continuous { audit, every: Duration::from_millis(200), holder, telemetry };
+    let (every, good_for) = (Duration::from_millis(200), Duration::from_secs(3600));
+    let continuous = Continuous { audit, every, good_for, holder, telemetry };
     let stop = stop.clone();
     tokio::spawn(async move { continuous.run(&stop).await })
 }
