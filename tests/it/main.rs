@@ -33,5 +33,6 @@ mod rejects;
 mod replay;
 mod serve;
 mod silence;
+mod slices;
 mod smoke;
 mod support;
