@@ -47,6 +47,8 @@ create index batch_by_partition on batch (topic, partition, first_offset) where 
 -- Replays can start at any offset, and there are few of them.
 create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
+-- The order of a partition's chain; its newest batch is found without the others.
+create index batch_chain on batch (topic, partition, generation, sequence) where kind = 'log';
 
 -- Runs as the last step inside the commit, so that no writer waits for another's statements. The row of `ledger` stays locked until
 -- the commit is on disk, and on the synchronous standby if there is one. This lock limits the commits per second.
@@ -647,6 +649,15 @@ create table audit_finding (
     good_until timestamptz
 );
 create unique index audit_finding_of_a_joint on audit_finding (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- Joints whose late audit does not hold publishing, by an operator's act. The next audit of the joint deletes the row.
+create table audit_override (
+    joint text not null,
+    -- null: the joint covers the whole ledger
+    deployment_id uuid,
+    act_id bigint not null references operator_act
+);
+create unique index audit_override_of_a_joint on audit_override (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
 
 -- How far the continuous audit has come at each joint. Each joint has its own form.
 create table audit_progress (

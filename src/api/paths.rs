@@ -15,7 +15,7 @@ use crate::operations::{
     AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListPauses,
     ListRejects, ListSources, LogRange, PauseRequest, RebuildExecution, RebuildRequest,
     ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
-    ShowFindings, ShowReject,
+    ShowFindings, ShowReject, UnauditedPublishing,
 };
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
@@ -33,6 +33,7 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<PauseRequest>(),
         Route::operation::<ResumeRequest>(),
         Route::operation::<CoderdCutOff>(),
+        Route::operation::<UnauditedPublishing>(),
         Route::operation::<ListRejects>(),
         Route::operation::<CountRejects>(),
         Route::operation::<ShowReject>(),

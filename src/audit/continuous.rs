@@ -19,8 +19,8 @@ use super::telemetry::AuditTelemetry;
 use super::{log, source, vendor};
 use crate::cause::LastingFault;
 use crate::ledger::{
-    AuditedJoint, Finding, Lease, LeaseError, StatementError, audit_items, findings, holds,
-    lease_step, leases, retirements, snapshots,
+    AuditedJoint, Finding, LateAudit, Lease, LeaseError, StatementError, audit_items, findings,
+    holds, late_audits, lease_step, leases, retirements, snapshots,
 };
 
 const NAME: &str = "audit";
@@ -30,6 +30,8 @@ const LEASE_LENGTH: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_secs(5);
 /// The rest after an audit, in lengths of that audit: audits take at most a tenth of the time.
 const REST: f64 = 9.0;
+/// The time after which a failed audit is retried, or a shorter interval.
+const RETRY: Duration = Duration::from_secs(10);
 /// Known items that one step judges again.
 const ITEMS: i64 = 1_000;
 
@@ -40,8 +42,8 @@ pub struct Continuous {
     pub audit: Audit,
     /// Time between two audits of a joint.
     pub every: Duration,
-    /// How long an audit that reached the newest batch allows publishing.
-    pub good_for: Duration,
+    /// Without an audit of a joint for this number of intervals, publishing is held.
+    pub late_after: u32,
     /// The name of this process as holder of the lease; unique.
     pub holder: String,
     /// Where findings are shown.
@@ -65,7 +67,7 @@ impl Continuous {
         let mut logged = LastMessages::default();
         let mut failed: BTreeMap<JointName, Instant> = BTreeMap::new();
         while !stop.is_cancelled() {
-            failed.retain(|_, at| at.elapsed() < self.every);
+            failed.retain(|_, at| at.elapsed() < self.every.min(RETRY));
             match self.round(&mut failed, &mut logged, stop).await {
                 Ok(()) if failed.is_empty() => {
                     logged.fault.end();
@@ -119,8 +121,10 @@ impl Continuous {
         let findings =
             ledger.run(findings::list).await.context("reading findings from the ledger")?;
         let retired = self.is_retired().await.context("reading findings from the ledger")?;
-        self.telemetry.show(&findings, self.own(), retired);
-        log_changes(logged, &findings);
+        let late =
+            ledger.run(late_audits::list).await.context("reading findings from the ledger")?;
+        self.telemetry.show(&findings, &late, self.own(), retired);
+        log_changes(logged, &findings, &late);
         Ok(self.due(&findings, retired))
     }
 
@@ -157,9 +161,7 @@ impl Continuous {
             let last = findings
                 .iter()
                 .find(|finding| finding.joint == *joint && finding.deployment_id == *deployment);
-            last.is_none_or(|last| {
-                last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST)
-            })
+            last.is_none_or(|last| last.age_seconds >= self.rest(last.seconds).as_secs_f64())
         };
         let source = self.own().filter(|_| !retired).map(|own| (SOURCE, Some(own)));
         [(LOG, None), (VENDOR, None)].into_iter().chain(source).filter(is_due).collect()
@@ -190,52 +192,61 @@ impl Continuous {
         }
     }
 
-    /// Audits the due joints. If one side cannot be read, the other joints are still audited.
+    /// Audits the due joints, in steps by turns, until each has read the newest batch. If one side
+    /// cannot be read, the other joints are still audited.
     async fn audit_joints(
         &self,
         lease: &Lease,
-        due: Vec<JointName>,
+        mut due: Vec<JointName>,
         failed: &mut BTreeMap<JointName, Instant>,
     ) -> anyhow::Result<()> {
         let mut outcome = Ok(());
-        for joint in due {
-            if let Err(fault) = self.audit_joint(lease, joint).await {
-                failed.insert(joint, Instant::now());
-                outcome = outcome.and(Err(fault));
+        while !due.is_empty() {
+            let mut behind = Vec::new();
+            for joint in due {
+                match self.audit_joint(lease, joint).await {
+                    Ok(true) => behind.push(joint),
+                    Ok(false) => {}
+                    Err(fault) => {
+                        failed.insert(joint, Instant::now());
+                        outcome = outcome.and(Err(fault));
+                    }
+                }
             }
+            due = behind;
         }
         outcome
     }
 
-    /// Steps until the joint has read the newest batch.
+    /// The time until the next audit of a joint whose last step took `seconds`.
+    fn rest(&self, seconds: f64) -> Duration {
+        self.every.max(Duration::try_from_secs_f64(seconds * REST).unwrap_or(self.every))
+    }
+
+    /// Does one step. Returns whether the joint is behind.
     async fn audit_joint(
         &self,
         lease: &Lease,
         (joint, deployment): JointName,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let (ledger, begun) = (&self.audit.ledger, Instant::now());
-        loop {
-            let known = ledger
-                .run(async |conn| audit_items::due(conn, joint, deployment, ITEMS).await)
-                .await?;
-            let progress = ledger
-                .run(async |conn| audit_items::progress(conn, joint, deployment).await)
-                .await?;
-            let sequence = ledger.run(snapshots::head).await?;
-            let step = self.step(joint, known, progress).await?;
-            let of = AuditedJoint {
-                joint,
-                deployment,
-                sequence,
-                seconds: begun.elapsed().as_secs_f64(),
-                good_for: self.good_for,
-                recent_since: ledger.clock.now() - RECENT,
-            };
-            ledger.run(async |conn| audit_items::record(conn, lease, &of, &step).await).await?;
-            if !step.behind {
-                return Ok(());
-            }
-        }
+        let known =
+            ledger.run(async |conn| audit_items::due(conn, joint, deployment, ITEMS).await).await?;
+        let progress =
+            ledger.run(async |conn| audit_items::progress(conn, joint, deployment).await).await?;
+        let sequence = ledger.run(snapshots::head).await?;
+        let step = self.step(joint, known, progress).await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let of = AuditedJoint {
+            joint,
+            deployment,
+            sequence,
+            seconds,
+            good_for: self.rest(seconds) * self.late_after,
+            recent_since: ledger.clock.now() - RECENT,
+        };
+        ledger.run(async |conn| audit_items::record(conn, lease, &of, &step).await).await?;
+        Ok(step.behind)
     }
 
     async fn step(
@@ -253,10 +264,10 @@ impl Continuous {
 }
 
 /// Logs changes in every process, not only in the one that audits.
-fn log_changes(logged: &mut LastMessages, findings: &[Finding]) {
+fn log_changes(logged: &mut LastMessages, findings: &[Finding], late: &[LateAudit]) {
     let joined = |words: Vec<String>| Some(words.join("; ")).filter(|words| !words.is_empty());
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
-    let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
+    let holds = joined(holds(findings, late).into_iter().map(|hold| hold.why).collect());
     match &imbalance {
         Some(differences) if logged.imbalance.is_new(differences) => {
             warn!(differences, "books differ; `tallyline audit` lists the differences")
@@ -268,7 +279,7 @@ fn log_changes(logged: &mut LastMessages, findings: &[Finding]) {
         Some(why) if logged.holds.is_new(why) => {
             error!(why, "usage is held; `tallyline status` shows what ends the hold")
         }
-        None if logged.holds.end() => info!("findings no longer hold usage"),
+        None if logged.holds.end() => info!("audits no longer hold usage"),
         _ => {}
     }
 }

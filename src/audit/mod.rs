@@ -8,6 +8,7 @@ mod log;
 mod sides;
 mod slices;
 mod source;
+mod source_turns;
 mod step;
 mod suspects;
 mod telemetry;
@@ -21,7 +22,8 @@ pub use telemetry::AuditTelemetry;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ledger::{Sequence, books};
+use crate::ledger::Sequence;
+use crate::ledger::books::Reading;
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -71,7 +73,12 @@ impl Audit {
 
     /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
     async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
-        let books = self.ledger.with_statements(books::STATEMENTS).run(books::add_up).await?;
+        let mut reading = Reading::default();
+        let books = loop {
+            if let Some(books) = self.ledger.run(async |conn| reading.read(conn).await).await? {
+                break books;
+            }
+        };
         let log = log::compare(self, &books).await;
         Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
     }

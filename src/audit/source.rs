@@ -13,8 +13,8 @@ use anyhow::Context as _;
 use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE};
 use super::sides::{READ_AGAIN, Sides, Suspects, event_ids};
 use super::slices::Found;
+use super::source_turns::Turns;
 use super::step::{Item, Step};
-use super::turns::Turns;
 use crate::event::build_of;
 use crate::ledger::{Difference, books, known, slices, sources};
 

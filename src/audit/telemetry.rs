@@ -8,9 +8,9 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use uuid::Uuid;
 
 use super::joint::{LOG, SOURCE, VENDOR};
-use crate::ledger::Finding;
+use crate::ledger::{Finding, LateAudit};
 
-/// Findings as metrics, in every process with the role `serve`. Clones share them.
+/// Findings as metrics, in every process that audits. Clones share them.
 #[derive(Clone)]
 pub struct AuditTelemetry {
     differences: IntGaugeVec,
@@ -18,6 +18,7 @@ pub struct AuditTelemetry {
     gone: IntGaugeVec,
     holds: IntGaugeVec,
     audited_at: GaugeVec,
+    late: IntGaugeVec,
     reads_source: bool,
     /// Joint and source of the series that are shown.
     shown: Arc<Mutex<BTreeSet<[String; 2]>>>,
@@ -44,7 +45,7 @@ impl AuditTelemetry {
             holds: IntGaugeVec::new(
                 opts(
                     "holds_publishing",
-                    "1 if findings of the joint's last audit hold the source's usage; with an empty source: all usage.",
+                    "1 if the joint's last audit, or its lateness, holds the source's usage; with an empty source: all usage.",
                 ),
                 labels,
             )?,
@@ -62,11 +63,18 @@ impl AuditTelemetry {
                 ),
                 labels,
             )?,
+            late: IntGaugeVec::new(
+                opts(
+                    "late",
+                    "1 if no audit of the joint has reached the newest batch in the set time. It holds publishing, unless an operator has overridden it.",
+                ),
+                labels,
+            )?,
             reads_source,
             shown: Arc::default(),
         };
         telemetry.collectors().into_iter().try_for_each(|one| registry.register(one))?;
-        telemetry.show(&[], None, false);
+        telemetry.show(&[], &[], None, false);
         Ok(telemetry)
     }
 
@@ -79,12 +87,19 @@ impl AuditTelemetry {
             Box::new(self.gone.clone()),
             Box::new(self.holds.clone()),
             Box::new(self.audited_at.clone()),
+            Box::new(self.late.clone()),
         ]
     }
 
-    /// Shows the findings, and which joints of this process were never audited. `own` is its
-    /// deployment, if known. A retired one is not audited.
-    pub(super) fn show(&self, findings: &[Finding], own: Option<Uuid>, retired: bool) {
+    /// Shows the findings, the late audits, and which joints of this process were never audited.
+    /// `own` is its deployment, if known. A retired one is not audited.
+    pub(super) fn show(
+        &self,
+        findings: &[Finding],
+        late: &[LateAudit],
+        own: Option<Uuid>,
+        retired: bool,
+    ) {
         let source = (self.reads_source && !retired).then_some((SOURCE, own));
         let due: BTreeSet<_> = [(LOG, None), (VENDOR, None)]
             .into_iter()
@@ -103,20 +118,35 @@ impl AuditTelemetry {
                 .with_label_values(&labels)
                 .set(finding.audited_at.timestamp_micros() as f64 / 1e6);
         }
+        for labels in &found {
+            self.late.with_label_values(labels).set(0);
+        }
+        let mut late_ones = BTreeSet::new();
+        for late in late {
+            let labels = labels(&late.joint, late.deployment_id);
+            self.late.with_label_values(&labels).set(1);
+            let holds = self.holds.with_label_values(&labels);
+            holds.set(holds.get().max(i64::from(late.hold().is_some())));
+            late_ones.insert(labels);
+        }
         for never in due.difference(&found) {
             self.audited_at.with_label_values(never).set(0.0);
         }
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in shown.difference(&found) {
             // a series that was never set is not an error
-            for gauge in [&self.differences, &self.open, &self.gone, &self.holds] {
+            for gauge in [&self.differences, &self.open, &self.gone] {
                 let _ = gauge.remove_label_values(gone);
+            }
+            if !late_ones.contains(gone) {
+                let _ = self.holds.remove_label_values(gone);
+                let _ = self.late.remove_label_values(gone);
             }
             if !due.contains(gone) {
                 let _ = self.audited_at.remove_label_values(gone);
             }
         }
-        *shown = found.into_iter().chain(due).collect();
+        *shown = found.into_iter().chain(due).chain(late_ones).collect();
     }
 }
 

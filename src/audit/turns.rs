@@ -1,243 +1,177 @@
-//! The turns of the continuous audit through source and ledger. Each step compares the new rows,
-//! and one slice of each turn. So a step costs the same with any length of history; a long history
-//! takes a longer turn.
+//! How far the continuous audit of a ledger joint has come.
+//!
+//! New batches are read in each round. Older ones are read again in turns: those of the last 35
+//! days once a day, all of them once in 30 days. A round reads one page of each turn. If the pages
+//! of that time do not suffice, the turn takes longer.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::sides::Sides;
-use super::slices::{END, FIRST, Found};
-use crate::coderd::UsageKey;
-use crate::ledger::passes;
+use super::joint::Audit;
+use super::step::{Item, Step};
+use crate::ledger::checks::{self, BatchCursor, ChainName, ChainSums, Checked, PublicationKey};
+use crate::ledger::{Difference, audit_items};
 
-/// Rows that are compared again each day. Older ones wait for the long turn.
-const RECENT: TimeDelta = TimeDelta::days(35);
-/// The shortest time of a turn through recent rows.
-const SHORT: TimeDelta = TimeDelta::days(1);
-/// The shortest time of a turn through older rows.
-const LONG: TimeDelta = TimeDelta::days(30);
-/// Without completeness, rows of this time may be in flight.
-const IN_FLIGHT: TimeDelta = TimeDelta::hours(1);
-/// The most slices of new builds in one step.
-const NEW_SLICES: usize = 20;
-/// Keys of new usage in one read.
-const KEYS: i64 = 5_000;
+/// Batches of this age are read again each day.
+const RECENT_BATCHES: TimeDelta = TimeDelta::days(35);
+const RECENT_TURN: TimeDelta = TimeDelta::hours(24);
+const WHOLE_TURN: TimeDelta = TimeDelta::days(30);
 
-/// One pass through a range, in slices. It begins again when it is done and its time has passed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Turn<Place> {
-    begun_at: DateTime<Utc>,
-    /// Where the next slice begins; none: at the start of the range.
-    next: Option<Place>,
-    is_done: bool,
-}
-
-/// How far the audit of source and ledger has come.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// The progress of a ledger joint. `status` shows when the turns ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Turns {
-    /// Rows of earlier times were compared when they were new.
-    new_until: Option<DateTime<Utc>>,
-    recent_builds: Option<Turn<DateTime<Utc>>>,
-    older_builds: Option<Turn<DateTime<Utc>>>,
-    recent_usage: Option<Turn<(DateTime<Utc>, String)>>,
-    older_usage: Option<Turn<(DateTime<Utc>, String)>>,
-    /// coderd's usage by id: it has no index by time.
-    source_usage: Option<Turn<String>>,
+pub(super) struct LedgerProgress {
+    pub audited: BatchCursor,
+    /// Sums of all audited batches, by chain.
+    pub chains: BTreeMap<ChainName, ChainSums>,
+    recent: Turn,
+    whole: Turn,
+    /// The same sums, as the turn over all batches counts them again.
+    recounted: BTreeMap<ChainName, ChainSums>,
+    /// The page of publications in the order of their keys, during the turn over all batches.
+    keys: Option<PublicationKey>,
+    pub recent_turn_ended_at: Option<DateTime<Utc>>,
+    pub whole_turn_ended_at: Option<DateTime<Utc>>,
 }
 
-impl<Place> Turn<Place> {
-    /// The turn, unless it is done and the next one is not due. A start far ahead of `now` comes
-    /// from a wrong clock.
-    fn due(turn: &mut Option<Self>, now: DateTime<Utc>, length: TimeDelta) -> Option<&mut Self> {
-        let is_over = turn.as_ref().is_none_or(|turn| {
-            turn.is_done && now.signed_duration_since(turn.begun_at).abs() >= length
-        });
-        if is_over {
-            *turn = Some(Turn { begun_at: now, next: None, is_done: false });
-        }
-        turn.as_mut().filter(|turn| !turn.is_done)
+/// One turn over older batches.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Turn {
+    begun_at: Option<DateTime<Utc>>,
+    /// The end of the last page; None: the turn has ended.
+    at: Option<BatchCursor>,
+}
+
+impl Turn {
+    fn is_due(&self, every: TimeDelta, now: DateTime<Utc>) -> bool {
+        self.at.is_none() && self.begun_at.is_none_or(|begun| now - begun >= every || begun > now)
     }
 
-    fn advance(&mut self, next: Option<Place>) {
-        self.is_done = next.is_none();
-        self.next = next;
+    fn begin(&mut self, at: BatchCursor, now: DateTime<Utc>) {
+        *self = Turn { begun_at: Some(now), at: Some(at) };
     }
 }
 
-impl Sides<'_> {
-    /// Compares all slices of both sides.
-    pub(super) async fn all_slices(
-        &mut self,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> anyhow::Result<Found> {
-        let mut found = Found::default();
-        let mut reported = 0;
-        let mut report = |found: &Found| {
-            let rows = found.ledger_builds + found.ledger_usage + found.source_usage;
-            progress(u64::try_from(rows - reported).unwrap_or(0));
-            reported = rows;
-        };
-        let mut next = Some(FIRST);
-        while let Some(from) = next {
-            next = self.build_slice((from, END), &mut found).await?;
-            report(&found);
-        }
-        if !self.catalog.usage_events {
-            return Ok(found);
-        }
-        let mut next = Some(String::new());
-        while let Some(after) = next {
-            next = self.source_usage_slice(&after, &mut found).await?;
-            report(&found);
-        }
-        let mut next = Some((FIRST, String::new()));
-        while let Some((from, after)) = next {
-            next = self.usage_slice((from, END), &after, &mut found).await?;
-            report(&found);
-        }
-        Ok(found)
+impl LedgerProgress {
+    /// The saved progress. One that this version cannot read begins again.
+    pub fn of(saved: Option<serde_json::Value>) -> Self {
+        saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_default()
     }
 
-    /// Compares the new rows and the next slice of each turn. Returns whether there are more new
-    /// rows than one step compares; the turns wait for them.
-    pub(super) async fn take_turns(
-        &mut self,
-        turns: &mut Turns,
-        found: &mut Found,
-    ) -> anyhow::Result<bool> {
-        let now = self.ledger.clock.now();
-        let completeness =
-            self.ledger.run(async |conn| passes::completeness(conn, self.source.id).await).await?;
-        let until = completeness.complete_until.unwrap_or(now - IN_FLIGHT);
-        if self.new_rows(turns, until, found).await? {
-            return Ok(true);
+    /// Begins the turns that are due.
+    pub async fn begin_turns(&mut self, audit: &Audit) -> anyhow::Result<()> {
+        let now = audit.ledger.clock.now();
+        if self.recent.is_due(RECENT_TURN, now) {
+            let since = now - RECENT_BATCHES;
+            let from =
+                audit.ledger.run(async |conn| checks::recorded_since(conn, since).await).await?;
+            self.recent.begin(from, now);
         }
-        if let Some(turn) = Turn::due(&mut turns.recent_builds, now, SHORT) {
-            let from = turn.next.unwrap_or(turn.begun_at - RECENT);
-            turn.advance(self.builds_from(from, until, found).await?);
+        if self.whole.is_due(WHOLE_TURN, now) {
+            self.whole.begin(BatchCursor::default(), now);
+            self.recounted.clear();
+            self.keys = Some(PublicationKey::default());
         }
-        if let Some(turn) = Turn::due(&mut turns.older_builds, now, LONG) {
-            let from = turn.next.unwrap_or(FIRST);
-            turn.advance(self.builds_from(from, turn.begun_at - RECENT, found).await?);
-        }
-        if !self.catalog.usage_events {
-            return Ok(false);
-        }
-        if let Some(turn) = Turn::due(&mut turns.recent_usage, now, SHORT) {
-            let place = turn.next.take().unwrap_or((turn.begun_at - RECENT, String::new()));
-            turn.advance(self.usage_from(place, until, found).await?);
-        }
-        if let Some(turn) = Turn::due(&mut turns.older_usage, now, LONG) {
-            let place = turn.next.take().unwrap_or((FIRST, String::new()));
-            turn.advance(self.usage_from(place, turn.begun_at - RECENT, found).await?);
-        }
-        if let Some(turn) = Turn::due(&mut turns.source_usage, now, SHORT) {
-            let after = turn.next.take().unwrap_or_default();
-            turn.advance(self.source_usage_slice(&after, found).await?);
-        }
-        Ok(false)
+        Ok(())
     }
 
-    async fn builds_from(
-        &mut self,
-        from: DateTime<Utc>,
-        until: DateTime<Utc>,
-        found: &mut Found,
-    ) -> anyhow::Result<Option<DateTime<Utc>>> {
-        if from >= until {
-            return Ok(None);
-        }
-        self.build_slice((from, until), found).await
+    /// Where the next pages of the turns begin.
+    pub fn slices(&self) -> Vec<BatchCursor> {
+        [&self.recent, &self.whole].into_iter().filter_map(|turn| turn.at).collect()
     }
 
-    async fn usage_from(
-        &mut self,
-        (from, after): (DateTime<Utc>, String),
-        until: DateTime<Utc>,
-        found: &mut Found,
-    ) -> anyhow::Result<Option<(DateTime<Utc>, String)>> {
-        self.usage_slice((from, until), &after, found).await
+    pub fn keys(&self) -> Option<PublicationKey> {
+        self.keys.clone()
     }
 
-    /// Compares rows from the last step until `until`. Returns whether some remain. Before the
-    /// first step nothing is new: the turns compare everything.
-    async fn new_rows(
-        &mut self,
-        turns: &mut Turns,
-        until: DateTime<Utc>,
-        found: &mut Found,
-    ) -> anyhow::Result<bool> {
-        let from = *turns.new_until.get_or_insert(until);
-        let mut reached = from;
-        for _ in 0..NEW_SLICES {
-            if reached >= until {
-                break;
-            }
-            reached = self.build_slice((reached, until), found).await?.unwrap_or(until);
+    /// Moves behind the checked pages, and returns their differences.
+    pub fn advance(&mut self, checked: &Checked, now: DateTime<Utc>) -> Vec<Difference> {
+        let mut found = checked.new.differences.clone();
+        self.audited = checked.new.until;
+        add(&mut self.chains, &checked.new.chains);
+        let mut pages = checked.slices.iter();
+        if self.recent.at.is_some()
+            && let Some(page) = pages.next()
+        {
+            found.extend(page.differences.iter().cloned());
+            self.recent.at = Some(page.until).filter(|_| !page.is_last);
+            self.recent_turn_ended_at =
+                self.recent.at.map_or(Some(now), |_| self.recent_turn_ended_at);
         }
-        if from < reached && self.catalog.usage_events {
-            let mut next = Some((from, String::new()));
-            while let Some(place) = next {
-                next = self.usage_from(place, reached, found).await?;
-            }
-            self.new_source_usage(from, reached, found).await?;
-        }
-        turns.new_until = Some(reached);
-        Ok(reached < until)
-    }
-
-    /// Looks up coderd's usage that is dated, reserved or published in this time.
-    async fn new_source_usage(
-        &mut self,
-        from: DateTime<Utc>,
-        until: DateTime<Utc>,
-        found: &mut Found,
-    ) -> anyhow::Result<()> {
-        let mut last: Option<UsageKey> = None;
-        loop {
-            let keys = self.reader.recent_usage_keys(from, from, last.as_ref(), KEYS).await?;
-            let ids: Vec<String> = keys
-                .iter()
-                .filter(|key| key.created_at < until.into())
-                .map(|key| key.id.clone())
-                .collect();
-            self.look_up_usage(&ids, found).await?;
-            match keys.into_iter().next_back() {
-                Some(key) if key.created_at < until.into() => last = Some(key),
-                _ => return Ok(()),
+        if self.whole.at.is_some()
+            && let Some(page) = pages.next()
+        {
+            found.extend(page.differences.iter().cloned());
+            self.whole.at = Some(page.until).filter(|_| !page.is_last);
+            add(&mut self.recounted, &page.chains);
+            if page.is_last {
+                self.whole_turn_ended_at = Some(now);
+                self.chains = std::mem::take(&mut self.recounted);
             }
         }
+        if let Some(page) = &checked.keys {
+            found.extend(page.differences.iter().cloned());
+            self.keys = page.until.clone();
+        }
+        found
     }
+}
+
+fn add(sums: &mut BTreeMap<ChainName, ChainSums>, more: &BTreeMap<ChainName, ChainSums>) {
+    for (chain, more) in more {
+        *sums.entry(chain.clone()).or_default() += *more;
+    }
+}
+
+/// The step with these differences. A known item that this step did not judge remains: `carried`
+/// selects it, or only another kind of the same id was judged.
+pub(super) async fn step(
+    audit: &Audit,
+    joint: &str,
+    known: Vec<Item>,
+    found: Vec<Difference>,
+    progress: &LedgerProgress,
+    carried: impl Fn(&Item) -> bool,
+) -> anyhow::Result<Step> {
+    let mut items: Vec<Item> = found.into_iter().map(Item::difference).collect();
+    let judged: Vec<(String, String)> =
+        known.iter().map(|item| (item.kind.clone(), item.id.clone())).collect();
+    items.extend(known.into_iter().filter(&carried));
+    let ids: Vec<String> = items.iter().map(|item| item.id.clone()).collect();
+    let of_these =
+        audit.ledger.run(async |conn| audit_items::of_ids(conn, joint, &ids).await).await?;
+    items.extend(
+        of_these.into_iter().filter(|other| {
+            !judged.iter().any(|(kind, id)| *kind == other.kind && *id == other.id)
+        }),
+    );
+    // of one kind and id, the newest detail comes first
+    let mut seen = std::collections::BTreeSet::new();
+    items.retain(|item| seen.insert((item.kind.clone(), item.id.clone())));
+    Ok(Step {
+        judged: judged.into_iter().map(|(_, id)| id).chain(ids).collect(),
+        items,
+        progress: serde_json::to_value(progress)?,
+        gone: 0,
+        behind: false,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(seconds, 0).unwrap()
-    }
-
     #[test]
-    fn a_turn_goes_on_until_it_is_done_and_begins_again_when_due() {
-        let length = TimeDelta::seconds(100);
-        let mut turn: Option<Turn<i32>> = None;
-        Turn::due(&mut turn, at(0), length).expect("the first turn").advance(Some(1));
-        let later = Turn::due(&mut turn, at(500), length).expect("it is not done");
-        assert_eq!((later.begun_at, later.next), (at(0), Some(1)));
-        later.advance(None);
-        assert!(Turn::due(&mut turn, at(99), length).is_none(), "done, and not due");
-        let again = Turn::due(&mut turn, at(100), length).expect("due");
-        assert_eq!((again.begun_at, again.next), (at(100), None));
-        again.advance(None);
-        assert!(Turn::due(&mut turn, at(-100), length).is_some(), "begun by a wrong clock");
-    }
-
-    #[test]
-    fn progress_of_another_form_begins_every_turn_again() {
-        let turns: Turns =
-            serde_json::from_value(serde_json::json!({"recent_builds": 5})).unwrap_or_default();
-        assert!(turns.recent_builds.is_none());
+    fn a_turn_begins_once_in_its_time_and_not_while_it_runs() {
+        let (begun, mut turn) = (DateTime::UNIX_EPOCH, Turn::default());
+        assert!(turn.is_due(RECENT_TURN, begun));
+        turn.begin(BatchCursor::default(), begun);
+        assert!(!turn.is_due(RECENT_TURN, begun + TimeDelta::days(9)), "it still runs");
+        turn.at = None;
+        assert!(!turn.is_due(RECENT_TURN, begun + TimeDelta::hours(23)));
+        assert!(turn.is_due(RECENT_TURN, begun + TimeDelta::hours(24)));
+        assert!(turn.is_due(RECENT_TURN, begun - TimeDelta::hours(1)), "the clock was ahead");
     }
 }

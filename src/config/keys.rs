@@ -205,6 +205,18 @@ pub const KEYS: &[Key] = &[
         "Timeout of a request to Tallyman. The events of a killed publisher are sent again within twice this time.",
     ),
     key(
+        "audit.interval_seconds",
+        Kind::Seconds(0.2, 86_400.0),
+        Some("300"),
+        "Interval between two audits. An audit uses at most about a tenth of the time. A difference can hold usage back.",
+    ),
+    key(
+        "audit.late_after_intervals",
+        Kind::Whole(1, 1000),
+        Some("3"),
+        "Intervals without an audit of a comparison after which it holds publishing. An audit that takes over a tenth of the interval extends it.",
+    ),
+    key(
         "serve.api_listen",
         Kind::Listen,
         Some("127.0.0.1:8090"),
@@ -215,12 +227,6 @@ pub const KEYS: &[Key] = &[
         Kind::Listen,
         Some("127.0.0.1:2112"),
         "Address of /metrics. Only loopback, until TLS is supported.",
-    ),
-    key(
-        "serve.audit_seconds",
-        Kind::Seconds(0.2, 86_400.0),
-        Some("300"),
-        "Interval between two audits. An audit uses at most about a tenth of the time. A difference can hold usage back.",
     ),
     key(
         "serve.host_names",

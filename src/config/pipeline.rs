@@ -28,6 +28,8 @@ pub struct Pipeline {
     pub consume: Consume,
     pub license: License,
     pub publish: Publish,
+    /// The continuous audit of each process that collects, publishes or serves.
+    pub audit: ContinuousAudit,
     /// The listeners of the role `serve`.
     pub serve: Serve,
     /// The listener of a process without the role `serve`.
@@ -161,15 +163,23 @@ pub enum PublishMode {
     Sole,
 }
 
+/// `[audit]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct ContinuousAudit {
+    /// Interval of the audits.
+    #[serde(rename = "interval_seconds", deserialize_with = "seconds")]
+    pub interval: Duration,
+    /// Intervals without an audit after which publishing is held.
+    #[serde(rename = "late_after_intervals")]
+    pub late_after: u32,
+}
+
 /// `[serve]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Serve {
     pub api_listen: SocketAddr,
     /// Address of `/metrics`.
     pub metrics_listen: SocketAddr,
-    /// Interval of the continuous audit.
-    #[serde(rename = "audit_seconds", deserialize_with = "seconds")]
-    pub audit: Duration,
     /// Tokens by name. The name is the actor in the audit log.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSetting>,
@@ -185,9 +195,9 @@ pub struct Telemetry {
     pub listen: Option<SocketAddr>,
 }
 
-/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor, and
-/// health checks.
-const OWN_CONNECTIONS: u32 = 4;
+/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor,
+/// health checks, and the audit.
+const OWN_CONNECTIONS: u32 = 5;
 
 impl Pipeline {
     /// Converts checked values.

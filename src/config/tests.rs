@@ -119,7 +119,7 @@ p.toml:11: collect.poll_seconds must be a number of seconds from 0.05 to 3600
 p.toml:13: publish.mode must be one of shadow, sole
 p.toml:14: publish.url must be an http:// or https:// URL with a host and without user and password
 p.toml:16: serve.api_listen must be a loopback address, because TLS is not supported yet: listen on 127.0.0.1 behind a proxy
-p.toml:17: serve.tls_key is unknown; [serve] has api_listen, metrics_listen, audit_seconds, host_names, tokens
+p.toml:17: serve.tls_key is unknown; [serve] has api_listen, metrics_listen, host_names, tokens
 p.toml:18: serve.tokens.oncall must be \"SCOPE SECRET\": enforce, read or admin, then a text, env:NAME, file:PATH or exec:COMMAND
 p.toml:20: license.rules must be one of 2025-07, 2026-02
 p.toml:21: license.public_keys must be a table of names and public keys

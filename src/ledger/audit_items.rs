@@ -8,6 +8,7 @@ use sqlx::types::Json;
 use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::late_audits::end_override;
 use super::leases::hold;
 use super::{Difference, Lease, LeaseError, Sequence};
 
@@ -90,6 +91,22 @@ pub async fn due(
     .await
 }
 
+/// The items of a joint of the whole ledger with these ids.
+pub async fn of_ids(
+    conn: &mut PgConnection,
+    joint: &str,
+    ids: &[String],
+) -> Result<Vec<AuditItem>, sqlx::Error> {
+    sqlx::query_as(
+        "select kind, id, detail, is_open, is_recent_usage from audit_item
+         where joint = $1 and coalesce(deployment_id, '00000000-0000-0000-0000-000000000000') = '00000000-0000-0000-0000-000000000000' and id = any($2)",
+    )
+    .bind(joint)
+    .bind(ids)
+    .fetch_all(conn)
+    .await
+}
+
 /// The joint's progress; None before its first step.
 pub async fn progress(
     conn: &mut PgConnection,
@@ -121,6 +138,9 @@ pub async fn record(
     replace(&mut tx, of, step).await?;
     save_progress(&mut tx, of.joint, of.deployment, &step.progress).await?;
     refresh(&mut tx, of, step).await?;
+    if !step.behind {
+        end_override(&mut tx, of.joint, of.deployment).await?;
+    }
     Ok(tx.commit().await?)
 }
 

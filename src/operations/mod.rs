@@ -39,7 +39,10 @@ pub use handles::{Actor, Operations, reason};
 pub use identity::AcceptedIdentity;
 pub use instant::{OUTSIDE_YEARS, exact_instant, instant, is_in_years, optional_instant};
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};
-pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
+pub use pauses::{
+    CoderdCutOff, ListPauses, OverriddenAudits, PauseRequest, Pauses, ResumeRequest,
+    UnauditedPublishing, refuse_paused,
+};
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt,

@@ -3,15 +3,15 @@
 use uuid::Uuid;
 
 use crate::ledger::{
-    Finding, HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal,
-    PublishStop, Recovering, Retirement, holds,
+    HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop,
+    Recovering, Retirement,
 };
 
 use super::Queue;
 
 /// All holds, the widest first.
 pub(super) fn all(
-    findings: &[Finding],
+    of_audits: Vec<Hold>,
     recovering: Option<&Recovering>,
     pauses: &[Pause],
     stops: &[PublishStop],
@@ -34,7 +34,7 @@ pub(super) fn all(
     let mut found: Vec<Hold> = recovering
         .into_iter()
         .chain(paused)
-        .chain(holds(findings))
+        .chain(of_audits)
         .chain(stops.iter().map(stop))
         .collect();
     found.extend(retirements.iter().filter_map(|retirement| retired(retirement, queues)));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn of_processes(processes: &[ProcessRow]) -> Vec<Hold> {
-        all(&[], None, &[], &[], &[], processes, &[])
+        all(Vec::new(), None, &[], &[], &[], processes, &[])
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
         };
         let retired = |pending| {
             all(
-                &[],
+                Vec::new(),
                 None,
                 &[],
                 &[],
@@ -298,7 +298,7 @@ mod tests {
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
         let event = held_back(HeldFor::CoderdDiffers, true);
         let pauses = [pause(Pausable::Publish), pause(Pausable::Collect)];
-        let found = all(&[], None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
+        let found = all(Vec::new(), None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
         let listed: Vec<_> = found
             .iter()
             .map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref()))

@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause,
-    ProcessRow, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
-    StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
+    BatchCount, Contents, EventCount, Finding, Hold, LateAudit, LeaseRow, Ledger, OpenRejects,
+    Pause, ProcessRow, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
+    StatementError, contents, cutover, findings, late_audits, licenses, passes, pauses, processes,
     publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
@@ -51,6 +51,8 @@ pub struct Status {
     pub pauses: Vec<Pause>,
     /// Findings of the latest audits.
     pub audit: Vec<Finding>,
+    /// Joints whose audit is late. Each holds publishing, unless an operator publishes without it.
+    pub late_audits: Vec<LateAudit>,
     /// Holds of usage, the widest first. Of individually held events, the first 10 per source.
     pub holds: Vec<Hold>,
     /// Position of each partition, with the ends of the log.
@@ -138,16 +140,18 @@ pub async fn read(
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
-    let (recovering, pauses, audit) = (
+    let (recovering, pauses, audit, late_audits) = (
         ledger.run(recoveries::open).await?,
         ledger.run(pauses::list).await?,
         ledger.run(findings::list).await?,
+        ledger.run(late_audits::list).await?,
     );
     let (queues, processes) = (queues(ledger, &rows).await?, ledger.run(processes::list).await?);
     let (stops, retirements) =
         (ledger.run(publish_marks::stops).await?, ledger.run(retirements::list).await?);
+    let held = crate::ledger::holds(&audit, &late_audits);
     let holds =
-        holds::all(&audit, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
+        holds::all(held, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
     Ok(Status {
         at,
         folded_sequences: None,
@@ -157,6 +161,7 @@ pub async fn read(
         signed_since: ledger.run(cutover::signed_since).await?,
         pauses,
         audit,
+        late_audits,
         holds,
         partitions: partitions::partitions(&positions, &seen, at),
         rates,

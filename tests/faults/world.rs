@@ -35,7 +35,7 @@ const BUILDS: usize = 600;
 const LATENCY_MS: u64 = 100;
 
 /// Lines of the pipeline file.
-const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\nserve.audit_seconds = 5\npublish.request_timeout_seconds = 2\n";
+const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\naudit.interval_seconds = 5\npublish.request_timeout_seconds = 2\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod bad_input;
+mod bounds;
 mod cli;
 mod cli_database;
 mod coderd_sim;

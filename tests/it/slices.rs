@@ -42,8 +42,8 @@ impl Audits {
             patience: Duration::from_secs(20),
         };
         let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
-        let good_for = Duration::from_secs(3600);
-        let continuous = Continuous { audit, every, good_for, holder: "test".into(), telemetry };
+        let late_after = 1_000;
+        let continuous = Continuous { audit, every, late_after, holder: "test".into(), telemetry };
         let stop = CancellationToken::new();
         let signal = stop.clone();
         let running = tokio::spawn(async move { continuous.run(&signal).await });
@@ -122,7 +122,6 @@ async fn each_kind(site: &Site) {
     for (id, event_type, data) in [
         ("Ä seat", "hb_ai_seats_v1", json!({"count": 0})),
         ("many", "dc_managed_agents_v1", json!({"count": 999_999_999_999_999_999_u64})),
-        ("more", "dc_managed_agents_v1", json!({"count": u64::MAX})),
         ("runtime", "hb_agent_runtime_v1", json!({"runtime_ms": 3_600_000})),
     ] {
         coderd.usage(id, event_type, data, hour).await;
@@ -138,7 +137,7 @@ async fn rows_of_equal_slices_are_not_read() {
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
     assert_eq!((number(&report, SOURCE, "slices"), number(&report, SOURCE, DIFFERED)), (3, 0));
     assert_eq!(number(&report, SOURCE, "source_builds"), 25);
-    assert_eq!(number(&report, SOURCE, "source_usage"), 5);
+    assert_eq!(number(&report, SOURCE, "source_usage"), 4);
     // Equal rows are confirmed, as rows that are read.
     let unconfirmed = "select (select count(*) from workspace_build where confirmed_at is null)
          + (select count(*) from prebuild_claim where confirmed_at is null) + (select count(*) from usage_event where confirmed_at is null)";
@@ -159,6 +158,7 @@ async fn a_row_that_the_ledger_lost_is_found_and_fetched() {
     for statement in [
         "delete from workspace_build where build_id = $1::uuid",
         "delete from usage_event where id = 'old' and $1 <> ''",
+        "delete from publication where event_id = 'old' and $1 <> ''",
     ] {
         sqlx::query(statement).bind(build.to_string()).execute(&site.ledger.pool).await.unwrap();
     }
@@ -292,6 +292,8 @@ async fn usage_is_compared_where_coderd_sorts_ids_in_another_way() {
         .execute(&site.coderd.database.pool)
         .await
         .unwrap();
+    // the change costs the collector its prepared statements, and one pass
+    site.collector.pass().await.unwrap_err();
     let now = site.coderd.now().await;
     for id in ["a", "B", "c", "Ä", "ä", "Z", "_", "a-b", "ab", "A-C", "10", "9"] {
         site.coderd.usage(id, "dc_managed_agents_v1", json!({"count": 1}), now).await;

@@ -2,6 +2,7 @@
 //! also within one process.
 
 mod admit;
+mod audit;
 mod collect;
 mod handles;
 mod parts;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{Exit, Failure};
+use crate::audit::AuditTelemetry;
 use crate::collectors;
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
@@ -80,6 +82,7 @@ pub async fn run(
             Ok(())
         });
     }
+    let audited = audit::register(&handles, &registry)?;
     let restore_monitor = RestoreMonitor::new(handles.operations()?);
     let token = stop.clone();
     roles.spawn(async move {
@@ -87,7 +90,7 @@ pub async fn run(
         Ok(())
     });
     let heart = processes::Heartbeat::start(&handles, &parts, at);
-    roles.spawn(work(handles, registry, parts, pause_watcher, stop.clone()));
+    roles.spawn(work(handles, registry, parts, pause_watcher, audited, stop.clone()));
     let outcome = end(roles, stop, grace).await;
     heart.stop(outcome.is_ok()).await;
     outcome?;
@@ -102,6 +105,7 @@ async fn work(
     registry: Registry,
     parts: Parts,
     pause_watcher: pauses::PauseWatcher,
+    audited: Option<AuditTelemetry>,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     match handles.wait(&stop).await {
@@ -121,6 +125,9 @@ async fn work(
             consumer.run(&token).await;
             Ok(())
         });
+    }
+    if let Some(telemetry) = audited {
+        roles.spawn(audit::run(handles.clone(), telemetry, stop.clone()));
     }
     if handles.has(Role::Collect) {
         roles.spawn(collect::run(handles.clone(), registry.clone(), parts.clone(), stop.clone()));

@@ -63,6 +63,14 @@ fn attention(status: &Status) -> String {
     let recoveries = status.recovering.iter().map(|row| {
         [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]
     });
+    let late = status.late_audits.iter().map(|late| {
+        [
+            late.joint.clone(),
+            or_dash(late.deployment_id),
+            or_dash(late.audited_at.map(time)),
+            late.to_string(),
+        ]
+    });
     let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
     joined([
         status
@@ -82,18 +90,21 @@ fn attention(status: &Status) -> String {
                 "SOURCE GONE",
                 "AUDITED AT",
                 "DIFFERS SINCE",
+                "35 DAYS AGAIN",
+                "ALL AGAIN",
             ],
             audit_rows(status),
         ),
         columns(["THE BOOKS DIFFER"], differs),
+        columns(["AUDITS ARE LATE", "DEPLOYMENT", "AUDITED AT", "WHY"], late),
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], hold_rows(status)),
         columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusal_rows(status)),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "UNBILLED", "OLDEST"], reject_rows(status)),
     ])
 }
 
-/// The last finding of each joint.
-fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 8]> {
+/// The last finding of each joint, and when its older rows were last compared again.
+fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 10]> {
     status.audit.iter().map(|row| {
         let result = if row.differences == 0 { "balanced" } else { "DIFFERS" };
         let [differences, open, gone] =
@@ -108,6 +119,8 @@ fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 8]> {
             gone,
             time(row.audited_at),
             or_dash(row.differs_since.map(time)),
+            or_dash(row.recent_turn_ended_at.map(time)),
+            or_dash(row.whole_turn_ended_at.map(time)),
         ]
     })
 }

@@ -202,3 +202,25 @@ async fn on_a_given_clock_the_source_is_complete_by_that_clock() {
         assert_eq!(report.complete_until, Some(now - TimeDelta::seconds(60)));
     }
 }
+
+#[tokio::test]
+async fn a_collector_that_starts_again_after_weeks_sweeps_nothing() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    coderd.creation().await;
+    let mut collector = store.collector(settings(), &coderd).await;
+    assert!(collector.pass().await.unwrap().full_sweep);
+    store.consume().await;
+    collector.close().await;
+    let weeks = "update collector_progress set swept_at = swept_at - interval '20 days', started_at = started_at - interval '20 days'";
+    sqlx::query(weeks).execute(&store.ledger.pool).await.unwrap();
+    let mut collector = store.collector(settings(), &coderd).await;
+    let build = Build {
+        completed_at: coderd.now().await - TimeDelta::hours(5),
+        ..coderd.first_start(coderd.workspace().await).await
+    };
+    coderd.build(&build).await;
+    for _ in 0..2 {
+        let report = collector.pass().await.unwrap();
+        assert_eq!((produced(&report), report.full_sweep), ((0, 0, 0), false));
+    }
+}

@@ -18,7 +18,7 @@ async fn status_shows_the_state_of_everything() {
     let mut site = Site::new(Kind::Postgres).await;
     let coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
-    site.set("serve.audit_seconds", "0.5");
+    site.set("audit.interval_seconds", "0.5");
     let mut running = site.start("");
     running.ready().await;
     site.log().append(Topic::AgentUsage, vec![garbage(), garbage()]).await.unwrap();

@@ -137,8 +137,8 @@ fn audit(
     let audit =
         Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
     let holder = uuid::Uuid::new_v4().to_string();
-    let (every, good_for) = (Duration::from_millis(200), Duration::from_secs(3600));
-    let continuous = Continuous { audit, every, good_for, holder, telemetry };
+    let (every, late_after) = (Duration::from_millis(200), 1_000);
+    let continuous = Continuous { audit, every, late_after, holder, telemetry };
     let stop = stop.clone();
     tokio::spawn(async move { continuous.run(&stop).await })
 }

@@ -4,7 +4,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{Chain, NewFinding, findings, publish_marks, snapshots, sources};
+use tallyline::ledger::{
+    AuditStep, AuditedJoint, Chain, audit_items, publish_marks, snapshots, sources,
+};
 use tallyline::log::Record;
 use uuid::Uuid;
 
@@ -174,18 +176,18 @@ pub async fn explanation_and_audit(contract: &mut Contract, site: &Site) {
     );
 
     let lease = take_lease(&site.ledger, "audit", "test", super::SOON).await.unwrap().unwrap();
-    let finding = NewFinding {
+    let sequence = site.ledger.run(snapshots::head).await.unwrap();
+    let joint = AuditedJoint {
         joint: "source and ledger",
         deployment: Some(OTHER_DEPLOYMENT),
-        differences: &[],
-        open: 1,
-        gone: 0,
-        recent_usage_differs: 0,
-        recent_usage: 0,
+        sequence,
+        seconds: 0.5,
+        good_for: super::SOON,
+        recent_since: site.ledger.clock.now(),
     };
-    let head = site.ledger.run(snapshots::head).await.unwrap();
+    let step = AuditStep::default();
     site.ledger
-        .run(async |conn| findings::record(conn, &lease, &[finding], head, 0.5).await)
+        .run(async |conn| audit_items::record(conn, &lease, &joint, &step).await)
         .await
         .unwrap();
     let (_, body) = contract.get("/api/v1/audit").await;
