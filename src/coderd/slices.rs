@@ -80,7 +80,18 @@ macro_rules! digest_of {
     };
 }
 
-/// The stages of these builds and of the first builds that decide whether a build is a claim.
+/// The stage of a build in the row of its job; null: it is read otherwise.
+macro_rules! job_stage {
+    (Function) => {
+        "null::text"
+    };
+    (Tables) => {
+        "input ->> 'prebuilt_workspace_stage'"
+    };
+}
+
+/// The other stages: of the first builds that decide whether a build is a claim, and of all builds
+/// if the jobs do not show them.
 macro_rules! stages {
     (Function) => {
         "select build_id, stage from tallyline.prebuild_stages(array(select build_id from build) || array(select id from first_build))"
@@ -88,7 +99,7 @@ macro_rules! stages {
     (Tables) => {
         "select of.id as build_id, job.input ->> 'prebuilt_workspace_stage' as stage
          from workspace_builds of join provisioner_jobs job on job.id = of.job_id
-         where of.id = any(array(select build_id from build) || array(select id from first_build)) and job.type = 'workspace_build'"
+         where of.id = any(array(select id from first_build)) and job.type = 'workspace_build'"
     };
 }
 
@@ -101,14 +112,18 @@ macro_rules! build_slice {
      job as materialized (
          select * from (
              select job.* from lane cross join lateral (
-                 select id, created_at, started_at, completed_at, job_status::text as status from provisioner_jobs
+                 select id, created_at, started_at, completed_at, job_status::text as status, ",
+            job_stage!($access),
+            " as stage from provisioner_jobs
                  where worker_id = lane.worker_id and organization_id = lane.organization_id
                      and completed_at >= $1 and completed_at <= $2 and type = 'workspace_build'
                  order by completed_at, id limit $3
              ) job
              union all
              select job.* from lane_without_worker lane cross join lateral (
-                 select id, created_at, started_at, completed_at, job_status::text as status from provisioner_jobs
+                 select id, created_at, started_at, completed_at, job_status::text as status, ",
+            job_stage!($access),
+            " as stage from provisioner_jobs
                  where worker_id is null and organization_id = lane.organization_id
                      and completed_at >= $1 and completed_at <= $2 and type = 'workspace_build'
                  order by completed_at, id limit $3
@@ -117,7 +132,7 @@ macro_rules! build_slice {
      ),
      build as materialized (
          select build.id as build_id, build.workspace_id, workspaces.organization_id, build.template_version_id, build.initiator_id,
-             build.build_number, build.transition::text as transition, job.created_at, job.started_at, job.completed_at, job.status
+             build.build_number, build.transition::text as transition, job.created_at, job.started_at, job.completed_at, job.status, job.stage as job_stage
          from job join workspace_builds build on build.job_id = job.id join workspaces on workspaces.id = build.workspace_id
      ),
      first_build as materialized (
@@ -131,7 +146,7 @@ macro_rules! build_slice {
             "
      ),
      staged as (
-         select build.*, coalesce(stage.stage, '0') as stage, first_build.initiator_id as first_initiator_id, coalesce(first_stage.stage, '0') as first_stage
+         select build.*, coalesce(build.job_stage, stage.stage, '0') as stage, first_build.initiator_id as first_initiator_id, coalesce(first_stage.stage, '0') as first_stage
          from build
          left join stage on stage.build_id = build.build_id
          left join first_build on first_build.of_build_id = build.build_id

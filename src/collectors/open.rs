@@ -65,6 +65,7 @@ pub struct Collector {
     /// can be new; the continuous audit finds others.
     pub(super) is_swept: bool,
     pub(super) overlapped_at: Option<DateTime<Utc>>,
+    pub(super) overlapped_widely_at: Option<DateTime<Utc>>,
     pub(super) compared_at: Option<DateTime<Utc>>,
     /// The pass in which the next comparison became due; None: it is not due.
     pub(super) compare_due_in: Option<u64>,
@@ -140,6 +141,7 @@ impl Collector {
             reported_until: last.claimed_until,
             is_swept: last.swept_at.is_some(),
             overlapped_at: None,
+            overlapped_widely_at: None,
             compared_at: None,
             compare_due_in: None,
             read_days: ReadDays::new(),
