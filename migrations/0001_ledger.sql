@@ -104,6 +104,8 @@ create table source (
     bound_deployment_id uuid constraint source_coderd_is_bound_once unique,
     bound_organization_id uuid constraint source_organization_is_bound_once unique,
     constraint source_is_bound_to_both check (num_nulls(bound_deployment_id, bound_organization_id) in (0, 2)),
+    -- accepted events that coderd no longer has: rows with gone_at
+    gone_events bigint not null default 0,
     -- the operator's act that retired the source; null: it is in use
     retired_act_id bigint references operator_act
 );
@@ -157,10 +159,13 @@ create table workspace_build (
     owner_name text not null,
     -- when a valid signature or an equal row in coderd confirmed it; null: not confirmed
     confirmed_at timestamptz,
+    -- since when coderd no longer has the row; it remains counted, and the audit leaves it out of its slices
+    gone_at timestamptz,
     constraint workspace_build_is_unique primary key (source_id, build_id)
 );
 create index workspace_build_by_batch on workspace_build (batch_id);
 create index workspace_build_by_completion on workspace_build (source_id, completed_at);
+create index workspace_build_gone on workspace_build (source_id, build_id) where gone_at is not null;
 
 -- Each workspace has one first successful start. Only this build is counted as a creation, even if the source later names another.
 create table workspace_first_start (
@@ -196,10 +201,12 @@ create table prebuild_claim (
     preset_name text not null,
     -- see workspace_build
     confirmed_at timestamptz,
+    gone_at timestamptz,
     constraint prebuild_claim_is_unique primary key (source_id, build_id)
 );
 create index prebuild_claim_by_batch on prebuild_claim (batch_id);
 create index prebuild_claim_by_completion on prebuild_claim (source_id, completed_at);
+create index prebuild_claim_gone on prebuild_claim (source_id, build_id) where gone_at is not null;
 
 create table usage_event (
     source_id smallint not null,
@@ -218,10 +225,12 @@ create table usage_event (
     failure_message text,
     -- see workspace_build
     confirmed_at timestamptz,
+    gone_at timestamptz,
     constraint usage_event_is_unique primary key (source_id, id)
 );
 create index usage_event_by_batch on usage_event (batch_id);
 create index usage_event_by_time on usage_event (source_id, created_at, id);
+create index usage_event_gone on usage_event (source_id, id) where gone_at is not null;
 
 -- Accepted events with their deployment and batch, null where missing. The quantity is text, as decoders of the event expect it.
 create view kept_build as

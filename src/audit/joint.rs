@@ -63,11 +63,6 @@ impl Joint {
         }
     }
 
-    /// One of its numbers; 0 if it is absent.
-    pub(super) fn count(&self, name: &str) -> i64 {
-        self.numbers.get(name).copied().unwrap_or(0)
-    }
-
     pub(super) fn number(&mut self, name: impl Into<String>, number: impl TryInto<i64>) {
         self.numbers.insert(name.into(), number.try_into().unwrap_or(i64::MAX));
     }

@@ -6,7 +6,10 @@ mod continuous;
 mod deep;
 mod joint;
 mod log;
+mod sides;
+mod slices;
 mod source;
+mod source_turns;
 mod step;
 mod suspects;
 mod telemetry;
@@ -70,7 +73,7 @@ impl Audit {
     }
 
     async fn source_joint(&self) -> anyhow::Result<Joint> {
-        source::compare(self).await
+        source::compare(self, &|_| {}).await
     }
 
     /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.

@@ -24,8 +24,6 @@ pub enum Kind {
     Whole(u32, u32),
     /// Seconds, possibly with a fraction, with inclusive minimum and maximum.
     Seconds(f64, f64),
-    /// Hours, possibly with a fraction, with inclusive minimum and maximum.
-    Hours(f64, f64),
     /// An instant in RFC 3339.
     Time,
     /// A UUID.
@@ -165,12 +163,6 @@ pub const KEYS: &[Key] = &[
         "A pass reports completeness up to this long before the database's time. Set more than the clocks of coderd's replicas differ.",
     ),
     key(
-        "collect.full_sweep_hours",
-        Kind::Hours(0.01, 168.0),
-        Some("24"),
-        "Interval between two full sweeps, which read all rows of any age.",
-    ),
-    key(
         "consume.stall_seconds",
         Kind::Seconds(1.0, 3600.0),
         Some("60"),
@@ -305,7 +297,6 @@ impl Kind {
             Kind::Choices(words) => format!("a list of {}, each at most once", words.join(", ")),
             Kind::Whole(least, most) => format!("a whole number from {least} to {most}"),
             Kind::Seconds(least, most) => format!("a number of seconds from {least} to {most}"),
-            Kind::Hours(least, most) => format!("a number of hours from {least} to {most}"),
             Kind::Time => "an instant such as 2025-07-01T00:00:00Z".into(),
             Kind::Id => "a UUID".into(),
             Kind::Name(least, most) => {

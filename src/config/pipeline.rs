@@ -119,9 +119,6 @@ pub struct Collect {
     /// A pass is complete until this long before the database's current time.
     #[serde(rename = "margin_seconds", deserialize_with = "seconds")]
     pub margin: Duration,
-    /// Interval of the full sweeps.
-    #[serde(rename = "full_sweep_hours", deserialize_with = "seconds")]
-    pub full_sweep: Duration,
 }
 
 /// `[consume]`

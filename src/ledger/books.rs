@@ -239,15 +239,16 @@ pub async fn recent_usage(
     sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(conn).await
 }
 
-/// The number of these usage events that happened at or after `since`.
+/// These of the usage events that happened at or after `since`.
 pub async fn recent_usage_of(
     conn: &mut PgConnection,
     source_id: i16,
     ids: &[String],
     since: DateTime<Utc>,
-) -> Result<i64, sqlx::Error> {
-    let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
-    sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(conn).await
+) -> Result<Vec<String>, sqlx::Error> {
+    let query =
+        "select id from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
+    sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_all(conn).await
 }
 
 /// A page of the source's accepted usage ids that follow `after`, in order.

@@ -55,6 +55,7 @@ pub mod rights;
 mod rows;
 mod run;
 mod sequence;
+pub mod slices;
 pub mod snapshots;
 pub mod sources;
 mod statement_error;

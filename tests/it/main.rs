@@ -3,6 +3,7 @@
 
 mod audit;
 mod bad_input;
+mod bounds;
 mod cli;
 mod cli_database;
 mod coderd_sim;
@@ -33,6 +34,7 @@ mod rejects;
 mod replay;
 mod serve;
 mod silence;
+mod slices;
 mod smoke;
 mod snapshots;
 mod support;
