@@ -318,9 +318,11 @@ const CHECKS: [(&str, &str); 9] = [
         "with found as materialized (
              select event_id, state from publication p where state = 'published' and not exists (select from publication_attempt a
                  where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict = 'accepted')
+                 and not exists (select from removed_answer a where (a.source_id, a.event_id, a.state) = (p.source_id, p.event_id, p.state))
              union all
              select event_id, state from publication p where state = 'refused' and not exists (select from publication_attempt a
                  where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict = 'refused')
+                 and not exists (select from removed_answer a where (a.source_id, a.event_id, a.state) = (p.source_id, p.event_id, p.state))
              union all
              select event_id, state from publication p where state not in ('published', 'refused') and exists (select from publication_attempt a
                  where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict in ('accepted', 'refused')))

@@ -129,12 +129,11 @@ pub async fn usage_page(
             order by batch.sequence desc limit 1
         ) settled on true
         left join lateral (
-            select attempt.request_id from publication_attempt attempt
-            join publication_request request on request.id = attempt.request_id
-            join batch answered on answered.id = request.batch_id
-            where attempt.source_id = source.id and attempt.event_id = usage.id and attempt.verdict = 'accepted'
+            select request.id as request_id from settlement
+            join batch answered on answered.id = settlement.batch_id join publication_request request on request.batch_id = answered.id
+            where settlement.source_id = source.id and settlement.event_id = usage.id and settlement.state = 'published'
                 and answered.sequence <= $4
-            order by answered.sequence, attempt.request_id limit 1
+            order by answered.sequence, request.id limit 1
         ) accepted on true
         where $3::uuid is null or source.deployment_id = $3
         order by usage.created_at, usage.id collate "C", source.deployment_id limit $8

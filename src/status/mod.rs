@@ -21,8 +21,8 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, Head, Hold, LeaseRow, Ledger, OpenRejects, Pause,
-    ProcessRow, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
-    StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
+    ProcessRow, PruneState, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
+    StatementError, contents, cutover, findings, licenses, passes, pauses, processes, prune,
     publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
@@ -72,6 +72,9 @@ pub struct Status {
     pub processes: Vec<ProcessRow>,
     /// Leases and their holders.
     pub leases: Vec<LeaseRow>,
+    /// What retention has removed, and what is due, by kind.
+    #[serde(default)]
+    pub retention: Vec<PruneState>,
     /// Number of publications by state.
     pub publications: Vec<PublicationCount>,
     /// Number of accepted events by type.
@@ -162,6 +165,7 @@ pub async fn read(
         next_license_edge: next_license_edge(ledger, &rows, at).await?,
         processes,
         leases,
+        retention: ledger.run(prune::states).await?,
         publications,
         events,
         batches,
