@@ -57,7 +57,7 @@ create index batch_chain on batch (topic, partition, generation, sequence) where
 -- Digests of a batch's rows, by part. They remain valid if rows of a part are removed later.
 create table batch_part (
     batch_id bigint not null,
-    part text not null constraint batch_part_is_known check (part in ('events', 'rejects', 'attempts', 'settlements', 'facts')),
+    part text not null constraint batch_part_is_known check (part in ('events', 'rejects', 'requests', 'attempts', 'settlements', 'facts')),
     rows integer not null,
     -- SHA-256 of the digests of the part's rows, in order
     sha256 bytea not null,
@@ -80,8 +80,9 @@ create table operator_act (
     -- a person's login, the name of a token, or `tallyline VERSION`
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
-        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate')),
-    -- the target: a plan's hash, an operation, a stage, a deployment; or a reject
+        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate',
+            'prune')),
+    -- the target: a plan's hash, an operation, a stage, a deployment, `retention`; or a reject
     subject text,
     reject_id bigint,
     reason text not null,
@@ -275,12 +276,22 @@ create table reject (
     -- the record as received; headers are JSON, [[name, value in base64 or null], ...], kept as bytes because text cannot contain NUL
     record_timestamp timestamptz,
     record_key bytea,
-    headers bytea not null,
+    headers bytea,
     payload bytea,
     -- length and SHA-256 of the whole body, if it is too large and only its first bytes are kept
     whole_bytes bigint,
     whole_sha256 bytea,
+    -- when retention removed headers and body, and their SHA-256; null: they are kept. Without a body, payload_sha256 is null.
+    payload_removed_at timestamptz,
+    headers_sha256 bytea,
+    payload_sha256 bytea,
+    -- of the headers without the signature
+    unsigned_headers_sha256 bytea,
     recorded_at timestamptz not null,
+    constraint reject_removal_leaves_digests check (
+        case when payload_removed_at is null
+            then headers is not null and num_nonnulls(headers_sha256, payload_sha256, unsigned_headers_sha256) = 0
+            else num_nonnulls(headers, payload) = 0 and num_nulls(headers_sha256, unsigned_headers_sha256) = 0 end),
     constraint reject_is_unique unique (topic, partition, generation, log_offset),
     constraint reject_names_the_whole_body check ((whole_bytes is null) = (whole_sha256 is null)),
     constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null)),
@@ -288,10 +299,18 @@ create table reject (
         num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4
         or num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 0 and state in ('resubmitted', 'admitted'))
 );
+-- SHA-256 of headers without the signature, which depends on the key. Values of the type json keep their text.
+create function unsigned_headers(headers bytea) returns bytea language sql immutable strict as $$
+    select sha256(convert_to('[' || coalesce(string_agg(header::text, ',' order by place), '') || ']', 'UTF8'))
+    from json_array_elements(convert_from(headers, 'UTF8')::json) with ordinality as one (header, place)
+    where lower((header->0)::text collate "C") <> '"tallyline-signature"'
+$$;
 -- Registering a deployment releases its held records.
 create index reject_unregistered on reject (deployment_id, id) where state = 'open' and cause = 'unregistered_source';
 -- Frequent counts read only this index.
 create index reject_open on reject (disposition, cause, id) include (event_type, units, recorded_at) where state = 'open';
+-- Retention reads ended rejects in the order of the acts that ended them.
+create index reject_by_end on reject (act_id, id) where state <> 'open' and payload_removed_at is null;
 create index reject_by_batch on reject (batch_id);
 create index reject_by_replay on reject (replay_batch_id) where replay_batch_id is not null;
 create index reject_by_event on reject (event_id, deployment_id);
@@ -384,6 +403,8 @@ create table publication (
     state text not null default 'pending' constraint publication_state_is_known
         check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours')),
     attempts integer not null default 0,
+    -- attempts whose rows retention has removed
+    removed_attempts integer not null default 0,
     -- whether an attempt was sent whose answer is not recorded
     unanswered boolean not null default false,
     -- attempts that were refused for now or left out of an answer
@@ -434,8 +455,17 @@ create table publication_request (
     answered_at timestamptz,
     status integer,
     error text,
-    batch_id bigint
+    batch_id bigint,
+    -- when retention removed its attempts and its error, the number of these attempts by verdict, and the error's SHA-256; null: kept
+    attempts_removed_at timestamptz,
+    verdicts jsonb,
+    error_sha256 bytea,
+    constraint publication_request_removal_leaves_counts check (
+        (attempts_removed_at is null) = (verdicts is null)
+        and case when attempts_removed_at is null then error_sha256 is null else error is null end)
 );
+-- Retention reads requests in the order in which they were sent.
+create index publication_request_by_age on publication_request (sent_at, id) where attempts_removed_at is null;
 create index publication_request_by_batch on publication_request (batch_id) where batch_id is not null;
 create index publication_request_by_source on publication_request (source_id, sent_at);
 create table publication_attempt (
@@ -450,6 +480,24 @@ create table publication_attempt (
 -- each row is updated once in its page, with its verdict
 with (fillfactor = 50);
 create index publication_attempt_by_event on publication_attempt (source_id, event_id);
+
+-- Publications that the vendor settled by a request whose attempts retention has removed.
+create view removed_answer as
+    select settlement.source_id, event_id, state from settlement join publication_request using (batch_id)
+    where attempts_removed_at is not null and (state, true) in (('published', verdicts ? 'accepted'), ('refused', verdicts ? 'refused'));
+
+-- What retention removes, by kind. Each removal adds to the counts in its own transaction. The next act `prune` takes them over.
+create table prune_kind (
+    kind text primary key constraint prune_kind_is_known check (kind in ('reject_payloads', 'attempts', 'plans', 'snapshots')),
+    -- removed since the newest act `prune`, and since when; null: nothing
+    rows bigint not null default 0,
+    bytes bigint not null default 0,
+    counted_since timestamptz,
+    -- the end of the program's newest round, and since when a remaining row is due; null: no row is
+    ran_at timestamptz,
+    due_since timestamptz
+);
+insert into prune_kind (kind) values ('reject_payloads'), ('attempts'), ('plans'), ('snapshots');
 
 -- Licenses that appear in and disappear from coderd: claims and a hash, never the token.
 create table license (
@@ -482,9 +530,17 @@ create view covered_reject as
     select id, batch_id, replay_batch_id, log_offset,
         array['reject.v1', id::text, topic, partition::text, generation::text, log_offset::text, disposition, cause, detail,
             deployment_id::text, event_id, event_type, units::text, encode(timestamptz_send(record_timestamp), 'hex'),
-            encode(record_key, 'hex'), encode(sha256(headers), 'hex'), encode(sha256(payload), 'hex'), whole_bytes::text,
+            encode(record_key, 'hex'), encode(coalesce(headers_sha256, sha256(headers)), 'hex'),
+            encode(coalesce(payload_sha256, sha256(payload)), 'hex'), whole_bytes::text,
             encode(whole_sha256, 'hex'), encode(timestamptz_send(recorded_at), 'hex')] as columns
     from reject;
+
+-- The number of a request's attempts by verdict, also after retention removed them. The text of jsonb orders its keys.
+create view covered_request as
+    select request.*, coalesce(verdicts, (select coalesce(jsonb_object_agg(verdict, attempts), '{}') from (
+            select verdict, count(*) as attempts from publication_attempt where request_id = request.id and verdict is not null group by verdict
+        ) counted)) as covered_verdicts, coalesce(error_sha256, sha256(convert_to(error, 'UTF8'))) as covered_error
+    from publication_request request;
 
 -- Each row of a batch except events, with the columns that never change. Of an event, src/ledger/chain.rs computes the digest.
 -- `place` locates a reject by the low bytes of its offset, and another row by a digest of its name.
@@ -498,10 +554,11 @@ create view chained_row as
         select replay_batch_id, 'rejects', 'reject ' || id, substr(int8send(log_offset), 5), columns
         from covered_reject where replay_batch_id is not null
         union all
-        select batch_id, 'attempts', 'request ' || id, null,
-            array['request.v1', id::text, source_id::text, encode(license_sha256, 'hex'), events::text,
-                encode(timestamptz_send(sent_at), 'hex'), encode(timestamptz_send(answered_at), 'hex'), status::text, error]
-        from publication_request where batch_id is not null
+        select batch_id, 'requests', 'request ' || id, null,
+            array['request.v2', id::text, source_id::text, encode(license_sha256, 'hex'), events::text,
+                encode(timestamptz_send(sent_at), 'hex'), encode(timestamptz_send(answered_at), 'hex'), status::text,
+                encode(covered_error, 'hex'), covered_verdicts::text]
+        from covered_request where batch_id is not null
         union all
         select batch_id, 'attempts', event_id, null,
             array['attempt.v1', request_id::text, attempt.source_id::text, event_id, verdict, message]

@@ -13,7 +13,7 @@ use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
     AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListPauses,
-    ListRejects, ListSources, LogRange, PauseRequest, RebuildExecution, RebuildRequest,
+    ListRejects, ListSources, LogRange, PauseRequest, PruneExecution, PruneRequest, RebuildExecution, RebuildRequest,
     ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
     ShowFindings, ShowReject, UnauditedPublishing,
 };
@@ -53,6 +53,8 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<RebuildExecution>(),
         Route::operation::<RecoverRequest>(),
         Route::operation::<RecoverExecution>(),
+        Route::operation::<PruneRequest>(),
+        Route::operation::<PruneExecution>(),
     ]);
     routes
 }

@@ -303,7 +303,8 @@ fn row_word(part: &str) -> &'static str {
     match part {
         EVENTS => "accepted event",
         "rejects" => "reject",
-        "attempts" => "request to the vendor, or its verdict",
+        "requests" => "request to the vendor",
+        "attempts" => "verdict of the vendor",
         "settlements" => "settlement",
         _ => "fact",
     }

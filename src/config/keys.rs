@@ -169,6 +169,18 @@ pub const KEYS: &[Key] = &[
         "A consumer rejoins its group if a partition does not move for this long while records wait.",
     ),
     key(
+        "retention.reject_payload_days",
+        Kind::Whole(0, 36_500),
+        Some("180"),
+        "Days for which headers and body of a reject are kept after an act ended it. 0: for ever. Open rejects are kept.",
+    ),
+    key(
+        "retention.attempt_days",
+        Kind::Whole(0, 36_500),
+        Some("400"),
+        "Days for which attempts to publish, and errors of requests, are kept after all events of the request were settled. 0: for ever.",
+    ),
+    key(
         "license.public_keys",
         Kind::PublicKeys,
         None,

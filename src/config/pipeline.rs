@@ -26,6 +26,7 @@ pub struct Pipeline {
     pub source: Source,
     pub collect: Collect,
     pub consume: Consume,
+    pub retention: Retention,
     pub license: License,
     pub publish: Publish,
     /// The continuous audit of each process that collects, publishes or serves.
@@ -127,6 +128,15 @@ pub struct Consume {
     /// Maximum time without progress of a partition while records wait.
     #[serde(rename = "stall_seconds", deserialize_with = "seconds")]
     pub stall: Duration,
+}
+
+/// `[retention]`: days, 0 for ever.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Retention {
+    /// Headers and bodies of ended rejects.
+    pub reject_payload_days: u32,
+    /// Attempts of settled publications.
+    pub attempt_days: u32,
 }
 
 /// `[license]`

@@ -29,7 +29,9 @@ pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{
     KEPT_PAYLOAD_BYTES, Message, Oversized, STRUCTURED, UNREADABLE, parse, parse_in,
 };
-pub use signature::{MIN_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
+pub use signature::{
+    MIN_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer, unsigned_headers,
+};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};

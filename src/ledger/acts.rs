@@ -34,6 +34,8 @@ words! {
         Retire = "retire",
         /// A retired source is used again.
         Reinstate = "reinstate",
+        /// Rows were removed under the settings of retention.
+        Prune = "prune",
     }
 }
 
@@ -69,7 +71,7 @@ pub struct Act {
     pub actor: String,
     /// The kind of act.
     pub act: ActKind,
-    /// The target: a reject's id, a plan's hash, an operation, a stage or a deployment.
+    /// The target: a reject's id, a plan's hash, an operation, a stage, a deployment, or `retention`.
     pub subject: String,
     /// The reason, in the actor's words; may be empty.
     pub reason: String,

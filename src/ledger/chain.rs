@@ -46,7 +46,7 @@ const PAGE_ROWS: i64 = 20_000;
 const PAGE_BATCHES: i64 = 500;
 
 /// Number of statements of [`page`].
-pub const STATEMENTS: u32 = 6;
+pub const STATEMENTS: u32 = 7;
 
 /// The batches after a sequence up to `until`, in order; empty at the end. Reads all rows of up to
 /// 500 batches, by index: about 20,000 rows, or those of one batch.
@@ -83,6 +83,19 @@ pub async fn page(
         &ids,
     )
     .await?;
+    // of removed attempts, only the digest remains
+    let removed: Vec<i64> = sqlx::query_scalar(
+        "select batch_id from publication_request where batch_id = any($1) and attempts_removed_at is not null",
+    )
+    .bind(&ids)
+    .fetch_all(&mut *tx)
+    .await?;
+    for id in removed {
+        if let Some(attempts) = stored.get(&id).and_then(|parts| parts.get("attempts")) {
+            let parts = current.entry(id).or_default();
+            parts.entry("attempts".to_owned()).or_insert_with(|| attempts.clone());
+        }
+    }
     let mut events: HashMap<i64, Vec<(Topic, KeptEvent)>> = HashMap::new();
     for topic in Topic::ALL {
         for event in events_of(&mut tx, topic, &ids).await? {

@@ -42,6 +42,9 @@ pub struct RefusalHistory {
     pub units: Option<String>,
     /// When the record was recorded.
     pub recorded_at: DateTime<Utc>,
+    /// When retention removed the record's headers and body; absent: they are kept.
+    #[serde(default)]
+    pub payload_removed_at: Option<DateTime<Utc>>,
     /// The ledger sequence of its batch.
     pub sequence: Option<Sequence>,
     /// The acts of operators or upgrades on the reject, in order.
@@ -79,9 +82,16 @@ pub struct PublicationHistory {
     pub held_for: Option<HeldFor>,
     /// The latest message about it.
     pub last_message: Option<String>,
-    /// All attempts, in order.
+    /// All attempts, in order, except the removed ones.
     #[sqlx(skip)]
     pub attempts: Vec<PublicationAttempt>,
+    /// The number of earlier attempts that retention has removed.
+    #[serde(default)]
+    pub removed_attempts: i32,
+    /// When retention removed the attempts of the request that settled it; absent: it did not, or
+    /// the vendor did not settle it.
+    #[serde(default)]
+    pub attempts_removed_at: Option<DateTime<Utc>>,
 }
 
 /// One request that contained the event.
@@ -156,7 +166,7 @@ pub async fn refusals(
 ) -> Result<Vec<RefusalHistory>, sqlx::Error> {
     sqlx::query_as(
         "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.disposition, r.cause, r.detail, r.state,
-             r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
+             r.event_type, r.units::text as units, r.recorded_at, r.payload_removed_at, named_sequence(b.sequence) as sequence,
              (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
                   order by a.id), '[]')
               from operator_act a
@@ -178,6 +188,7 @@ pub async fn publication(
 ) -> Result<Option<PublicationHistory>, sqlx::Error> {
     let life: Option<PublicationHistory> = sqlx::query_as(
         "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
+             p.removed_attempts, (select attempts_removed_at from publication_request where batch_id = b.id) as attempts_removed_at,
              case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
          from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
          where p.source_id = $1 and p.event_id = $2 order by b.sequence desc nulls last limit 1",

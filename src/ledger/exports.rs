@@ -127,19 +127,19 @@ pub async fn each_usage<E: From<sqlx::Error>>(
         r#"
         select distinct on (usage.created_at, usage.id collate "C", source.deployment_id)
             source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
-            coalesce(settlement.state, 'pending') as publication_state, attempt.request_id, accepted.sequence
+            coalesce(settlement.state, 'pending') as publication_state, request.id as request_id, accepted.sequence
         from source
         join usage_event usage on usage.source_id = source.id
         join batch accepted on accepted.id = usage.batch_id and accepted.sequence <= $4
         left join (settlement join batch settled on settled.id = settlement.batch_id and settled.sequence <= $4)
             on settlement.source_id = usage.source_id and settlement.event_id = usage.id
-        left join (publication_attempt attempt
-                join publication_request request on request.id = attempt.request_id
-                join batch answered on answered.id = request.batch_id and answered.sequence <= $4)
-            on attempt.source_id = usage.source_id and attempt.event_id = usage.id and attempt.verdict = 'accepted'
+        left join (settlement published
+                join batch answered on answered.id = published.batch_id and answered.sequence <= $4
+                join publication_request request on request.batch_id = answered.id)
+            on published.source_id = usage.source_id and published.event_id = usage.id and published.state = 'published'
         where usage.created_at >= $1 and usage.created_at < $2 and ($3::uuid is null or source.deployment_id = $3)
         order by usage.created_at, usage.id collate "C", source.deployment_id,
-            settled.sequence desc nulls last, answered.sequence, attempt.request_id
+            settled.sequence desc nulls last, answered.sequence, request.id
         "#,
     )
     .bind(range.from)

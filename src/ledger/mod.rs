@@ -39,6 +39,7 @@ pub mod plans;
 pub mod positions;
 pub mod preview;
 pub mod processes;
+pub mod prune;
 pub mod publication_requests;
 pub mod publications;
 pub mod publish_marks;
@@ -97,6 +98,7 @@ pub use plans::KeptPlan;
 pub use positions::{Chain, LastRecord, PartitionLease, fingerprint};
 pub use preview::{BatchPreview, PlannedEvents};
 pub use processes::{GONE_SECONDS, Process, ProcessRow, PublishRefusal};
+pub use prune::{Due, DuePage, PruneKind, PrunePlace, PruneState, Removed, Retention};
 pub use publication_requests::{
     Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome,
 };

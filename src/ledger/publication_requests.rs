@@ -127,11 +127,8 @@ pub async fn last(
     source_id: i16,
 ) -> Result<Option<LastRequest>, sqlx::Error> {
     sqlx::query_as(
-        "select id, sent_at, answered_at, status, error,
-             (select coalesce(jsonb_object_agg(verdict, events), '{}') from (
-                  select verdict, count(*) as events from publication_attempt where request_id = request.id and verdict is not null group by verdict
-              ) counted) as verdicts
-         from publication_request request where source_id = $1 order by sent_at desc limit 1",
+        "select id, sent_at, answered_at, status, error, covered_verdicts as verdicts
+         from covered_request where source_id = $1 order by sent_at desc limit 1",
     )
     .bind(source_id)
     .fetch_optional(conn)

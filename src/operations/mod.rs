@@ -18,6 +18,7 @@ mod instant;
 mod operation;
 mod pauses;
 mod plan_hash;
+mod prune;
 mod ranges;
 mod rebuild;
 pub mod recover;
@@ -43,6 +44,9 @@ pub use pauses::{
     CoderdCutOff, ListPauses, OverriddenAudits, PauseRequest, Pauses, ResumeRequest,
     UnauditedPublishing, refuse_paused,
 };
+pub use prune::{
+    PlannedPrune, PruneExecution, PrunePlan, PruneRequest, Pruned, PrunedKind, Pruner,
+};
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt,
@@ -51,7 +55,7 @@ pub use rebuild::{
 pub use rejects::{
     AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Header,
     ListRejects, Place, PredictedDisposition, Reject, RejectCounts, RejectPage, Resubmit,
-    Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
+    RemovedPayload, Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed};
 pub use sources::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources};

@@ -21,9 +21,9 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, Head, Hold, LateAudit, LeaseRow, Ledger,
-    OpenRejects, Pause, ProcessRow, PublicationCount, Rates, Recovering, Sequence,
+    OpenRejects, Pause, ProcessRow, PruneState, PublicationCount, Rates, Recovering, Sequence,
     Source as LedgerSource, StatementError, contents, cutover, findings, late_audits, licenses,
-    passes, pauses, processes,
+    passes, pauses, processes, prune,
     publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
@@ -75,6 +75,9 @@ pub struct Status {
     pub processes: Vec<ProcessRow>,
     /// Leases and their holders.
     pub leases: Vec<LeaseRow>,
+    /// What retention has removed, and what is due, by kind.
+    #[serde(default)]
+    pub retention: Vec<PruneState>,
     /// Number of publications by state.
     pub publications: Vec<PublicationCount>,
     /// Number of accepted events by type.
@@ -168,6 +171,7 @@ pub async fn read(
         next_license_edge: next_license_edge(ledger, &rows, at).await?,
         processes,
         leases,
+        retention: ledger.run(prune::states).await?,
         publications,
         events,
         batches,

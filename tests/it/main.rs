@@ -26,6 +26,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod provenance;
+mod prune;
 mod publisher;
 mod purge;
 mod rebuild;

@@ -8,12 +8,14 @@ mod handles;
 mod parts;
 mod pauses;
 mod processes;
+mod prune;
 mod publish;
 mod serve;
 
 pub use handles::Handles;
 pub use parts::Listening;
 pub use pauses::paused_gauge;
+pub use prune::PruneTelemetry;
 
 use std::time::Duration;
 
@@ -120,6 +122,9 @@ async fn work(
     roles.spawn(pause_watcher.run(stop.clone()));
     if handles.has(Role::Consume) {
         roles.spawn(admit::run(handles.clone(), stop.clone()));
+        let telemetry = PruneTelemetry::register(&registry)
+            .map_err(|error| Failure::new(Exit::Internal, error))?;
+        roles.spawn(prune::run(handles.clone(), telemetry, stop.clone()));
         let (consumer, token) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
             consumer.run(&token).await;

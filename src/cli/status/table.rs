@@ -49,6 +49,7 @@ pub(super) fn of(status: &Status) -> String {
         sources(status),
         queues(status),
         processes(status),
+        retention(status),
         counts(status),
     ];
     joined([head].into_iter().chain(tables))
@@ -320,6 +321,18 @@ fn standing(standing: &Value) -> String {
         words.push(format!("telemetry: {telemetry}"));
     }
     words.join("; ")
+}
+
+fn retention(status: &Status) -> String {
+    let rows = status.retention.iter().map(|row| {
+        [
+            row.kind.to_string(),
+            or_dash(row.ran_at.map(time)),
+            or_dash(row.due_since.map(time)),
+            row.rows.to_string(),
+        ]
+    });
+    columns(["RETENTION OF", "RAN AT", "ROWS DUE SINCE", "REMOVED SINCE THE LAST ACT"], rows)
 }
 
 fn counts(status: &Status) -> String {

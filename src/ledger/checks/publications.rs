@@ -24,6 +24,7 @@ macro_rules! unanswered {
              from touched join publication p on p.source_id = touched.source_id and p.event_id = touched.event_id
              where case when p.state in ('published', 'refused') then not exists (select from publication_attempt a where a.source_id = p.source_id
                      and a.event_id = p.event_id and a.verdict = case p.state when 'published' then 'accepted' else 'refused' end)
+                     and not exists (select from removed_answer a where (a.source_id, a.event_id, a.state) = (p.source_id, p.event_id, p.state))
                  else exists (select from publication_attempt a where a.source_id = p.source_id and a.event_id = p.event_id
                      and a.verdict in ('accepted', 'refused')) end limit $2"
         )

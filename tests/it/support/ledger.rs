@@ -11,7 +11,7 @@ use tallyline::event::{
 };
 use tallyline::ledger::{
     ActKind, Arrival, Chain, Completeness, Counts, Disposition, LICENSE_RULES, Landmark, Lease,
-    Ledger, LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject,
+    Ledger, LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, Retention, SourceIdentity, Subject,
     choices, identity, landmarks, leases, passes, positions, record, rejects, retirements,
     snapshots, sources,
 };
@@ -136,6 +136,7 @@ pub fn operations(ledger: &Ledger, log: &Log) -> Operations {
         deployment: None,
         keys: PublicKeys::new(),
         rules: RuleSet::default(),
+        retention: Retention::default(),
     }
 }
 
