@@ -120,8 +120,8 @@ impl Source {
         Ok(self.log.append(Topic::WorkspaceBuilds, numbers.map(creation).collect()).await?)
     }
 
-    /// Writes a usage row as coderd does, and appends its event.
-    pub async fn append_usage(&self, id: &str) -> Result<()> {
+    /// Writes a usage row as coderd does, and appends its event. Returns the event's place.
+    pub async fn append_usage(&self, id: &str) -> Result<Vec<(i32, i64)>> {
         let (quantity, created_at) = (UsageQuantity::ManagedAgents(1), now());
         sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, 'dc_managed_agents_v1', '{\"count\": 1}', $2)")
             .bind(id)
@@ -131,8 +131,7 @@ impl Source {
         let usage =
             Usage { id: id.to_owned(), quantity, created_at, marks: PublishMarks::default() };
         let event = Event { deployment: self.deployment, payload: Payload::Usage(usage) };
-        self.log.append(Topic::AgentUsage, vec![event.to_message()]).await?;
-        Ok(())
+        Ok(self.log.append(Topic::AgentUsage, vec![event.to_message()]).await?)
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use tallyline::event::Topic;
+use uuid::Uuid;
 
 use crate::Suite;
 use crate::live::{Serving, Site};
@@ -12,8 +14,9 @@ use crate::process::Process;
 use crate::report::{Goal, Line, quantile};
 
 const DEADLINE: Duration = Duration::from_secs(120);
-/// Creations that reach all partitions.
+/// Creations and usage events that reach all partitions of their topics.
 const EVENTS: u32 = 200;
+const USAGE: u32 = 40;
 
 pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let rounds = suite.size(3, 1);
@@ -32,15 +35,24 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     ])
 }
 
-/// Seconds from each kill until records of every partition, appended after the kill, are consumed.
+/// The last offset of records, by topic and partition.
+type Ends = BTreeMap<(String, i32), i64>;
+
+/// Seconds from each kill until records of builds and usage in every partition, appended after the
+/// kill, are consumed. Each member has some of these partitions.
 async fn consumers(site: &Site, rounds: u32) -> Result<Vec<f64>> {
     let mut remaining = site.start("consume")?;
     let (source, mut next) = (site.source().await?, 0..EVENTS);
     let mut append = async || {
-        let places = source.append_creations(next.clone()).await?;
+        let mut ends = Ends::new();
+        let builds = source.append_creations(next.clone()).await?;
         next = next.end..next.end + EVENTS;
-        // the end of each partition
-        anyhow::Ok(places.into_iter().collect::<BTreeMap<i32, i64>>())
+        ends.extend(at(Topic::WorkspaceBuilds, builds));
+        for _ in 0..USAGE {
+            let usage = source.append_usage(&Uuid::new_v4().to_string()).await?;
+            ends.extend(at(Topic::AgentUsage, usage));
+        }
+        anyhow::Ok(ends)
     };
     consumed(site, &append().await?).await?;
     let mut seconds = Vec::new();
@@ -63,25 +75,31 @@ async fn consumers(site: &Site, rounds: u32) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
+fn at(topic: Topic, places: Vec<(i32, i64)>) -> impl Iterator<Item = ((String, i32), i64)> {
+    places
+        .into_iter()
+        .map(move |(partition, offset)| ((topic.name().to_owned(), partition), offset))
+}
+
 async fn epochs(site: &Site) -> Result<i64> {
-    let query = "select coalesce(sum(epoch), 0)::bigint from position where topic = 'tallyline.workspace-builds.v1'";
+    let query = "select coalesce(sum(epoch), 0)::bigint from position";
     Ok(sqlx::query_scalar(query).fetch_one(&mut site.ledger.connect().await?).await?)
 }
 
 /// Waits until each partition is consumed up to these offsets.
-async fn consumed(site: &Site, last: &BTreeMap<i32, i64>) -> Result<()> {
+async fn consumed(site: &Site, ends: &Ends) -> Result<()> {
     let (begun, mut connection) = (Instant::now(), site.ledger.connect().await?);
     loop {
-        let positions: Vec<(i32, i64)> = sqlx::query_as(
-            "select partition, next_offset from position where topic = 'tallyline.workspace-builds.v1'",
-        )
-        .fetch_all(&mut connection)
-        .await?;
-        let positions: BTreeMap<i32, i64> = positions.into_iter().collect();
-        if last.iter().all(|(partition, last)| positions.get(partition) > Some(last)) {
+        let positions: Vec<(String, i32, i64)> =
+            sqlx::query_as("select topic, partition, next_offset from position")
+                .fetch_all(&mut connection)
+                .await?;
+        let positions: Ends =
+            positions.into_iter().map(|(topic, at, next)| ((topic, at), next)).collect();
+        if ends.iter().all(|(partition, last)| positions.get(partition) > Some(last)) {
             return Ok(());
         }
-        ensure!(begun.elapsed() < DEADLINE, "positions {positions:?}, records up to {last:?}");
+        ensure!(begun.elapsed() < DEADLINE, "positions {positions:?}, records up to {ends:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
