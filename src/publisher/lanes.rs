@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::bail;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -133,7 +134,7 @@ impl Publisher {
             lanes.halt();
             return Ok(None);
         }
-        if turn.round.as_ref().is_none_or(Round::is_over) {
+        if turn.round.as_ref().is_none_or(|round| round.is_over(Instant::now())) {
             turn.round = self.begin_round(lanes).await?;
         }
         let Some(round) = &mut turn.round else {
