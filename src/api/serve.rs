@@ -119,7 +119,8 @@ fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
         .fallback(answer::unknown_path.layer(guarded.clone()))
         .method_not_allowed_fallback(answer::unknown_method.layer(guarded))
         .layer(
-            CompressionLayer::new().compress_when(DefaultPredicate::new().and(SizeAbove::new(ONE_PACKET))),
+            CompressionLayer::new()
+                .compress_when(DefaultPredicate::new().and(SizeAbove::new(ONE_PACKET))),
         )
         .with_state(Arc::clone(serving))
 }

@@ -105,7 +105,7 @@ impl<S: Stage> Folded<S> {
     }
 
     /// The pieces that a snapshot after `newest` must write. None: all pieces of the state, because
-    /// there is no snapshot, or one that this state does not know the changes since.
+    /// a snapshot is missing, or this state does not know the changes since it.
     pub(super) fn changed_after(&self, newest: Option<i64>) -> Option<BTreeSet<Piece>> {
         let newest =
             newest.filter(|newest| self.unsaved.base.is_some_and(|base| *newest >= base))?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tallyline::event::Topic;
 use tallyline::ledger::{ActKind, Chain, Ledger, NewAct, Subject, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
