@@ -154,7 +154,7 @@ pub async fn recorded_since(
     since: DateTime<Utc>,
 ) -> Result<BatchCursor, sqlx::Error> {
     let before: Option<(i64, i64)> = sqlx::query_as(
-        "select sequence, id from batch where recorded_at < $1 order by recorded_at desc limit 1",
+        "select sequence, id from batch where recorded_at < $1 and sequence > 0 order by recorded_at desc limit 1",
     )
     .bind(since)
     .fetch_optional(conn)
