@@ -6,6 +6,7 @@ mod frozen;
 mod holds;
 mod identity;
 mod lanes;
+mod late_audits;
 mod modes;
 mod overrides;
 mod poison;

@@ -154,7 +154,7 @@ pub async fn recorded_since(
     since: DateTime<Utc>,
 ) -> Result<BatchCursor, sqlx::Error> {
     let before: Option<(i64, i64)> = sqlx::query_as(
-        "select sequence, id from batch where recorded_at < $1 order by recorded_at desc limit 1",
+        "select sequence, id from batch where recorded_at < $1 and sequence > 0 order by recorded_at desc limit 1",
     )
     .bind(since)
     .fetch_optional(conn)
@@ -186,7 +186,7 @@ async fn page(
 ) -> Result<BatchPage, sqlx::Error> {
     let limit = if to_the_end { i64::MAX } else { target };
     let batches: Vec<(i64, i64, i64)> = sqlx::query_as(
-        "select id, sequence, 1 + accepted + rejects + conflicts + held + settled as rows
+        "select id, sequence, 1::bigint + accepted + rejects + conflicts + held + settled as rows
          from batch where sequence > $1 and sequence <= $2 order by sequence limit $3",
     )
     .bind(from.sequence)
