@@ -19,8 +19,8 @@ use super::telemetry::AuditTelemetry;
 use super::{log, source, vendor};
 use crate::cause::LastingFault;
 use crate::ledger::{
-    AuditedJoint, Finding, LateAudit, Lease, LeaseError, StatementError, audit_items, findings,
-    holds, late_audits, lease_step, leases, retirements, snapshots,
+    AuditedJoint, Finding, LateAudit, Lease, LeaseError, Sequence, StatementError, audit_items,
+    findings, holds, late_audits, lease_step, leases, retirements, snapshots,
 };
 
 const NAME: &str = "audit";
@@ -234,8 +234,12 @@ impl Continuous {
             ledger.run(async |conn| audit_items::due(conn, joint, deployment, ITEMS).await).await?;
         let progress =
             ledger.run(async |conn| audit_items::progress(conn, joint, deployment).await).await?;
-        let sequence = ledger.run(snapshots::head).await?;
+        let head = ledger.run(snapshots::head).await?;
         let step = self.step(joint, known, progress).await?;
+        // a joint that is behind has its own progress
+        let audited = step.progress.pointer("/audited/sequence").and_then(|number| number.as_i64());
+        let number = audited.filter(|_| step.behind).unwrap_or(head.number);
+        let sequence = Sequence { number, ..head };
         let seconds = begun.elapsed().as_secs_f64();
         let of = AuditedJoint {
             joint,

@@ -19,11 +19,19 @@ pub use continuous::Continuous;
 pub use joint::{Audit, Joint};
 pub use telemetry::AuditTelemetry;
 
+use std::time::Duration;
+
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::ledger::Sequence;
-use crate::ledger::books::Reading;
+use crate::ledger::{LedgerBooks, Sequence, books, snapshots};
+
+/// An interrupted audit can go on for this time.
+const RESUMABLE: TimeDelta = TimeDelta::hours(24);
+/// The time between two saves of an audit's place.
+const SAVED_EVERY: Duration = Duration::from_secs(5);
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -34,15 +42,6 @@ pub struct AuditReport {
     pub sequence: Sequence,
     /// The joints: source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
     pub joints: Vec<Joint>,
-}
-
-/// The joints of the ledger with log and vendor.
-struct LedgerJoints {
-    /// The ledger sequence of the comparison.
-    sequence: Sequence,
-    /// An error: the log cannot be read. The vendor joint is still valid.
-    log: anyhow::Result<Joint>,
-    vendor: Joint,
 }
 
 impl AuditReport {
@@ -57,12 +56,23 @@ impl AuditReport {
 
 impl Audit {
     pub async fn run(&self) -> anyhow::Result<AuditReport> {
+        self.run_from(true, &|_, _| {}).await
+    }
+
+    /// Audits everything. Without `from_start` it goes on with an audit of the last 24 hours that was
+    /// interrupted. Calls `progress` with the batches that it has read, and with all of them.
+    pub async fn run_from(
+        &self,
+        from_start: bool,
+        progress: &(dyn Fn(i64, i64) + Send + Sync),
+    ) -> anyhow::Result<AuditReport> {
         let source = self.source_joint().await?;
-        let LedgerJoints { sequence, log, vendor } = self.ledger_joints().await?;
-        let joints = vec![source, log?, vendor];
+        let books = self.read_books(from_start, progress).await?;
+        let log = log::compare(self, &books).await?;
+        let joints = vec![source, log, vendor::compare(&books)];
         Ok(AuditReport {
             balanced: joints.iter().all(|joint| joint.differences.is_empty()),
-            sequence,
+            sequence: books.sequence,
             joints,
         })
     }
@@ -71,15 +81,34 @@ impl Audit {
         source::compare(self, &|_| {}).await
     }
 
-    /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
-    async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
-        let mut reading = Reading::default();
-        let books = loop {
-            if let Some(books) = self.ledger.run(async |conn| reading.read(conn).await).await? {
-                break books;
-            }
+    /// Reads the whole ledger, page by page. It saves its place, so that a later audit can go on.
+    async fn read_books(
+        &self,
+        from_start: bool,
+        progress: &(dyn Fn(i64, i64) + Send + Sync),
+    ) -> anyhow::Result<LedgerBooks> {
+        let ledger = &self.ledger;
+        let since = ledger.clock.now() - RESUMABLE;
+        let saved = if from_start {
+            None
+        } else {
+            ledger.run(async |conn| books::saved(conn, since).await).await?
         };
-        let log = log::compare(self, &books).await;
-        Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
+        let mut reading = saved.unwrap_or_default();
+        let mut saved_at = Instant::now();
+        loop {
+            let books = ledger.run(async |conn| reading.read(conn).await).await?;
+            if let Some(books) = books {
+                ledger.run(books::forget).await?;
+                return Ok(books);
+            }
+            let head = ledger.run(snapshots::head).await?.number;
+            progress(reading.batches(), 2 * head);
+            if saved_at.elapsed() >= SAVED_EVERY {
+                let now = ledger.clock.now();
+                ledger.run(async |conn| books::save(conn, &reading, now).await).await?;
+                saved_at = Instant::now();
+            }
+        }
     }
 }

@@ -76,7 +76,7 @@ pub const KEYS: &[Key] = &[
         "ledger.connections",
         Kind::Whole(2, 500),
         None,
-        "Maximum connections of this process to the ledger. Default: 4, plus collect 1, consume 4, publish 1, serve 3 for each of its roles.",
+        "Maximum connections of this process to the ledger. Default: 5, plus collect 1, consume 4, publish 1, serve 3 for each of its roles.",
     ),
     key(
         "log.kind",

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::checks::{
     self, BatchCursor, ChainName, ChainSums, CheckRequest, PositionBooks, PublicationKey,
 };
-use super::{LastRecord, Sequence};
+use super::{LastRecord, Sequence, audit_items};
 use crate::event::TopicPartition;
 
 /// One partition according to the ledger's own rows.
@@ -177,6 +177,35 @@ impl Reading {
             held: sums.held,
         }
     }
+}
+
+/// The name of the whole audit among the joints' progress.
+const WHOLE: &str = "whole audit";
+
+/// The place of an audit that was interrupted since then.
+pub async fn saved(
+    conn: &mut PgConnection,
+    since: DateTime<Utc>,
+) -> Result<Option<Reading>, sqlx::Error> {
+    let saved = audit_items::progress(conn, WHOLE, None).await?;
+    let saved: Option<(DateTime<Utc>, Reading)> =
+        saved.and_then(|saved| serde_json::from_value(saved).ok());
+    Ok(saved.filter(|(at, _)| *at >= since).map(|(_, reading)| reading))
+}
+
+/// Saves an audit's place.
+pub async fn save(
+    conn: &mut PgConnection,
+    reading: &Reading,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    audit_items::save_progress(conn, WHOLE, None, &serde_json::json!([now, reading])).await
+}
+
+/// Deletes the place of an audit that has ended.
+pub async fn forget(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from audit_progress where joint = $1").bind(WHOLE).execute(conn).await?;
+    Ok(())
 }
 
 /// Adds up the ledger's rows and compares them with each other, page by page.

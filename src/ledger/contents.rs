@@ -1,6 +1,6 @@
 //! The contents of the ledger in numbers, in one snapshot.
 //!
-//! A growing table of at most 64 MiB is counted exactly. Of a larger table a random sample of
+//! A growing table of at most 8 MiB is counted exactly. Of a larger table a random sample of
 //! blocks of that size is counted, scaled up, and marked as an estimate. So a request costs the
 //! same at any table size. Numbers that operators act on are always exact: positions, pending
 //! publications, open rejects.
@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::sources::source_columns;
 use super::{BatchKind, PublicationState, Sequence, Source};
 
-/// Some hundred thousand rows, which take well under a second.
-const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
+/// Some ten thousand rows, which take some milliseconds.
+const COUNTED_BYTES: i64 = 8 * 1024 * 1024;
 
 /// Numbers of one database snapshot.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ pub struct LeaseRow {
     pub expires_at: DateTime<Utc>,
 }
 
-/// The contents, counting at most 64 MiB of each table.
+/// The contents, counting at most 8 MiB of each table.
 pub async fn read(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Contents, sqlx::Error> {
     read_counting(conn, COUNTED_BYTES, now).await
 }

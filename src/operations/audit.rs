@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::duration::seconds_flag;
 use super::operation::counting;
-use super::{ApiRequest, Operation, OperationError, Operations, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Run, Step};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::{CoderdError, Database};
 use crate::event::Topic;
@@ -30,6 +30,9 @@ pub struct RunAudit {
     /// added by hand.
     #[arg(long)]
     pub deep: bool,
+    /// Do not go on with an audit of the last 24 hours that was interrupted.
+    #[arg(long)]
+    pub from_start: bool,
 }
 
 /// Show the latest findings of the continuous audit.
@@ -97,7 +100,11 @@ impl Operation for RunAudit {
             source,
             patience,
         };
-        let report = audit.run().await.map_err(unread)?;
+        let at = |done: i64, total: i64| {
+            let [done, total] = [done, total].map(|count| u64::try_from(count).unwrap_or_default());
+            progress(Step { doing: "auditing", items: "batches", done: done.min(total), total });
+        };
+        let report = audit.run_from(self.from_start, &at).await.map_err(unread)?;
         if !self.deep {
             return Ok(report);
         }

@@ -27,7 +27,7 @@ use crate::ledger::{
 };
 use crate::log::{Log, LogError};
 
-/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some hundred
+/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some ten
 /// thousand rows, unlimited counts are estimated and marked as estimates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {

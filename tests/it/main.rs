@@ -2,6 +2,7 @@
 //! `scripts/test` starts.
 
 mod audit;
+mod audit_cost;
 mod bad_input;
 mod bounds;
 mod cli;

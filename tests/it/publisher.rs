@@ -5,6 +5,7 @@ mod expiry;
 mod frozen;
 mod holds;
 mod identity;
+mod late_audits;
 mod modes;
 mod overrides;
 mod requests;

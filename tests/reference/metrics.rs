@@ -99,7 +99,7 @@ fn sections() -> [(&'static str, Vec<Family>); 7] {
     [
         (DOMAIN, domain()),
         ("## Role serve\n", described(serve.into_iter().chain(rejects))),
-        ("## Audits of the role serve\n", described(audit)),
+        ("## Audits of the roles collect, publish and serve\n", described(audit)),
         ("## Role collect\n", described(collect)),
         ("## Role consume\n", described(consume)),
         ("## Role publish\n", described(publish)),

@@ -33,11 +33,11 @@ const PASSED_TO: &str = "select r.id from batch b join reject r on r.passed_topi
 const PASSED_BEYOND: &str = "with life as (
          select topic, partition, generation, start_offset, null::bigint as end_offset from position
          union all select topic, partition, generation, start_offset, next_offset from past_position)
-     select r.id from life join reject r on r.passed_topic = topic and r.passed_partition = partition and r.passed_generation = life.generation
-         and r.passed_offset < start_offset
+     select r.id from life join reject r on r.passed_topic = life.topic and r.passed_partition = life.partition and r.passed_generation = life.generation
+         and r.passed_offset < life.start_offset
      union all
-     select r.id from life join reject r on r.passed_topic = topic and r.passed_partition = partition and r.passed_generation = life.generation
-         and r.passed_offset >= end_offset";
+     select r.id from life join reject r on r.passed_topic = life.topic and r.passed_partition = life.partition and r.passed_generation = life.generation
+         and r.passed_offset >= life.end_offset";
 
 /// The partition is read beyond the place, or its generation has ended. The record must be an
 /// accepted event or a reject.
@@ -67,9 +67,10 @@ pub(super) async fn of_batches(
 ) -> Result<Vec<Difference>, sqlx::Error> {
     let mut found = check(tx, "batch_without_its_events", EVENTS, &page.ids).await?;
     found.extend(check(tx, "batch_without_its_rejects", REJECTS, &page.ids).await?);
-    // beyond the newest batch no event can name one
+    // before the first batch and beyond the newest one, no event can name one
+    let first_id = if page.from.sequence == 0 { i64::MIN } else { page.from.batch_id };
     let last_id = if page.is_last { i64::MAX } else { page.until.batch_id };
-    found.extend(orphans(tx, page.from.batch_id, last_id).await?);
+    found.extend(orphans(tx, first_id, last_id).await?);
     let passed: Vec<i64> =
         sqlx::query_scalar(PASSED_TO).bind(&page.ids).fetch_all(&mut *tx).await?;
     found.extend(passed_and_gone(tx, &passed).await?);

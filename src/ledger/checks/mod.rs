@@ -186,7 +186,7 @@ async fn page(
 ) -> Result<BatchPage, sqlx::Error> {
     let limit = if to_the_end { i64::MAX } else { target };
     let batches: Vec<(i64, i64, i64)> = sqlx::query_as(
-        "select id, sequence, 1 + accepted + rejects + conflicts + held + settled as rows
+        "select id, sequence, 1::bigint + accepted + rejects + conflicts + held + settled as rows
          from batch where sequence > $1 and sequence <= $2 order by sequence limit $3",
     )
     .bind(from.sequence)

@@ -226,6 +226,7 @@ async fn in_mode_shadow_no_usage_is_held() {
 async fn an_unreachable_side_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
     let log = world.log().await;
+    sqlx::query("delete from audit_finding").execute(&world.ledger.pool).await.unwrap();
     let unreachable =
         Database::new("postgres://unknown@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     for source in [Some(unreachable), None] {

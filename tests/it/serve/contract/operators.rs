@@ -264,6 +264,21 @@ pub async fn coderd_cut_off(contract: &mut Contract, site: &Site) {
     assert_eq!(contract.change(Method::POST, path, path, Some(request)).await.0, 404);
 }
 
+/// No audit has read the ledger here, and an operator publishes nevertheless.
+pub async fn unaudited(contract: &mut Contract) {
+    let path = "/api/v1/publish/unaudited";
+    let (status, without) = contract.change(Method::POST, path, path, Some(json!({}))).await;
+    assert_eq!((status, without["field"].as_str()), (400, Some("reason")), "{without}");
+    let request = json!({ "reason": "the auditing host is being replaced" });
+    let (status, late) = contract.change(Method::POST, path, path, Some(request)).await;
+    assert_eq!((status, late["joints"].as_array().map(Vec::len)), (200, Some(2)), "{late}");
+    let unknown = json!({ "deployment_id": uuid::Uuid::nil(), "reason": "a test" });
+    assert_eq!(contract.change(Method::POST, path, path, Some(unknown)).await.0, 404);
+    let (_, status) = contract.get("/api/v1/status").await;
+    let by = &status["late_audits"][0]["overridden"]["reason"];
+    assert_eq!(by, "the auditing host is being replaced", "{status}");
+}
+
 /// Plans a replay of everything and executes it to its end, once. The log has no consumer here, so
 /// the resubmitted record is new.
 pub async fn replay(contract: &mut Contract) {
