@@ -112,6 +112,9 @@ macro_rules! lanes {
 }
 pub(super) use lanes;
 
+/// `limit 1` keeps the look-up by index: the planner takes a page to be full, and would read the
+/// whole table of builds for it.
+///
 /// Builds after the key (`$1`, `$2`) and completed at or before `$4`, at most `$3`.
 const KEYS_BY_TIME: &str = concat!(
     lanes!(),
@@ -135,7 +138,7 @@ const KEYS_BY_TIME: &str = concat!(
          ) job
          order by completed_at, id limit $3
      ) done
-     left join workspace_builds build on build.job_id = done.id
+     left join lateral (select id from workspace_builds where job_id = done.id limit 1) build on true
      order by done.completed_at, done.id"
 );
 

@@ -97,13 +97,15 @@ macro_rules! stages {
         "select build_id, stage from tallyline.prebuild_stages(array(select build_id from build) || array(select id from first_build))"
     };
     (Tables) => {
-        "select of.id as build_id, job.input ->> 'prebuilt_workspace_stage' as stage
-         from workspace_builds of join provisioner_jobs job on job.id = of.job_id
-         where of.id = any(array(select id from first_build)) and job.type = 'workspace_build'"
+        "select distinct first_build.id as build_id, job.stage
+         from first_build cross join lateral (
+             select input ->> 'prebuilt_workspace_stage' as stage from provisioner_jobs where id = first_build.job_id and type = 'workspace_build' limit 1
+         ) job"
     };
 }
 
-/// Jobs completed from `$1` to `$2`, both included, at most `$3` of them.
+/// Jobs completed from `$1` to `$2`, both included, at most `$3` of them. Each `limit 1` keeps a
+/// look-up by index: the planner takes a slice to be full, and would read whole tables for it.
 macro_rules! build_slice {
     ($access:ident) => {
         concat!(
@@ -133,11 +135,17 @@ macro_rules! build_slice {
      build as materialized (
          select build.id as build_id, build.workspace_id, workspaces.organization_id, build.template_version_id, build.initiator_id,
              build.build_number, build.transition::text as transition, job.created_at, job.started_at, job.completed_at, job.status, job.stage as job_stage
-         from job join workspace_builds build on build.job_id = job.id join workspaces on workspaces.id = build.workspace_id
+         from job
+         cross join lateral (
+             select id, workspace_id, template_version_id, initiator_id, build_number, transition from workspace_builds where job_id = job.id limit 1
+         ) build
+         cross join lateral (select organization_id from workspaces where id = build.workspace_id limit 1) workspaces
      ),
      first_build as materialized (
-         select build.build_id as of_build_id, first_build.id, first_build.initiator_id
-         from build join workspace_builds first_build on first_build.workspace_id = build.workspace_id and first_build.build_number = 1
+         select build.build_id as of_build_id, first_build.*
+         from build cross join lateral (
+             select id, initiator_id, job_id from workspace_builds where workspace_id = build.workspace_id and build_number = 1 limit 1
+         ) first_build
          where build.build_number = 2 and build.transition = 'start'
      ),
      stage as materialized (
@@ -217,9 +225,10 @@ macro_rules! build_slice {
 /// type.
 const USAGE_PAGE: &str = concat!(
     "with found as (
-         select id, event_type, event_data, created_at, case event_type when 'hb_agent_runtime_v1' then 'runtime_ms'
+         select usage.id, event_type, event_data, created_at, case event_type when 'hb_agent_runtime_v1' then 'runtime_ms'
              when 'hb_ai_seats_v1' then 'count' when 'dc_managed_agents_v1' then 'count' end as field
-         from usage_events where id = any($1)
+         from unnest($1::text[]) as asked (id)
+         cross join lateral (select id, event_type, event_data, created_at from usage_events where id = asked.id limit 1) usage
      ),
      read as (
          select id, event_type, created_at, case when field is not null and jsonb_typeof(event_data -> field) = 'number'

@@ -19,7 +19,7 @@ use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, position
 /// How often a pass reaches back over [`SHORT_OVERLAP`].
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
-const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(5);
+const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
 /// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows.
 const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
 

@@ -33,7 +33,7 @@ pub struct Settings {
     /// much earlier; the next pass starts there.
     pub margin: TimeDelta,
     /// How far a pass reaches back each half hour, and always if the oldest open transaction cannot
-    /// be seen. Once a minute it reaches back up to five minutes of this.
+    /// be seen. Once a minute it reaches back up to ten minutes of this.
     pub overlap: TimeDelta,
     /// Time between comparisons of daily usage counts with coderd's; zero: in every pass.
     pub compare_interval: TimeDelta,

@@ -292,8 +292,8 @@ async fn usage_is_compared_where_coderd_sorts_ids_in_another_way() {
         .execute(&site.coderd.database.pool)
         .await
         .unwrap();
-    // the change costs the collector its prepared statements, and one pass
-    site.collector.pass().await.unwrap_err();
+    // the change can cost the collector its prepared statements, and one pass
+    site.collector.pass().await.ok();
     let now = site.coderd.now().await;
     for id in ["a", "B", "c", "Ä", "ä", "Z", "_", "a-b", "ab", "A-C", "10", "9"] {
         site.coderd.usage(id, "dc_managed_agents_v1", json!({"count": 1}), now).await;
