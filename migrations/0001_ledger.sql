@@ -495,6 +495,7 @@ create table license (
     primary key (source_id, jwt_sha256, batch_id),
     constraint license_has_claims_or_a_refusal check (not present or (claims is null) <> (refusal is null))
 );
+create index license_by_batch on license (batch_id);
 
 -- The content of each batch: SHA-256 of its own columns and of the digests of its parts. Text of an array quotes its elements, so that
 -- fields cannot run into each other, and it does not depend on settings of the session.

@@ -40,8 +40,8 @@ pub struct NamedRow {
     pub digest: Vec<u8>,
 }
 
-/// A page ends once it has this many events.
-const PAGE_EVENTS: i64 = 20_000;
+/// A page ends once it has this many rows.
+const PAGE_ROWS: i64 = 20_000;
 /// Maximum number of batches in a page.
 const PAGE_BATCHES: i64 = 500;
 
@@ -49,7 +49,7 @@ const PAGE_BATCHES: i64 = 500;
 pub const STATEMENTS: u32 = 7;
 
 /// The batches after a sequence up to `until`, in order; empty at the end. Reads all rows of up to
-/// 500 batches, by index, with about 20,000 events.
+/// 500 batches, by index: about 20,000 rows, or those of one batch.
 pub async fn page(
     conn: &mut PgConnection,
     after: i64,
@@ -58,14 +58,15 @@ pub async fn page(
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
     let mut batches: Vec<ChainedBatch> = sqlx::query_as(
         "select content.* from (
-             select id, sum(accepted) over (order by sequence) - accepted as before
-             from (select id, sequence, accepted from batch where sequence > $1 and sequence <= $2 order by sequence limit $3) as next
+             select id, sum(rows) over (order by sequence) - rows as before
+             from (select id, sequence, (select coalesce(sum(rows), 0) from batch_part where batch_id = batch.id) as rows
+                   from batch where sequence > $1 and sequence <= $2 order by sequence limit $3) as next
          ) as counted join batch_content content using (id) where before < $4 order by sequence",
     )
     .bind(after)
     .bind(until)
     .bind(PAGE_BATCHES)
-    .bind(PAGE_EVENTS)
+    .bind(PAGE_ROWS)
     .fetch_all(&mut *tx)
     .await?;
     let ids: Vec<i64> = batches.iter().map(|batch| batch.id).collect();

@@ -194,13 +194,13 @@ pub(super) async fn events_of(
     let query = match topic {
         Topic::WorkspaceBuilds => {
             "select e.build_id::text as key, e.*, s.deployment_id, null::jsonb as batch
-             from workspace_build e left join source s on s.id = e.source_id where batch_id = any($1)
-             order by log_offset, source_id, build_id"
+             from workspace_build e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.build_id"
         }
         Topic::PrebuildClaims => {
             "select e.build_id::text as key, e.*, s.deployment_id, null::jsonb as batch
-             from prebuild_claim e left join source s on s.id = e.source_id where batch_id = any($1)
-             order by log_offset, source_id, build_id"
+             from prebuild_claim e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.build_id"
         }
         Topic::AgentUsage => {
             "select e.id as key, e.id, e.source_id, e.batch_id, e.log_offset, e.digest, e.event_type, e.quantity::text as quantity,

@@ -158,3 +158,115 @@ impl BatchPart {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, Utc};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::{BuildStatus, Transition, Usage, UsageQuantity};
+
+    fn id(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    fn at() -> DateTime<Utc> {
+        "2025-03-01T10:00:00.000001Z".parse().unwrap()
+    }
+
+    fn build() -> WorkspaceBuildCompleted {
+        WorkspaceBuildCompleted {
+            build_id: id(1),
+            workspace_id: id(2),
+            organization_id: id(3),
+            template_id: id(4),
+            template_version_id: id(5),
+            preset_id: Some(id(6)),
+            owner_id: id(7),
+            initiator_id: id(8),
+            transition: Transition::Start,
+            reason: "initiator".into(),
+            status: BuildStatus::Succeeded,
+            build_number: 1,
+            stage: None,
+            first_build_by_prebuilds_user: true,
+            first_build_stage: Some(InputStage::Create),
+            first_successful_start: false,
+            has_ai_task: Some(true),
+            has_external_agent: None,
+            daily_cost: -3,
+            created_at: at(),
+            started_at: None,
+            completed_at: at(),
+            organization_name: "o".into(),
+            template_name: "t".into(),
+            template_version_name: "v".into(),
+            preset_name: String::new(),
+            workspace_name: "w".into(),
+            owner_name: "é".into(),
+        }
+    }
+
+    fn digest(source_id: i16, offset: i64, payload: Payload) -> String {
+        hex::encode(event_digest(
+            source_id,
+            offset,
+            &[9; 32],
+            &Event { deployment: id(0), payload },
+        ))
+    }
+
+    /// The numbers were computed independently of the code.
+    #[test]
+    fn the_digest_of_a_row_is_pinned() {
+        assert_eq!(
+            digest(7, 0x1_0000_0005, Payload::Build(Box::new(build()))),
+            "7d9a0afb5793ed3f7d3dda42969613c449d49c626641f9261fe671a6f8a82008"
+        );
+        let claim = PrebuildClaimed {
+            claimed_by: id(9),
+            preset_id: None,
+            preset_name: "p".into(),
+            ..PrebuildClaimed::of(&build())
+        };
+        assert_eq!(
+            digest(7, 5, Payload::Claim(Box::new(claim))),
+            "ed51a8319f740c1a76adbc6720f04f387e789e489e2d2c8d316f66c4b02272cd"
+        );
+        let marks = PublishMarks {
+            publish_started_at: Some(at()),
+            published_at: None,
+            failure_message: Some(String::new()),
+        };
+        let quantity = UsageQuantity::ManagedAgents(1);
+        let usage = Usage { id: "usage-1".into(), quantity, created_at: at(), marks };
+        assert_eq!(
+            digest(1, 5, Payload::Usage(usage)),
+            "2d0b29cefa4b7309a821f58cc12cba52e4b2af757f5f27fa8a4f47f7f0b2940e"
+        );
+    }
+
+    #[test]
+    fn a_place_is_the_low_bytes_of_the_offset() {
+        assert_eq!((place_of(5), place_of(0x1_0000_0005)), ([0, 0, 0, 5], [0, 0, 0, 5]));
+    }
+
+    proptest! {
+        #[test]
+        fn fields_cannot_run_into_each_other(
+            one in prop::collection::vec(prop::option::of("[\0\u{1}a]{0,2}"), 3),
+            other in prop::collection::vec(prop::option::of("[\0\u{1}a]{0,2}"), 3),
+        ) {
+            let form = |fields: &[Option<String>]| {
+                let mut form = Form::new("a test");
+                for field in fields {
+                    form.optional(field.as_deref(), Form::text);
+                }
+                form.finish()
+            };
+            prop_assert_eq!(one == other, form(&one) == form(&other));
+        }
+    }
+}

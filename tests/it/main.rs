@@ -36,3 +36,4 @@ mod serve;
 mod silence;
 mod smoke;
 mod support;
+mod tampering;
