@@ -299,11 +299,11 @@ create table reject (
         num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4
         or num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 0 and state in ('resubmitted', 'admitted'))
 );
--- SHA-256 of headers without the signature, which depends on the key. Values of the type json keep their text.
+-- SHA-256 of headers without the signature, which depends on the key. Elements of the type json keep their text.
 create function unsigned_headers(headers bytea) returns bytea language sql immutable strict as $$
     select sha256(convert_to('[' || coalesce(string_agg(header::text, ',' order by place), '') || ']', 'UTF8'))
     from json_array_elements(convert_from(headers, 'UTF8')::json) with ordinality as one (header, place)
-    where lower((header->0)::text collate "C") <> '"tallyline-signature"'
+    where lower(substr(header::text, 1, 23) collate "C") <> '["tallyline-signature",'
 $$;
 -- Registering a deployment releases its held records.
 create index reject_unregistered on reject (deployment_id, id) where state = 'open' and cause = 'unregistered_source';

@@ -54,8 +54,8 @@ async fn attempts_go_once_all_events_of_their_request_are_settled_for_long() {
     assert_eq!(world.differences().await, []);
     assert_eq!(export(&world).await, before, "the same request is named");
 
-    world.settle("usage-5", Settlement::Expired).await;
-    world.settle("usage-6", Settlement::Unknown).await;
+    world.settle("usage-5", Settlement::TooOld).await;
+    world.settle("usage-6", Settlement::TooOld).await;
     world.at(days(3_401));
     assert_eq!(world.round().await, [(KIND, 2)].into());
     let error = "select count(*) from publication_request where error is null and (error_sha256 is not null) = (verdicts ? 'failed')";
@@ -92,7 +92,7 @@ async fn a_request_without_an_answer_is_kept_until_none_can_come() {
     let world = World::new().await;
     world.usage(1..2).await;
     world.send(1, &["usage-1"]).await;
-    world.settle("usage-1", Settlement::Unknown).await;
+    world.settle("usage-1", Settlement::TooOld).await;
     world.at(days(434));
     assert_eq!(world.round().await, [].into());
     world.at(days(436));

@@ -209,7 +209,7 @@ impl World {
     async fn differences(&self) -> Vec<(String, String)> {
         let report = self.audit().await;
         let rows = report.joints.into_iter().flat_map(|joint| joint.differences);
-        rows.map(|row| (row.kind, row.id)).collect()
+        rows.map(|row| (row.kind.into_owned(), row.id)).collect()
     }
 
     async fn tamper(&self, sql: &'static str) {
