@@ -23,8 +23,8 @@ use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, Head, Hold, LateAudit, LeaseRow, Ledger,
     OpenRejects, Pause, ProcessRow, PruneState, PublicationCount, Rates, Recovering, Sequence,
     Source as LedgerSource, StatementError, contents, cutover, findings, late_audits, licenses,
-    passes, pauses, processes, prune,
-    publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
+    passes, pauses, processes, prune, publication_requests, publications, publish_marks,
+    recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
 

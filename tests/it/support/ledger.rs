@@ -12,9 +12,9 @@ use tallyline::event::{
 use tallyline::ledger::{
     ActKind, Arrival, AuditStep, AuditedJoint, Chain, Completeness, Counts, Disposition,
     LICENSE_RULES, LOG_JOINT, Landmark, Lease, Ledger, LedgerSettings, NewAct, PartitionLease,
-    RecordError, Refusal, Retention, SOURCE_JOINT, SourceIdentity, Subject, VENDOR_JOINT, audit_items,
-    choices, identity, landmarks, leases, passes, positions, record, rejects, retirements,
-    snapshots, sources,
+    RecordError, Refusal, Retention, SOURCE_JOINT, SourceIdentity, Subject, VENDOR_JOINT,
+    audit_items, choices, identity, landmarks, leases, passes, positions, record, rejects,
+    retirements, snapshots, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
