@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection as _, PgConnection};
+use tallyline::clock::Clock;
 use tallyline_sim::coderd::{Config, PREBUILDS_USER, SchemaVersion, Simulation};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ impl Coderd {
     /// licenses.
     pub async fn new(servers: &Servers, builds: usize) -> Result<Coderd> {
         let database = servers.database().await?;
-        let now = Utc::now();
+        let now = Clock::system().now();
         let start = now - TimeDelta::days(14);
         let config = Config::history(7, SchemaVersion::Sep2026, start, now, builds);
         let mut simulation = Simulation::start(config, &database.url).await?;
@@ -86,7 +87,14 @@ impl Coderd {
                     break;
                 }
                 let step = TimeDelta::milliseconds(1);
-                add_builds(&mut connection, next, BUILDS_OF_A_WORKSPACE, Utc::now(), step).await?;
+                add_builds(
+                    &mut connection,
+                    next,
+                    BUILDS_OF_A_WORKSPACE,
+                    Clock::system().now(),
+                    step,
+                )
+                .await?;
                 next += BUILDS_OF_A_WORKSPACE;
             }
             Ok(next)

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use chrono::Utc;
 use tallyline::clock::Clock;
 use tallyline::event::UsageQuantity;
 use tallyline::tallyman::{
@@ -92,7 +91,11 @@ async fn one_request_after_another(vendor: &Tallyman, events: i64) -> Result<f64
     let client = TallymanClient::new(&ClientSettings::new(vendor.ingest_url()))?;
     let events: Vec<OutgoingEvent> = (0..events)
         .map(|n| {
-            OutgoingEvent::new(format!("limit-{n}"), UsageQuantity::ManagedAgents(1), Utc::now())
+            OutgoingEvent::new(
+                format!("limit-{n}"),
+                UsageQuantity::ManagedAgents(1),
+                Clock::system().now(),
+            )
         })
         .collect::<Result<_, _>>()?;
     let begun = Instant::now();

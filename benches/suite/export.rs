@@ -4,9 +4,9 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use chrono::Utc;
 use futures::TryStreamExt as _;
 use sqlx::postgres::PgPoolCopyExt as _;
+use tallyline::clock::Clock;
 use tallyline::ledger::sources;
 use uuid::Uuid;
 
@@ -121,7 +121,7 @@ fn bytecount(text: &[u8]) -> i64 {
 /// Usage that the vendor has accepted, in requests of 100 events.
 async fn fill(database: &Database, events: i64) -> Result<()> {
     let ledger = database.open(2)?;
-    let now = Utc::now();
+    let now = Clock::system().now();
     ledger
         .run(async |conn| sources::register(conn, Uuid::from_u128(0xb), now, None, now).await)
         .await?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use prometheus::Registry;
 use sqlx::{Connection as _, PgConnection};
 use tallyline::audit::{Audit, AuditTelemetry, Continuous};
@@ -61,7 +61,7 @@ impl History {
         let (coderd, ledger) = (Coderd::new(servers, 20).await?, servers.ledger().await?);
         let days = TimeDelta::days(60);
         let step = days / i32::try_from(jobs)?;
-        coderd.add_history(jobs, Utc::now() - days - TimeDelta::hours(1), step).await?;
+        coderd.add_history(jobs, Clock::system().now() - days - TimeDelta::hours(1), step).await?;
         let history = History {
             coderd,
             ledger,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::clock::Clock;
 use uuid::Uuid;
 
 use crate::Suite;
@@ -75,7 +76,9 @@ async fn append(source: &Source, length: Duration) -> Result<Appended> {
             let (to, is_measured) = (source.clone(), due > begun + WARM_UP);
             usage.push(tokio::spawn(async move {
                 let id = Uuid::new_v4().to_string();
-                to.append_usage(&id).await.map(|_| is_measured.then_some((id, Utc::now())))
+                to.append_usage(&id)
+                    .await
+                    .map(|_| is_measured.then_some((id, Clock::system().now())))
             }));
         }
     }

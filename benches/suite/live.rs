@@ -137,7 +137,7 @@ impl Source {
 
 /// The time in whole microseconds, as coderd's database has it.
 fn now() -> DateTime<Utc> {
-    Utc::now().trunc_subsecs(6)
+    Clock::system().now().trunc_subsecs(6)
 }
 
 impl Serving {

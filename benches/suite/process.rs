@@ -73,7 +73,7 @@ impl Process {
 
     /// The peak of its memory in KiB. None: it has ended.
     pub fn peak_kib(&self) -> Option<u64> {
-        peak_kib(&format!("/proc/{}/status", self.child.id())).ok()
+        peak_kib(format!("/proc/{}/status", self.child.id())).ok()
     }
 
     /// The processor time that it has used.

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
+use tallyline::clock::Clock;
 use tallyline::ledger::sources;
 
 use crate::Suite;
@@ -69,7 +70,7 @@ fn contains(page: &[u8], name: &[u8]) -> bool {
 /// Creations with a preset of its own for each series, of a source whose history is collected.
 async fn fill(database: &Database, series: i64) -> Result<()> {
     let ledger = database.open(2)?;
-    let (now, introduced) = (Utc::now(), Utc::now() - TimeDelta::days(30));
+    let (now, introduced) = (Clock::system().now(), Clock::system().now() - TimeDelta::days(30));
     ledger
         .run(async |conn| sources::register(conn, DEPLOYMENT, introduced, None, now).await)
         .await?;
