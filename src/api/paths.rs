@@ -13,9 +13,9 @@ use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
     AdmitRejects, CoderdCutOff, CountRejects, DiscardRejects, ExplainRequest, ListActs, ListPauses,
-    ListRejects, ListSources, LogRange, PauseRequest, PruneExecution, PruneRequest, RebuildExecution, RebuildRequest,
-    ReinstateSource, ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit,
-    ShowFindings, ShowReject,
+    ListRejects, ListSources, LogRange, PauseRequest, PruneExecution, PruneRequest,
+    RebuildExecution, RebuildRequest, ReinstateSource, ReplayExecution, Resubmit, ResumeRequest,
+    RetireSource, RunAudit, ShowFindings, ShowReject,
 };
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);

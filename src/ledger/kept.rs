@@ -300,7 +300,10 @@ impl KeptReject {
         let same = [
             ("record_timestamp", self.record_timestamp == Some(arrival.timestamp)),
             ("record_key", self.record_key == message.key),
-            ("headers", self.is(Some(&message.headers_json()), &self.headers, &self.headers_sha256)),
+            (
+                "headers",
+                self.is(Some(&message.headers_json()), &self.headers, &self.headers_sha256),
+            ),
             ("payload", self.is(message.payload.as_deref(), &self.payload, &self.payload_sha256)),
             (
                 "whole_bytes",

@@ -51,8 +51,8 @@ pub use rebuild::{
 };
 pub use rejects::{
     AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Header,
-    ListRejects, Place, PredictedDisposition, Reject, RejectCounts, RejectPage, Resubmit,
-    RemovedPayload, Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
+    ListRejects, Place, PredictedDisposition, Reject, RejectCounts, RejectPage, RemovedPayload,
+    Resubmit, Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed};
 pub use sources::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources};

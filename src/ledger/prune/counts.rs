@@ -46,7 +46,8 @@ pub struct PruneState {
 
 /// The state of retention, by kind.
 pub async fn states(conn: &mut PgConnection) -> Result<Vec<PruneState>, sqlx::Error> {
-    let query = "select kind, ran_at, due_since, rows, bytes, counted_since from prune_kind order by kind";
+    let query =
+        "select kind, ran_at, due_since, rows, bytes, counted_since from prune_kind order by kind";
     sqlx::query_as(query).fetch_all(conn).await
 }
 

@@ -20,7 +20,9 @@ use super::{
 use crate::ledger::{ActKind, PruneKind, Removed, Subject, prune, recoveries};
 
 /// Show what retention would remove; writes nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args,
+)]
 #[serde(deny_unknown_fields)]
 pub struct PruneRequest {
     /// Instant from which the days of the settings are counted back; not in the future. Default:
@@ -170,7 +172,8 @@ impl Operations {
         run: Run<'_>,
     ) -> Result<PlannedPrune, OperationError> {
         let days = kind.days(self.retention);
-        let mut planned = PlannedPrune { kind, days, rows: 0, bytes: 0, oldest: None, newest: None };
+        let mut planned =
+            PlannedPrune { kind, days, rows: 0, bytes: 0, oldest: None, newest: None };
         let Some(before) = kind.due_before(self.retention, at) else { return Ok(planned) };
         let mut after = None;
         loop {
@@ -185,7 +188,8 @@ impl Operations {
                 planned.rows += one.rows;
                 planned.bytes += one.bytes;
                 let ended_at = Some(one.ended_at);
-                planned.oldest = planned.oldest.map_or(ended_at, |oldest| ended_at.min(Some(oldest)));
+                planned.oldest =
+                    planned.oldest.map_or(ended_at, |oldest| ended_at.min(Some(oldest)));
                 planned.newest = planned.newest.max(ended_at);
             }
             match page.next {

@@ -50,10 +50,9 @@ impl Pruner {
             return Ok(false);
         }
         let (ledger, holder) = (self.ledger.clone(), self.holder.clone());
-        let done = with_lease(&ledger, &holder, stop, async |lease| {
-            self.work(lease, stop, each).await
-        })
-        .await?;
+        let done =
+            with_lease(&ledger, &holder, stop, async |lease| self.work(lease, stop, each).await)
+                .await?;
         Ok(done.unwrap_or(false))
     }
 

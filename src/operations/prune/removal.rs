@@ -46,9 +46,7 @@ impl Removal<'_> {
             let after = *place;
             let page = self
                 .ledger
-                .run(async |conn| {
-                    prune::due(conn, self.kind, self.before, after, &stages()).await
-                })
+                .run(async |conn| prune::due(conn, self.kind, self.before, after, &stages()).await)
                 .await?;
             for rows in prune::transactions(&page.due) {
                 if self.stop.is_cancelled() || most.is_some_and(|most| steps >= most) {

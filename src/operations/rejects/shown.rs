@@ -165,8 +165,7 @@ impl Operations {
 }
 
 fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
-    let acts: Vec<RejectAct> =
-        acts.iter().filter(|act| act.reject_id == row.id).cloned().collect();
+    let acts: Vec<RejectAct> = acts.iter().filter(|act| act.reject_id == row.id).cloned().collect();
     let ended_at = acts.iter().find(|act| act.ended_it).map(|act| act.acted_at);
     let removed = row.payload_removed_at.map(|at| RemovedPayload {
         at,

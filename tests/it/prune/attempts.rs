@@ -24,7 +24,10 @@ async fn export(world: &World) -> String {
     export_usage(world.ledger(), &range, &mut bytes).await.unwrap();
     let text = String::from_utf8(bytes).unwrap();
     let [first, second] = [1_u128, 3].map(uuid::Uuid::from_u128);
-    assert!(text.contains(&format!(",{first},")) && text.contains(&format!(",{second},")), "{text}");
+    assert!(
+        text.contains(&format!(",{first},")) && text.contains(&format!(",{second},")),
+        "{text}"
+    );
     text
 }
 
@@ -46,11 +49,18 @@ async fn attempts_go_once_all_events_of_their_request_are_settled_for_long() {
     world.at(days(400) + TimeDelta::microseconds(1));
     assert_eq!(world.round().await, [(KIND, 2)].into(), "the first request alone");
     world.at(days(421));
-    assert_eq!(world.round().await, [(KIND, 3)].into(), "once the retried event is settled for long");
+    assert_eq!(
+        world.round().await,
+        [(KIND, 3)].into(),
+        "once the retried event is settled for long"
+    );
     world.at(days(3_000));
     assert_eq!(world.round().await, [].into(), "two events are not settled");
     let open = "select count(*) from publication_attempt a join publication using (source_id, event_id) where state = 'pending'";
-    assert_eq!((world.number(open).await, world.number("select count(*) from publication_attempt").await), (2, 2));
+    assert_eq!(
+        (world.number(open).await, world.number("select count(*) from publication_attempt").await),
+        (2, 2)
+    );
     assert_eq!(world.differences().await, []);
     assert_eq!(export(&world).await, before, "the same request is named");
 
@@ -106,7 +116,9 @@ async fn attempts_that_differ_from_their_batch_stay_as_evidence() {
     world.usage(1..3).await;
     world.request(1, &[("usage-1", Accepted)], None).await;
     world.request(2, &[("usage-2", Accepted)], None).await;
-    world.tamper("update publication_attempt set message = 'another' where event_id = 'usage-1'").await;
+    world
+        .tamper("update publication_attempt set message = 'another' where event_id = 'usage-1'")
+        .await;
     world.at(days(401));
     assert_eq!(world.round().await, [(KIND, 1)].into());
     let kept: String = sqlx::query_scalar("select event_id from publication_attempt")

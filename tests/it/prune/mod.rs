@@ -167,7 +167,8 @@ impl World {
     async fn settle(&self, event_id: &str, settlement: Settlement) {
         let (source_id, ids) = (self.source_id().await, [event_id.to_owned()]);
         let now = self.ledger().clock.now();
-        let sql = "update publication set leased_by = null, leased_until = null where event_id = $1";
+        let sql =
+            "update publication set leased_by = null, leased_until = null where event_id = $1";
         sqlx::query(sql).bind(event_id).execute(&self.database.pool).await.unwrap();
         self.ledger()
             .run(async |conn| {
@@ -234,5 +235,8 @@ fn days(days: i64) -> TimeDelta {
 
 /// A record that is not a valid event.
 fn broken(n: u32) -> Message {
-    Message { payload: Some(format!("no event {n}").into_bytes()), ..usage(DEPLOYMENT, n).to_message() }
+    Message {
+        payload: Some(format!("no event {n}").into_bytes()),
+        ..usage(DEPLOYMENT, n).to_message()
+    }
 }

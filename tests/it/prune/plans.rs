@@ -45,17 +45,22 @@ async fn exactly_the_plan_is_executed_and_counted_in_an_act() {
     let refused = run(&execution, &operator()).await.unwrap_err();
     assert!(refused.to_string().contains("plan again"), "{refused}");
     assert_eq!(world.number("select count(*) from reject where payload is null").await, 0);
-    let reopened = "update reject set state = 'open', act_id = null where id = (select max(id) from reject)";
+    let reopened =
+        "update reject set state = 'open', act_id = null where id = (select max(id) from reject)";
     world.tamper(reopened).await;
 
     let pruned = run(&execution, &operator()).await.unwrap();
     assert_eq!((pruned.kinds[0].kind, pruned.kinds[0].removed.rows), (planned.kind, 2));
     assert_eq!(pruned.kinds[0].removed.bytes, planned.bytes);
     let filter = ActFilter { act: Some(ActKind::Prune), ..ActFilter::default() };
-    let written = world.ledger().run(async |conn| acts::list(conn, &filter, 10).await).await.unwrap();
+    let written =
+        world.ledger().run(async |conn| acts::list(conn, &filter, 10).await).await.unwrap();
     assert_eq!(written.len(), 1);
     assert_eq!((Some(written[0].id), written[0].actor.as_str()), (pruned.act_id, "operator-1"));
-    assert_eq!((&written[0].subject, written[0].reason.as_str()), (&pruned.hash, "the disk is full"));
+    assert_eq!(
+        (&written[0].subject, written[0].reason.as_str()),
+        (&pruned.hash, "the disk is full")
+    );
     assert_eq!(written[0].detail["removed"]["reject_payloads"]["rows"], 2);
 
     assert_eq!(ask(&world.operations, &PruneRequest { at: None }).await.unwrap().hash, None);
@@ -78,7 +83,8 @@ async fn what_the_program_removed_before_is_counted_apart() {
         PruneExecution { prune: PruneRequest { at: Some(plan.at) }, hash: plan.hash.unwrap() };
     act(&world.operations, &execution, &operator()).await.unwrap();
     let filter = ActFilter { act: Some(ActKind::Prune), ..ActFilter::default() };
-    let written = world.ledger().run(async |conn| acts::list(conn, &filter, 10).await).await.unwrap();
+    let written =
+        world.ledger().run(async |conn| acts::list(conn, &filter, 10).await).await.unwrap();
     let counted: Vec<_> = written
         .iter()
         .map(|act| (act.actor.as_str(), act.detail["removed"]["reject_payloads"]["rows"].clone()))

@@ -128,8 +128,15 @@ async fn the_schema_and_the_program_hash_headers_without_a_signature_alike() {
     let headers = [
         vec![],
         vec![(SIGNATURE.to_owned(), value("x"))],
-        vec![("a\0\"\\\u{7f}é\u{1f600}".to_owned(), None), ("Tallyline-Signature".to_owned(), None)],
-        vec![("b".to_owned(), value("\0")), ("b".to_owned(), value("")), ("[,]".to_owned(), value("]"))],
+        vec![
+            ("a\0\"\\\u{7f}é\u{1f600}".to_owned(), None),
+            ("Tallyline-Signature".to_owned(), None),
+        ],
+        vec![
+            ("b".to_owned(), value("\0")),
+            ("b".to_owned(), value("")),
+            ("[,]".to_owned(), value("]")),
+        ],
     ];
     for headers in headers {
         let message = Message { headers, ..Message::default() };

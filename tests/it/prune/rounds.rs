@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tallyline::ledger::{ActFilter, ActKind, LeaseError, PROGRAM, PruneKind, Retention, acts, prune};
+use tallyline::ledger::{
+    ActFilter, ActKind, LeaseError, PROGRAM, PruneKind, Retention, acts, prune,
+};
 use tallyline::operations::Pruner;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +35,8 @@ async fn a_round_that_ends_early_loses_no_count_and_another_process_continues() 
     world.at(days(181));
     // the stop comes after the first transaction; it is the same for a crash, as a round writes
     // nothing else
-    let (stop, mut first) = (CancellationToken::new(), Pruner::new(world.ledger().clone(), RETENTION));
+    let (stop, mut first) =
+        (CancellationToken::new(), Pruner::new(world.ledger().clone(), RETENTION));
     let mut each = |_, _| stop.cancel();
     assert!(first.round(&stop, &mut each).await.unwrap());
     assert_eq!((world.number(REMOVED).await, world.uncounted().await), (500, 500));
@@ -107,11 +110,15 @@ async fn one_process_prunes_at_a_time_and_only_with_the_lease() {
 
     world.tamper("update lease set expires_at = now() - interval '1 s' where name = 'prune'").await;
     let mut rows = BTreeMap::new();
-    let mut each = |kind, removed: tallyline::ledger::Removed| drop(rows.insert(kind, removed.rows));
+    let mut each =
+        |kind, removed: tallyline::ledger::Removed| drop(rows.insert(kind, removed.rows));
     assert!(pruner.round(&stop, &mut each).await.unwrap());
     assert_eq!(rows, [(PruneKind::RejectPayloads, 1)].into());
     let mut another = Pruner::new(world.ledger().clone(), RETENTION);
-    assert!(!another.round(&stop, &mut |_, _| {}).await.unwrap(), "a round was less than a minute ago");
+    assert!(
+        !another.round(&stop, &mut |_, _| {}).await.unwrap(),
+        "a round was less than a minute ago"
+    );
 }
 
 #[tokio::test]

@@ -71,8 +71,14 @@ async fn a_change_of_what_is_left_is_found() {
 }
 
 /// The tables that the changes touch.
-const TABLES: [&str; 6] =
-    ["reject", "publication_attempt", "publication_request", "publication", "batch_part", "operator_act"];
+const TABLES: [&str; 6] = [
+    "reject",
+    "publication_attempt",
+    "publication_request",
+    "publication",
+    "batch_part",
+    "operator_act",
+];
 
 impl World {
     async fn save(&self) -> [&'static str; 6] {
@@ -85,9 +91,16 @@ impl World {
 
     async fn restore(&self, tables: [&'static str; 6]) {
         let mut tx = self.database.pool.begin().await.unwrap();
-        sqlx::query("set local session_replication_role = replica").execute(&mut *tx).await.unwrap();
+        sqlx::query("set local session_replication_role = replica")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
         for table in tables {
-            let identity = if matches!(table, "reject" | "operator_act") { "overriding system value" } else { "" };
+            let identity = if matches!(table, "reject" | "operator_act") {
+                "overriding system value"
+            } else {
+                ""
+            };
             let sql = format!(
                 "delete from {table}; insert into {table} {identity} select * from saved_{table}; drop table saved_{table}"
             );

@@ -11,9 +11,9 @@ use tallyline::event::{
 };
 use tallyline::ledger::{
     ActKind, Arrival, Chain, Completeness, Counts, Disposition, LICENSE_RULES, Landmark, Lease,
-    Ledger, LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, Retention, SourceIdentity, Subject,
-    choices, identity, landmarks, leases, passes, positions, record, rejects, retirements,
-    snapshots, sources,
+    Ledger, LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, Retention,
+    SourceIdentity, Subject, choices, identity, landmarks, leases, passes, positions, record,
+    rejects, retirements, snapshots, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
