@@ -242,8 +242,17 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_shows_that() {
         .collect();
     assert_eq!(
         changed,
-        ["batch", "ledger", "operator_act", "plan", "replay"],
-        "its own batches, its act and its plan"
+        [
+            "batch",
+            "batch_content",
+            "batch_part",
+            "chained_row",
+            "ledger",
+            "operator_act",
+            "plan",
+            "replay"
+        ],
+        "its own batches with their digests, its act and its plan"
     );
     let acts: Vec<(String, String, String, String)> =
         sqlx::query_as("select actor, act, subject, reason from operator_act")
