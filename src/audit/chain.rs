@@ -303,8 +303,7 @@ fn row_word(part: &str) -> &'static str {
     match part {
         EVENTS => "accepted event",
         "rejects" => "reject",
-        "requests" => "request to the vendor",
-        "attempts" => "verdict of the vendor",
+        "requests" | "attempts" => "request to the vendor, or its verdict",
         "settlements" => "settlement",
         _ => "fact",
     }

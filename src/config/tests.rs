@@ -153,6 +153,20 @@ fn missing_settings_depend_on_the_roles() {
 }
 
 #[test]
+fn wrong_days_of_retention_are_named_with_their_key() {
+    let text = "[retention]\nattempt_days = -1\nreject_payload_days = 36501\nevent_days = 9\n";
+    let found = mistakes(text, &[("TALLYLINE_RETENTION_ATTEMPT_DAYS", "1.5")], &[]);
+    for expected in [
+        "p.toml:2: retention.attempt_days must be a whole number from 0 to 36500",
+        "p.toml:3: retention.reject_payload_days must be a whole number from 0 to 36500",
+        "p.toml:4: retention.event_days is unknown; [retention] has reject_payload_days, attempt_days",
+        "TALLYLINE_RETENTION_ATTEMPT_DAYS: retention.attempt_days must be a whole number from 0 to 36500",
+    ] {
+        assert!(found.iter().any(|line| line == expected), "{expected}: {found:#?}");
+    }
+}
+
+#[test]
 fn invalid_toml_does_not_hide_other_mistakes_or_show_a_secret() {
     let found = mistakes(
         "[ledger]\nurl = 'postgres://u:hunter2@h/d\nconnections = 1\n[log]\nkind = 'carrier pigeon'\n",

@@ -118,6 +118,6 @@ pub(super) async fn with_lease<T>(
 pub(super) fn failure(error: LeaseError) -> OperationError {
     match error {
         LeaseError::Lost(_) => OperationError::Forbidden(format!("{error}: plan again")),
-        LeaseError::Database(error) => OperationError::Ledger(error.into()),
+        LeaseError::Database(error) => OperationError::Ledger(error),
     }
 }

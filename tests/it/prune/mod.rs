@@ -148,6 +148,7 @@ impl World {
             message: Some(format!("message of {id}")),
             next_attempt_at: now,
             unanswered: false,
+            held_for: None,
         });
         let outcome = RequestOutcome {
             id: Uuid::from_u128(request),
@@ -157,6 +158,7 @@ impl World {
             status: Some(200),
             error: error.map(str::to_owned),
             attempts: attempts.collect(),
+            lease: None,
         };
         self.ledger()
             .run(async |conn| publication_requests::record_outcome(conn, &outcome, now).await)

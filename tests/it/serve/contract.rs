@@ -334,6 +334,7 @@ async fn answers_match_the_document() {
     operators::unaudited(&mut contract).await;
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
+    operators::prune(&mut contract, &site).await;
     operators::recoveries(&mut contract, &site).await;
     // every additional, missing or wrong field is noticed
     let (_, mut status) = contract.get("/api/v1/status").await;

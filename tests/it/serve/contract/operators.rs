@@ -357,6 +357,26 @@ pub async fn rebuild(contract: &mut Contract) {
     assert_eq!(status, 200, "{done}");
 }
 
+/// Of one old plan.
+pub async fn prune(contract: &mut Contract, site: &Site) {
+    let old = "insert into plan (hash, kind, request, effect, planned_at) values ('old', 'replay', '{}', '{}', '2000-01-01T00:00:00Z')";
+    sqlx::query(old).execute(&site.ledger.pool).await.unwrap();
+    let (plans, execute) = ("/api/v1/prunes", "/api/v1/prunes/execute");
+    let (status, plan) = contract.change(Method::POST, plans, plans, Some(json!({}))).await;
+    assert_eq!((status, &plan["kinds"][2]["rows"]), (200, &json!(1)), "{plan}");
+    let with = |at: &Value, hash: &Value| json!({ "prune": { "at": at }, "hash": hash, "reason": "to be sure" });
+    for (body, expected) in [
+        (with(&plan["at"], &json!("0")), 409),
+        (with(&json!(null), &plan["hash"]), 400),
+        (with(&json!("9000-01-01T00:00:00Z"), &plan["hash"]), 400),
+        (with(&plan["at"], &plan["hash"]), 200),
+    ] {
+        let (status, done) =
+            contract.change(Method::POST, execute, execute, Some(body.clone())).await;
+        assert_eq!(status, expected, "{body}: {done}");
+    }
+}
+
 async fn plan_recovery(contract: &mut Contract, lost: &str) -> (u16, Value) {
     let path = "/api/v1/recoveries";
     contract.change(Method::POST, path, path, Some(json!({ "lost": lost }))).await
