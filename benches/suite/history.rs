@@ -117,7 +117,13 @@ impl History {
             patience: Duration::from_secs(30),
         };
         let telemetry = AuditTelemetry::register(&Registry::new(), true)?;
-        let continuous = Continuous { audit, every, holder: Uuid::new_v4().to_string(), telemetry };
+        let continuous = Continuous {
+            audit,
+            every,
+            late_after: 3,
+            holder: Uuid::new_v4().to_string(),
+            telemetry,
+        };
         let stop = stop.clone();
         Ok(tokio::spawn(async move { continuous.run(&stop).await }))
     }

@@ -110,8 +110,9 @@ async fn one_process_prunes_at_a_time_and_only_with_the_lease() {
 
     world.tamper("update lease set expires_at = now() - interval '1 s' where name = 'prune'").await;
     let mut rows = BTreeMap::new();
-    let mut each =
-        |kind, removed: tallyline::ledger::Removed| drop(rows.insert(kind, removed.rows));
+    let mut each = |kind, removed: tallyline::ledger::Removed| {
+        rows.insert(kind, removed.rows);
+    };
     assert!(pruner.round(&stop, &mut each).await.unwrap());
     assert_eq!(rows, [(PruneKind::RejectPayloads, 1)].into());
     let mut another = Pruner::new(world.ledger().clone(), RETENTION);
