@@ -110,7 +110,7 @@ introduced_at = 2025-01-01
     ];
     let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
 p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
-p.toml:2: colour is unknown; expected one of roles, ledger, log, kafka, source, collect, consume, retention, license, publish, serve, telemetry
+p.toml:2: colour is unknown; expected one of roles, ledger, log, kafka, source, collect, consume, retention, license, publish, audit, serve, telemetry
 p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
 p.toml:5: ledger.connections must be a whole number from 2 to 500
 p.toml:8: log.partitions must be a whole number from 1 to 1000
@@ -278,12 +278,12 @@ fn the_shipped_files_load_unchanged() {
 #[test]
 fn the_default_of_ledger_connections_depends_on_the_roles() {
     for (roles, connections) in [
-        ("collect", 5),
-        ("consume", 8),
-        ("publish", 6),
-        ("serve", 7),
-        ("collect,publish", 7),
-        ("collect,consume,publish,serve", 14),
+        ("collect", 6),
+        ("consume", 9),
+        ("publish", 7),
+        ("serve", 8),
+        ("collect,publish", 8),
+        ("collect,consume,publish,serve", 15),
     ] {
         let pipeline = load(&Input {
             file: shipped("single.toml").0,
