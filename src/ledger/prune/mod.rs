@@ -1,4 +1,4 @@
-//! Retention: removes what is no longer needed, in small transactions, and counts it.
+//! Retention: removes rows past their days, in small transactions, and counts them.
 //!
 //! Each removal adds to the counts of its kind in its own transaction. An act `prune` takes the
 //! counts over in its transaction. So a crash loses no count: what was removed is the sum over all
