@@ -4,7 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Due, DueKey, DuePage, PrunePlace, Removed};
+use super::counts::Removed;
+use super::kinds::{Due, DueKey, DuePage, PrunePlace};
 
 /// Requests that a page examines.
 const REQUESTS: i64 = 50;

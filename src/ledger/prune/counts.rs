@@ -7,7 +7,7 @@ use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 
-use super::PruneKind;
+use super::kinds::PruneKind;
 use crate::ledger::leases::hold;
 use crate::ledger::{ActKind, Lease, LeaseError, NewAct, acts};
 

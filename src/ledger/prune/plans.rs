@@ -3,7 +3,8 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::{Due, DueKey, DuePage, ROWS_AT_ONCE, Removed};
+use super::counts::Removed;
+use super::kinds::{Due, DueKey, DuePage, ROWS_AT_ONCE};
 
 /// Reads all plans: an operator makes each of them. A plan in execution stays.
 pub(super) async fn due(

@@ -3,7 +3,8 @@
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
 
-use super::{Due, DueKey, DuePage, PrunePlace, ROWS_AT_ONCE, Removed};
+use super::counts::Removed;
+use super::kinds::{Due, DueKey, DuePage, PrunePlace, ROWS_AT_ONCE};
 
 #[derive(FromRow)]
 struct Ended {

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Due, DueKey, DuePage, ROWS_AT_ONCE, Removed};
+use super::counts::Removed;
+use super::kinds::{Due, DueKey, DuePage, ROWS_AT_ONCE};
 
 #[derive(FromRow)]
 struct Old {

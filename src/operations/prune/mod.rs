@@ -15,9 +15,9 @@ use uuid::Uuid;
 use self::removal::{Removal, count, stages, with_lease};
 use super::plan_hash::plan_hash;
 use super::{
-    Actor, ApiRequest, Operation, OperationError, Operations, Run, Step, instant, optional_instant,
+    ApiRequest, Operation, OperationError, Operations, Run, Step, instant, optional_instant,
 };
-use crate::ledger::{ActKind, PruneKind, Removed, Subject, prune, recoveries};
+use crate::ledger::{PruneKind, Removed, prune, recoveries};
 
 /// Show what retention would remove; writes nothing.
 #[derive(
@@ -230,15 +230,4 @@ impl Operations {
         let act_id = count(&self.ledger, lease, actor, Some(&hash), self.retention).await?;
         Ok(Pruned { hash, act_id, kinds })
     }
-}
-
-/// An act `prune`. Its subject is the plan's hash, or `retention` for the program's own acts.
-fn act<'a>(
-    actor: &'a Actor,
-    plan: Option<&'a str>,
-    retention: crate::ledger::Retention,
-) -> crate::ledger::NewAct<'a> {
-    let days = PruneKind::ALL.map(|kind| (kind.to_string(), kind.days(retention).into()));
-    let detail = serde_json::json!({ "days": serde_json::Map::from_iter(days) });
-    actor.act(ActKind::Prune, Subject::Named(plan.unwrap_or("retention")), detail)
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
-use super::act;
 use crate::ledger::{
-    Lease, LeaseError, Ledger, PruneKind, PrunePlace, Removed, Retention, lease_step, leases, prune,
+    ActKind, Lease, LeaseError, Ledger, NewAct, PruneKind, PrunePlace, Removed, Retention, Subject,
+    lease_step, leases, prune,
 };
 use crate::operations::{Actor, OperationError};
 use crate::stages::{LicensesState, MetricsState, Stage as _};
@@ -120,4 +120,11 @@ pub(super) fn failure(error: LeaseError) -> OperationError {
         LeaseError::Lost(_) => OperationError::Forbidden(format!("{error}: plan again")),
         LeaseError::Database(error) => OperationError::Ledger(error),
     }
+}
+
+/// An act `prune`. Its subject is the plan's hash, or `retention` for the program's own acts.
+fn act<'a>(actor: &'a Actor, plan: Option<&'a str>, retention: Retention) -> NewAct<'a> {
+    let days = PruneKind::ALL.map(|kind| (kind.to_string(), kind.days(retention).into()));
+    let detail = serde_json::json!({ "days": serde_json::Map::from_iter(days) });
+    actor.act(ActKind::Prune, Subject::Named(plan.unwrap_or("retention")), detail)
 }

@@ -52,7 +52,7 @@ const CHANGES: [(&str, &str, &str); 11] = [
 ];
 
 #[tokio::test]
-async fn a_change_of_what_is_left_is_found() {
+async fn a_change_of_a_pruned_row_is_found() {
     let world = pruned().await;
     world.at(days(402) + chrono::TimeDelta::seconds(1));
     world.round().await;
