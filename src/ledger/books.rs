@@ -1,7 +1,6 @@
 //! The audit's questions to the ledger: rows on both sides of each joint, counted and compared page
 //! by page.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -11,7 +10,7 @@ use uuid::Uuid;
 use super::checks::{
     self, BatchCursor, ChainName, ChainSums, CheckRequest, PositionBooks, PublicationKey,
 };
-use super::{LastRecord, Sequence, audit_items};
+use super::{Difference, LastRecord, Sequence, audit_items};
 use crate::event::TopicPartition;
 
 /// One partition according to the ledger's own rows.
@@ -30,27 +29,6 @@ pub struct PartitionBooks {
     pub conflicts: i64,
     pub rejects: i64,
     pub held: i64,
-}
-
-/// One difference that an audit found.
-#[derive(
-    Clone,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    serde::Serialize,
-    serde::Deserialize,
-    utoipa::ToSchema,
-)]
-pub struct Difference {
-    /// The kind of difference.
-    pub kind: Cow<'static, str>,
-    /// The event, batch or partition that differs.
-    pub id: String,
-    /// The values on both sides.
-    pub detail: String,
 }
 
 /// The sums and differences inside the ledger.

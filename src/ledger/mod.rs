@@ -15,6 +15,7 @@ pub mod confirmed;
 mod connect;
 pub mod contents;
 pub mod cutover;
+mod difference;
 pub mod entries;
 pub mod event_history;
 pub mod exports;
@@ -64,7 +65,7 @@ mod statement_error;
 pub use acts::{Act, ActFilter, ActKind, NewAct, PROGRAM, Subject};
 pub use audit_items::{AuditItem, AuditStep, AuditedJoint};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
-pub use books::{Difference, LedgerBooks, PartitionBooks};
+pub use books::{LedgerBooks, PartitionBooks};
 pub use chain::{ChainedBatch, NamedRow};
 pub use choices::LICENSE_RULES;
 pub use collector_requests::SweepRequest;
@@ -73,6 +74,7 @@ pub use contents::{
     BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates,
 };
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
+pub use difference::Difference;
 pub use entries::Entry;
 pub use event_history::{
     ActOnRefusal, ExportHistory, NewExport, PublicationAttempt, PublicationHistory, RefusalHistory,

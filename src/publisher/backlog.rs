@@ -1,9 +1,5 @@
 //! Shows the queue in the publisher's metrics.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::Publisher;
@@ -11,25 +7,6 @@ use crate::ledger::{Pending, publications, sources};
 
 /// Rows of the backlog that are read each time. A longer backlog is counted less often.
 const READ_ROWS: i64 = 10_000;
-
-/// The shortest time between two counts of a backlog that is longer than [`READ_ROWS`].
-const COUNT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// The latest count of a long backlog.
-#[derive(Default)]
-pub(super) struct LastCount(Mutex<Option<(Instant, Pending)>>);
-
-impl LastCount {
-    fn set(&self, pending: Pending) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), pending));
-    }
-
-    /// None: it is older than the interval.
-    fn get(&self) -> Option<Pending> {
-        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.filter(|(at, _)| at.elapsed() < COUNT_INTERVAL).map(|(_, pending)| pending)
-    }
-}
 
 impl Publisher {
     /// Shows the queue of a publisher that does not work on it.

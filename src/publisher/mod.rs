@@ -9,8 +9,10 @@
 mod backlog;
 mod condition;
 mod cycle;
+mod lane;
 mod lanes;
 mod last_check;
+mod last_count;
 mod queue;
 mod round;
 mod send;
@@ -29,8 +31,8 @@ pub use telemetry::PublisherTelemetry;
 
 use std::time::Duration;
 
-use backlog::LastCount;
 use chrono::SecondsFormat;
+use last_count::LastCount;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;

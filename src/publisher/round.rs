@@ -7,9 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::lanes::Lanes;
-use super::signing::{NoLicense, SigningLicense, signing_license};
-use super::{Condition, Publisher};
+use super::signing::SigningLicense;
 
 /// A round ends once this number of events is leased.
 const ROUND_EVENTS: usize = 1_000;
@@ -35,6 +33,11 @@ pub(super) struct Signing {
 }
 
 impl Round {
+    /// `ahead` is how far the process's clock is ahead of coderd's database.
+    pub fn new(signing: Arc<Signing>, begun: Instant, ahead: TimeDelta) -> Self {
+        Round { signing, begun, leased: 0, ahead }
+    }
+
     pub fn is_over(&self, now: Instant) -> bool {
         self.leased >= ROUND_EVENTS || now.duration_since(self.begun) >= ROUND_TIME
     }
@@ -49,52 +52,14 @@ impl Round {
     }
 }
 
-impl Publisher {
-    /// Reads coderd's identity, publish marks, licenses and clock, and whether the source is held
-    /// or retired. None: nothing may be sent, and the condition says why.
-    pub(super) async fn begin_round(&self, lanes: &Lanes<'_>) -> anyhow::Result<Option<Round>> {
-        if self.is_retired().await? {
-            return Ok(None);
-        }
-        let mut reader = lanes.reader.lock().await;
-        let Some(coderd_id) = self.identify(&mut reader).await? else { return Ok(None) };
-        if self.stops_for_coderd(&mut reader, lanes.source_id).await? || self.is_held().await? {
-            return Ok(None);
-        }
-        // the license may have been replaced, especially after a 401
-        let rows = reader.licenses().await?;
-        let now = self.ledger.clock.now();
-        let ahead = (now - reader.now().await?).max(TimeDelta::zero());
-        match signing_license(rows, &self.settings.license_keys, coderd_id, now) {
-            Ok(license) => Ok(Some(Round {
-                signing: Arc::new(Signing { license, coderd_id }),
-                begun: Instant::now(),
-                leased: 0,
-                ahead,
-            })),
-            Err(none) => {
-                self.condition.set(match none {
-                    NoLicense::None => Condition::NoLicense,
-                    NoLicense::OtherDeployment(why) => Condition::Refused(why),
-                });
-                Ok(None)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn round() -> Round {
         let license = SigningLicense { id: 1, jwt: String::new(), jwt_sha256: [0; 32] };
-        Round {
-            signing: Arc::new(Signing { license, coderd_id: Uuid::nil() }),
-            begun: Instant::now(),
-            leased: 0,
-            ahead: TimeDelta::zero(),
-        }
+        let signing = Arc::new(Signing { license, coderd_id: Uuid::nil() });
+        Round::new(signing, Instant::now(), TimeDelta::zero())
     }
 
     #[test]

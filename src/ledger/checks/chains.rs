@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection, Row};
 
-use super::{Difference, check, gap, known_of, sequences, snapshot};
+use super::page::{gap, sequences, snapshot};
+use super::query::{check, known_of};
 use crate::event::TopicPartition;
 use crate::ledger::positions::last_record;
-use crate::ledger::{AuditItem, LastRecord};
+use crate::ledger::{AuditItem, Difference, LastRecord};
 
 /// Batches in one sum.
 const SUMMED: i64 = 50_000;

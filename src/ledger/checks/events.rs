@@ -2,8 +2,9 @@
 
 use sqlx::PgConnection;
 
-use super::{BatchPage, Difference, LISTED, check, differences, known_of};
-use crate::ledger::AuditItem;
+use super::page::BatchPage;
+use super::query::{LISTED, check, differences, known_of};
+use crate::ledger::{AuditItem, Difference};
 
 const EVENTS: &str = "select 'batch ' || b.id, 'accepted ' || b.accepted || ', rows ' || coalesce(rows.n, 0)
      from batch b left join (

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::{BatchPage, CheckedPage, Difference, LISTED, check, differences, known_of};
-use crate::ledger::AuditItem;
+use super::checked::CheckedPage;
+use super::page::BatchPage;
+use super::query::{LISTED, check, differences, known_of};
+use crate::ledger::{AuditItem, Difference};
 
 /// Publications in one page by key.
 const KEYS: i64 = 20_000;
