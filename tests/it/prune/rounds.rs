@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use tallyline::ledger::{
     ActFilter, ActKind, AttemptVerdict, LeaseError, PROGRAM, PruneKind, Retention, acts, prune,
 };
@@ -185,7 +186,9 @@ async fn a_page_reads_its_rows_by_index_and_no_others() {
         (PruneKind::RejectPayloads, "reject", 500),
         (PruneKind::Attempts, "publication_request", 50),
     ] {
-        let mut tx = world.database.pool.begin().await.unwrap();
+        // a connection of its own, for the counts include earlier statements of a connection
+        let mut connection = sqlx::PgConnection::connect(&world.database.url).await.unwrap();
+        let mut tx = connection.begin().await.unwrap();
         sqlx::query("set local enable_seqscan = off").execute(&mut *tx).await.unwrap();
         let before = noon() + days(9);
         let page = prune::due(&mut tx, kind, before, None, &[]).await.unwrap();
