@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use tallyline::ledger::{
-    ActFilter, ActKind, LeaseError, PROGRAM, PruneKind, Retention, acts, prune,
+    ActFilter, ActKind, AttemptVerdict, LeaseError, PROGRAM, PruneKind, Retention, acts, prune,
 };
 use tallyline::operations::Pruner;
 use tokio_util::sync::CancellationToken;
@@ -169,4 +170,45 @@ async fn old_plans_and_snapshots_of_former_versions_go() {
     .await
     .unwrap();
     assert_eq!(left, ["later", "licenses1", "metrics2", "running", "running+"]);
+}
+
+#[tokio::test]
+async fn a_page_reads_its_rows_by_index_and_no_others() {
+    let world = many().await;
+    world.usage(5_000..5_060).await;
+    for n in 0..60 {
+        let event_id = format!("usage-{}", 5_000 + n);
+        world.request(n, &[(event_id.as_str(), AttemptVerdict::Accepted)], None).await;
+    }
+    sqlx::query("analyze").execute(&world.database.pool).await.unwrap();
+    // the number of rows here is too small for the planner to prefer an index by itself
+    for (kind, table, most) in [
+        (PruneKind::RejectPayloads, "reject", 500),
+        (PruneKind::Attempts, "publication_request", 50),
+    ] {
+        // a connection of its own, for the counts include earlier statements of a connection
+        let mut connection = sqlx::PgConnection::connect(&world.database.url).await.unwrap();
+        let mut tx = connection.begin().await.unwrap();
+        sqlx::query("set local enable_seqscan = off").execute(&mut *tx).await.unwrap();
+        let before = noon() + days(9);
+        let page = prune::due(&mut tx, kind, before, None, &[]).await.unwrap();
+        assert_eq!(i64::try_from(page.due.len()).unwrap(), most);
+        let scanned: i64 = sqlx::query_scalar(
+            "select coalesce(sum(seq_tup_read), 0)::bigint from pg_stat_xact_user_tables where relname not in ('source', 'position', 'past_position')",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+        let fetched: i64 = sqlx::query_scalar(
+            "select idx_tup_fetch from pg_stat_xact_user_tables where relname = $1",
+        )
+        .bind(table)
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+        assert!(
+            scanned == 0 && fetched <= most + 1,
+            "{kind}: {scanned} scanned, {fetched} fetched"
+        );
+    }
 }
