@@ -4,7 +4,9 @@
 create table ledger (
     singleton boolean primary key default true constraint ledger_is_one_row check (singleton),
     incarnation uuid not null default gen_random_uuid(),
-    next_sequence bigint not null default 1
+    next_sequence bigint not null default 1,
+    -- the newest batch's chain; of the empty ledger, 32 zero bytes
+    chain bytea not null default decode(repeat('00', 32), 'hex')
 );
 insert into ledger default values;
 
@@ -18,6 +20,8 @@ create table batch (
     id bigint generated always as identity primary key,
     -- set at commit, so that sequence order is commit order without gaps; only the transaction itself sees null
     sequence bigint constraint batch_sequence_is_unique unique,
+    -- SHA-256 of the chain of the batch before it and of this batch's content (view batch_content); set with the sequence
+    chain bytea,
     kind text not null constraint batch_kind_is_known
         check (kind in ('log', 'replay', 'source', 'licenses', 'verdicts', 'operator')),
     recorded_at timestamptz not null,
@@ -47,24 +51,25 @@ create index batch_by_partition on batch (topic, partition, first_offset) where 
 -- Replays can start at any offset, and there are few of them.
 create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
+-- The order of a partition's chain; its newest batch is found without the others.
+create index batch_chain on batch (topic, partition, generation, sequence) where kind = 'log';
 
--- Runs as the last step inside the commit, so that no writer waits for another's statements. The row of `ledger` stays locked until
--- the commit is on disk, and on the synchronous standby if there is one. This lock limits the commits per second.
-create function take_sequence() returns trigger language plpgsql as $$
-declare
-    taken bigint;
-begin
-    update ledger set next_sequence = next_sequence + 1 returning next_sequence - 1 into taken;
-    update batch set sequence = taken where id = new.id;
-    return null;
-end
-$$;
+-- Digests of a batch's rows, by part. They remain valid if rows of a part are removed later.
+create table batch_part (
+    batch_id bigint not null,
+    part text not null constraint batch_part_is_known check (part in ('events', 'rejects', 'requests', 'attempts', 'settlements', 'facts')),
+    rows integer not null,
+    -- SHA-256 of the digests of the part's rows, in order
+    sha256 bytea not null,
+    -- of each row in order, 4 bytes that locate it and 4 bytes of its digest: to name a row that does not fit
+    marks bytea not null,
+    primary key (batch_id, part)
+);
+
 -- The form in which a sequence is shown: INCARNATION:SEQUENCE.
 create function named_sequence(number bigint) returns text language sql stable strict as $$
     select incarnation || ':' || number from ledger
 $$;
-create constraint trigger batch_takes_sequence after insert on batch
-    deferrable initially deferred for each row execute function take_sequence();
 
 -- The act of an operator, or of this program on an operator's behalf. Each act is a batch of its own, so that it has a place in the
 -- ledger's order. Its results are in the tables of the changed rows.
@@ -76,14 +81,15 @@ create table operator_act (
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
         check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate',
-            'correct')),
-    -- the target: a plan's hash, an operation, a stage, a deployment; or a reject
+            'correct', 'prune')),
+    -- the target: a plan's hash, an operation, a stage, a deployment, `retention`; or a reject
     subject text,
     reject_id bigint,
     reason text not null,
     detail jsonb not null default '{}',
     constraint operator_act_is_done_to_one_thing check (num_nonnulls(subject, reject_id) = 1)
 );
+create index operator_act_by_batch on operator_act (batch_id);
 create index operator_act_by_reject on operator_act (reject_id) where reject_id is not null;
 
 -- A Coder deployment. Its introduction is in the ledger before its first event.
@@ -99,6 +105,8 @@ create table source (
     bound_deployment_id uuid constraint source_coderd_is_bound_once unique,
     bound_organization_id uuid constraint source_organization_is_bound_once unique,
     constraint source_is_bound_to_both check (num_nulls(bound_deployment_id, bound_organization_id) in (0, 2)),
+    -- accepted events that coderd no longer has: rows with gone_at
+    gone_events bigint not null default 0,
     -- the operator's act that retired the source; null: it is in use
     retired_act_id bigint references operator_act
 );
@@ -113,6 +121,7 @@ create table creation_baseline (
     creations bigint not null constraint creation_baseline_is_not_negative check (creations >= 0),
     primary key (source_id, organization_name, template_name, preset_name)
 );
+create index creation_baseline_by_batch on creation_baseline (batch_id);
 
 -- Events. batch_id has no foreign key: the same transaction writes the batch row last. The audit compares the counts.
 create table workspace_build (
@@ -151,10 +160,13 @@ create table workspace_build (
     owner_name text not null,
     -- when a valid signature or an equal row in coderd confirmed it; null: not confirmed
     confirmed_at timestamptz,
+    -- since when coderd no longer has the row; it remains counted, and the audit leaves it out of its slices
+    gone_at timestamptz,
     constraint workspace_build_is_unique primary key (source_id, build_id)
 );
 create index workspace_build_by_batch on workspace_build (batch_id);
 create index workspace_build_by_completion on workspace_build (source_id, completed_at);
+create index workspace_build_gone on workspace_build (source_id, build_id) where gone_at is not null;
 
 -- Each workspace has one first successful start. Only this build is counted as a creation, even if the source later names another.
 create table workspace_first_start (
@@ -164,6 +176,7 @@ create table workspace_first_start (
     build_id uuid,
     constraint workspace_first_start_is_unique primary key (source_id, workspace_id)
 );
+create index workspace_first_start_before_baseline on workspace_first_start (source_id) where build_id is null;
 
 create table prebuild_claim (
     source_id smallint not null,
@@ -189,10 +202,12 @@ create table prebuild_claim (
     preset_name text not null,
     -- see workspace_build
     confirmed_at timestamptz,
+    gone_at timestamptz,
     constraint prebuild_claim_is_unique primary key (source_id, build_id)
 );
 create index prebuild_claim_by_batch on prebuild_claim (batch_id);
 create index prebuild_claim_by_completion on prebuild_claim (source_id, completed_at);
+create index prebuild_claim_gone on prebuild_claim (source_id, build_id) where gone_at is not null;
 
 create table usage_event (
     source_id smallint not null,
@@ -211,10 +226,12 @@ create table usage_event (
     failure_message text,
     -- see workspace_build
     confirmed_at timestamptz,
+    gone_at timestamptz,
     constraint usage_event_is_unique primary key (source_id, id)
 );
 create index usage_event_by_batch on usage_event (batch_id);
 create index usage_event_by_time on usage_event (source_id, created_at, id);
+create index usage_event_gone on usage_event (source_id, id) where gone_at is not null;
 
 -- Accepted events with their deployment and batch, null where missing. The quantity is text, as decoders of the event expect it.
 create view kept_build as
@@ -232,6 +249,8 @@ create view kept_usage as
 create table reject (
     id bigint generated always as identity primary key,
     batch_id bigint not null,
+    -- the replay's batch that wrote the row, if the live chain has taken it over
+    replay_batch_id bigint,
     topic text not null,
     partition integer not null,
     generation integer not null,
@@ -257,12 +276,22 @@ create table reject (
     -- the record as received; headers are JSON, [[name, value in base64 or null], ...], kept as bytes because text cannot contain NUL
     record_timestamp timestamptz,
     record_key bytea,
-    headers bytea not null,
+    headers bytea,
     payload bytea,
     -- length and SHA-256 of the whole body, if it is too large and only its first bytes are kept
     whole_bytes bigint,
     whole_sha256 bytea,
+    -- when retention removed headers and body, and their SHA-256; null: they are kept. Without a body, payload_sha256 is null.
+    payload_removed_at timestamptz,
+    headers_sha256 bytea,
+    payload_sha256 bytea,
+    -- of the headers without the signature
+    unsigned_headers_sha256 bytea,
     recorded_at timestamptz not null,
+    constraint reject_removal_leaves_digests check (
+        case when payload_removed_at is null
+            then headers is not null and num_nonnulls(headers_sha256, payload_sha256, unsigned_headers_sha256) = 0
+            else num_nonnulls(headers, payload) = 0 and num_nulls(headers_sha256, unsigned_headers_sha256) = 0 end),
     constraint reject_is_unique unique (topic, partition, generation, log_offset),
     constraint reject_names_the_whole_body check ((whole_bytes is null) = (whole_sha256 is null)),
     constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null)),
@@ -270,11 +299,20 @@ create table reject (
         num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4
         or num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 0 and state in ('resubmitted', 'admitted'))
 );
+-- SHA-256 of headers without the signature, which depends on the key. Elements of the type json keep their text.
+create function unsigned_headers(headers bytea) returns bytea language sql immutable strict as $$
+    select sha256(convert_to('[' || coalesce(string_agg(header::text, ',' order by place), '') || ']', 'UTF8'))
+    from json_array_elements(convert_from(headers, 'UTF8')::json) with ordinality as one (header, place)
+    where lower(substr(header::text, 1, 23) collate "C") <> '["tallyline-signature",'
+$$;
 -- Registering a deployment releases its held records.
 create index reject_unregistered on reject (deployment_id, id) where state = 'open' and cause = 'unregistered_source';
 -- Frequent counts read only this index.
 create index reject_open on reject (disposition, cause, id) include (event_type, units, recorded_at) where state = 'open';
+-- Retention reads ended rejects in the order of the acts that ended them.
+create index reject_by_end on reject (act_id, id) where state <> 'open' and payload_removed_at is null;
 create index reject_by_batch on reject (batch_id);
+create index reject_by_replay on reject (replay_batch_id) where replay_batch_id is not null;
 create index reject_by_event on reject (event_id, deployment_id);
 create index reject_passed on reject (passed_topic, passed_partition, passed_generation, passed_offset) where passed_offset is not null;
 
@@ -365,18 +403,25 @@ create table publication (
     state text not null default 'pending' constraint publication_state_is_known
         check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours', 'withdrawn')),
     attempts integer not null default 0,
+    -- attempts whose rows retention has removed
+    removed_attempts integer not null default 0,
     -- whether an attempt was sent whose answer is not recorded
     unanswered boolean not null default false,
+    -- attempts that were refused for now or left out of an answer
+    refusals integer not null default 0,
     next_attempt_at timestamptz not null,
+    -- the request, or the publisher, that may send or settle the row meanwhile
     leased_by text,
     leased_until timestamptz,
     last_message text,
     -- why the row is held although it is due, and since when; null: it is not held by itself
-    held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules')),
+    held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules', 'vendor_refuses')),
     held_since timestamptz,
     constraint publication_is_held_since_an_instant check ((held_for is null) = (held_since is null)),
     constraint publication_is_unique primary key (source_id, event_id)
-);
+)
+-- leases and attempts update a row in its page, which needs space there
+with (fillfactor = 70);
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
 
 -- How each publication left the queue, each later verdict of the vendor, and each return to the queue by a correction. Rows are only
@@ -426,6 +471,10 @@ create index correction_by_accepted_batch on correction (accepted_batch_id);
 -- Corrections are written one at a time, so a later one has a greater batch id.
 create view current_correction as
     select distinct on (source_id, event_id) * from correction order by source_id, event_id, batch_id desc;
+-- Corrected events that coderd has, with their time.
+create view corrected_event as
+    select source_id, event_id, build_id, digest, (after_event ->> 'time')::timestamptz as event_time
+    from current_correction where digest is not null;
 
 -- Accepted usage with its content at a sequence. Usage that is corrected to nothing is left out. PostgreSQL expands it in the query.
 create function usage_as_of(up_to bigint) returns table (source_id smallint, id text, batch_id bigint, event_type text,
@@ -472,8 +521,18 @@ create table publication_request (
     answered_at timestamptz,
     status integer,
     error text,
-    batch_id bigint
+    batch_id bigint,
+    -- when retention removed its attempts and its error, the number of these attempts by verdict, and the error's SHA-256; null: kept
+    attempts_removed_at timestamptz,
+    verdicts jsonb,
+    error_sha256 bytea,
+    constraint publication_request_removal_leaves_counts check (
+        (attempts_removed_at is null) = (verdicts is null)
+        and case when attempts_removed_at is null then error_sha256 is null else error is null end)
 );
+-- Retention reads requests in the order in which they were sent.
+create index publication_request_by_age on publication_request (sent_at, id) where attempts_removed_at is null;
+create index publication_request_by_batch on publication_request (batch_id) where batch_id is not null;
 create index publication_request_by_source on publication_request (source_id, sent_at);
 create table publication_attempt (
     request_id uuid not null references publication_request,
@@ -483,8 +542,28 @@ create table publication_attempt (
         check (verdict in ('accepted', 'refused', 'refused_for_now', 'left_out', 'failed')),
     message text,
     primary key (request_id, source_id, event_id)
-);
+)
+-- each row is updated once in its page, with its verdict
+with (fillfactor = 50);
 create index publication_attempt_by_event on publication_attempt (source_id, event_id);
+
+-- Publications that the vendor settled by a request whose attempts retention has removed.
+create view removed_answer as
+    select settlement.source_id, event_id, state from settlement join publication_request using (batch_id)
+    where attempts_removed_at is not null and (state, true) in (('published', verdicts ? 'accepted'), ('refused', verdicts ? 'refused'));
+
+-- What retention removes, by kind. Each removal adds to the counts in its own transaction. The next act `prune` takes them over.
+create table prune_kind (
+    kind text primary key constraint prune_kind_is_known check (kind in ('reject_payloads', 'attempts', 'plans', 'snapshots')),
+    -- removed since the newest act `prune`, and since when; null: nothing
+    rows bigint not null default 0,
+    bytes bigint not null default 0,
+    counted_since timestamptz,
+    -- the end of the program's newest round, and since when a remaining row is due; null: no row is
+    ran_at timestamptz,
+    due_since timestamptz
+);
+insert into prune_kind (kind) values ('reject_payloads'), ('attempts'), ('plans'), ('snapshots');
 
 -- Licenses that appear in and disappear from coderd: claims and a hash, never the token.
 create table license (
@@ -500,6 +579,114 @@ create table license (
     primary key (source_id, jwt_sha256, batch_id),
     constraint license_has_claims_or_a_refusal check (not present or (claims is null) <> (refusal is null))
 );
+create index license_by_batch on license (batch_id);
+
+-- The content of each batch: SHA-256 of its own columns and of the digests of its parts. Text of an array quotes its elements, so that
+-- fields cannot run into each other, and it does not depend on settings of the session.
+create view batch_content as
+    select id, sequence, chain, topic, partition, first_offset, sha256(convert_to(array['tallyline.batch.v1', id::text, kind,
+            encode(timestamptz_send(recorded_at), 'hex'), topic, partition::text, generation::text, epoch::text, replay_id::text,
+            first_offset::text, next_offset::text, records::text, accepted::text, duplicates::text, conflicts::text, rejects::text,
+            held::text, settled::text]::text
+        || coalesce((select string_agg(array[part, rows::text, encode(sha256, 'hex')]::text, '' order by part collate "C")
+                     from batch_part where batch_id = batch.id), ''), 'UTF8')) as content
+    from batch;
+
+create view covered_reject as
+    select id, batch_id, replay_batch_id, log_offset,
+        array['reject.v1', id::text, topic, partition::text, generation::text, log_offset::text, disposition, cause, detail,
+            deployment_id::text, event_id, event_type, units::text, encode(timestamptz_send(record_timestamp), 'hex'),
+            encode(record_key, 'hex'), encode(coalesce(headers_sha256, sha256(headers)), 'hex'),
+            encode(coalesce(payload_sha256, sha256(payload)), 'hex'), whole_bytes::text,
+            encode(whole_sha256, 'hex'), encode(timestamptz_send(recorded_at), 'hex')] as columns
+    from reject;
+
+-- The number of a request's attempts by verdict, also after retention removed them. The text of jsonb orders its keys.
+create view covered_request as
+    select request.*, coalesce(verdicts, (select coalesce(jsonb_object_agg(verdict, attempts), '{}') from (
+            select verdict, count(*) as attempts from publication_attempt where request_id = request.id and verdict is not null group by verdict
+        ) counted)) as covered_verdicts, coalesce(error_sha256, sha256(convert_to(error, 'UTF8'))) as covered_error
+    from publication_request request;
+
+-- Each row of a batch except events, with the columns that never change. Of an event, src/ledger/chain.rs computes the digest.
+-- `place` locates a reject by the low bytes of its offset, and another row by a digest of its name.
+create view chained_row as
+    select batch_id, part, name, coalesce(place, substr(sha256(convert_to(name, 'UTF8')), 1, 4)) as place,
+        sha256(convert_to(columns::text, 'UTF8')) as digest
+    from (
+        select batch_id, 'rejects' as part, 'reject ' || id as name, substr(int8send(log_offset), 5) as place, columns
+        from covered_reject
+        union all
+        select replay_batch_id, 'rejects', 'reject ' || id, substr(int8send(log_offset), 5), columns
+        from covered_reject where replay_batch_id is not null
+        union all
+        select batch_id, 'requests', 'request ' || id, null,
+            array['request.v2', id::text, source_id::text, encode(license_sha256, 'hex'), events::text,
+                encode(timestamptz_send(sent_at), 'hex'), encode(timestamptz_send(answered_at), 'hex'), status::text,
+                encode(covered_error, 'hex'), covered_verdicts::text]
+        from covered_request where batch_id is not null
+        union all
+        select batch_id, 'attempts', event_id, null,
+            array['attempt.v1', request_id::text, attempt.source_id::text, event_id, verdict, message]
+        from publication_attempt attempt join publication_request request on request.id = request_id where batch_id is not null
+        union all
+        select batch_id, 'settlements', event_id, null, array['settlement.v1', source_id::text, event_id, state]
+        from settlement
+        union all
+        select batch_id, 'facts', 'license ' || license_id || ' of source ' || source_id, null,
+            array['license.v1', source_id::text, license_id::text, encode(jwt_sha256, 'hex'), present::text,
+                encode(timestamptz_send(uploaded_at), 'hex'), claims::text, refusal]
+        from license
+        union all
+        select batch_id, 'facts', 'source ' || deployment_id, null,
+            array['source.v1', id::text, deployment_id::text, encode(timestamptz_send(introduced_at), 'hex'),
+                encode(timestamptz_send(baseline_until), 'hex')]
+        from source
+        union all
+        select batch_id, 'facts', concat_ws('/', 'baseline of ' || organization_name, template_name, preset_name), null,
+            array['baseline.v1', source_id::text, organization_name, template_name, preset_name, creations::text]
+        from creation_baseline
+        union all
+        select batch_id, 'facts', 'workspace ' || workspace_id, null, array['start.v1', source_id::text, workspace_id::text]
+        from workspace_first_start start join source on source.id = source_id where build_id is null
+        union all
+        select batch_id, 'facts', 'correction of ' || event_id || ' of source ' || source_id, null,
+            array['correction.v1', source_id::text, event_id, act_id::text, topic, build_id::text, accepted_batch_id::text,
+                before_event::text, encode(before_digest, 'hex'), after_event::text, encode(digest, 'hex'), event_type, quantity::text,
+                encode(timestamptz_send(created_at), 'hex')]
+        from correction
+        union all
+        select batch_id, 'facts', 'first start of workspace ' || workspace_id || ' of source ' || source_id, null,
+            array['start_change.v1', source_id::text, workspace_id::text, previous_build_id::text, next_build_id::text]
+        from first_start_change
+        union all
+        select batch_id, 'facts', 'act ' || id, null,
+            array['act.v1', id::text, encode(timestamptz_send(acted_at), 'hex'), actor, act, subject, reject_id::text, reason, detail::text]
+        from operator_act
+    ) as covered;
+
+-- Runs as the last step inside the commit, so that no writer waits for another's statements. The row of `ledger` stays locked until
+-- the commit is on disk, and on the synchronous standby if there is one. This lock limits the commits per second, so the content is
+-- computed before it is taken. An earlier statement has written the part `events`.
+create function take_sequence() returns trigger language plpgsql as $$
+declare
+    own_content bytea;
+    taken bigint;
+    head bytea;
+begin
+    insert into batch_part (batch_id, part, rows, sha256, marks)
+        select batch_id, part, count(*), sha256(string_agg(digest, '' order by name collate "C", digest)),
+            string_agg(place || substr(digest, 1, 4), '' order by name collate "C", digest)
+        from chained_row where batch_id = new.id group by batch_id, part;
+    select content into own_content from batch_content where id = new.id;
+    update ledger set next_sequence = next_sequence + 1, chain = sha256(chain || own_content)
+        returning next_sequence - 1, chain into taken, head;
+    update batch set sequence = taken, chain = head where id = new.id;
+    return null;
+end
+$$;
+create constraint trigger batch_takes_sequence after insert on batch
+    deferrable initially deferred for each row execute function take_sequence();
 
 -- Progress of each source's collector, one row per source. A pass is progress, not a fact, and adds no batch.
 create table collector_progress (
@@ -592,16 +779,29 @@ create table lease (
     shown_sequence bigint not null default 0
 );
 
--- A fold's state after the batch of this sequence.
+-- A saved state of a fold, after the batch of this sequence. It consists of the newest version of each piece up to this sequence.
 create table snapshot (
     stage text not null,
     rules_version integer not null,
     incarnation uuid not null,
     sequence bigint not null,
-    state bytea not null,
     taken_at timestamptz not null,
     primary key (stage, rules_version, incarnation, sequence)
 );
+
+-- The versions of a state's pieces. A snapshot writes only the pieces that differ from the snapshot before it.
+create table snapshot_piece (
+    stage text not null,
+    rules_version integer not null,
+    incarnation uuid not null,
+    piece text collate "C" not null,
+    -- of the snapshot that wrote this version
+    sequence bigint not null,
+    -- null: the state has no such piece from this snapshot on
+    content bytea,
+    primary key (stage, rules_version, incarnation, piece, sequence)
+);
+create index snapshot_piece_by_snapshot on snapshot_piece (stage, rules_version, incarnation, sequence);
 
 -- An exported file. Its range and its sequence determine its events.
 create table export_file (
@@ -612,6 +812,8 @@ create table export_file (
     incarnation uuid not null,
     -- usage of [first_instant, end_instant) in the batches up to this sequence
     sequence bigint not null,
+    -- the chain of that batch; null: the ledger lacks the batch
+    chain bytea,
     first_instant timestamptz not null,
     end_instant timestamptz not null,
     -- null: all sources
@@ -696,9 +898,47 @@ create table audit_finding (
     -- how long the audit took
     seconds double precision not null,
     -- since when the joint differs; null: it balances
-    differs_since timestamptz
+    differs_since timestamptz,
+    -- publishing is held from then on, unless a later audit reaches the newest batch; null: no audit has reached it
+    good_until timestamptz
 );
 create unique index audit_finding_of_a_joint on audit_finding (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- Joints whose late audit does not hold publishing, by an operator's act. The next audit of the joint deletes the row.
+create table audit_override (
+    joint text not null,
+    -- null: the joint covers the whole ledger
+    deployment_id uuid,
+    act_id bigint not null references operator_act
+);
+create unique index audit_override_of_a_joint on audit_override (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- How far the continuous audit has come at each joint. Each joint has its own form.
+create table audit_progress (
+    joint text not null,
+    -- null: the joint covers the whole ledger
+    deployment_id uuid,
+    progress jsonb not null
+);
+create unique index audit_progress_of_a_joint on audit_progress (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
+
+-- Findings of the continuous audit that have not ended. Each round first judges those again that were judged longest ago.
+create table audit_item (
+    joint text not null,
+    deployment_id uuid,
+    kind text not null,
+    -- the event, batch or partition
+    id text not null,
+    detail text not null,
+    -- work for an operator, not a difference
+    is_open boolean not null,
+    -- usage of the last 30 days that coderd was seen to have
+    is_recent_usage boolean not null,
+    found_at timestamptz not null,
+    looked_at timestamptz not null
+);
+create unique index audit_item_is_unique on audit_item (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'), id, kind);
+create index audit_item_by_look on audit_item (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'), looked_at);
 
 -- Processes at their last heartbeat, by the database's clock.
 create table process (

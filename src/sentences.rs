@@ -5,7 +5,9 @@ use std::fmt::{self, Write as _};
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
-use crate::ledger::{Finding, HoldScope, Landmark, Pause, Recovering, RestoreEvidence, Retirement};
+use crate::ledger::{
+    Finding, HoldScope, Landmark, LateAudit, Pause, Recovering, RestoreEvidence, Retirement,
+};
 
 impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,6 +170,39 @@ impl Finding {
                 audit.to_owned() + &retire.unwrap_or_default()
             }
         }
+    }
+}
+
+/// The sentence stays the same while the audit is late.
+impl fmt::Display for LateAudit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the audit of {} is late: ", self.joint)?;
+        match (self.since, self.audited_at) {
+            (Some(since), _) => write!(f, "none has ended since {}", seconds(since)),
+            (None, Some(_)) => f.write_str("it has not read all batches yet"),
+            (None, None) => f.write_str("it was never audited"),
+        }?;
+        match &self.overridden {
+            Some(by) => write!(
+                f,
+                "; {} publishes without it since {}: {}",
+                by.actor,
+                seconds(by.acted_at),
+                by.reason
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+impl LateAudit {
+    /// The condition that ends the hold.
+    #[must_use]
+    pub fn hold_end(&self) -> String {
+        let of = self.deployment_id.map_or_else(|| "ledger".to_owned(), |id| id.to_string());
+        format!(
+            "an audit of this joint; to publish without it, run `tallyline resume publish --unaudited {of} --reason WHY`"
+        )
     }
 }
 

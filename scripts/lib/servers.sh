@@ -6,6 +6,8 @@ servers="" # the folder that holds all their data, logs, and the temporary files
 postgres_pid="" kafka_pid="" command_pid=""
 # Whether the servers trade safety and defaults for speed: for tests, not for benchmarks. The caller sets it.
 quick_servers=""
+# Whether PostgreSQL counts the time of statements (pg_stat_statements): for benchmarks. The caller sets it.
+count_statements=""
 
 # Reserves a block of 200 ports for this run. A lock keeps other runs out. The block is below Linux's range for outgoing connections. The
 # first ten ports are for the servers, the others for the tests (TALLYLINE_TEST_PORTS).
@@ -68,6 +70,7 @@ start_postgres() {
     # No test kills this server: those that kill one start their own, with fsync. Most of the hundreds of
     # databases are idle, so autovacuum need not visit each of them every minute.
     [[ -z $quick_servers ]] || quick=(-c fsync=off -c wal_init_zero=off -c autovacuum_naptime=10min)
+    [[ -z $count_statements ]] || quick+=(-c shared_preload_libraries=pg_stat_statements -c pg_stat_statements.track_planning=on)
     as_postgres "$bin/postgres" -D "$data" -h 127.0.0.1 -p "$first_port" -c unix_socket_directories= -c max_connections=500 \
         -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' ${quick[@]+"${quick[@]}"} >"$servers/postgres.log" 2>&1 &
     postgres_pid=$!

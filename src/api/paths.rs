@@ -14,8 +14,9 @@ use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
     AdmitRejects, CoderdCutOff, CorrectionExecution, CorrectionRequest, CountRejects,
     DiscardRejects, ExplainRequest, ListActs, ListPauses, ListRejects, ListSources, LogRange,
-    PauseRequest, RebuildExecution, RebuildRequest, ReinstateSource, ReplayExecution, Resubmit,
-    ResumeRequest, RetireSource, RunAudit, ShowFindings, ShowReject,
+    PauseRequest, PruneExecution, PruneRequest, RebuildExecution, RebuildRequest, ReinstateSource,
+    ReplayExecution, Resubmit, ResumeRequest, RetireSource, RunAudit, ShowFindings, ShowReject,
+    UnauditedPublishing,
 };
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
@@ -33,6 +34,7 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<PauseRequest>(),
         Route::operation::<ResumeRequest>(),
         Route::operation::<CoderdCutOff>(),
+        Route::operation::<UnauditedPublishing>(),
         Route::operation::<ListRejects>(),
         Route::operation::<CountRejects>(),
         Route::operation::<ShowReject>(),
@@ -54,6 +56,8 @@ pub(super) fn api() -> Vec<Route> {
         Route::operation::<RebuildExecution>(),
         Route::operation::<RecoverRequest>(),
         Route::operation::<RecoverExecution>(),
+        Route::operation::<PruneRequest>(),
+        Route::operation::<PruneExecution>(),
     ]);
     routes
 }

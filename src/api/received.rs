@@ -83,9 +83,12 @@ fn of_query<T: DeserializeOwned + Serialize>(
     let mut fields = path;
     fields.extend(form_urlencoded::parse(query.as_bytes()).into_owned());
     let reason = take_reason(&mut fields)?;
+    let has_nul = fields.iter().any(|(_, value)| value.contains('\0'));
     let texts = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
     let fields = serde_urlencoded::Deserializer::new(form_urlencoded::parse(texts.as_bytes()));
-    Ok((typed(fields)?, checked(reason)?))
+    // a value comes from one text, so the search for a NUL in the request costs only a wrong one
+    let request = if has_nul { typed(fields)? } else { read(fields)? };
+    Ok((request, checked(reason)?))
 }
 
 fn of_body<T: DeserializeOwned + Serialize>(
@@ -178,12 +181,18 @@ const NUL: &str = "contains a NUL character";
 fn typed<'de, T: DeserializeOwned + Serialize, D: Deserializer<'de, Error: Display>>(
     fields: D,
 ) -> Result<T, Problem> {
-    let request: T = serde_path_to_error::deserialize(fields).map_err(|error| wrong(&error))?;
+    let request: T = read(fields)?;
     let written = serde_json::to_value(&request).map_err(|error| Problem::internal(&error))?;
     match written.as_object().into_iter().flatten().find(|(_, value)| has_nul(value)) {
         Some((name, _)) => Err(Problem::field(name, NUL)),
         None => Ok(request),
     }
+}
+
+fn read<'de, T: Deserialize<'de>, D: Deserializer<'de, Error: Display>>(
+    fields: D,
+) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(fields).map_err(|error| wrong(&error))
 }
 
 fn has_nul(value: &Value) -> bool {

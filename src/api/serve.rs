@@ -9,6 +9,7 @@ use axum::{Extension, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, Predicate as _, SizeAbove};
 use tracing::warn;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -24,6 +25,10 @@ use super::sources::KnownSources;
 use super::telemetry::ApiTelemetry;
 use super::tokens::Needs;
 use super::{Api, ServeError, ServeSettings, Serving, answer, document, paths};
+
+/// An answer of up to this many bytes is not compressed: it fits in one packet with its header, so
+/// compression costs time and saves none.
+const ONE_PACKET: u16 = 1024;
 
 /// Both bound listeners. Requests wait until [`Server::run`].
 pub struct Server {
@@ -113,6 +118,9 @@ fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
         .layer(Extension(Arc::new(document)))
         .fallback(answer::unknown_path.layer(guarded.clone()))
         .method_not_allowed_fallback(answer::unknown_method.layer(guarded))
-        .layer(CompressionLayer::new())
+        .layer(
+            CompressionLayer::new()
+                .compress_when(DefaultPredicate::new().and(SizeAbove::new(ONE_PACKET))),
+        )
         .with_state(Arc::clone(serving))
 }

@@ -161,9 +161,9 @@ impl Audit {
 }
 
 /// Differences until now.
-struct DeepFindings {
-    joint: Joint,
-    differences: usize,
+pub(super) struct DeepFindings {
+    pub(super) joint: Joint,
+    pub(super) differences: usize,
 }
 
 impl DeepFindings {
@@ -174,7 +174,12 @@ impl DeepFindings {
         }
     }
 
-    fn differs(&mut self, kind: &'static str, id: impl Into<String>, detail: impl Into<String>) {
+    pub(super) fn differs(
+        &mut self,
+        kind: &'static str,
+        id: impl Into<String>,
+        detail: impl Into<String>,
+    ) {
         self.push(Difference { kind: kind.into(), id: id.into(), detail: detail.into() });
     }
 }

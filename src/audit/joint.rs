@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -11,9 +12,10 @@ use crate::coderd::Database;
 use crate::ledger::{Difference, Ledger};
 use crate::log::Log;
 
-pub(super) const SOURCE: &str = "source and ledger";
-pub(super) const LOG: &str = "log and ledger";
-pub(super) const VENDOR: &str = "ledger and vendor";
+pub(super) use crate::ledger::{LOG_JOINT as LOG, SOURCE_JOINT as SOURCE, VENDOR_JOINT as VENDOR};
+
+/// How far back usage can still be published: older differences are not at risk.
+pub(super) const RECENT: TimeDelta = TimeDelta::days(30);
 
 /// Numbers of a joint that a finding keeps: rows that coderd removed, recent usage (30 days), and
 /// its differing part.
@@ -59,11 +61,6 @@ impl Joint {
             open: Vec::new(),
             remarks: Vec::new(),
         }
-    }
-
-    /// One of its numbers; 0 if it is absent.
-    pub(super) fn count(&self, name: &str) -> i64 {
-        self.numbers.get(name).copied().unwrap_or(0)
     }
 
     pub(super) fn number(&mut self, name: impl Into<String>, number: impl TryInto<i64>) {

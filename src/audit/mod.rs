@@ -1,21 +1,38 @@
 //! The three joints at which the books must balance: source and ledger, log and ledger, ledger and
 //! vendor. Compares rows on both sides and lists differences by id.
 
+mod chain;
 mod continuous;
 mod deep;
 mod joint;
 mod log;
+mod sides;
+mod slices;
 mod source;
+mod source_turns;
+mod step;
 mod suspects;
+mod telemetry;
+mod turns;
 mod vendor;
 
-pub use continuous::{AuditTelemetry, Continuous};
+pub use continuous::Continuous;
 pub use joint::{Audit, Joint};
+pub use telemetry::AuditTelemetry;
 
+use std::time::Duration;
+
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::ledger::{Sequence, books};
+use crate::ledger::{Head, LedgerBooks, Sequence, books, snapshots};
+
+/// An interrupted audit can go on for this time.
+const RESUMABLE: TimeDelta = TimeDelta::hours(24);
+/// The time between two saves of an audit's place.
+const SAVED_EVERY: Duration = Duration::from_secs(5);
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,17 +41,11 @@ pub struct AuditReport {
     pub balanced: bool,
     /// The ledger sequence up to which the ledger's own books were read.
     pub sequence: Sequence,
+    /// The ledger's head after the comparison. Keep it outside the ledger's database: a later deep
+    /// audit compares the ledger with it.
+    pub head: Head,
     /// The joints: source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
     pub joints: Vec<Joint>,
-}
-
-/// The joints of the ledger with log and vendor.
-struct LedgerJoints {
-    /// The ledger sequence of the comparison.
-    sequence: Sequence,
-    /// An error: the log cannot be read. The vendor joint is still valid.
-    log: anyhow::Result<Joint>,
-    vendor: Joint,
 }
 
 impl AuditReport {
@@ -49,24 +60,60 @@ impl AuditReport {
 
 impl Audit {
     pub async fn run(&self) -> anyhow::Result<AuditReport> {
+        self.run_from(true, &|_, _| {}).await
+    }
+
+    /// Audits everything. Without `from_start` it goes on with an audit of the last 24 hours that was
+    /// interrupted. Calls `progress` with the batches that it has read, and with all of them.
+    pub async fn run_from(
+        &self,
+        from_start: bool,
+        progress: &(dyn Fn(i64, i64) + Send + Sync),
+    ) -> anyhow::Result<AuditReport> {
         let source = self.source_joint().await?;
-        let LedgerJoints { sequence, log, vendor } = self.ledger_joints().await?;
-        let joints = vec![source, log?, vendor];
+        let books = self.read_books(from_start, progress).await?;
+        let log = log::compare(self, &books).await?;
+        let joints = vec![source, log, vendor::compare(&books)];
         Ok(AuditReport {
             balanced: joints.iter().all(|joint| joint.differences.is_empty()),
-            sequence,
+            sequence: books.sequence,
+            head: self.head().await?,
             joints,
         })
     }
 
     async fn source_joint(&self) -> anyhow::Result<Joint> {
-        source::compare(self).await
+        source::compare(self, &|_| {}).await
     }
 
-    /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
-    async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
-        let books = self.ledger.with_statements(books::STATEMENTS).run(books::add_up).await?;
-        let log = log::compare(self, &books).await;
-        Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
+    /// Reads the whole ledger, page by page. It saves its place, so that a later audit can go on.
+    async fn read_books(
+        &self,
+        from_start: bool,
+        progress: &(dyn Fn(i64, i64) + Send + Sync),
+    ) -> anyhow::Result<LedgerBooks> {
+        let ledger = &self.ledger;
+        let since = ledger.clock.now() - RESUMABLE;
+        let saved = if from_start {
+            None
+        } else {
+            ledger.run(async |conn| books::saved(conn, since).await).await?
+        };
+        let mut reading = saved.unwrap_or_default();
+        let mut saved_at = Instant::now();
+        loop {
+            let books = ledger.run(async |conn| reading.read(conn).await).await?;
+            if let Some(books) = books {
+                ledger.run(books::forget).await?;
+                return Ok(books);
+            }
+            let head = ledger.run(snapshots::head).await?.number;
+            progress(reading.batches(), 2 * head);
+            if saved_at.elapsed() >= SAVED_EVERY {
+                let now = ledger.clock.now();
+                ledger.run(async |conn| books::save(conn, &reading, now).await).await?;
+                saved_at = Instant::now();
+            }
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
 
 use super::joint::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
-use super::source::{BuildDigests, READ_AGAIN, Sides, event_ids};
-use crate::event::{Digest, ParseError};
+use super::sides::{BUILD_TOPICS, BuildDigests, READ_AGAIN, Sides, event_ids};
+use crate::event::{Digest, ParseError, Topic};
+use crate::ledger::slices::{self, Presence};
 use crate::ledger::{
     Difference, RefusedState, RejectState, books, collector_requests, confirmed, known, losses,
     publications,
@@ -14,7 +15,7 @@ use crate::ledger::{
 
 /// Ids in one reading.
 const PAGE: usize = 2_000;
-/// The most builds and claims in the list that coderd no longer has; all are counted.
+/// The most events in the list that coderd no longer has; all are counted.
 const GONE_LISTED: i64 = 20;
 
 const GONE: &str = "coderd had it and has since removed it; it remains counted";
@@ -94,31 +95,40 @@ impl Sides<'_> {
                 .ledger
                 .run(async |conn| confirmed::builds(conn, self.source.id, ids).await)
                 .await?;
+            let (mut back, mut gone) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
             for id in ids {
                 for (at, name) in event_ids(id).iter().enumerate() {
                     let in_ledger = in_ledger.get(id).and_then(|in_ledger| in_ledger[at]);
                     let is_confirmed =
                         confirmed.get(id).is_some_and(|events| events[at] == Some(true));
-                    joint.judge_build(
-                        &self.suspect(name, is_confirmed, &known),
-                        at,
-                        in_ledger,
-                        in_source.get(id).copied(),
-                    );
+                    let in_source = in_source.get(id).copied();
+                    match (in_ledger, in_source) {
+                        (Some(_), Some(_)) => back[at].push(id.to_string()),
+                        (Some(_), None) if is_confirmed => gone[at].push(id.to_string()),
+                        _ => {}
+                    }
+                    let suspect = self.suspect(name, is_confirmed, &known);
+                    joint.judge_build(&suspect, at, in_ledger, in_source);
                 }
+            }
+            for (at, topic) in BUILD_TOPICS.into_iter().enumerate() {
+                self.mark(topic, &back[at], Presence::Back).await?;
+                self.mark(topic, &gone[at], Presence::Gone).await?;
             }
         }
         Ok(())
     }
 
-    /// Rereads suspected usage, ledger first. Holds differing usage back at once.
+    /// Rereads suspected usage, ledger first. Holds differing usage back at once. Returns the
+    /// differing usage that can still be published, except usage that coderd was never seen to
+    /// have.
     pub(super) async fn judge_usage(
         &mut self,
         suspects: &BTreeSet<String>,
         joint: &mut Joint,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<HashSet<String>> {
         let ids: Vec<String> = suspects.iter().cloned().collect();
-        let mut recent = 0;
+        let mut recent = HashSet::new();
         for ids in ids.chunks(PAGE) {
             let known = self.known(ids).await?;
             let in_ledger =
@@ -129,6 +139,15 @@ impl Sides<'_> {
                 .run(async |conn| confirmed::usage(conn, self.source.id, ids).await)
                 .await?;
             let (mut differs, mut counted) = (Vec::new(), Vec::new());
+            let accepted = || ids.iter().filter(|id| in_ledger.contains_key(*id));
+            let back: Vec<String> =
+                accepted().filter(|id| in_source.contains_key(*id)).cloned().collect();
+            let gone: Vec<String> = accepted()
+                .filter(|id| !in_source.contains_key(*id) && known.lost.contains(*id))
+                .cloned()
+                .collect();
+            self.mark(Topic::AgentUsage, &back, Presence::Back).await?;
+            self.mark(Topic::AgentUsage, &gone, Presence::Gone).await?;
             for id in ids {
                 let before = joint.differences.len();
                 let is_confirmed = confirmed.contains(id);
@@ -149,12 +168,13 @@ impl Sides<'_> {
                     counted.push(new.id.clone());
                 }
             }
-            recent += self
+            let counted = self
                 .ledger
                 .run(async |conn| {
                     books::recent_usage_of(conn, self.source.id, &counted, self.recent()).await
                 })
                 .await?;
+            recent.extend(counted);
             self.ledger
                 .run(async |conn| {
                     publications::hold(conn, self.source.id, &differs, self.ledger.clock.now())
@@ -162,7 +182,22 @@ impl Sides<'_> {
                 })
                 .await?;
         }
-        joint.number(RECENT_USAGE_DIFFERS, recent);
+        joint.number(RECENT_USAGE_DIFFERS, recent.len());
+        Ok(recent)
+    }
+
+    /// Counts the events that coderd no longer has, and lists the first ones.
+    pub(super) async fn list_gone(&self, joint: &mut Joint) -> anyhow::Result<()> {
+        let source_id = self.source.id;
+        let number = self.ledger.run(async |conn| slices::gone(conn, source_id).await).await?;
+        joint.number(SOURCE_GONE, number);
+        let listed = self
+            .ledger
+            .run(async |conn| slices::gone_ids(conn, source_id, GONE_LISTED).await)
+            .await?;
+        joint.remarks.extend(listed.into_iter().map(|(id, is_usage)| {
+            difference("source_gone", &id, if is_usage { LOST } else { GONE })
+        }));
         Ok(())
     }
 }
@@ -195,7 +230,8 @@ impl Joint {
                 "this version cannot read coderd's row",
             )),
             (None, Some(_)) => self.not_accepted(suspect, false),
-            (Some(_), None) if suspect.is_confirmed => self.gone(id, GONE),
+            // gone: marked, and counted with the other gone events
+            (Some(_), None) if suspect.is_confirmed => {}
             (Some(_), Some(Some(None))) if suspect.is_confirmed => {
                 self.remarks.push(difference("source_changed", id, NO_LONGER_A_CLAIM));
             }
@@ -232,28 +268,12 @@ impl Joint {
             )),
             (None, Some(in_source)) => self
                 .not_accepted(suspect, matches!(in_source, Err(ParseError::UnknownEventType(_)))),
-            (Some(_), None) if suspect.is_lost => self.gone(id, LOST),
+            (Some(_), None) if suspect.is_lost => {}
             (Some(_), None) if suspect.is_confirmed => {
                 self.differences.push(difference("not_in_source", id, USAGE_GONE))
             }
             (Some(_), None) => self.differences.push(difference("not_in_source", id, NEVER_THERE)),
             (None, None) => {}
-        }
-    }
-
-    /// Counts the events of a confirmed build that coderd no longer has.
-    pub(super) fn gone_build(&mut self, id: &Uuid, events: &[Option<bool>; 2]) {
-        for (name, _) in event_ids(id).iter().zip(events).filter(|(_, event)| event.is_some()) {
-            self.gone(name, GONE);
-        }
-    }
-
-    /// Counts an event that coderd no longer has, and lists the first ones.
-    fn gone(&mut self, id: &str, detail: &str) {
-        let count = self.numbers.entry(SOURCE_GONE.to_owned()).or_default();
-        *count += 1;
-        if *count <= GONE_LISTED {
-            self.remarks.push(difference("source_gone", id, detail));
         }
     }
 
@@ -297,16 +317,13 @@ impl Joint {
         }
     }
 
-    /// Removes differences that may be in flight, and returns their number: missing rows, if no
-    /// later collector pass came in time. Before the first pass all of them may be in flight.
-    pub(super) fn drop_unsettled(&mut self) -> usize {
+    /// Removes differences that may be in flight, and returns their ids: missing rows, if no later
+    /// collector pass came in time. Before the first pass all of them may be in flight.
+    pub(super) fn drop_unsettled(&mut self) -> BTreeSet<String> {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
-        let is_unsettled = |kind: &str| {
-            kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted")
-        };
-        let found = self.differences.len();
-        self.differences.retain(|difference| !is_unsettled(&difference.kind));
-        found - self.differences.len()
+        let is_unsettled =
+            |found: &mut Difference| unread && matches!(&*found.kind, "missing" | "resubmitted");
+        self.differences.extract_if(.., is_unsettled).map(|found| found.id).collect()
     }
 }
 
@@ -339,7 +356,7 @@ mod tests {
         let found = |passed_before, read_again| {
             let mut joint = joint(passed_before, read_again);
             let unsettled = joint.drop_unsettled();
-            (joint.differences.len(), joint.open.len(), unsettled)
+            (joint.differences.len(), joint.open.len(), unsettled.len())
         };
         assert_eq!(found(false, 1), (0, 1, 0), "resubmitted during the audit");
         assert_eq!(found(true, 1), (1, 0, 0), "lost");
@@ -375,7 +392,7 @@ mod tests {
     fn a_difference_remains_beside_rows_in_flight() {
         let mut joint = joint(true, 0);
         joint.differences.push(difference("not_in_source", "b", ""));
-        assert_eq!(joint.drop_unsettled(), 1);
+        assert_eq!(joint.drop_unsettled().len(), 1);
         assert_eq!(
             joint.differences.iter().map(|difference| &*difference.kind).collect::<Vec<_>>(),
             ["not_in_source"]

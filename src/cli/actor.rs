@@ -11,7 +11,7 @@ pub struct ActorArguments {
     /// Name of the actor for the audit log [default: your login name]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
-    /// Reason for the audit log. Discarding, pausing, retiring, reinstating, accepting and correcting need one
+    /// Reason for the audit log. Discarding, pausing, pruning, retiring, reinstating, accepting and correcting need one
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = reason)]
     reason: String,
 }

@@ -29,7 +29,7 @@ pub fn table(report: &AuditReport) -> String {
         text.push('\n');
     }
     let end = if report.balanced { "the books balance" } else { "the books do NOT balance" };
-    text + &format!("{end}, up to ledger sequence {}\n", report.sequence)
+    text + &format!("head {}\n{end}, up to ledger sequence {}\n", report.head, report.sequence)
 }
 
 fn rows(found: &[Difference]) -> impl Iterator<Item = [String; 3]> {

@@ -181,6 +181,13 @@ fn publication_lines(page: &mut Page, accepted: &ExplainedEvent) {
     page.line("PUBLISHED", &format!("{}{settled}{next}{unanswered}", life.state));
     let held = if life.held_for.is_some() { "held back: " } else { "" };
     page.lines("", life.last_message.iter().map(|message| format!("{held}{message}")));
+    if life.removed_attempts > 0 {
+        let on = life
+            .attempts_removed_at
+            .map(|at| format!(", the settling one on {}", at.date_naive()))
+            .unwrap_or_default();
+        page.line("", &format!("{} attempts were removed by retention{on}", life.removed_attempts));
+    }
     for attempt in &life.attempts {
         let verdict = attempt.verdict.map_or("no answer is recorded", AttemptVerdict::as_str);
         let status = attempt.status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
@@ -224,6 +231,11 @@ fn refusal_lines(page: &mut Page, explanation: &Explanation) {
             .unwrap_or_default();
         page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
         page.line("", &format!("is {}", refusal.state));
+        let removed = refusal.payload_removed_at.map(|at| at.date_naive());
+        page.lines(
+            "",
+            removed.map(|on| format!("headers and body were removed by retention on {on}")),
+        );
         for act in &refusal.acts {
             page.line(
                 "",

@@ -14,7 +14,8 @@ use crate::export::{
     Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout,
 };
 use crate::ledger::{
-    Ledger, NewExport, Pausable, Sequence, UsageRange, event_history, snapshots, sources,
+    Head, Ledger, NewExport, Pausable, Sequence, UsageRange, event_history, head, snapshots,
+    sources,
 };
 use crate::operations::{instant, refuse_paused};
 
@@ -71,6 +72,8 @@ struct Answer {
     to: DateTime<Utc>,
     source: Option<Uuid>,
     as_of_sequence: Sequence,
+    /// The ledger's head at that sequence.
+    head: Option<Head>,
     export_id: i64,
     sha256: String,
     /// Reason why usage of the range may be missing.
@@ -107,6 +110,7 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
         to: usage.to,
         source: usage.source,
         as_of_sequence: range.as_of,
+        head: ledger.run(async |conn| head::at(conn, range.as_of.number).await).await?,
         export_id: written.export_id,
         sha256: hex::encode(written.sha256),
         incomplete,
@@ -241,6 +245,9 @@ fn table(answer: &Answer) -> String {
         "{} events from {from} to {to} (not included), as of ledger sequence {}, in {}\nexport {}, SHA-256 {}\n",
         answer.totals.events, answer.as_of_sequence, answer.file, answer.export_id, answer.sha256
     ));
+    if let Some(head) = answer.head {
+        text.push_str(&format!("head {head}\n"));
+    }
     if let Some(reason) = &answer.incomplete {
         text.push_str(&format!("not complete: {reason}\n"));
     }

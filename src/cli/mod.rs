@@ -22,6 +22,7 @@ mod pause;
 mod pipeline;
 mod program;
 mod progress;
+mod prune;
 mod rebuild;
 mod recover;
 mod rejects;
@@ -124,6 +125,9 @@ pub enum Command {
     /// Manage registered sources
     #[command(subcommand)]
     Sources(sources::Sources),
+    /// Remove what the settings of retention do not keep
+    #[command(subcommand)]
+    Prune(prune::Prune),
     Audit(Query<RunAudit>),
     /// Correct accepted events that coderd does not have, or has with other content
     #[command(subcommand)]
@@ -183,6 +187,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Rebuild(rebuild) => {
             until_stopped(&context.stop, rebuild::run(rebuild, &context)).await
         }
+        Command::Prune(prune) => until_stopped(&context.stop, prune::run(prune, &context)).await,
         Command::Resume(arguments) => {
             until_stopped(&context.stop, pause::resume(arguments, &context)).await
         }

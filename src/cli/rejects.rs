@@ -203,10 +203,11 @@ fn page(shown_reject: &ShownReject) -> String {
         text.push('\n');
         text.push_str(&table);
     }
-    let body = row
-        .payload
-        .as_ref()
-        .map_or_else(|| "no body: a tombstone".to_owned(), |payload| shown(Some(payload)));
+    let body = match (&row.removed, &row.payload) {
+        (Some(removed), _) => removed.to_string(),
+        (None, None) => "no body: a tombstone".to_owned(),
+        (None, payload) => shown(payload.as_ref()),
+    };
     format!("{text}\nBODY\n{body}\n")
 }
 

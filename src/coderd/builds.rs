@@ -85,7 +85,9 @@ pub struct BuildRow {
 /// old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are
 /// ordered by worker, too. The planner does not see that `is null` leaves one value, and would sort
 /// all of them.)
-const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
+macro_rules! lanes {
+    () => {
+        "with recursive lane (worker_id, organization_id) as (
          (select worker_id, organization_id from provisioner_jobs
           where worker_id is not null order by worker_id, organization_id limit 1)
          union all
@@ -105,14 +107,25 @@ const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
              where worker_id is null and organization_id > lane.organization_id
              order by worker_id, organization_id limit 1
          ) next
-     )
+     )"
+    };
+}
+pub(super) use lanes;
+
+/// `limit 1` keeps the look-up by index: the planner takes a page to be full, and would read the
+/// whole table of builds for it.
+///
+/// Builds after the key (`$1`, `$2`) and completed at or before `$4`, at most `$3`.
+const KEYS_BY_TIME: &str = concat!(
+    lanes!(),
+    "
      select done.id as job_id, done.completed_at, build.id as build_id
      from (
          select job.id, job.completed_at
          from lane cross join lateral (
              select id, completed_at from provisioner_jobs
              where worker_id = lane.worker_id and organization_id = lane.organization_id
-                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
+                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and completed_at <= $4 and type = 'workspace_build'
              order by completed_at, id limit $3
          ) job
          union all
@@ -120,13 +133,14 @@ const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
          from lane_without_worker lane cross join lateral (
              select id, completed_at from provisioner_jobs
              where worker_id is null and organization_id = lane.organization_id
-                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
+                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and completed_at <= $4 and type = 'workspace_build'
              order by completed_at, id limit $3
          ) job
          order by completed_at, id limit $3
      ) done
-     left join workspace_builds build on build.job_id = done.id
-     order by done.completed_at, done.id";
+     left join lateral (select id from workspace_builds where job_id = done.id limit 1) build on true
+     order by done.completed_at, done.id"
+);
 
 /// The prebuild stages of these builds and of the first builds of their workspaces.
 macro_rules! stages {
@@ -195,7 +209,18 @@ impl Reader {
         after: (Time, Uuid),
         limit: i64,
     ) -> Result<Vec<BuildKey>, CoderdError> {
-        let query = sqlx::query_as(RECENT_KEYS).bind(after.0).bind(after.1).bind(limit);
+        self.build_keys_until(after, Time::INFINITY, limit).await
+    }
+
+    /// The same, of builds completed at or before `until`.
+    pub async fn build_keys_until(
+        &mut self,
+        after: (Time, Uuid),
+        until: Time,
+        limit: i64,
+    ) -> Result<Vec<BuildKey>, CoderdError> {
+        let query =
+            sqlx::query_as(KEYS_BY_TIME).bind(after.0).bind(after.1).bind(limit).bind(until);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 

@@ -18,6 +18,11 @@ pub struct Time(i64);
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 impl Time {
+    /// Before each other time.
+    pub const NEGATIVE_INFINITY: Time = Time(i64::MIN);
+    /// After each other time.
+    pub const INFINITY: Time = Time(i64::MAX);
+
     /// Microseconds since 1970; the two extremes are the infinities.
     #[must_use]
     pub fn from_micros(micros: i64) -> Self {

@@ -74,6 +74,13 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
+    /// A page of all ids after the id `after`, in coderd's own order. It reads only the primary key.
+    pub async fn usage_ids(&mut self, after: &str, limit: i64) -> Result<Vec<String>, CoderdError> {
+        let query = "select id from usage_events where id > $1 order by id limit $2";
+        let query = sqlx::query_scalar(query).bind(after).bind(limit);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
+    }
+
     /// The keys of these ids, without missing ones.
     pub async fn usage_keys_of(&mut self, ids: &[String]) -> Result<Vec<UsageKey>, CoderdError> {
         let query = "select id, created_at from usage_events where id = any($1) order by id";

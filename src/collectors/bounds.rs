@@ -12,8 +12,10 @@ pub(super) struct Bounds {
     pub(super) now: DateTime<Utc>,
     /// When the pass began, by the process's clock.
     pub(super) started_at: DateTime<Utc>,
-    /// Whether it reaches back over the whole overlap.
+    /// Whether it reaches back over minutes.
     pub(super) overlaps: bool,
+    /// Whether it reaches back over the whole overlap.
+    pub(super) is_wide: bool,
     /// The mark of the sweep that an operator has requested.
     pub(super) requested_sweep: Option<DateTime<Utc>>,
 }

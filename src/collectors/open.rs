@@ -54,16 +54,18 @@ pub struct Collector {
     /// are found by their builds.
     pub(super) claims: SeenIds<Uuid>,
     pub(super) usage: SeenIds<String>,
-    /// Builds with an unknown value: while there are any, completeness is not reported. A full
-    /// sweep drops those that it no longer reads.
+    /// Builds with an unknown value: while there are any, completeness is not reported.
     pub(super) unreadable: HashSet<Uuid>,
     pub(super) licenses: Vec<LicenseChange>,
     /// Where the next pass begins; None: a full sweep is due.
     pub(super) reread_from: Option<DateTime<Utc>>,
     /// The latest completeness that was reported.
     pub(super) reported_until: Option<DateTime<Utc>>,
-    pub(super) swept_at: Option<DateTime<Utc>>,
+    /// Whether a full sweep is recorded since the last recovery. Then passes read only rows that
+    /// can be new; the continuous audit finds others.
+    pub(super) is_swept: bool,
     pub(super) overlapped_at: Option<DateTime<Utc>>,
+    pub(super) overlapped_widely_at: Option<DateTime<Utc>>,
     pub(super) compared_at: Option<DateTime<Utc>>,
     /// The pass in which the next comparison became due; None: it is not due.
     pub(super) compare_due_in: Option<u64>,
@@ -137,8 +139,9 @@ impl Collector {
             licenses,
             reread_from: last.complete_until,
             reported_until: last.claimed_until,
-            swept_at: last.swept_at,
+            is_swept: last.swept_at.is_some(),
             overlapped_at: None,
+            overlapped_widely_at: None,
             compared_at: None,
             compare_due_in: None,
             read_days: ReadDays::new(),

@@ -16,8 +16,12 @@ use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, positions};
 
-/// How often a pass reaches back over the whole overlap.
+/// How often a pass reaches back over [`SHORT_OVERLAP`].
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
+/// Clocks of replicas differ by less than this, nearly always.
+const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
+/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows.
+const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
 
 /// The ends of the log's partitions.
 struct Ends {
@@ -140,8 +144,8 @@ impl Collector {
     /// Now is the earlier of the database's time and the process's. A given clock also applies to
     /// the source.
     ///
-    /// Once a minute the pass reaches back over the whole overlap. A replica with a slow clock can
-    /// write rows later than the margin.
+    /// Once a minute the pass reaches back over minutes, and seldom over the whole overlap. A
+    /// replica with a slow clock can write rows later than the margin.
     fn bounds(
         &self,
         horizon: Horizon,
@@ -152,17 +156,22 @@ impl Collector {
         let complete_until = horizon
             .complete_before()
             .map(|complete| before(complete.min(now), self.settings.margin));
-        let swept_recently = !is_due(self.swept_at, started_at, self.settings.sweep_interval);
         let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_INTERVAL);
+        let is_wide = is_due(self.overlapped_widely_at, started_at, WIDE_INTERVAL);
         let overlap = before(now, self.settings.overlap);
-        let from = self.reread_from.filter(|_| swept_recently && requested_sweep.is_none());
+        let reach = match is_wide {
+            true => overlap,
+            false => overlap.max(before(now, SHORT_OVERLAP)),
+        };
+        let from = self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
         Bounds {
-            from: from.map(|from| if overlaps { from.min(overlap) } else { from }),
+            from: from.map(|from| if overlaps || is_wide { from.min(reach) } else { from }),
             complete_until,
             next_from: complete_until.unwrap_or(overlap),
             now,
             started_at,
             overlaps,
+            is_wide,
             requested_sweep,
         }
     }
@@ -249,11 +258,12 @@ impl Collector {
         }
         self.reported_until = self.reported_until.max(report.complete_until);
         self.reread_from = Some(bounds.next_from);
-        if report.full_sweep {
-            self.swept_at = Some(bounds.started_at);
-        }
+        self.is_swept |= report.full_sweep;
         if bounds.overlaps {
             self.overlapped_at = Some(bounds.started_at);
+        }
+        if bounds.is_wide {
+            self.overlapped_widely_at = Some(bounds.started_at);
         }
         let next_from = bounds.next_from.min(before(bounds.now, self.settings.overlap));
         self.builds.forget(next_from, self.pass_in_ledger);

@@ -29,13 +29,11 @@ pub struct Settings {
     pub from: Option<DateTime<Utc>>,
     /// Pause between two passes.
     pub poll_interval: Duration,
-    /// Time from one full sweep to the next; zero: each pass is a full sweep.
-    pub sweep_interval: TimeDelta,
     /// How far clocks of coderd's replicas and of the database may differ. Completeness is this
     /// much earlier; the next pass starts there.
     pub margin: TimeDelta,
-    /// How far a pass reaches back once a minute, and always if the oldest open transaction cannot
-    /// be seen.
+    /// How far a pass reaches back each half hour, and always if the oldest open transaction cannot
+    /// be seen. Once a minute it reaches back up to ten minutes of this.
     pub overlap: TimeDelta,
     /// Time between comparisons of daily usage counts with coderd's; zero: in every pass.
     pub compare_interval: TimeDelta,
@@ -62,7 +60,6 @@ impl Settings {
             introduced_at: None,
             from: None,
             poll_interval: Duration::from_secs(10),
-            sweep_interval: TimeDelta::days(1),
             margin: TimeDelta::seconds(60),
             overlap: TimeDelta::hours(1),
             compare_interval: TimeDelta::minutes(3),

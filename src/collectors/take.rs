@@ -15,6 +15,10 @@ use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition, Usage
 use crate::ledger::{collector_requests, known};
 use crate::log::{AppendError, Log, LogError};
 
+/// Pages of rows in one read of keys by time. Each read begins in every lane, so a larger read costs
+/// coderd less.
+const KEY_PAGES: i64 = 20;
+
 /// A row that is not known yet, as a message.
 struct Candidate<Id> {
     id: Id,
@@ -39,29 +43,52 @@ impl Collector {
         totals: &mut PassTotals,
     ) -> Result<(), CollectError> {
         let page = self.settings.page;
+        let page_of_keys = match bounds.from {
+            Some(_) => page.saturating_mul(KEY_PAGES),
+            None => page,
+        };
         let mut swept = Uuid::nil();
         let mut recent = (Time::from(bounds.from.unwrap_or(bounds.now)), Uuid::nil());
         loop {
             self.lease.check()?;
             let keys = match bounds.from {
-                Some(_) => reader.recent_build_keys(recent, page).await?,
+                Some(_) => reader.recent_build_keys(recent, page_of_keys).await?,
                 None => reader.build_keys(swept, page).await?,
             };
-            self.take_builds(reader, catalog, &keys, totals).await?;
+            for keys in keys.chunks(usize::try_from(page).unwrap_or(usize::MAX)) {
+                self.take_builds(reader, catalog, keys, totals).await?;
+            }
             self.count_rows(bounds, keys.len(), totals).await?;
             match keys.last() {
-                Some(last) if full(keys.len(), page) => {
+                Some(last) if full(keys.len(), page_of_keys) => {
                     (swept, recent) = (last.job_id, (last.completed_at, last.job_id))
                 }
                 _ => break,
             }
         }
-        if bounds.from.is_none() {
-            // This sweep read all builds. A build that coderd no longer has, or that is readable
-            // now, holds nothing back.
-            self.unreadable.retain(|id| totals.unreadable.contains(id));
+        self.reread_unreadable(reader, catalog, totals).await
+    }
+
+    /// Rereads a page of the builds that an earlier pass could not read. A build that coderd no
+    /// longer has holds nothing back.
+    async fn reread_unreadable(
+        &mut self,
+        reader: &mut Reader,
+        catalog: &Catalog,
+        totals: &mut PassTotals,
+    ) -> Result<(), CollectError> {
+        let page = usize::try_from(self.settings.page).unwrap_or(usize::MAX);
+        let earlier = self.unreadable.iter().filter(|id| !totals.unreadable.contains(*id));
+        let ids: Vec<Uuid> = earlier.take(page).copied().collect();
+        if ids.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let keys = reader.build_keys_of(&ids).await?;
+        let present: HashSet<Uuid> = keys.iter().filter_map(|key| key.build_id).collect();
+        for id in ids.iter().filter(|id| !present.contains(*id)) {
+            self.unreadable.remove(id);
+        }
+        self.take_builds(reader, catalog, &keys, totals).await
     }
 
     /// Appends the new ones of these builds, each prebuild claim before its build. Also appends a

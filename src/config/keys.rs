@@ -24,8 +24,6 @@ pub enum Kind {
     Whole(u32, u32),
     /// Seconds, possibly with a fraction, with inclusive minimum and maximum.
     Seconds(f64, f64),
-    /// Hours, possibly with a fraction, with inclusive minimum and maximum.
-    Hours(f64, f64),
     /// An instant in RFC 3339.
     Time,
     /// A UUID.
@@ -78,7 +76,7 @@ pub const KEYS: &[Key] = &[
         "ledger.connections",
         Kind::Whole(2, 500),
         None,
-        "Maximum connections of this process to the ledger. Default: 4, plus collect 1, consume 4, publish 1, serve 3 for each of its roles.",
+        "Maximum connections of this process to the ledger. Default: 5, plus collect 1, consume 4, publish 2, serve 3 for each of its roles.",
     ),
     key(
         "log.kind",
@@ -165,16 +163,22 @@ pub const KEYS: &[Key] = &[
         "A pass reports completeness up to this long before the database's time. Set more than the clocks of coderd's replicas differ.",
     ),
     key(
-        "collect.full_sweep_hours",
-        Kind::Hours(0.01, 168.0),
-        Some("24"),
-        "Interval between two full sweeps, which read all rows of any age.",
-    ),
-    key(
         "consume.stall_seconds",
         Kind::Seconds(1.0, 3600.0),
         Some("60"),
         "A consumer rejoins its group if a partition does not move for this long while records wait.",
+    ),
+    key(
+        "retention.reject_payload_days",
+        Kind::Whole(0, 36_500),
+        Some("180"),
+        "Days for which headers and body of a reject are kept after an act ended it. 0: for ever. Open rejects are kept.",
+    ),
+    key(
+        "retention.attempt_days",
+        Kind::Whole(0, 36_500),
+        Some("400"),
+        "Days for which attempts to publish, and errors of requests, are kept after all events of the request were settled. 0: for ever.",
     ),
     key(
         "license.public_keys",
@@ -213,6 +217,24 @@ pub const KEYS: &[Key] = &[
         "Timeout of a request to Tallyman. The events of a killed publisher are sent again within twice this time.",
     ),
     key(
+        "publish.concurrency",
+        Kind::Whole(1, 32),
+        Some("4"),
+        "Maximum requests in flight to Tallyman, each with up to 100 events.",
+    ),
+    key(
+        "audit.interval_seconds",
+        Kind::Seconds(0.2, 86_400.0),
+        Some("300"),
+        "Interval between two audits. An audit uses at most about a tenth of the time. A difference can hold usage back.",
+    ),
+    key(
+        "audit.late_after_intervals",
+        Kind::Whole(1, 1000),
+        Some("3"),
+        "Intervals without an audit of a comparison after which it holds publishing. An audit that takes over a tenth of the interval extends it.",
+    ),
+    key(
         "serve.api_listen",
         Kind::Listen,
         Some("127.0.0.1:8090"),
@@ -223,12 +245,6 @@ pub const KEYS: &[Key] = &[
         Kind::Listen,
         Some("127.0.0.1:2112"),
         "Address of /metrics. Only loopback, until TLS is supported.",
-    ),
-    key(
-        "serve.audit_seconds",
-        Kind::Seconds(0.2, 86_400.0),
-        Some("300"),
-        "Interval between two audits. An audit uses at most about a tenth of the time. A difference can hold usage back.",
     ),
     key(
         "serve.host_names",
@@ -293,7 +309,6 @@ impl Kind {
             Kind::Choices(words) => format!("a list of {}, each at most once", words.join(", ")),
             Kind::Whole(least, most) => format!("a whole number from {least} to {most}"),
             Kind::Seconds(least, most) => format!("a number of seconds from {least} to {most}"),
-            Kind::Hours(least, most) => format!("a number of hours from {least} to {most}"),
             Kind::Time => "an instant such as 2025-07-01T00:00:00Z".into(),
             Kind::Id => "a UUID".into(),
             Kind::Name(least, most) => {

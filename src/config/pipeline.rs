@@ -26,8 +26,11 @@ pub struct Pipeline {
     pub source: Source,
     pub collect: Collect,
     pub consume: Consume,
+    pub retention: Retention,
     pub license: License,
     pub publish: Publish,
+    /// The continuous audit of each process that collects, publishes or serves.
+    pub audit: ContinuousAudit,
     /// The listeners of the role `serve`.
     pub serve: Serve,
     /// The listener of a process without the role `serve`.
@@ -117,9 +120,6 @@ pub struct Collect {
     /// A pass is complete until this long before the database's current time.
     #[serde(rename = "margin_seconds", deserialize_with = "seconds")]
     pub margin: Duration,
-    /// Interval of the full sweeps.
-    #[serde(rename = "full_sweep_hours", deserialize_with = "seconds")]
-    pub full_sweep: Duration,
 }
 
 /// `[consume]`
@@ -128,6 +128,15 @@ pub struct Consume {
     /// Maximum time without progress of a partition while records wait.
     #[serde(rename = "stall_seconds", deserialize_with = "seconds")]
     pub stall: Duration,
+}
+
+/// `[retention]`: days, 0 for ever.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Retention {
+    /// Headers and bodies of ended rejects.
+    pub reject_payload_days: u32,
+    /// Attempts of settled publications.
+    pub attempt_days: u32,
 }
 
 /// `[license]`
@@ -152,6 +161,8 @@ pub struct Publish {
     /// Timeout of a whole request.
     #[serde(rename = "request_timeout_seconds", deserialize_with = "seconds")]
     pub request_timeout: Duration,
+    /// The largest number of requests in flight.
+    pub concurrency: usize,
 }
 
 /// Which side publishes usage.
@@ -164,15 +175,23 @@ pub enum PublishMode {
     Sole,
 }
 
+/// `[audit]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct ContinuousAudit {
+    /// Interval of the audits.
+    #[serde(rename = "interval_seconds", deserialize_with = "seconds")]
+    pub interval: Duration,
+    /// Intervals without an audit after which publishing is held.
+    #[serde(rename = "late_after_intervals")]
+    pub late_after: u32,
+}
+
 /// `[serve]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Serve {
     pub api_listen: SocketAddr,
     /// Address of `/metrics`.
     pub metrics_listen: SocketAddr,
-    /// Interval of the continuous audit.
-    #[serde(rename = "audit_seconds", deserialize_with = "seconds")]
-    pub audit: Duration,
     /// Tokens by name. The name is the actor in the audit log.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSetting>,
@@ -188,9 +207,9 @@ pub struct Telemetry {
     pub listen: Option<SocketAddr>,
 }
 
-/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor, and
-/// health checks.
-const OWN_CONNECTIONS: u32 = 4;
+/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor,
+/// health checks, and the audit.
+const OWN_CONNECTIONS: u32 = 5;
 
 impl Pipeline {
     /// Converts checked values.
@@ -249,11 +268,13 @@ impl Role {
     pub const ALL: [Role; 4] = [Role::Collect, Role::Consume, Role::Publish, Role::Serve];
 
     /// Connections to the ledger that the role uses at once: one pass of a collector; four
-    /// partitions; one cycle of a publisher; two projections and an audit or an answer. More
+    /// partitions; two requests of a publisher, which it writes down or records while others are in
+    /// flight; two projections and an audit or an answer. More
     /// connections would only wait for each other.
     fn connections(self) -> u32 {
         match self {
-            Role::Collect | Role::Publish => 1,
+            Role::Collect => 1,
+            Role::Publish => 2,
             Role::Consume => 4,
             Role::Serve => 3,
         }

@@ -110,7 +110,7 @@ introduced_at = 2025-01-01
     ];
     let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
 p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
-p.toml:2: colour is unknown; expected one of roles, ledger, log, kafka, source, collect, consume, license, publish, serve, telemetry
+p.toml:2: colour is unknown; expected one of roles, ledger, log, kafka, source, collect, consume, retention, license, publish, audit, serve, telemetry
 p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
 p.toml:5: ledger.connections must be a whole number from 2 to 500
 p.toml:8: log.partitions must be a whole number from 1 to 1000
@@ -119,7 +119,7 @@ p.toml:11: collect.poll_seconds must be a number of seconds from 0.05 to 3600
 p.toml:13: publish.mode must be one of shadow, sole
 p.toml:14: publish.url must be an http:// or https:// URL with a host and without user and password
 p.toml:16: serve.api_listen must be a loopback address, because TLS is not supported yet: listen on 127.0.0.1 behind a proxy
-p.toml:17: serve.tls_key is unknown; [serve] has api_listen, metrics_listen, audit_seconds, host_names, tokens
+p.toml:17: serve.tls_key is unknown; [serve] has api_listen, metrics_listen, host_names, tokens
 p.toml:18: serve.tokens.oncall must be \"SCOPE SECRET\": enforce, read or admin, then a text, env:NAME, file:PATH or exec:COMMAND
 p.toml:20: license.rules must be one of 2025-07, 2026-02
 p.toml:21: license.public_keys must be a table of names and public keys
@@ -150,6 +150,20 @@ fn missing_settings_depend_on_the_roles() {
         ]
     );
     load_all(MINIMAL, &[], &[]).expect("a consumer needs no coderd");
+}
+
+#[test]
+fn wrong_days_of_retention_are_named_with_their_key() {
+    let text = "[retention]\nattempt_days = -1\nreject_payload_days = 36501\nevent_days = 9\n";
+    let found = mistakes(text, &[("TALLYLINE_RETENTION_ATTEMPT_DAYS", "1.5")], &[]);
+    for expected in [
+        "p.toml:2: retention.attempt_days must be a whole number from 0 to 36500",
+        "p.toml:3: retention.reject_payload_days must be a whole number from 0 to 36500",
+        "p.toml:4: retention.event_days is unknown; [retention] has reject_payload_days, attempt_days",
+        "TALLYLINE_RETENTION_ATTEMPT_DAYS: retention.attempt_days must be a whole number from 0 to 36500",
+    ] {
+        assert!(found.iter().any(|line| line == expected), "{expected}: {found:#?}");
+    }
 }
 
 #[test]
@@ -238,10 +252,7 @@ fn every_default_is_allowed() {
         }
     }
     let pipeline = load_all(MINIMAL, &[], &[]).expect("no mistake");
-    assert_eq!(
-        (pipeline.collect.poll, pipeline.collect.full_sweep),
-        (Duration::from_secs(5), Duration::from_secs(86_400))
-    );
+    assert_eq!(pipeline.collect.poll, Duration::from_secs(5));
     assert_eq!(
         (pipeline.publish.mode, pipeline.log.kind),
         (PublishMode::Shadow, LogKind::Postgres)
@@ -267,12 +278,12 @@ fn the_shipped_files_load_unchanged() {
 #[test]
 fn the_default_of_ledger_connections_depends_on_the_roles() {
     for (roles, connections) in [
-        ("collect", 5),
-        ("consume", 8),
-        ("publish", 5),
-        ("serve", 7),
-        ("collect,publish", 6),
-        ("collect,consume,publish,serve", 13),
+        ("collect", 6),
+        ("consume", 9),
+        ("publish", 7),
+        ("serve", 8),
+        ("collect,publish", 8),
+        ("collect,consume,publish,serve", 15),
     ] {
         let pipeline = load(&Input {
             file: shipped("single.toml").0,

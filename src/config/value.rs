@@ -37,7 +37,6 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
             .map(|whole: u32| whole.into())
             .ok_or_else(must_be),
         Kind::Seconds(least, most) => duration(raw, least, most, 1.0).ok_or_else(must_be),
-        Kind::Hours(least, most) => duration(raw, least, most, 3600.0).ok_or_else(must_be),
         Kind::Time => time(raw).map(|time| json!(time)).ok_or_else(must_be),
         Kind::Id => checked(raw, |text| text.parse::<Uuid>().is_ok()).ok_or_else(must_be),
         Kind::Name(least, most) => checked(raw, |text| is_name(text, least, most)).ok_or_else(must_be),

@@ -134,31 +134,36 @@ fn digest_of(event: &Event) -> Digest {
     form.finish()
 }
 
-struct Form(Sha256);
+/// A binary form whose fields cannot run into each other, and its SHA-256.
+pub(crate) struct Form(Sha256);
 
 impl Form {
-    fn new(tag: &str) -> Self {
+    pub(crate) fn new(tag: &str) -> Self {
         let mut form = Form(Sha256::new());
         form.text(tag);
         form
     }
-    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+    /// Bytes of a length that is fixed for the field.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.update(bytes);
         self
     }
-    fn text(&mut self, text: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, text: &str) -> &mut Self {
         self.bytes(&(text.len() as u64).to_be_bytes()).bytes(text.as_bytes())
     }
-    fn id(&mut self, id: Uuid) -> &mut Self {
+    pub(crate) fn id(&mut self, id: Uuid) -> &mut Self {
         self.bytes(id.as_bytes())
     }
-    fn number(&mut self, number: i64) -> &mut Self {
+    pub(crate) fn flag(&mut self, flag: bool) -> &mut Self {
+        self.bytes(&[flag.into()])
+    }
+    pub(crate) fn number(&mut self, number: i64) -> &mut Self {
         self.bytes(&number.to_be_bytes())
     }
-    fn time(&mut self, at: DateTime<Utc>) -> &mut Self {
+    pub(crate) fn time(&mut self, at: DateTime<Utc>) -> &mut Self {
         self.number(at.timestamp_micros())
     }
-    fn optional<T>(
+    pub(crate) fn optional<T>(
         &mut self,
         value: Option<T>,
         write: impl FnOnce(&mut Self, T) -> &mut Self,
@@ -168,7 +173,7 @@ impl Form {
             Some(value) => write(self.bytes(&[1]), value),
         }
     }
-    fn finish(self) -> Digest {
+    pub(crate) fn finish(self) -> Digest {
         self.0.finalize().into()
     }
 }

@@ -22,13 +22,16 @@ pub use build::{
     WorkspaceBuildCompleted, build_of, ids_of_build, is_build_type, kind,
 };
 pub use cause::{ParseError, RejectCause};
+pub(crate) use envelope::Form;
 pub use envelope::{Digest, Event, Payload};
 pub use fact::Fact;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{
     KEPT_PAYLOAD_BYTES, Message, Oversized, STRUCTURED, UNREADABLE, parse, parse_in,
 };
-pub use signature::{MIN_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
+pub use signature::{
+    MIN_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer, unsigned_headers,
+};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};

@@ -220,6 +220,15 @@ fn form(signer: Signer, topic: &str, message: &Message) -> Vec<u8> {
     form
 }
 
+/// SHA-256 of the headers without the signature, in the form of the tables. The schema's function
+/// `unsigned_headers` computes the same.
+#[must_use]
+pub fn unsigned_headers(message: &Message) -> [u8; 32] {
+    let mut headers = message.headers.clone();
+    headers.retain(|(name, _)| !name.eq_ignore_ascii_case(SIGNATURE));
+    Sha256::digest(Message { headers, ..Message::default() }.headers_json()).into()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

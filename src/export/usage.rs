@@ -10,10 +10,7 @@ use uuid::Uuid;
 
 use super::csv::text;
 use crate::event::UsageType;
-use crate::ledger::{Ledger, UsageRange, UsageRow, exports};
-
-/// Rows per query. This bounds the memory.
-const PAGE_ROWS: i64 = 5_000;
+use crate::ledger::{Ledger, Sequence, UsageRange, UsageRow, exports};
 
 const COLUMNS: [&str; 10] = [
     "deployment_id",
@@ -88,33 +85,30 @@ pub async fn export_usage(
     let mut csv = ::csv::Writer::from_writer(writer);
     csv.write_record(COLUMNS)?;
     let mut types = Types::new();
-    let mut last: Option<UsageRow> = None;
-    loop {
-        let page = ledger
-            .run(async |conn| exports::usage_page(conn, range, last.as_ref(), PAGE_ROWS).await)
+    let reading = ledger.with_statements(exports::STATEMENTS);
+    reading
+        .run(async |conn| {
+            exports::each_usage(conn, range, |row| {
+                csv.write_record(fields(&row, range.as_of.incarnation))?;
+                let quantity: u128 = row
+                    .quantity
+                    .parse()
+                    .with_context(|| format!("parsing the quantity of {}", row.event_id))?;
+                let deployments = types.entry(row.event_type).or_default();
+                let (events, total) = deployments.entry(row.deployment_id).or_default();
+                *events += 1;
+                *total = Aggregate::of(row.event_type).add(*total, quantity);
+                Ok::<_, anyhow::Error>(())
+            })
             .await
-            .context("reading usage from the ledger")?;
-        for row in &page {
-            csv.write_record(fields(row))?;
-            let quantity: u128 = row
-                .quantity
-                .parse()
-                .with_context(|| format!("parsing the quantity of {}", row.event_id))?;
-            let deployments = types.entry(row.event_type).or_default();
-            let (events, total) = deployments.entry(row.deployment_id).or_default();
-            *events += 1;
-            *total = Aggregate::of(row.event_type).add(*total, quantity);
-        }
-        match page.into_iter().next_back() {
-            Some(row) => last = Some(row),
-            None => break,
-        }
-    }
+        })
+        .await?;
     csv.flush()?;
     Ok(totals(types))
 }
 
-fn fields(row: &UsageRow) -> [String; 10] {
+fn fields(row: &UsageRow, incarnation: Uuid) -> [String; 10] {
+    let sequence = |number| Sequence { incarnation, number }.to_string();
     [
         row.deployment_id.to_string(),
         text(&row.event_id).into_owned(),
@@ -124,8 +118,8 @@ fn fields(row: &UsageRow) -> [String; 10] {
         row.created_at.to_rfc3339_opts(SecondsFormat::Micros, true),
         row.publication_state.to_string(),
         row.request_id.map(|id| id.to_string()).unwrap_or_default(),
-        row.sequence.to_string(),
-        row.corrected_sequence.map(|sequence| sequence.to_string()).unwrap_or_default(),
+        sequence(row.sequence),
+        row.corrected_sequence.map(sequence).unwrap_or_default(),
     ]
 }
 

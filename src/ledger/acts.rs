@@ -36,6 +36,8 @@ words! {
         Reinstate = "reinstate",
         /// Accepted events are set to coderd's rows.
         Correct = "correct",
+        /// Rows were removed under the settings of retention.
+        Prune = "prune",
     }
 }
 
@@ -71,7 +73,7 @@ pub struct Act {
     pub actor: String,
     /// The kind of act.
     pub act: ActKind,
-    /// The target: a reject's id, a plan's hash, an operation, a stage or a deployment.
+    /// The target: a reject's id, a plan's hash, an operation, a stage, a deployment, or `retention`.
     pub subject: String,
     /// The reason, in the actor's words; may be empty.
     pub reason: String,

@@ -1,17 +1,16 @@
-//! The audit's questions to the ledger: rows on both sides of each joint, counted and compared in
-//! one snapshot.
+//! The audit's questions to the ledger: rows on both sides of each joint, counted and compared page
+//! by page.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use sqlx::Connection as _;
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::positions::last_record;
-use super::{LastRecord, Sequence};
+use super::checks::{
+    self, BatchCursor, ChainName, ChainSums, CheckRequest, PositionBooks, PublicationKey,
+};
+use super::{Difference, LastRecord, Sequence, audit_items};
 use crate::event::TopicPartition;
 
 /// One partition according to the ledger's own rows.
@@ -32,31 +31,10 @@ pub struct PartitionBooks {
     pub held: i64,
 }
 
-/// One difference that an audit found.
-#[derive(
-    Clone,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    serde::Serialize,
-    serde::Deserialize,
-    utoipa::ToSchema,
-)]
-pub struct Difference {
-    /// The kind of difference.
-    pub kind: Cow<'static, str>,
-    /// The event, batch or partition that differs.
-    pub id: String,
-    /// The values on both sides.
-    pub detail: String,
-}
-
-/// The sums and differences inside the ledger, in one snapshot.
+/// The sums and differences inside the ledger.
 #[derive(Clone, Debug)]
 pub struct LedgerBooks {
-    /// The last sequence of the snapshot.
+    /// The last sequence that was read.
     pub sequence: Sequence,
     pub partitions: Vec<PartitionBooks>,
     /// The number of accepted usage events.
@@ -68,46 +46,154 @@ pub struct LedgerBooks {
 }
 
 /// Maximum number of listed differences of each kind.
-const LISTED: i64 = 1_000;
+const LISTED: usize = 1_000;
 
-/// Number of statements of [`add_up`].
-pub const STATEMENTS: u32 = CHECKS.len() as u32 + 3;
+/// The sums and differences of all batches, as far as they are read. An interrupted reading can go
+/// on from it.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Reading {
+    /// How far publications are read: by batch, then by key.
+    vendor: BatchCursor,
+    vendor_is_read: bool,
+    keys: Option<PublicationKey>,
+    /// How far batches with their events are read. They are read last, with the positions.
+    log: BatchCursor,
+    chains: BTreeMap<ChainName, ChainSums>,
+    usage: i64,
+    publications: BTreeMap<String, i64>,
+    differences: BTreeMap<String, BTreeSet<Difference>>,
+}
 
-/// Adds up the ledger's rows and compares them with each other. It runs [`STATEMENTS`] long
-/// statements.
-pub async fn add_up(conn: &mut PgConnection) -> Result<LedgerBooks, sqlx::Error> {
-    let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
-    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger")
-        .fetch_one(&mut *tx)
-        .await?;
-    let mut books = LedgerBooks {
-        sequence,
-        partitions: partitions(&mut tx).await?,
-        usage: sqlx::query("select count(*) from usage_event")
-            .fetch_one(&mut *tx)
-            .await?
-            .try_get(0)?,
-        publications: BTreeMap::new(),
-        differences: Vec::new(),
-    };
-    let states = sqlx::query("select state, count(*) from publication group by state")
-        .fetch_all(&mut *tx)
-        .await?;
-    for row in &states {
-        books.publications.insert(row.try_get(0)?, row.try_get(1)?);
+impl Reading {
+    /// Reads the next page. Returns the books after the last one. A page costs the same at any size
+    /// of the ledger.
+    pub async fn read(
+        &mut self,
+        conn: &mut PgConnection,
+    ) -> Result<Option<LedgerBooks>, sqlx::Error> {
+        if self.vendor_is_read && self.keys.is_none() {
+            return self.read_log(conn).await;
+        }
+        let request = CheckRequest {
+            audited: self.vendor,
+            keys: self.keys.clone(),
+            ..CheckRequest::default()
+        };
+        let checked = checks::vendor_joint(conn, &request).await?;
+        self.vendor = checked.new.until;
+        self.usage += checked.new.usage;
+        self.add(checked.new.differences);
+        if let Some(page) = checked.keys {
+            for (state, count) in page.states {
+                *self.publications.entry(state).or_default() += count;
+            }
+            self.add(page.differences);
+            self.keys = page.until;
+        } else if checked.new.is_last {
+            self.keys = Some(PublicationKey::default());
+        }
+        self.vendor_is_read = checked.new.is_last;
+        Ok(None)
     }
-    for (kind, query) in CHECKS {
-        let rows = sqlx::query(query).bind(LISTED).fetch_all(&mut *tx).await?;
-        for row in &rows {
-            books.differences.push(Difference {
-                kind: kind.into(),
-                id: row.try_get(0)?,
-                detail: row.try_get(1)?,
-            });
+
+    async fn read_log(
+        &mut self,
+        conn: &mut PgConnection,
+    ) -> Result<Option<LedgerBooks>, sqlx::Error> {
+        let request = CheckRequest { audited: self.log, ..CheckRequest::default() };
+        let checked = checks::log_joint(conn, &request).await?;
+        self.log = checked.new.until;
+        for (chain, sums) in checked.new.chains {
+            *self.chains.entry(chain).or_default() += sums;
+        }
+        self.add(checked.new.differences);
+        if !checked.new.is_last {
+            return Ok(None);
+        }
+        self.add(checked.known);
+        let partitions: Vec<PartitionBooks> =
+            checked.positions.iter().map(|position| self.partition(position)).collect();
+        let off = checked.positions.iter().zip(&partitions);
+        let off: Vec<Difference> =
+            off.filter_map(|(position, books)| position.difference(books.records)).collect();
+        self.add(off);
+        Ok(Some(LedgerBooks {
+            sequence: checked.sequence,
+            partitions,
+            usage: self.usage,
+            publications: self.publications.clone(),
+            differences: self.differences.values().flatten().cloned().collect(),
+        }))
+    }
+
+    /// Batches read so far; each is read twice.
+    #[must_use]
+    pub fn batches(&self) -> i64 {
+        self.vendor.sequence + self.log.sequence
+    }
+
+    fn add(&mut self, found: Vec<Difference>) {
+        for difference in found {
+            let listed = self.differences.entry(difference.kind.to_string()).or_default();
+            if listed.len() < LISTED {
+                listed.insert(difference);
+            }
         }
     }
-    tx.commit().await?;
-    Ok(books)
+
+    fn partition(&self, position: &PositionBooks) -> PartitionBooks {
+        let sums = self.chains.get(&position.chain()).copied().unwrap_or_default();
+        PartitionBooks {
+            partition: position.partition,
+            next_offset: position.next_offset,
+            last: position.last,
+            records: sums.records,
+            accepted: sums.accepted,
+            duplicates: sums.duplicates,
+            conflicts: sums.conflicts,
+            rejects: sums.rejects,
+            held: sums.held,
+        }
+    }
+}
+
+/// The name of the whole audit among the joints' progress.
+const WHOLE: &str = "whole audit";
+
+/// The place of an audit that was interrupted since then.
+pub async fn saved(
+    conn: &mut PgConnection,
+    since: DateTime<Utc>,
+) -> Result<Option<Reading>, sqlx::Error> {
+    let saved = audit_items::progress(conn, WHOLE, None).await?;
+    let saved: Option<(DateTime<Utc>, Reading)> =
+        saved.and_then(|saved| serde_json::from_value(saved).ok());
+    Ok(saved.filter(|(at, _)| *at >= since).map(|(_, reading)| reading))
+}
+
+/// Saves an audit's place.
+pub async fn save(
+    conn: &mut PgConnection,
+    reading: &Reading,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    audit_items::save_progress(conn, WHOLE, None, &serde_json::json!([now, reading])).await
+}
+
+/// Deletes the place of an audit that has ended.
+pub async fn forget(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from audit_progress where joint = $1").bind(WHOLE).execute(conn).await?;
+    Ok(())
+}
+
+/// Adds up the ledger's rows and compares them with each other, page by page.
+pub async fn add_up(conn: &mut PgConnection) -> Result<LedgerBooks, sqlx::Error> {
+    let mut reading = Reading::default();
+    loop {
+        if let Some(books) = reading.read(conn).await? {
+            return Ok(books);
+        }
+    }
 }
 
 /// Builds that the source calls the first successful start of a workspace which has another one, at
@@ -161,15 +247,15 @@ pub async fn recent_usage(
     sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(conn).await
 }
 
-/// The number of these usage events that happened at or after `since`.
+/// These of the usage events that happened at or after `since`.
 pub async fn recent_usage_of(
     conn: &mut PgConnection,
     source_id: i16,
     ids: &[String],
     since: DateTime<Utc>,
-) -> Result<i64, sqlx::Error> {
-    let query = "select count(*) from usage_as_of(9223372036854775807) where source_id = $1 and id = any($2) and created_at >= $3";
-    sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(conn).await
+) -> Result<Vec<String>, sqlx::Error> {
+    let query = "select id from usage_as_of(9223372036854775807) where source_id = $1 and id = any($2) and created_at >= $3";
+    sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_all(conn).await
 }
 
 /// A page of the source's accepted usage ids that follow `after`, in order.
@@ -205,126 +291,3 @@ pub async fn newest_pass(conn: &mut PgConnection, source_id: i16) -> Result<i64,
     let query = "select pass_id from collector_progress where source_id = $1";
     sqlx::query_scalar(query).bind(source_id).fetch_one(conn).await
 }
-
-async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::Error> {
-    let rows = sqlx::query(
-        "select p.topic, p.partition, p.next_offset, p.last_offset, p.last_record,
-             coalesce(sum(b.records), 0)::bigint, coalesce(sum(b.accepted), 0)::bigint, coalesce(sum(b.duplicates), 0)::bigint,
-             coalesce(sum(b.conflicts), 0)::bigint, coalesce(sum(b.rejects), 0)::bigint, coalesce(sum(b.held), 0)::bigint
-         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition and b.generation = p.generation
-         group by p.topic, p.partition order by p.topic, p.partition",
-    )
-    .fetch_all(tx)
-    .await?;
-    let books = |row: &PgRow| {
-        Ok(PartitionBooks {
-            partition: TopicPartition::from_row(row)?,
-            next_offset: row.try_get(2)?,
-            last: last_record(row)?,
-            records: row.try_get(5)?,
-            accepted: row.try_get(6)?,
-            duplicates: row.try_get(7)?,
-            conflicts: row.try_get(8)?,
-            rejects: row.try_get(9)?,
-            held: row.try_get(10)?,
-        })
-    };
-    rows.iter().map(books).collect()
-}
-
-/// Each query returns (id, detail) for at most `$1` rows that differ. It normally returns none and
-/// reads all rows. A planner that counts on an early `limit` may look up rows one by one;
-/// `materialized` makes it plan for all rows.
-const CHECKS: [(&str, &str); 9] = [
-    (
-        "chain_broken",
-        "select topic || '/' || partition || '@' || first_offset, 'the batch before it ends at ' || coalesce(before::text, 'no batch')
-         from (select b.topic, b.partition, b.first_offset, p.start_offset,
-                   lag(b.next_offset) over (partition by b.topic, b.partition, b.generation order by b.sequence) as before
-               from batch b join (select topic, partition, generation, start_offset from position
-                                  union all select topic, partition, generation, start_offset from past_position) p
-                   using (topic, partition, generation)
-               where b.kind = 'log') as chain
-         where first_offset <> coalesce(before, start_offset) limit $1",
-    ),
-    (
-        "position_off_its_chain",
-        "select p.topic || '/' || p.partition, 'position ' || p.next_offset || ' after ' || p.records || ' records, batches end at '
-                 || coalesce(max(b.next_offset), p.start_offset) || ' after ' || coalesce(sum(b.records), 0)
-         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition and b.generation = p.generation
-         group by p.topic, p.partition
-         having p.next_offset <> coalesce(max(b.next_offset), p.start_offset) or p.records <> coalesce(sum(b.records), 0) limit $1",
-    ),
-    (
-        "batch_without_its_events",
-        "select 'batch ' || b.id, 'accepted ' || b.accepted || ', rows ' || coalesce(rows.n, 0)
-         from batch b left join (
-             select batch_id, count(*) as n from (
-                 select batch_id from workspace_build union all select batch_id from prebuild_claim union all select batch_id from usage_event
-             ) as events group by batch_id) as rows on rows.batch_id = b.id
-         where b.accepted <> coalesce(rows.n, 0) limit $1",
-    ),
-    (
-        "event_without_its_batch",
-        "select id, 'names batch ' || batch_id || ', which does not exist' from (
-             select batch_id, build_id::text as id from workspace_build union all select batch_id, build_id::text from prebuild_claim
-             union all select batch_id, id from usage_event) as events
-         where not exists (select from batch where batch.id = events.batch_id) limit $1",
-    ),
-    (
-        "batch_without_its_rejects",
-        "select 'batch ' || b.id, 'refused ' || (b.rejects + b.conflicts + b.held) || ', rows ' || coalesce(rows.n, 0)
-         from batch b left join (select batch_id, count(*) as n from reject group by batch_id) as rows on rows.batch_id = b.id
-         where b.kind = 'log' and b.rejects + b.conflicts + b.held <> coalesce(rows.n, 0) limit $1",
-    ),
-    // The partition is read beyond the place, or its generation has ended. The record must be an
-    // accepted event or a reject.
-    (
-        "passed_and_gone",
-        "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and was appended again at ' || topic || '/'
-                 || partition || '@' || log_offset || ', but the ledger has no event or reject from there; run `tallyline rejects resubmit --force`'
-         from (select r.id, r.state, r.passed_topic as topic, r.passed_partition as partition, r.passed_generation as generation,
-                   r.passed_offset as log_offset, coalesce(a.detail->>'event_id', r.event_id) as event_id,
-                   coalesce((a.detail->>'deployment_id')::uuid, r.deployment_id) as deployment_id
-               from reject r join operator_act a on a.id = r.act_id where r.passed_offset is not null) as passed
-         join (select topic, partition, generation, next_offset, false as is_over from position
-               union all select topic, partition, generation, next_offset, true from past_position) as life using (topic, partition, generation)
-         cross join lateral (select substring(event_id from ':([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$')::uuid) as build (key)
-         where (is_over or next_offset > log_offset)
-             and not exists (select from reject r where r.topic = passed.topic and r.partition = passed.partition
-                 and r.generation = passed.generation and r.log_offset = passed.log_offset)
-             and not exists (select from source s where s.deployment_id = passed.deployment_id and (
-                 exists (select from usage_event e where e.source_id = s.id and e.id = passed.event_id)
-                 or event_id like 'workspace_build_completed:%'
-                     and exists (select from workspace_build b where b.source_id = s.id and b.build_id = build.key)
-                 or event_id like 'prebuild_claimed:%'
-                     and exists (select from prebuild_claim c where c.source_id = s.id and c.build_id = build.key))) limit $1",
-    ),
-    (
-        "sequence_broken",
-        "select 'sequence', count(*) || ' batches, ' || count(sequence) || ' sequences up to ' || coalesce(max(sequence), 0)
-                 || ', next is ' || min(next_sequence)
-         from ledger left join batch on true
-         having count(batch.id) <> min(next_sequence) - 1 or count(sequence) <> min(next_sequence) - 1
-             or coalesce(max(sequence), 0) <> min(next_sequence) - 1 limit $1",
-    ),
-    (
-        "usage_without_publication",
-        "select coalesce(u.id, p.event_id), case when p.event_id is null then 'accepted, but not queued' else 'queued, but not accepted' end
-         from usage_event u full join publication p on p.source_id = u.source_id and p.event_id = u.id
-         where u.id is null or p.event_id is null limit $1",
-    ),
-    (
-        "publication_without_its_answer",
-        "with found as materialized (
-             select event_id, state from publication p where state = 'published' and not exists (select from publication_attempt a
-                 where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict = 'accepted')
-             union all
-             select event_id, state from publication p where state = 'refused' and not exists (select from publication_attempt a
-                 where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict = 'refused')
-             union all
-             select event_id, state from publication p where state not in ('published', 'refused') and exists (select from publication_attempt a
-                 where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict in ('accepted', 'refused')))
-         select event_id, 'state is ' || state || ', but no recorded answer has this verdict' from found limit $1",
-    ),
-];

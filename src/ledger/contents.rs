@@ -1,6 +1,6 @@
 //! The contents of the ledger in numbers, in one snapshot.
 //!
-//! A growing table of at most 64 MiB is counted exactly. Of a larger table a random sample of
+//! A growing table of at most 8 MiB is counted exactly. Of a larger table a random sample of
 //! blocks of that size is counted, scaled up, and marked as an estimate. So a request costs the
 //! same at any table size. Numbers that operators act on are always exact: positions, pending
 //! publications, open rejects.
@@ -13,16 +13,16 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::sources::source_columns;
-use super::{BatchKind, PublicationState, Sequence, Source};
+use super::{BatchKind, Head, PublicationState, Source, head};
 
-/// Some hundred thousand rows, which take well under a second.
-const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
+/// Some ten thousand rows, which take some milliseconds.
+const COUNTED_BYTES: i64 = 8 * 1024 * 1024;
 
 /// Numbers of one database snapshot.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// The last ledger sequence of the snapshot.
-    pub sequence: Sequence,
+    /// The ledger's head in the snapshot.
+    pub head: Head,
     pub batches: Vec<BatchCount>,
     pub positions: Vec<PositionRow>,
     pub events: Vec<EventCount>,
@@ -120,7 +120,7 @@ pub struct LeaseRow {
     pub expires_at: DateTime<Utc>,
 }
 
-/// The contents, counting at most 64 MiB of each table.
+/// The contents, counting at most 8 MiB of each table.
 pub async fn read(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Contents, sqlx::Error> {
     read_counting(conn, COUNTED_BYTES, now).await
 }
@@ -132,9 +132,7 @@ pub async fn read_counting(
     now: DateTime<Utc>,
 ) -> Result<Contents, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
-    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger")
-        .fetch_one(&mut *tx)
-        .await?;
+    let head = head::read(&mut tx).await?;
     let positions =
         sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
             .fetch_all(&mut *tx)
@@ -149,7 +147,7 @@ pub async fn read_counting(
     .fetch_all(&mut *tx)
     .await?;
     let contents = Contents {
-        sequence,
+        head,
         batches: batches(&mut tx, bytes).await?,
         positions,
         events: events(&mut tx, bytes).await?,

@@ -8,6 +8,7 @@ use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::publications::lock;
+use super::slices::{self, Presence};
 use super::{NewAct, PublicationState, Sequence, acts, first_starts};
 use crate::event::{Event, Payload, Topic};
 
@@ -108,6 +109,7 @@ pub async fn record(
         .await?;
     insert(&mut tx, source_id, corrections, batch_id, act_id).await?;
     settle(&mut tx, source_id, corrections, batch_id, now).await?;
+    unmark(&mut tx, source_id, corrections, now).await?;
     let events: Vec<_> =
         corrections.iter().map(|one| (one.before.as_ref(), one.after.as_ref())).collect();
     first_starts::follow(&mut tx, source_id, &events, batch_id).await?;
@@ -153,6 +155,25 @@ async fn insert(
     Ok(())
 }
 
+/// The events are as in coderd from now on, so that none of them is gone there.
+async fn unmark(
+    tx: &mut PgConnection,
+    source_id: i16,
+    corrections: &[NewCorrection],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    for topic in Topic::ALL {
+        let of_topic = corrections.iter().filter(|one| one.topic == topic);
+        let key = |one: &NewCorrection| match one.build_id {
+            Some(build_id) => build_id.to_string(),
+            None => one.event_id.clone(),
+        };
+        let keys: Vec<String> = of_topic.map(key).collect();
+        slices::mark(tx, topic, source_id, &keys, Presence::Back, now).await?;
+    }
+    Ok(())
+}
+
 fn digest_of(event: &Option<Event>) -> Option<Vec<u8>> {
     event.as_ref().map(|event| event.digest().to_vec())
 }
@@ -177,7 +198,7 @@ async fn settle(
     }
     sqlx::query(
         "update publication set state = new.state, event_created_at = coalesce(new.created_at, event_created_at), held_for = null,
-             held_since = null, next_attempt_at = case when new.state = 'pending' then $5 else next_attempt_at end
+             held_since = null, leased_by = null, leased_until = null, next_attempt_at = case when new.state = 'pending' then $5 else next_attempt_at end
          from unnest($2::text[], $3::text[], $4::timestamptz[]) as new (event_id, state, created_at)
          where publication.source_id = $1 and publication.event_id = new.event_id",
     )

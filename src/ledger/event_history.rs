@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    ActKind, AttemptVerdict, Disposition, HeldFor, PublicationState, RejectState, Sequence,
+    ActKind, AttemptVerdict, Disposition, Head, HeldFor, PublicationState, RejectState, Sequence,
 };
 use crate::event::RejectCause;
 
@@ -42,6 +42,9 @@ pub struct RefusalHistory {
     pub units: Option<String>,
     /// When the record was recorded.
     pub recorded_at: DateTime<Utc>,
+    /// When retention removed the record's headers and body; absent: they are kept.
+    #[serde(default)]
+    pub payload_removed_at: Option<DateTime<Utc>>,
     /// The ledger sequence of its batch.
     pub sequence: Option<Sequence>,
     /// The acts of operators or upgrades on the reject, in order.
@@ -79,9 +82,16 @@ pub struct PublicationHistory {
     pub held_for: Option<HeldFor>,
     /// The latest message about it.
     pub last_message: Option<String>,
-    /// All attempts, in order.
+    /// All attempts, in order, except the removed ones.
     #[sqlx(skip)]
     pub attempts: Vec<PublicationAttempt>,
+    /// The number of earlier attempts that retention has removed.
+    #[serde(default)]
+    pub removed_attempts: i32,
+    /// When retention removed the attempts of the request that settled it; absent: it did not, or
+    /// the vendor did not settle it.
+    #[serde(default)]
+    pub attempts_removed_at: Option<DateTime<Utc>>,
 }
 
 /// One request that contained the event.
@@ -120,6 +130,8 @@ pub struct ExportHistory {
     pub reason: String,
     /// The ledger sequence of the exported state.
     pub sequence: Sequence,
+    /// The ledger's head at that sequence; absent: the ledger lacked the batch.
+    pub head: Option<Head>,
     /// The file has usage at or after this instant.
     pub first_instant: DateTime<Utc>,
     /// The file has usage before this instant.
@@ -154,7 +166,7 @@ pub async fn refusals(
 ) -> Result<Vec<RefusalHistory>, sqlx::Error> {
     sqlx::query_as(
         "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.disposition, r.cause, r.detail, r.state,
-             r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
+             r.event_type, r.units::text as units, r.recorded_at, r.payload_removed_at, named_sequence(b.sequence) as sequence,
              (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
                   order by a.id), '[]')
               from operator_act a
@@ -176,6 +188,7 @@ pub async fn publication(
 ) -> Result<Option<PublicationHistory>, sqlx::Error> {
     let life: Option<PublicationHistory> = sqlx::query_as(
         "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
+             p.removed_attempts, (select attempts_removed_at from publication_request where batch_id = b.id) as attempts_removed_at,
              case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
          from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
          where p.source_id = $1 and p.event_id = $2 order by b.sequence desc nulls last limit 1",
@@ -209,7 +222,7 @@ pub async fn exports(
     accepted_at: i64,
 ) -> Result<Vec<ExportHistory>, sqlx::Error> {
     sqlx::query_as(
-        "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
+        "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, incarnation || ':' || sequence || ':' || encode(chain, 'hex') as head, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
          from export_file file
          where (source_id is null or source_id = $1) and sequence >= $3
              and exists (select from usage_as_of(file.sequence) usage where usage.source_id = $1 and usage.id = $2
@@ -231,9 +244,9 @@ pub async fn record_export(
     now: DateTime<Utc>,
 ) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
-        "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,
-             sha256)
-         values ($1, $2, $3, $4, $5, $6, $7, (select id from source where deployment_id = $8), $9, $10, $11) returning id",
+        "insert into export_file (exported_at, actor, reason, incarnation, sequence, chain, first_instant, end_instant, source_id, format,
+             events, sha256)
+         values ($1, $2, $3, $4, $5, (select batch.chain from batch where batch.sequence = $5), $6, $7, (select id from source where deployment_id = $8), $9, $10, $11) returning id",
     )
     .bind(now)
     .bind(export.actor)

@@ -2,8 +2,8 @@
 //! sequence.
 
 use chrono::{DateTime, Utc};
-use sqlx::FromRow;
-use sqlx::PgConnection;
+use futures::TryStreamExt as _;
+use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::{PublicationState, Sequence};
@@ -39,10 +39,11 @@ pub struct UsageRow {
     pub publication_state: PublicationState,
     /// The first request in which the vendor accepted the event.
     pub request_id: Option<Uuid>,
-    /// The sequence of the batch that accepted the event.
-    pub sequence: Sequence,
-    /// The sequence of the correction that gave the event this content. None: as accepted.
-    pub corrected_sequence: Option<Sequence>,
+    /// The number of the batch's sequence that accepted the event.
+    pub sequence: i64,
+    /// The number of the sequence of the correction that gave the event this content. None: as
+    /// accepted.
+    pub corrected_sequence: Option<i64>,
 }
 
 /// How far a source's usage is complete in the ledger.
@@ -105,55 +106,55 @@ pub async fn later_usage(
     .await
 }
 
-/// The rows of the range that follow `after`, ordered by time, then id by its bytes, then
-/// deployment; empty at the end. The facts of a batch never change, so that the pages of one
-/// `as_of` are consistent without a common snapshot.
-pub async fn usage_page(
+/// Long statements of [`each_usage`] at most: an hour in all.
+pub const STATEMENTS: u32 = 48;
+
+/// Passes each row of the range to `take`, ordered by time, then id by its bytes, then deployment.
+///
+/// It is one statement, which sees one snapshot. PostgreSQL joins and sorts the range, on disk if it
+/// is large; this process has a few rows at a time. While it runs, vacuum keeps row versions that
+/// were removed after its start.
+///
+/// # Errors
+/// Those of `take`, which end it, and the database's.
+pub async fn each_usage<E: From<sqlx::Error>>(
     conn: &mut PgConnection,
     range: &UsageRange,
-    after: Option<&UsageRow>,
-    limit: i64,
-) -> Result<Vec<UsageRow>, sqlx::Error> {
-    sqlx::query_as(
+    mut take: impl FnMut(UsageRow) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut tx = conn.begin_with("begin read only").await?;
+    sqlx::raw_sql("set local statement_timeout = '1h'; set local work_mem = '64MB'")
+        .execute(&mut *tx)
+        .await?;
+    // An event has several rows here if it was settled or accepted by the vendor repeatedly. The
+    // last settlement and the first acceptance count.
+    let mut rows = sqlx::query_as(
         r#"
-        select source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
-            coalesce(settled.state, 'pending') as publication_state,
-            accepted.request_id, $9::uuid || ':' || usage.sequence as sequence,
-            $9::uuid || ':' || usage.corrected_sequence as corrected_sequence
+        select distinct on (usage.created_at, usage.id collate "C", source.deployment_id)
+            source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
+            coalesce(settlement.state, 'pending') as publication_state, request.id as request_id, accepted.sequence, usage.corrected_sequence
         from source
-        cross join lateral (
-            select event.*, batch.sequence from usage_as_of($4) event join batch on batch.id = event.batch_id
-            where event.source_id = source.id and batch.sequence <= $4
-                and event.created_at >= coalesce($5, $1) and event.created_at < $2
-                and ($5 is null or (event.created_at, event.id collate "C", source.deployment_id) > ($5, $6, $7))
-            order by event.created_at, event.id collate "C" limit $8
-        ) usage
-        left join lateral (
-            select settlement.state from settlement join batch on batch.id = settlement.batch_id
-            where settlement.source_id = source.id and settlement.event_id = usage.id and batch.sequence <= $4
-            order by batch.sequence desc limit 1
-        ) settled on true
-        left join lateral (
-            select attempt.request_id from publication_attempt attempt
-            join publication_request request on request.id = attempt.request_id
-            join batch answered on answered.id = request.batch_id
-            where attempt.source_id = source.id and attempt.event_id = usage.id and attempt.verdict = 'accepted'
-                and answered.sequence <= $4
-            order by answered.sequence, attempt.request_id limit 1
-        ) accepted on true
-        where $3::uuid is null or source.deployment_id = $3
-        order by usage.created_at, usage.id collate "C", source.deployment_id limit $8
+        join usage_as_of($4) usage on usage.source_id = source.id
+        join batch accepted on accepted.id = usage.batch_id and accepted.sequence <= $4
+        left join (settlement join batch settled on settled.id = settlement.batch_id and settled.sequence <= $4)
+            on settlement.source_id = usage.source_id and settlement.event_id = usage.id
+        left join (settlement published
+                join batch answered on answered.id = published.batch_id and answered.sequence <= $4
+                join publication_request request on request.batch_id = answered.id)
+            on published.source_id = usage.source_id and published.event_id = usage.id and published.state = 'published'
+        where usage.created_at >= $1 and usage.created_at < $2 and ($3::uuid is null or source.deployment_id = $3)
+        order by usage.created_at, usage.id collate "C", source.deployment_id,
+            settled.sequence desc nulls last, answered.sequence, request.id
         "#,
     )
     .bind(range.from)
     .bind(range.to)
     .bind(range.source)
     .bind(range.as_of.number)
-    .bind(after.map(|row| row.created_at))
-    .bind(after.map(|row| row.event_id.as_str()))
-    .bind(after.map(|row| row.deployment_id))
-    .bind(limit)
-    .bind(range.as_of.incarnation)
-    .fetch_all(conn)
-    .await
+    .fetch(&mut *tx);
+    while let Some(row) = rows.try_next().await? {
+        take(row)?;
+    }
+    drop(rows);
+    Ok(tx.commit().await?)
 }

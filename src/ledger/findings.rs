@@ -1,38 +1,14 @@
 //! The latest findings of the continuous audit. From them every process decides whether usage may
 //! be published.
 
-use sqlx::Connection as _;
-use sqlx::PgConnection;
-
 use chrono::{DateTime, Utc};
-use sqlx::FromRow;
-use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::leases::hold;
-use super::{Difference, Lease, LeaseError, Sequence};
+use super::{Difference, Sequence};
 
-/// Number of differences per joint that are kept with their ids.
-const EXAMPLES: usize = 10;
 /// After this time without an audit, possibly no process audits the deployment any more.
 const STALE_SECONDS: f64 = 3600.0;
-
-/// An audit's finding at one joint.
-#[derive(Clone, Copy, Debug)]
-pub struct NewFinding<'a> {
-    pub joint: &'a str,
-    /// The deployment of a joint that covers only one.
-    pub deployment: Option<Uuid>,
-    pub differences: &'a [Difference],
-    /// The number of open items for an operator.
-    pub open: usize,
-    /// Confirmed builds and claims that coderd no longer has.
-    pub gone: i64,
-    /// Usage of the last 30 days that differs, except usage that coderd was never seen to have.
-    pub recent_usage_differs: i64,
-    /// All accepted usage of the last 30 days.
-    pub recent_usage: i64,
-}
 
 /// The latest finding at one joint.
 #[derive(
@@ -67,6 +43,10 @@ pub struct Finding {
     pub seconds: f64,
     /// Since when the joint differs; absent: it balances.
     pub differs_since: Option<DateTime<Utc>>,
+    /// When all rows of the last 35 days were last compared again; absent: not yet.
+    pub recent_turn_ended_at: Option<DateTime<Utc>>,
+    /// When all rows were last compared again; absent: not yet.
+    pub whole_turn_ended_at: Option<DateTime<Utc>>,
 }
 
 impl Finding {
@@ -81,52 +61,14 @@ macro_rules! finding_columns {
     () => {
         "joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples,
              incarnation || ':' || sequence as sequence, audited_at, seconds, differs_since,
+             (select (progress->>'recent_turn_ended_at')::timestamptz from audit_progress of where of.joint = audit_finding.joint
+                 and of.deployment_id is not distinct from audit_finding.deployment_id) as recent_turn_ended_at,
+             (select (progress->>'whole_turn_ended_at')::timestamptz from audit_progress of where of.joint = audit_finding.joint
+                 and of.deployment_id is not distinct from audit_finding.deployment_id) as whole_turn_ended_at,
              extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds"
     };
 }
 pub(super) use finding_columns;
-
-/// Replaces the findings of the previous audit. Only the holder of the lease may.
-///
-/// # Errors
-/// [`LeaseError`]; nothing is written.
-pub async fn record(
-    conn: &mut PgConnection,
-    lease: &Lease,
-    found: &[NewFinding<'_>],
-    sequence: Sequence,
-    seconds: f64,
-) -> Result<(), LeaseError> {
-    let mut tx = conn.begin().await?;
-    hold(&mut tx, lease).await?;
-    for one in found {
-        let examples: Vec<&Difference> = one.differences.iter().take(EXAMPLES).collect();
-        sqlx::query(
-            "insert into audit_finding as last (joint, deployment_id, differences, open, examples, incarnation, sequence, audited_at, seconds,
-                 differs_since, gone, recent_usage_differs, recent_usage)
-             values ($1, $7, $2, $3, $4, $11, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end, $8, $9, $10)
-             on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
-                 differences = excluded.differences, open = excluded.open, examples = excluded.examples,
-                 incarnation = excluded.incarnation, sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds, gone = excluded.gone,
-                 recent_usage_differs = excluded.recent_usage_differs, recent_usage = excluded.recent_usage,
-                 differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
-        )
-        .bind(one.joint)
-        .bind(i64::try_from(one.differences.len()).unwrap_or(i64::MAX))
-        .bind(i64::try_from(one.open).unwrap_or(i64::MAX))
-        .bind(Json(examples))
-        .bind(sequence.number)
-        .bind(seconds)
-        .bind(one.deployment)
-        .bind(one.gone)
-        .bind(one.recent_usage_differs)
-        .bind(one.recent_usage)
-        .bind(sequence.incarnation)
-        .execute(&mut *tx)
-        .await?;
-    }
-    Ok(tx.commit().await?)
-}
 
 /// The latest findings, by joint and deployment, without retired sources. Empty before the first
 /// audit.

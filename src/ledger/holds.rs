@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Finding, findings};
+use super::{Finding, LateAudit, findings, late_audits};
 
 /// Above this share of differing usage in the last 30 days the whole source is held.
 const LARGEST_SHARE_PERCENT: i128 = 1;
@@ -46,13 +46,34 @@ pub struct Hold {
     pub ends: String,
 }
 
-/// The policy that maps findings to holds. A contradiction between the ledger and the log or the
+/// The policy that maps findings and late audits to holds. A contradiction between the ledger and the log or the
 /// vendor holds everything. A source is held if over 1 % of its usage of the last 30 days differs;
 /// otherwise each event that differs is held by itself. Builds hold nothing. Usage that coderd does
-/// not have, and was never seen to have, holds only itself.
+/// not have, and was never seen to have, holds only itself. A late audit holds what its findings
+/// could hold, until the joint is audited or an operator publishes without it.
 #[must_use]
-pub fn holds(findings: &[Finding]) -> Vec<Hold> {
-    findings.iter().filter_map(Finding::hold).collect()
+pub fn holds(findings: &[Finding], late: &[LateAudit]) -> Vec<Hold> {
+    findings
+        .iter()
+        .filter_map(Finding::hold)
+        .chain(late.iter().filter_map(LateAudit::hold))
+        .collect()
+}
+
+impl LateAudit {
+    /// The hold that follows from the late audit, unless an operator has overridden it.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        let scope = self.deployment_id.map_or(HoldScope::Everything, |_| HoldScope::Source);
+        self.overridden.is_none().then(|| Hold {
+            scope,
+            deployment_id: self.deployment_id,
+            event_id: None,
+            since: self.since,
+            why: self.to_string(),
+            ends: self.hold_end(),
+        })
+    }
 }
 
 impl Finding {
@@ -82,15 +103,15 @@ impl Finding {
     }
 }
 
-/// The hold on this deployment's usage by the audits' findings; none: at most single events are
-/// held. After an error it is not known whether usage is held.
+/// The hold on this deployment's usage by the audits; none: at most single events are held. After an error it is not known whether usage is held.
 pub async fn of_deployment(
     conn: &mut PgConnection,
     deployment: Uuid,
 ) -> Result<Option<Hold>, sqlx::Error> {
     let concerns =
         |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
-    Ok(holds(&findings::list(conn).await?).into_iter().find(concerns))
+    let findings = findings::list(conn).await?;
+    Ok(holds(&findings, &late_audits::list(conn).await?).into_iter().find(concerns))
 }
 
 #[cfg(test)]
@@ -120,7 +141,31 @@ mod tests {
             age_seconds: 0.0,
             seconds: 0.0,
             differs_since: (differences > 0).then_some(DateTime::UNIX_EPOCH),
+            recent_turn_ended_at: None,
+            whole_turn_ended_at: None,
         }
+    }
+
+    #[test]
+    fn a_late_audit_holds_its_source_or_everything_until_an_operator_overrides_it() {
+        let late = |deployment_id, overridden| LateAudit {
+            joint: "a joint".into(),
+            deployment_id,
+            audited_at: None,
+            since: Some(DateTime::UNIX_EPOCH),
+            overridden,
+        };
+        let by = super::super::AuditOverride {
+            actor: "sre-1".into(),
+            reason: "a test".into(),
+            acted_at: DateTime::UNIX_EPOCH,
+        };
+        let found = holds(&[], &[late(None, None), late(Some(SOURCE), None)]);
+        let [all, source] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((all.scope, source.scope), (HoldScope::Everything, HoldScope::Source));
+        assert!(all.ends.contains("--unaudited ledger"), "{all:?}");
+        assert!(source.ends.contains(&format!("--unaudited {SOURCE}")), "{source:?}");
+        assert_eq!(holds(&[], &[late(None, Some(by.clone())), late(Some(SOURCE), Some(by))]), []);
     }
 
     #[test]
@@ -148,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_hold_has_scope_begin_reason_and_end() {
-        let found = holds(&[finding(None, 0, 0, 0), finding(Some(SOURCE), 3, 2, 10)]);
+        let found = holds(&[finding(None, 0, 0, 0), finding(Some(SOURCE), 3, 2, 10)], &[]);
         let [hold] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(
             (hold.scope, hold.deployment_id, hold.since),

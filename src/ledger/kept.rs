@@ -2,6 +2,7 @@
 //! audit compares them with the log.
 
 use chrono::{DateTime, Utc};
+use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -9,8 +10,9 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::entries::payload_of;
+use super::parts::{event_digest, place_of};
 use super::refused::RejectTraces;
-use super::{Arrival, BatchKind, Difference, Disposition, RejectState};
+use super::{Arrival, BatchKind, Difference, Disposition, PartRow, RejectState};
 use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
 /// The row of an accepted event.
@@ -62,8 +64,12 @@ pub struct KeptReject {
     pub by_a_replay: bool,
     record_timestamp: Option<DateTime<Utc>>,
     record_key: Option<Vec<u8>>,
-    headers: Vec<u8>,
+    headers: Option<Vec<u8>>,
     payload: Option<Vec<u8>>,
+    /// Retention has removed headers and body, and left their digests.
+    is_removed: bool,
+    headers_sha256: Option<Vec<u8>>,
+    payload_sha256: Option<Vec<u8>>,
     whole_bytes: Option<i64>,
     whole_sha256: Option<Vec<u8>>,
     deployment_id: Option<Uuid>,
@@ -179,14 +185,42 @@ pub async fn events_after(
     query.bind(limit).fetch_all(conn).await?.iter().map(|row| kept_event(topic, row)).collect()
 }
 
+/// The events of these batches, in the log's order.
+pub(super) async fn events_of(
+    conn: &mut PgConnection,
+    topic: Topic,
+    batches: &[i64],
+) -> Result<Vec<KeptEvent>, sqlx::Error> {
+    let query = match topic {
+        Topic::WorkspaceBuilds => {
+            "select e.build_id::text as key, e.*, s.deployment_id, null::jsonb as batch
+             from workspace_build e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.build_id"
+        }
+        Topic::PrebuildClaims => {
+            "select e.build_id::text as key, e.*, s.deployment_id, null::jsonb as batch
+             from prebuild_claim e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.build_id"
+        }
+        Topic::AgentUsage => {
+            "select e.id as key, e.id, e.source_id, e.batch_id, e.log_offset, e.digest, e.event_type, e.quantity::text as quantity,
+                 e.created_at, e.publish_started_at, e.published_at, e.failure_message, s.deployment_id, null::jsonb as batch
+             from usage_event e left join source s on s.id = e.source_id where e.batch_id = any($1)
+             order by e.log_offset, e.source_id, e.id"
+        }
+    };
+    let rows = sqlx::query(query).bind(batches).fetch_all(conn).await?;
+    rows.iter().map(|row| kept_event(topic, row)).collect()
+}
+
 /// The rejects, conflicts and held records of the range.
 pub async fn rejects_in(
     conn: &mut PgConnection,
     range: &KeptRange,
 ) -> Result<Vec<KeptReject>, sqlx::Error> {
     sqlx::query_as(
-        "select id, log_offset, disposition, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
-             event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
+        "select id, log_offset, disposition, cause, state, record_timestamp, record_key, headers, payload, payload_removed_at is not null as is_removed,
+             headers_sha256, payload_sha256, whole_bytes, whole_sha256, deployment_id, event_id, event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
          from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
     )
     .bind(range.partition.topic.name())
@@ -221,6 +255,17 @@ pub async fn differences(
 }
 
 impl KeptEvent {
+    /// The row as its batch's content contains it; none if it is not a valid event any more.
+    #[must_use]
+    pub fn part_row(&self) -> Option<PartRow> {
+        let event = self.event.as_ref().ok()?;
+        let digest = self.digest.as_slice().try_into().ok()?;
+        Some(PartRow {
+            place: place_of(self.log_offset),
+            digest: event_digest(self.source_id, self.log_offset, digest, event),
+        })
+    }
+
     /// The event's id, from the row's key.
     #[must_use]
     pub fn id(&self, topic: Topic) -> String {
@@ -233,6 +278,20 @@ impl KeptEvent {
 }
 
 impl KeptReject {
+    /// Whether a value of the record is the kept one, or has the digest of the removed one.
+    fn is(
+        &self,
+        value: Option<&[u8]>,
+        kept: &Option<Vec<u8>>,
+        removed_sha256: &Option<Vec<u8>>,
+    ) -> bool {
+        if self.is_removed {
+            value.map(|value| Sha256::digest(value).to_vec()) == *removed_sha256
+        } else {
+            value == kept.as_deref()
+        }
+    }
+
     /// The names of the columns that differ from this record.
     #[must_use]
     pub fn differs_from(&self, arrival: &Arrival) -> Vec<&'static str> {
@@ -241,8 +300,11 @@ impl KeptReject {
         let same = [
             ("record_timestamp", self.record_timestamp == Some(arrival.timestamp)),
             ("record_key", self.record_key == message.key),
-            ("headers", self.headers == message.headers_json()),
-            ("payload", self.payload == message.payload),
+            (
+                "headers",
+                self.is(Some(&message.headers_json()), &self.headers, &self.headers_sha256),
+            ),
+            ("payload", self.is(message.payload.as_deref(), &self.payload, &self.payload_sha256)),
             (
                 "whole_bytes",
                 self.whole_bytes
@@ -282,7 +344,7 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
 
 /// Each query returns (id, detail) for at most `$1` rows that disagree, normally for none.
 /// `materialized` makes it plan for all rows.
-const CHECKS: [(&str, &str); 8] = [
+const CHECKS: [(&str, &str); 11] = [
     (
         "publication_changed",
         "with found as materialized (
@@ -322,20 +384,36 @@ const CHECKS: [(&str, &str); 8] = [
         "publication_off_its_attempts",
         "with found as materialized (
              select p.event_id, 'attempts: counted ' || p.attempts || ', rows ' || coalesce(a.n, 0)
+                 || case when p.removed_attempts = 0 then '' else ', removed ' || p.removed_attempts end
              from publication p left join (
                  select source_id, event_id, count(*) as n from publication_attempt group by source_id, event_id
              ) a using (source_id, event_id)
-             where p.attempts <> coalesce(a.n, 0))
+             where p.attempts <> coalesce(a.n, 0) + p.removed_attempts)
          select * from found limit $1",
     ),
     (
         "request_off_its_attempts",
-        "select 'request ' || r.id, case when r.events <> coalesce(a.n, 0) then 'events: counted ' || r.events || ', rows ' || coalesce(a.n, 0)
+        "select 'request ' || r.id, case when r.attempts_removed_at is not null then 'events: counted ' || r.events
+                     || ', removed attempts by verdict ' || r.verdicts || ', rows ' || coalesce(a.n, 0)
+                 when r.events <> coalesce(a.n, 0) then 'events: counted ' || r.events || ', rows ' || coalesce(a.n, 0)
                  else 'its answer and the verdicts of its events contradict each other' end
          from publication_request r left join (
              select request_id, count(*) as n, count(verdict) as verdicts from publication_attempt group by request_id
          ) a on a.request_id = r.id
-         where r.events <> coalesce(a.n, 0) or (r.batch_id is null and a.verdicts > 0) or (r.batch_id is not null and a.verdicts < a.n) limit $1",
+         where case when r.attempts_removed_at is null
+             then r.events <> coalesce(a.n, 0) or (r.batch_id is null and a.verdicts > 0) or (r.batch_id is not null and a.verdicts < a.n)
+             else a.n > 0 or (select coalesce(sum(value::bigint), 0) from jsonb_each_text(r.verdicts))
+                 <> case when r.batch_id is null then 0 else r.events end end limit $1",
+    ),
+    // Each removal by retention is counted in the ledger.
+    (
+        "removed_off_its_acts",
+        "select kind, 'retention counts ' || counted || ' removed, rows ' || n from (
+             select kind, rows + (select coalesce(sum((detail->'removed'->kind->>'rows')::bigint), 0) from operator_act where act = 'prune') as counted,
+                 case kind when 'attempts' then (select coalesce(sum(removed_attempts), 0) from publication)
+                     else (select count(*) from reject where payload_removed_at is not null) end as n
+             from prune_kind where kind in ('attempts', 'reject_payloads')) as removed
+         where counted <> n limit $1",
     ),
     (
         "first_start_without_its_build",
@@ -353,5 +431,25 @@ const CHECKS: [(&str, &str); 8] = [
          from workspace_build b left join workspace_first_start f on f.source_id = b.source_id and f.workspace_id = b.workspace_id
          where b.first_successful_start and f.workspace_id is null
              and not exists (select from correction c where c.source_id = b.source_id and c.event_id = 'workspace_build_completed:' || b.build_id) limit $1",
+    ),
+    (
+        "reject_off_its_act",
+        "with found as materialized (
+             select 'reject ' || r.id, 'state is ' || r.state || ', but '
+                 || coalesce('its act ' || a.id || ' is ' || a.act || ' of ' || coalesce('reject ' || a.reject_id, a.subject), 'its act is missing')
+             from reject r left join operator_act a on a.id = r.act_id
+             where r.state <> 'open' and (a.reject_id is distinct from r.id
+                 or (a.act, r.state) not in (('resubmit', 'resubmitted'), ('admit', 'admitted'), ('discard', 'discarded'))))
+         select * from found limit $1",
+    ),
+    (
+        "row_of_no_batch",
+        "select * from (
+             select 'reject ' || r.id, 'it names batch ' || r.batch_id || ', which does not exist'
+             from reject r where not exists (select from batch b where b.id = r.batch_id)
+             union all
+             select 'request ' || r.id, 'it names batch ' || r.batch_id || ', which does not exist'
+             from publication_request r where r.batch_id is not null and not exists (select from batch b where b.id = r.batch_id)
+         ) as found limit $1",
     ),
 ];

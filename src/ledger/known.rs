@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::RejectState;
-use crate::event::{Digest, Message, SIGNATURE};
+use crate::event::{Digest, Message, unsigned_headers};
 
 /// The state of an event id among the rejects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +151,8 @@ pub async fn refused_messages(
 ) -> Result<HashSet<String>, sqlx::Error> {
     let ids: Vec<&String> = messages.keys().collect();
     let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
-        "select event_id, state = 'discarded', headers, coalesce(whole_sha256, sha256(coalesce(payload, ''))) from reject
+        "select event_id, state = 'discarded', coalesce(unsigned_headers_sha256, unsigned_headers(headers)),
+             coalesce(whole_sha256, payload_sha256, sha256(coalesce(payload, ''))) from reject
          where deployment_id = $1 and event_id = any($2) and ",
         of_the_event!()
     ))
@@ -162,7 +163,7 @@ pub async fn refused_messages(
     let same = |id: &String, headers: &[u8], hash: &[u8]| {
         messages.get(id).is_some_and(|message| {
             let body = Sha256::digest(message.payload.as_deref().unwrap_or_default());
-            body[..] == *hash && unsigned(&message.headers_json()) == unsigned(headers)
+            body[..] == *hash && unsigned_headers(message)[..] == *headers
         })
     };
     let refused = rows
@@ -190,13 +191,6 @@ pub async fn refused_states(
     .fetch_all(conn)
     .await?;
     Ok(rows.into_iter().map(|(id, state, passed)| (id, RefusedState { state, passed })).collect())
-}
-
-/// The kept headers of a record without its signature, which depends on the key.
-fn unsigned(headers: &[u8]) -> Option<Vec<(String, Option<String>)>> {
-    let mut headers: Vec<(String, Option<String>)> = serde_json::from_slice(headers).ok()?;
-    headers.retain(|(name, _)| !name.eq_ignore_ascii_case(SIGNATURE));
-    Some(headers)
 }
 
 pub(super) fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {

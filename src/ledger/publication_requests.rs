@@ -7,8 +7,8 @@ use sqlx::Connection as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::PublicationState;
 use super::publications::{insert_verdicts, lock};
+use super::{HeldFor, PublicationState};
 use crate::words::words;
 
 #[derive(Clone, Debug)]
@@ -52,6 +52,15 @@ pub struct Attempt {
     pub next_attempt_at: DateTime<Utc>,
     /// Whether the vendor may have accepted this attempt or an earlier one.
     pub unanswered: bool,
+    /// The reason why the event is held until then, if it is.
+    pub held_for: Option<HeldFor>,
+}
+
+impl Attempt {
+    /// Whether the vendor has decided on the event.
+    fn is_final(&self) -> bool {
+        matches!(self.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused)
+    }
 }
 
 /// The outcome of a request.
@@ -67,6 +76,8 @@ pub struct RequestOutcome<'a> {
     pub error: Option<String>,
     /// One attempt for each event of the request.
     pub attempts: Vec<Attempt>,
+    /// How long the events that stay pending remain leased from now. None: their leases end.
+    pub lease: Option<Duration>,
 }
 
 /// The result of recording an outcome.
@@ -116,11 +127,8 @@ pub async fn last(
     source_id: i16,
 ) -> Result<Option<LastRequest>, sqlx::Error> {
     sqlx::query_as(
-        "select id, sent_at, answered_at, status, error,
-             (select coalesce(jsonb_object_agg(verdict, events), '{}') from (
-                  select verdict, count(*) as events from publication_attempt where request_id = request.id and verdict is not null group by verdict
-              ) counted) as verdicts
-         from publication_request request where source_id = $1 order by sent_at desc limit 1",
+        "select id, sent_at, answered_at, status, error, covered_verdicts as verdicts
+         from covered_request where source_id = $1 order by sent_at desc limit 1",
     )
     .bind(source_id)
     .fetch_optional(conn)
@@ -130,43 +138,40 @@ pub async fn last(
 /// Writes the request and its attempts, commits, and extends the leases. From then on its events
 /// are treated as sent. False: a lease was lost, or the ledger is restored; nothing is written and
 /// nothing may be sent. After an error nothing may be sent.
+///
+/// One statement. It locks the rows in the order of [`lock`] before it writes any.
 pub async fn begin(
     conn: &mut PgConnection,
     request: &NewRequest<'_>,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
-    let mut tx = conn.begin().await?;
-    lock(&mut tx, request.source_id, &request.event_ids).await?;
-    let held = sqlx::query(
-        "update publication set attempts = attempts + 1, unanswered = true, leased_until = clock_timestamp() + make_interval(secs => $4)
-         where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()
-             and not exists (select from recovery where closed_at is null)",
+    let written = sqlx::query(
+        "with locked as materialized (
+             select event_id from publication
+             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()
+                 and not exists (select from recovery where closed_at is null)
+             order by event_id for update
+         ), extended as (
+             update publication set attempts = attempts + 1, unanswered = true, leased_until = clock_timestamp() + make_interval(secs => $4)
+             where source_id = $1 and event_id = any(array(select event_id from locked)) and (select count(*) from locked) = $7
+             returning event_id
+         ), request as (
+             insert into publication_request (id, source_id, license_sha256, events, sent_at)
+             select $5, $1, $6, $7, $8 where exists (select from extended)
+         )
+         insert into publication_attempt (request_id, source_id, event_id) select $5, $1, event_id from extended",
     )
     .bind(request.source_id)
     .bind(&request.event_ids)
     .bind(request.holder)
     .bind(request.lease.as_secs_f64())
-    .execute(&mut *tx)
+    .bind(request.id)
+    .bind(request.license_sha256.as_slice())
+    .bind(i32::try_from(request.event_ids.len()).unwrap_or(i32::MAX))
+    .bind(now)
+    .execute(conn)
     .await?;
-    if held.rows_affected() != request.event_ids.len() as u64 {
-        return Ok(false);
-    }
-    sqlx::query("insert into publication_request (id, source_id, license_sha256, events, sent_at) values ($1, $2, $3, $4, $5)")
-        .bind(request.id)
-        .bind(request.source_id)
-        .bind(request.license_sha256.as_slice())
-        .bind(i32::try_from(request.event_ids.len()).unwrap_or(i32::MAX))
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("insert into publication_attempt (request_id, source_id, event_id) select $1, $2, unnest($3::text[])")
-        .bind(request.id)
-        .bind(request.source_id)
-        .bind(&request.event_ids)
-        .execute(&mut *tx)
-        .await?;
-    tx.commit().await?;
-    Ok(true)
+    Ok(written.rows_affected() == request.event_ids.len() as u64)
 }
 
 /// Records an outcome in one batch: the verdicts, and each event's final state or next attempt. A
@@ -198,7 +203,7 @@ pub async fn record_outcome(
     }
     record_attempts(&mut tx, outcome).await?;
     settle(&mut tx, outcome, batch_id).await?;
-    reschedule(&mut tx, outcome).await?;
+    reschedule(&mut tx, outcome, now).await?;
     tx.commit().await?;
     Ok(Recorded::Now)
 }
@@ -230,11 +235,10 @@ async fn settle(
     outcome: &RequestOutcome<'_>,
     batch_id: i64,
 ) -> Result<(), sqlx::Error> {
-    let settled = outcome
-        .attempts
-        .iter()
-        .filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
-    let settled: Vec<&Attempt> = settled.collect();
+    let settled: Vec<&Attempt> = outcome.attempts.iter().filter(|one| one.is_final()).collect();
+    if settled.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
         "with settled as (
              update publication set state = new.state, unanswered = false, last_message = new.message, held_for = null, held_since = null,
@@ -264,16 +268,20 @@ async fn settle(
 async fn reschedule(
     tx: &mut PgConnection,
     outcome: &RequestOutcome<'_>,
+    now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    let retried = outcome
-        .attempts
-        .iter()
-        .filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
-    let retried: Vec<&Attempt> = retried.collect();
+    let retried: Vec<&Attempt> = outcome.attempts.iter().filter(|one| !one.is_final()).collect();
+    if retried.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
-        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message, held_for = null, held_since = null,
-             leased_by = null, leased_until = null
-         from unnest($3::text[], $4::timestamptz[], $5::boolean[], $6::text[]) as new (event_id, next_attempt_at, unanswered, message)
+        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message,
+             refusals = refusals + new.refused, held_for = new.held_for,
+             held_since = case when new.held_for is not null then coalesce(held_since, $9) end,
+             leased_by = case when $10::double precision is not null then leased_by end,
+             leased_until = clock_timestamp() + make_interval(secs => $10)
+         from unnest($3::text[], $4::timestamptz[], $5::boolean[], $6::text[], $7::integer[], $8::text[])
+             as new (event_id, next_attempt_at, unanswered, message, refused, held_for)
          where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
     )
     .bind(outcome.source_id)
@@ -282,6 +290,10 @@ async fn reschedule(
     .bind(retried.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
     .bind(retried.iter().map(|one| one.unanswered).collect::<Vec<_>>())
     .bind(retried.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .bind(retried.iter().map(|one| i32::from(one.verdict != AttemptVerdict::Failed)).collect::<Vec<_>>())
+    .bind(retried.iter().map(|one| one.held_for).collect::<Vec<_>>())
+    .bind(now)
+    .bind(outcome.lease.map(|lease| lease.as_secs_f64()))
     .execute(tx)
     .await?;
     Ok(())

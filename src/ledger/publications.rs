@@ -40,6 +40,8 @@ words! {
         CoderdDiffers = "coderd_differs",
         /// The vendor's rules do not allow the event.
         VendorRules = "vendor_rules",
+        /// The vendor refuses the whole request, even if it contains only this event.
+        VendorRefuses = "vendor_refuses",
     }
 }
 
@@ -58,6 +60,8 @@ pub struct Publication {
     pub unanswered: bool,
     /// The number of attempts that were refused for now or left out of an answer.
     pub refusals: u32,
+    /// Whether the vendor has refused a whole request with this event alone.
+    pub refused_alone: bool,
     /// Whether coderd is known to have had the event as it was accepted.
     pub confirmed: bool,
     /// The latest message about it.
@@ -136,7 +140,10 @@ pub struct Pending {
 }
 
 /// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is
-/// not due, or that another publisher has leased, does not hold back the others.
+/// not due, or that another request has leased, does not hold back the others.
+///
+/// Reads the leased rows by key, because the planner does not know `limit` and would read whole
+/// tables. The search for due rows passes those before them that are leased or not due.
 pub async fn lease(
     conn: &mut PgConnection,
     source_id: i16,
@@ -154,17 +161,17 @@ pub async fn lease(
              order by event_created_at, event_id limit $4 for update skip locked
          ), leased as (
              update publication set leased_by = $5, leased_until = clock_timestamp() + make_interval(secs => $6)
-             from due where publication.source_id = $1 and publication.event_id = due.event_id
-             returning publication.event_id, publication.unanswered, publication.last_message
+             where source_id = $1 and event_id = any(array(select event_id from due))
+             returning event_id, unanswered, last_message, refusals, held_for is not distinct from 'vendor_refuses' as refused_alone
          )
          select usage.id, coalesce(corrected.event_type, usage.event_type) as event_type,
              coalesce(corrected.quantity, usage.quantity)::text as quantity, coalesce(corrected.created_at, usage.created_at) as created_at,
              usage.publish_started_at, usage.published_at, usage.failure_message,
              usage.confirmed_at is not null or corrected.event_id is not null as confirmed, leased.unanswered, leased.last_message,
-             (select count(*) from publication_attempt attempt
-              where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
-         from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
+             leased.refusals, leased.refused_alone
+         from usage_event usage join leased on leased.event_id = usage.id
              left join current_correction corrected on corrected.source_id = usage.source_id and corrected.event_id = usage.id
+         where usage.source_id = $1 and usage.id = any(array(select event_id from leased))
          order by 4, usage.id",
     )
     .bind(source_id)
@@ -338,11 +345,23 @@ pub async fn settle(
 
 /// The backlog of a source. Reads the pending rows only.
 pub async fn pending(conn: &mut PgConnection, source_id: i16) -> Result<Pending, sqlx::Error> {
+    oldest_pending(conn, source_id, None).await
+}
+
+/// The same of the `limit` oldest pending rows. Reads no others.
+pub async fn oldest_pending(
+    conn: &mut PgConnection,
+    source_id: i16,
+    limit: Option<i64>,
+) -> Result<Pending, sqlx::Error> {
     let row = sqlx::query(
-        "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at)
-         from publication where source_id = $1 and state = 'pending'",
+        "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at) from (
+             select held_since, unanswered, event_created_at from publication
+             where source_id = $1 and state = 'pending' order by event_created_at, event_id limit $2
+         ) oldest",
     )
     .bind(source_id)
+    .bind(limit)
     .fetch_one(conn)
     .await?;
     Ok(Pending {
@@ -361,7 +380,7 @@ pub async fn held(
 ) -> Result<Vec<HeldBack>, sqlx::Error> {
     sqlx::query_as(
         "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
-             confirmed_at is not null as confirmed
+             confirmed_at is not null or exists (select from correction c where c.source_id = usage.source_id and c.event_id = usage.id) as confirmed
          from publication join usage_event usage on usage.source_id = publication.source_id and usage.id = event_id
          where publication.source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $2",
     )
@@ -423,7 +442,8 @@ fn publication_of(row: &PgRow) -> Result<Publication, sqlx::Error> {
         quantity: usage.quantity,
         created_at: usage.created_at,
         unanswered: row.try_get("unanswered")?,
-        refusals: u32::try_from(row.try_get::<i64, _>("refusals")?).unwrap_or(u32::MAX),
+        refusals: u32::try_from(row.try_get::<i32, _>("refusals")?).unwrap_or(u32::MAX),
+        refused_alone: row.try_get("refused_alone")?,
         confirmed: row.try_get("confirmed")?,
         last_message: row.try_get("last_message")?,
     })

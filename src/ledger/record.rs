@@ -11,10 +11,12 @@ use uuid::Uuid;
 
 use super::confirmed::confirm;
 use super::corrections::known_contents;
+use super::parts::EVENTS;
 use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
 use super::{
-    Arrival, BatchKind, Chain, Counts, Disposition, LastRecord, RecordError, Refusal, rows,
+    Arrival, BatchKind, BatchPart, Chain, Counts, Disposition, LastRecord, PartRow, RecordError,
+    Refusal, rows,
 };
 use crate::event::{Digest, Payload};
 
@@ -33,10 +35,12 @@ pub async fn batch(
         .await?
         .try_get(0)?;
     let sorted = SortedEvents::of(arrivals, &sources, now);
-    let dispositions = insert_events(&mut tx, batch_id, &sorted, (arrivals, &sources), now).await?;
+    let mut dispositions =
+        insert_events(&mut tx, batch_id, &sorted, (arrivals, &sources), now).await?;
     let counts = dispositions.counts(arrivals);
     insert_refused(&mut tx, now, batch_id, chain, arrivals, &dispositions.refused).await?;
-    insert_batch(&mut tx, now, batch_id, chain, next_offset, counts).await?;
+    let events = dispositions.events();
+    insert_batch(&mut tx, now, batch_id, chain, next_offset, counts, &events).await?;
     match chain {
         Chain::Live(lease) => {
             advance(
@@ -188,7 +192,8 @@ impl<'a> SortedEvents<'a> {
 /// The dispositions according to the tables.
 #[derive(Default)]
 pub(super) struct Dispositions {
-    accepted: usize,
+    /// The rows of new events, with their offsets.
+    accepted: Vec<(i64, PartRow)>,
     /// Duplicates of accepted events, by the record's index.
     duplicates: HashSet<usize>,
     /// Events that are not accepted, by the record's index.
@@ -227,6 +232,12 @@ impl Dispositions {
         Ok(())
     }
 
+    /// The batch's part of new events, in the log's order.
+    fn events(&mut self) -> BatchPart {
+        self.accepted.sort_by_key(|(offset, _)| *offset);
+        BatchPart::of(self.accepted.iter().map(|(_, row)| row))
+    }
+
     pub(super) fn counts(&self, arrivals: &[Arrival]) -> Counts {
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         let all_refused = || {
@@ -240,7 +251,7 @@ impl Dispositions {
         };
         Counts {
             records: count(arrivals.len()),
-            accepted: count(self.accepted),
+            accepted: count(self.accepted.len()),
             duplicates: count(self.duplicates.len()),
             conflicts: count(refused(Disposition::Conflict)),
             rejects: count(refused(Disposition::Rejected)),
@@ -282,7 +293,7 @@ pub(super) fn judge(
 ) {
     for new in news {
         match known.get(&new.index) {
-            None => dispositions.accepted += 1,
+            None => dispositions.accepted.push((new.offset, new.part_row())),
             Some(digest) if *digest == new.digest => {
                 dispositions.duplicates.insert(new.index);
             }
@@ -304,15 +315,19 @@ async fn insert_batch(
     chain: &Chain,
     next_offset: i64,
     counts: Counts,
+    events: &BatchPart,
 ) -> Result<(), sqlx::Error> {
     let (kind, epoch, replay_id) = match chain {
         Chain::Live(lease) => (BatchKind::Log, Some(lease.epoch), None),
         Chain::Replay { id, .. } => (BatchKind::Replay, None, Some(*id)),
     };
     sqlx::query(
-        "insert into batch (id, kind, recorded_at, topic, partition, generation, epoch, replay_id, first_offset, next_offset,
-             records, accepted, duplicates, conflicts, rejects, held)
-         overriding system value values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        "with added as (
+             insert into batch (id, kind, recorded_at, topic, partition, generation, epoch, replay_id, first_offset, next_offset,
+                 records, accepted, duplicates, conflicts, rejects, held)
+             overriding system value values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+         )
+         insert into batch_part (batch_id, part, rows, sha256, marks) select $1, $17, $18, $19, $20 where $18 > 0",
     )
     .bind(batch_id)
     .bind(kind)
@@ -330,6 +345,10 @@ async fn insert_batch(
     .bind(counts.conflicts)
     .bind(counts.rejects)
     .bind(counts.held)
+    .bind(EVENTS)
+    .bind(events.rows)
+    .bind(&events.sha256)
+    .bind(&events.marks)
     .execute(tx)
     .await?;
     Ok(())

@@ -81,7 +81,8 @@ async fn insert(
              as new (log_offset, disposition, cause, detail, deployment, event_id, event_type, units, at, key, headers, payload,
                  whole_bytes, whole_sha256)
          order by log_offset
-         on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $18",
+         on conflict on constraint reject_is_unique do update
+             set replay_batch_id = reject.batch_id, batch_id = excluded.batch_id where $18",
     )
     .bind(batch_id)
     .bind(chain.partition().topic.name())

@@ -1,5 +1,5 @@
 //! Records that are not accepted, for operators to work on. Rows are never deleted: the act that
-//! ends a reject is recorded in its row.
+//! ends a reject is recorded in its row. Retention removes headers and body later.
 
 use std::ops::Range;
 
@@ -49,6 +49,8 @@ pub struct RejectRow {
     pub payload_bytes: Option<i64>,
     /// Length and SHA-256 of the body, if only its first bytes are kept.
     pub oversized: Option<Oversized>,
+    /// When retention removed headers and body; none: they are kept.
+    pub payload_removed_at: Option<DateTime<Utc>>,
     pub recorded_at: DateTime<Utc>,
 }
 
@@ -125,7 +127,7 @@ pub async fn list(
     let rows = sqlx::query(
         "select id, topic, partition, generation, log_offset, disposition, cause, detail, deployment_id, event_id, event_type,
              units::text as units, state, act_id, record_timestamp, record_key,
-             case when octet_length(headers) <= 16384 then headers else '[]' end as headers, substring(payload from 1 for $7) as payload,
+             case when octet_length(headers) <= 16384 then headers else '[]' end as headers, payload_removed_at, substring(payload from 1 for $7) as payload,
              coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
              whole_sha256, recorded_at
          from reject
@@ -153,7 +155,8 @@ pub async fn by_id(
 ) -> Result<Vec<RejectRow>, sqlx::Error> {
     let rows = sqlx::query(
         "select id, topic, partition, generation, log_offset, disposition, cause, detail, deployment_id, event_id, event_type,
-             units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $2) as payload,
+             units::text as units, state, act_id, record_timestamp, record_key,
+             coalesce(headers, '[]') as headers, payload_removed_at, substring(payload from 1 for $2) as payload,
              coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
              whole_sha256, recorded_at
          from reject where id = any($1) order by id",
@@ -368,6 +371,7 @@ fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
         payload: row.try_get("payload")?,
         payload_bytes: row.try_get("payload_bytes")?,
         oversized: oversized(row)?,
+        payload_removed_at: row.try_get("payload_removed_at")?,
         recorded_at: row.try_get("recorded_at")?,
     })
 }

@@ -7,6 +7,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::findings::finding_columns;
+use super::late_audits::forget;
 use super::leases::{collector_lease, revoke_leases};
 use super::{Finding, NewAct, acts};
 
@@ -42,7 +43,7 @@ pub async fn of_deployment(
     Ok(list(conn).await?.into_iter().find(|retirement| retirement.deployment_id == deployment_id))
 }
 
-/// Retires a registered source. This deletes its audit findings, releases an open recovery from it,
+/// Retires a registered source. This deletes its audit findings and their progress, releases an open recovery from it,
 /// and revokes its collector's lease. False: it is already retired; nothing is changed.
 pub async fn retire(
     conn: &mut PgConnection,
@@ -59,6 +60,7 @@ pub async fn retire(
     .bind(deployment_id)
     .fetch_all(&mut *tx)
     .await?;
+    forget(&mut tx, deployment_id).await?;
     let act = NewAct { detail: serde_json::json!({ "findings": findings }), ..act.clone() };
     let act_id = acts::insert(&mut tx, &act, now).await?;
     let retired = set_retired(&mut tx, deployment_id, Some(act_id)).await?;

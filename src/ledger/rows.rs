@@ -8,6 +8,8 @@ use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::{Arguments as _, AssertSqlSafe, FromRow as _, PgConnection, Row, Type};
 use uuid::Uuid;
 
+use super::PartRow;
+use super::parts::{event_digest, place_of};
 use crate::event::{
     Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Usage, UsageQuantity,
     WorkspaceBuildCompleted,
@@ -24,6 +26,16 @@ pub(super) struct NewRow<'a> {
     pub event: &'a Event,
     /// Now, if a collector's valid signature came with the event.
     pub confirmed_at: Option<DateTime<Utc>>,
+}
+
+impl NewRow<'_> {
+    /// The row as its batch's content contains it.
+    pub fn part_row(&self) -> PartRow {
+        PartRow {
+            place: place_of(self.offset),
+            digest: event_digest(self.source_id, self.offset, &self.digest, self.event),
+        }
+    }
 }
 
 /// The values of one column.

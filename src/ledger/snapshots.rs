@@ -1,22 +1,34 @@
 //! Saved states of folds, so that a process need not start from zero.
+//!
+//! A state is saved in pieces. A snapshot writes only the pieces that differ from the snapshot
+//! before it, so its cost does not grow with history.
 
 use chrono::{DateTime, Utc};
-use sqlx::Connection as _;
-use sqlx::FromRow;
-use sqlx::PgConnection;
+use futures::TryStreamExt as _;
+use sqlx::{Connection as _, FromRow, PgConnection, Postgres, Transaction};
+use uuid::Uuid;
 
 use super::{ActKind, NewAct, Sequence, Subject, acts};
 
 /// Number of snapshots kept per stage and rules version. Saving a newer one deletes older ones.
 const KEPT: i64 = 2;
 
-/// The state of a stage after a batch.
-#[derive(Clone, Debug, FromRow)]
-pub struct Snapshot {
+/// A stage under a version of its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageRules {
+    pub stage: &'static str,
+    pub version: i32,
+}
+
+/// A version of a piece: its name and its content. None: the state has no such piece.
+pub type PieceVersion = (String, Option<Vec<u8>>);
+
+/// A saved snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct SavedSnapshot {
     /// The last batch in the state.
-    pub sequence: Sequence,
-    /// The state in the stage's own format.
-    pub state: Vec<u8>,
+    pub sequence: i64,
+    pub taken_at: DateTime<Utc>,
 }
 
 /// The ledger's incarnation and highest sequence, in one snapshot.
@@ -30,62 +42,208 @@ pub async fn head_and_recovery(conn: &mut PgConnection) -> Result<(Sequence, boo
     sqlx::query_as(query).fetch_one(conn).await
 }
 
-/// The stage's newest snapshot under these rules in this incarnation, at sequence `limit` or lower.
+/// Reads the newest snapshot under these rules in this incarnation, at sequence `limit` or lower.
+/// Calls `read` with the name and the content of each piece, in descending order of the names.
+/// Has one piece in memory at a time.
 pub async fn load(
     conn: &mut PgConnection,
-    stage: &str,
-    rules_version: i32,
+    rules: StageRules,
     limit: i64,
-) -> Result<Option<Snapshot>, sqlx::Error> {
-    sqlx::query_as(
-        "select named_sequence(snapshot.sequence) as sequence, state from snapshot join ledger using (incarnation)
+    mut read: impl FnMut(&str, &[u8]) + Send,
+) -> Result<Option<Sequence>, sqlx::Error> {
+    // One snapshot of the database covers both statements, so that no piece is deleted in between.
+    let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
+    let newest: Option<Sequence> = sqlx::query_scalar(
+        "select named_sequence(snapshot.sequence) from snapshot join ledger using (incarnation)
          where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence
          order by snapshot.sequence desc limit 1",
     )
-    .bind(stage)
-    .bind(rules_version)
+    .bind(rules.stage)
+    .bind(rules.version)
     .bind(limit)
-    .fetch_optional(conn)
-    .await
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(newest) = newest {
+        let mut pieces = sqlx::query_as::<_, (String, Option<Vec<u8>>)>(
+            "select distinct on (piece) piece, content from snapshot_piece
+             where stage = $1 and rules_version = $2 and incarnation = $3 and sequence <= $4
+             order by piece desc, sequence desc",
+        )
+        .bind(rules.stage)
+        .bind(rules.version)
+        .bind(newest.incarnation)
+        .bind(newest.number)
+        .fetch(&mut *tx);
+        while let Some((piece, content)) = pieces.try_next().await? {
+            if let Some(content) = content {
+                read(&piece, &content);
+            }
+        }
+    }
+    tx.commit().await?;
+    Ok(newest)
 }
 
-/// Saves a snapshot and deletes all but the newest. A snapshot of another incarnation is not saved:
-/// here its sequence is another batch.
-pub async fn save(
+/// A transaction that saves a snapshot. Dropped without [`Saver::finish`], it saves nothing.
+pub struct Saver<'c> {
+    tx: Transaction<'c, Postgres>,
+    rules: StageRules,
+    incarnation: Uuid,
+    /// The newest snapshot of this incarnation.
+    pub newest: Option<SavedSnapshot>,
+}
+
+/// Begins to save a snapshot. None: another process saves one of this stage, or the ledger has
+/// another incarnation, where a state's sequence is another batch.
+pub async fn begin(
     conn: &mut PgConnection,
-    stage: &str,
-    rules_version: i32,
-    snapshot: &Snapshot,
-    now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "insert into snapshot (stage, rules_version, incarnation, sequence, state, taken_at)
-         select $1, $2, incarnation, $3, $4, $5 from ledger where incarnation = $6 on conflict do nothing",
+    rules: StageRules,
+    incarnation: Uuid,
+) -> Result<Option<Saver<'_>>, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let begun: bool = sqlx::query_scalar(
+        "select incarnation = $2 and pg_try_advisory_xact_lock(hashtextextended('snapshot ' || $1, 0)) from ledger",
     )
-    .bind(stage)
-    .bind(rules_version)
-    .bind(snapshot.sequence.number)
-    .bind(&snapshot.state)
-    .bind(now)
-    .bind(snapshot.sequence.incarnation)
-    .execute(&mut *conn)
+    .bind(rules.stage)
+    .bind(incarnation)
+    .fetch_one(&mut *tx)
     .await?;
-    sqlx::query(
-        "delete from snapshot where stage = $1 and rules_version = $2 and (incarnation <> (select incarnation from ledger) or sequence not in
-             (select sequence from snapshot join ledger using (incarnation) where stage = $1 and rules_version = $2
-              order by sequence desc limit $3))",
+    if !begun {
+        tx.rollback().await?;
+        return Ok(None);
+    }
+    let newest = sqlx::query_as(
+        "select sequence, taken_at from snapshot where stage = $1 and rules_version = $2 and incarnation = $3
+         order by sequence desc limit 1",
     )
-    .bind(stage)
-    .bind(rules_version)
-    .bind(KEPT)
-    .execute(&mut *conn)
+    .bind(rules.stage)
+    .bind(rules.version)
+    .bind(incarnation)
+    .fetch_optional(&mut *tx)
     .await?;
-    Ok(())
+    Ok(Some(Saver { tx, rules, incarnation, newest }))
+}
+
+impl Saver<'_> {
+    /// Writes versions of pieces at a sequence above the newest snapshot's.
+    pub async fn write(
+        &mut self,
+        sequence: i64,
+        pieces: Vec<PieceVersion>,
+    ) -> Result<(), sqlx::Error> {
+        let (names, contents): (Vec<String>, Vec<Option<Vec<u8>>>) = pieces.into_iter().unzip();
+        sqlx::query(
+            "insert into snapshot_piece (stage, rules_version, incarnation, piece, sequence, content)
+             select $1, $2, $3, piece, $4, content from unnest($5::text[], $6::bytea[]) as version (piece, content)",
+        )
+        .bind(self.rules.stage)
+        .bind(self.rules.version)
+        .bind(self.incarnation)
+        .bind(sequence)
+        .bind(names)
+        .bind(contents)
+        .execute(&mut *self.tx)
+        .await
+        .map(drop)
+    }
+
+    /// Marks all pieces as removed that have no version at this sequence. For a state whose every
+    /// piece was written.
+    pub async fn remove_others(&mut self, sequence: i64) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into snapshot_piece (stage, rules_version, incarnation, piece, sequence)
+             select $1, $2, $3, piece, $4 from (
+                 select distinct on (piece) piece, sequence, content from snapshot_piece
+                 where stage = $1 and rules_version = $2 and incarnation = $3 order by piece desc, sequence desc
+             ) as newest where sequence <> $4 and content is not null",
+        )
+        .bind(self.rules.stage)
+        .bind(self.rules.version)
+        .bind(self.incarnation)
+        .bind(sequence)
+        .execute(&mut *self.tx)
+        .await
+        .map(drop)
+    }
+
+    /// Makes the written pieces a snapshot, and deletes the versions that no kept snapshot needs.
+    pub async fn finish(mut self, sequence: i64, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into snapshot (stage, rules_version, incarnation, sequence, taken_at) values ($1, $2, $3, $4, $5)",
+        )
+        .bind(self.rules.stage)
+        .bind(self.rules.version)
+        .bind(self.incarnation)
+        .bind(sequence)
+        .bind(now)
+        .execute(&mut *self.tx)
+        .await?;
+        self.delete_other_incarnations().await?;
+        self.delete_older().await?;
+        self.tx.commit().await
+    }
+
+    async fn delete_other_incarnations(&mut self) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "with ended as (
+                 delete from snapshot where stage = $1 and rules_version = $2 and incarnation <> $3 returning incarnation
+             )
+             delete from snapshot_piece
+             where stage = $1 and rules_version = $2 and incarnation in (select incarnation from ended)",
+        )
+        .bind(self.rules.stage)
+        .bind(self.rules.version)
+        .bind(self.incarnation)
+        .execute(&mut *self.tx)
+        .await
+        .map(drop)
+    }
+
+    /// A version is needed until a newer one belongs to the oldest kept snapshot. So only the
+    /// pieces written since the last oldest one are read, whatever the number of pieces.
+    async fn delete_older(&mut self) -> Result<(), sqlx::Error> {
+        let kept: Option<(i64, Option<i64>)> = sqlx::query_as(
+            "with newest as (
+                 select sequence from snapshot where stage = $1 and rules_version = $2 and incarnation = $3
+                 order by sequence desc limit $4
+             ), deleted as (
+                 delete from snapshot where stage = $1 and rules_version = $2 and incarnation = $3
+                     and sequence < (select min(sequence) from newest) returning sequence
+             )
+             select (select min(sequence) from newest), (select min(sequence) from deleted)",
+        )
+        .bind(self.rules.stage)
+        .bind(self.rules.version)
+        .bind(self.incarnation)
+        .bind(KEPT)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        let Some((oldest, Some(deleted))) = kept else { return Ok(()) };
+        for statement in [
+            "delete from snapshot_piece older using snapshot_piece newer
+             where newer.stage = $1 and newer.rules_version = $2 and newer.incarnation = $3 and newer.sequence between $5 and $4
+                 and older.stage = $1 and older.rules_version = $2 and older.incarnation = $3
+                 and older.piece = newer.piece and older.sequence < newer.sequence",
+            // nothing older is left that a removed piece would show
+            "delete from snapshot_piece where stage = $1 and rules_version = $2 and incarnation = $3
+                 and sequence between $5 and $4 and content is null",
+        ] {
+            sqlx::query(statement)
+                .bind(self.rules.stage)
+                .bind(self.rules.version)
+                .bind(self.incarnation)
+                .bind(oldest)
+                .bind(deleted)
+                .execute(&mut *self.tx)
+                .await?;
+        }
+        Ok(())
+    }
 }
 
 /// Deletes every snapshot of the stage and writes the act that requests it. The act's subject is
 /// the stage. Every fold that reaches the act's batch restarts from zero there, even one that began
-/// at a snapshot saved meanwhile.
+/// at a snapshot saved meanwhile. Waits for a snapshot that is being saved.
 pub async fn rebuild(
     conn: &mut PgConnection,
     stage: &str,
@@ -93,7 +251,16 @@ pub async fn rebuild(
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
-    sqlx::query("delete from snapshot where stage = $1").bind(stage).execute(&mut *tx).await?;
+    // a snapshot saved in between would lack the pieces that it did not write
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('snapshot ' || $1, 0))")
+        .bind(stage)
+        .execute(&mut *tx)
+        .await?;
+    for statement in
+        ["delete from snapshot where stage = $1", "delete from snapshot_piece where stage = $1"]
+    {
+        sqlx::query(statement).bind(stage).execute(&mut *tx).await?;
+    }
     acts::insert(
         &mut tx,
         &NewAct { act: ActKind::Rebuild, subject: Subject::Named(stage), ..act.clone() },

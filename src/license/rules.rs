@@ -2,6 +2,7 @@
 //!
 //! Pure: callers pass the time and the count. Tallyline counts only the feature of managed agents.
 
+use std::borrow::Borrow;
 use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
@@ -60,7 +61,7 @@ impl FromStr for RuleSet {
 /// license, and only if there is one.
 pub fn entitlements(
     rules: RuleSet,
-    licenses: &[LicenseClaims],
+    licenses: &[impl Borrow<LicenseClaims>],
     now: DateTime<Utc>,
     actual: impl Fn(DateTime<Utc>, DateTime<Utc>) -> u64,
 ) -> Entitlements {
@@ -74,7 +75,7 @@ pub fn entitlements(
         refreshed_at: now,
     };
     let mut agents: Option<Feature> = None;
-    for license in licenses {
+    for license in licenses.iter().map(Borrow::<LicenseClaims>::borrow) {
         let validity = license.validity(now);
         if validity == Validity::TermTooLong {
             answer.errors.push(format!(
@@ -282,12 +283,17 @@ fn early_threshold(soft: i64, hard: i64) -> i64 {
 /// A warning if the first continuous sequence of paid terms ends in fewer than 30 days (7 for a
 /// trial). It includes licenses that begin later: one that continues without a gap prevents the
 /// warning.
-fn expiry_warning(licenses: &[LicenseClaims], trial: bool, now: DateTime<Utc>) -> Option<String> {
+fn expiry_warning(
+    licenses: &[impl Borrow<LicenseClaims>],
+    trial: bool,
+    now: DateTime<Utc>,
+) -> Option<String> {
     let known = |license: &&LicenseClaims| {
         !matches!(license.validity(now), Validity::Expired | Validity::TermTooLong)
     };
     let mut terms: Vec<_> = licenses
         .iter()
+        .map(Borrow::<LicenseClaims>::borrow)
         .filter(known)
         .map(|license| (license.not_before, license.license_expires))
         .collect();

@@ -15,7 +15,7 @@ mod series;
 pub use accept::Format;
 pub use exposition::{CounterFamily, HistogramFamily, encode};
 pub use options::{BucketOptions, DEFAULT_ZERO_THRESHOLD, NativeOptions};
-pub use series::{Buckets, Counter, Series, Tally};
+pub use series::{Buckets, Counter, Series, SeriesIter, Tally};
 
 #[cfg(test)]
 mod decoded;

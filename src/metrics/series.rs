@@ -2,6 +2,7 @@
 //! durations. A fold keeps one [`Series`] for each family.
 
 use std::collections::{BTreeMap, btree_map};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -17,8 +18,17 @@ const MICROS_PER_SECOND: f64 = 1e6;
 /// `("a", "bc")` and `("ab", "c")` would be one series. In JSON it is a list of `[label values,
 /// state]`, ordered by label values. (serde's tagged and flattened forms are not usable: they
 /// cannot read the whole-number keys and the wide sum of a [`Tally`].)
+///
+/// A clone shares labels and states; a change copies a shared state first.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Series<T, const N: usize>(BTreeMap<[String; N], T>);
+pub struct Series<T, const N: usize>(BTreeMap<Arc<[String; N]>, Arc<T>>);
+
+type Shared<'a, T, const N: usize> = (&'a Arc<[String; N]>, &'a Arc<T>);
+/// All series of a family, ordered by label values.
+pub type SeriesIter<'a, T, const N: usize> = std::iter::Map<
+    btree_map::Iter<'a, Arc<[String; N]>, Arc<T>>,
+    fn(Shared<'a, T, N>) -> (&'a [String; N], &'a T),
+>;
 
 impl<T, const N: usize> Series<T, N> {
     #[must_use]
@@ -27,18 +37,26 @@ impl<T, const N: usize> Series<T, N> {
     }
 
     /// The series with these label values; created by `begin` if missing.
-    pub fn entry(&mut self, labels: [String; N], begin: impl FnOnce() -> T) -> &mut T {
-        self.0.entry(labels).or_insert_with(begin)
+    pub fn entry(&mut self, labels: [String; N], begin: impl FnOnce() -> T) -> &mut T
+    where
+        T: Clone,
+    {
+        Arc::make_mut(self.0.entry(Arc::new(labels)).or_insert_with(|| Arc::new(begin())))
     }
 
     #[must_use]
     pub fn get(&self, labels: [&str; N]) -> Option<&T> {
-        self.0.get(&labels.map(str::to_owned))
+        self.0.get(&labels.map(str::to_owned)).map(|state| &**state)
+    }
+
+    /// Adds other series. They replace those with the same labels.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     /// All series, ordered by label values.
-    pub fn iter(&self) -> btree_map::Iter<'_, [String; N], T> {
-        self.0.iter()
+    pub fn iter(&self) -> SeriesIter<'_, T, N> {
+        self.0.iter().map(|(labels, state)| (&**labels, &**state))
     }
 }
 
@@ -50,16 +68,16 @@ impl<T, const N: usize> Default for Series<T, N> {
 
 impl<'a, T, const N: usize> IntoIterator for &'a Series<T, N> {
     type Item = (&'a [String; N], &'a T);
-    type IntoIter = btree_map::Iter<'a, [String; N], T>;
+    type IntoIter = SeriesIter<'a, T, N>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
+        self.iter()
     }
 }
 
 impl<T: Serialize, const N: usize> Serialize for Series<T, N> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(self.0.iter().map(|(labels, state)| (labels.as_slice(), state)))
+        to.collect_seq(self.iter().map(|(labels, state)| (labels.as_slice(), state)))
     }
 }
 
@@ -73,7 +91,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Series<T, N>
                     labels.len()
                 ))
             })?;
-            if series.insert(labels, state).is_some() {
+            if series.insert(Arc::new(labels), Arc::new(state)).is_some() {
                 return Err(D::Error::custom("a series occurs twice"));
             }
         }
@@ -178,6 +196,14 @@ impl Buckets {
             zero_count: 0,
             positive: BTreeMap::new(),
         }
+    }
+
+    /// Whether these are counts of a histogram with these options.
+    #[must_use]
+    pub fn fit(&self, options: &BucketOptions) -> bool {
+        let initial = options.native().map_or(0, |native| native.initial_schema());
+        self.classic.len() == options.classic_bounds().len()
+            && (MIN_SCHEMA.min(initial)..=initial).contains(&self.schema)
     }
 
     /// Counts one value (seconds for durations; from 0 to infinity, or NaN). Limits the native

@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use super::duration::seconds_flag;
 use super::operation::counting;
-use super::{ApiRequest, Operation, OperationError, Operations, Run};
+use super::{ApiRequest, Operation, OperationError, Operations, Run, Step};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::{CoderdError, Database};
 use crate::event::Topic;
-use crate::ledger::{Finding, StatementError, findings, retirements};
+use crate::ledger::{Finding, Head, StatementError, findings, retirements};
 use crate::log::LogError;
 
 /// Prove that the books balance, or list the differences. Marks events, but changes none.
@@ -26,10 +26,17 @@ pub struct RunAudit {
     /// seconds.
     #[arg(long = "patience", value_name = "DURATION", value_parser = seconds_flag)]
     pub patience_seconds: Option<u32>,
-    /// Also reread all records in the log. Report each ledger row that was changed, removed or
-    /// added by hand.
+    /// Also reread all records in the log and recompute the ledger's chain. Report each ledger row
+    /// that was changed, removed or added by hand.
     #[arg(long)]
     pub deep: bool,
+    /// With --deep: a head of the ledger that an earlier audit, export or status printed. Shows
+    /// whether batches up to it were removed, or changed with the whole chain.
+    #[arg(long, value_name = "INCARNATION:SEQUENCE:CHAIN", requires = "deep")]
+    pub head: Option<Head>,
+    /// Do not go on with an audit of the last 24 hours that was interrupted.
+    #[arg(long)]
+    pub from_start: bool,
 }
 
 /// Show the latest findings of the continuous audit.
@@ -70,6 +77,12 @@ impl Operation for RunAudit {
         &self,
         Run { operations, progress, .. }: Run<'_>,
     ) -> Result<AuditReport, OperationError> {
+        if self.head.is_some() && !self.deep {
+            return Err(OperationError::Invalid {
+                field: "head",
+                message: "only a deep audit compares it; expected deep to be true".to_owned(),
+            });
+        }
         // before anything is compared: a log that cannot be reached is not a fault of ours
         for topic in Topic::ALL {
             operations.log.partitions(topic).await?;
@@ -97,7 +110,11 @@ impl Operation for RunAudit {
             source,
             patience,
         };
-        let report = audit.run().await.map_err(unread)?;
+        let at = |done: i64, total: i64| {
+            let [done, total] = [done, total].map(|count| u64::try_from(count).unwrap_or_default());
+            progress(Step { doing: "auditing", items: "batches", done: done.min(total), total });
+        };
+        let report = audit.run_from(self.from_start, &at).await.map_err(unread)?;
         if !self.deep {
             return Ok(report);
         }
@@ -106,12 +123,12 @@ impl Operation for RunAudit {
             .iter()
             .map(|range| u64::try_from(range.until - range.from).unwrap_or_default())
             .sum();
-        Ok(report.with(
-            audit
-                .deep(&ranges, counting(("rereading", "records"), total, progress))
-                .await
-                .map_err(unread)?,
-        ))
+        let deep = audit.deep(&ranges, counting(("rereading", "records"), total, progress));
+        let report = report.with(deep.await.map_err(unread)?);
+        let until = audit.head().await.map_err(unread)?;
+        let total = u64::try_from(until.sequence.number).unwrap_or_default();
+        let progress = counting(("recomputing the chain of", "batches"), total, progress);
+        Ok(report.with(audit.chained(until, self.head, progress).await.map_err(unread)?))
     }
 }
 

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::OperationError;
 use crate::coderd::Database;
-use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Subject, choices};
+use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Retention, Subject, choices};
 use crate::license::{PublicKeys, RuleSet};
 use crate::log::Log;
 
@@ -27,6 +27,8 @@ pub struct Operations {
     pub keys: PublicKeys,
     /// The pipeline's license rules. Rules chosen in the ledger take precedence.
     pub rules: RuleSet,
+    /// The pipeline's settings of retention.
+    pub retention: Retention,
 }
 
 impl Operations {

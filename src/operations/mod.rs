@@ -19,6 +19,7 @@ mod instant;
 mod operation;
 mod pauses;
 mod plan_hash;
+mod prune;
 mod ranges;
 mod rebuild;
 pub mod recover;
@@ -44,7 +45,13 @@ pub use handles::{Actor, Operations, reason};
 pub use identity::AcceptedIdentity;
 pub use instant::{OUTSIDE_YEARS, exact_instant, instant, is_in_years, optional_instant};
 pub use operation::{ApiRequest, Operation, Progress, Run, Step};
-pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
+pub use pauses::{
+    CoderdCutOff, ListPauses, OverriddenAudits, PauseRequest, Pauses, ResumeRequest,
+    UnauditedPublishing, refuse_paused,
+};
+pub use prune::{
+    PlannedPrune, PruneExecution, PrunePlan, PruneRequest, Pruned, PrunedKind, Pruner,
+};
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt,
@@ -52,8 +59,8 @@ pub use rebuild::{
 };
 pub use rejects::{
     AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Header,
-    ListRejects, Place, PredictedDisposition, Reject, RejectCounts, RejectPage, Resubmit,
-    Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
+    ListRejects, Place, PredictedDisposition, Reject, RejectCounts, RejectPage, RemovedPayload,
+    Resubmit, Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed};
 pub use sources::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources};

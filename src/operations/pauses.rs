@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{ApiRequest, Operation, OperationError, Run};
 use crate::event::Topic;
 use crate::ledger::{
-    ActKind, Ledger, Pausable, Pause, PublishStop, Subject, pauses, publish_marks,
+    ActKind, LateAudit, Ledger, Pausable, Pause, PublishStop, Subject, late_audits, pauses,
+    publish_marks,
 };
 
 /// Pause an operation in all processes until it is resumed.
@@ -47,6 +48,25 @@ pub struct ResumeRequest {
 pub struct CoderdCutOff {
     /// coderd's deployment id. Its own publishing must be cut off.
     pub deployment_id: Uuid,
+}
+
+/// Publish although an audit is late, until its joint is audited.
+///
+/// While no audit runs, a difference in the books holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnauditedPublishing {
+    /// coderd's deployment id, for the late audit of this source; absent: for the late audits of the
+    /// whole ledger.
+    #[serde(default)]
+    pub deployment_id: Option<Uuid>,
+}
+
+/// Audits that no longer hold publishing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OverriddenAudits {
+    /// Each late joint, as it was before.
+    pub joints: Vec<LateAudit>,
 }
 
 /// Show the current pauses.
@@ -143,6 +163,34 @@ impl Operation for CoderdCutOff {
                 "publishing of deployment {id} is not stopped by a publish mark of coderd"
             ))
         })
+    }
+}
+
+impl ApiRequest for UnauditedPublishing {
+    type Answer = OverriddenAudits;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/publish/unaudited";
+    const ANSWER: &'static str = "The late joints. 404: no audit of them is late.";
+    const NEEDS_REASON: bool = true;
+}
+
+impl Operation for UnauditedPublishing {
+    async fn run(
+        &self,
+        Run { operations, actor, .. }: Run<'_>,
+    ) -> Result<OverriddenAudits, OperationError> {
+        let act =
+            actor.act(ActKind::Resume, Subject::Named("publish"), serde_json::Value::default());
+        let (id, now) = (self.deployment_id, operations.ledger.clock.now());
+        let joints = operations
+            .ledger
+            .run(async |conn| late_audits::publish_without(conn, id, &act, now).await)
+            .await?;
+        if joints.is_empty() {
+            let of = id.map_or_else(|| "the ledger".to_owned(), |id| format!("deployment {id}"));
+            return Err(OperationError::NotFound(format!("no audit of {of} is late")));
+        }
+        Ok(OverriddenAudits { joints })
     }
 }
 

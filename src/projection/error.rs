@@ -24,6 +24,4 @@ pub enum ProjectionError {
         /// The broken rule.
         source: LedgerFault,
     },
-    #[error("the state cannot be encoded as JSON: {0}")]
-    Unsaveable(#[source] serde_json::Error),
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::save::Saves;
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, LastingFault};
 use crate::ledger::{
@@ -18,12 +19,16 @@ use crate::stages::Stage;
 /// The wait before a retry while the database does not answer.
 const AWAY: Duration = Duration::from_secs(1);
 
+/// The shortest time between progress lines of a fold that is behind.
+const PROGRESS: Duration = Duration::from_secs(5);
+
 /// How a projection follows the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectionSettings {
     /// Time between reads of new batches.
     pub poll: Duration,
-    /// Time between snapshots of a changed state; one more is saved at the end.
+    /// Time between snapshots of a changed state, also by different processes; one more is saved at
+    /// the end.
     pub snapshot: Duration,
     /// The longest time that the last snapshot may delay the end.
     pub last_snapshot: Duration,
@@ -44,8 +49,7 @@ pub struct Projection<S> {
     ledger: Ledger,
     settings: ProjectionSettings,
     view: View<S>,
-    /// When a snapshot was last saved or read, and its sequence.
-    saved: (Instant, i64),
+    saves: Saves,
     /// The last batch in the state: while the ledger has it, the ledger is the same.
     landmark: Option<Landmark>,
     /// The ledger's end when this state started from zero; its rows were read later. 0 if it
@@ -63,7 +67,7 @@ impl<S: Stage> Projection<S> {
             ledger,
             settings,
             view: View::empty(),
-            saved: (Instant::now(), 0),
+            saves: Saves::new(settings.snapshot),
             landmark: None,
             read_since: 0,
             corrected_to: 0,
@@ -111,10 +115,17 @@ impl<S: Stage> Projection<S> {
                 () = tokio::time::sleep(wait) => {}
             }
         }
-        if tokio::time::timeout(self.settings.last_snapshot, self.save()).await.is_err() {
-            warn!(stage = S::NAME, "last snapshot not saved: the ledger did not answer in time");
+        let save = self.saves.at_end(&self.ledger, &self.view, self.landmark);
+        match tokio::time::timeout(self.settings.last_snapshot, save).await {
+            Ok(saved) => saved,
+            Err(_) => {
+                warn!(
+                    stage = S::NAME,
+                    "last snapshot not saved: the ledger did not answer in time"
+                );
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Adds all batches committed before now. Reports a ledger that was restored from a backup. The
@@ -158,14 +169,15 @@ impl<S: Stage> Projection<S> {
                 end = head.number,
                 "fold begins"
             );
-            self.saved = (Instant::now(), folded.sequence.number);
+            self.saves.begin(folded.sequence.number);
             self.read_since = if folded.sequence.number == 0 { head.number } else { 0 };
             let from = folded.sequence.number.max(self.read_since);
-            self.corrected_to = corrected_to::<S>(&self.ledger, from).await?;
+            self.correct_to(corrected_to::<S>(&self.ledger, from).await?);
             reached = Some(folded.sequence);
             self.view.begin(folded);
         }
         let Some(mut reached) = reached else { return Ok(()) };
+        let mut progress_at = Instant::now();
         while reached.number < head.number {
             let next = next_page(&self.ledger, reached, head.number, self.corrected_to);
             let Some(page) = next.await? else { return Ok(()) };
@@ -182,11 +194,14 @@ impl<S: Stage> Projection<S> {
             if self.view.rebuild_progress_at().is_some() {
                 self.view.set_rebuild(Some(Instant::now()));
             }
-            self.save_if_due().await;
+            if progress_at.elapsed() >= PROGRESS {
+                progress_at = Instant::now();
+                info!(stage = S::NAME, batches = reached.number, of = head.number, "folding");
+            }
+            self.saves.if_due(&self.ledger, &self.view, self.landmark).await?;
         }
         self.view.caught_up(read_at)?;
-        self.save_if_due().await;
-        Ok(())
+        self.saves.if_due(&self.ledger, &self.view, self.landmark).await
     }
 
     /// The last batch of a page, if the page belongs to the state's ledger. The batch before it is
@@ -218,68 +233,18 @@ impl<S: Stage> Projection<S> {
             return Err(other_incarnation().into());
         }
         // a rebuild during this one restarts the fold again: events may be corrected since
-        (self.read_since, self.corrected_to) =
-            (at.number, corrected_to::<S>(&self.ledger, at.number).await?);
+        self.read_since = at.number;
+        self.saves.drop_running();
+        self.correct_to(corrected_to::<S>(&self.ledger, at.number).await?);
         self.view.renew(folded);
         Ok(())
     }
 
-    async fn save_if_due(&mut self) {
-        if self.saved.0.elapsed() >= self.settings.snapshot {
-            self.save().await;
-        }
-    }
-
-    /// Saves a snapshot of a changed state. Without it, the next start is only slower. Below the
-    /// rebuild that corrected its events, the state is not the one of its sequence.
-    async fn save(&mut self) {
-        let newest = self.saved.1.max(self.corrected_to - 1);
-        let unsaved = self.view.freshness().filter(|freshness| freshness.sequence.number > newest);
-        self.saved.0 = Instant::now();
-        if unsaved.is_none() {
-            return;
-        }
-        // If the ledger was restored since, this state belongs to another incarnation.
-        match self
-            .ledger
-            .run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await)
-            .await
-        {
-            Ok((_, LedgerIdentity::Same)) => {}
-            Ok(_) | Err(_) => return,
-        }
-        // To write out a large state takes a while; this blocks neither readers nor other tasks of
-        // the thread.
-        let view = self.view();
-        let Ok(Some(snapshot)) =
-            tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await
-        else {
-            return;
-        };
-        let kept = match snapshot {
-            Ok(snapshot) => match self
-                .ledger
-                .run(async |conn| {
-                    snapshots::save(
-                        conn,
-                        S::NAME,
-                        S::RULES_VERSION,
-                        &snapshot,
-                        self.ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await
-            {
-                Ok(()) => Ok(snapshot.sequence.number),
-                Err(error) => Err(ProjectionError::from(error)),
-            },
-            Err(error) => Err(error),
-        };
-        match kept {
-            Ok(sequence) => self.saved.1 = sequence,
-            Err(error) => warn!(stage = S::NAME, %error, "snapshot not saved"),
-        }
+    /// Events are read as corrected up to this sequence. Below it, the state is not the one of its
+    /// sequence, and no snapshot is saved.
+    fn correct_to(&mut self, sequence: i64) {
+        self.corrected_to = sequence;
+        self.saves.not_below(sequence);
     }
 }
 

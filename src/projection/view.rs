@@ -1,4 +1,4 @@
-//! A state with its sequence, and the view in which readers see it while the fold goes on.
+//! The view in which readers see a state while the fold goes on.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -8,71 +8,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::ProjectionError;
-use crate::ledger::{Entry, Ledger, Sequence, Snapshot, snapshots};
+use super::{Folded, ProjectionError};
+use crate::ledger::{Entry, Sequence};
 use crate::stages::{MetricsState, Stage};
-
-/// A state and its last batch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Folded<S> {
-    pub sequence: Sequence,
-    pub state: S,
-}
-
-impl<S: Stage> Folded<S> {
-    #[must_use]
-    pub fn zero(incarnation: Uuid) -> Self {
-        Self { sequence: Sequence { incarnation, number: 0 }, state: S::default() }
-    }
-
-    /// Adds the next batch.
-    ///
-    /// # Errors
-    /// [`ProjectionError::Hole`] or [`ProjectionError::LedgerFault`]. The state may then contain a
-    /// part of the batch: drop it.
-    pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
-        let sequence = entry.sequence;
-        if sequence != self.sequence.number + 1 {
-            return Err(ProjectionError::Hole {
-                after: self.sequence.number,
-                found: Some(sequence),
-            });
-        }
-        for fact in entry.facts {
-            self.state
-                .apply(&fact)
-                .map_err(|source| ProjectionError::LedgerFault { sequence, source })?;
-        }
-        self.sequence.number = sequence;
-        Ok(())
-    }
-
-    /// The newest snapshot at or before `limit` that this version can read, or zero.
-    pub(super) async fn begin(
-        ledger: &Ledger,
-        incarnation: Uuid,
-        limit: i64,
-    ) -> Result<Self, ProjectionError> {
-        let Some(found) = ledger
-            .run(async |conn| snapshots::load(conn, S::NAME, S::RULES_VERSION, limit).await)
-            .await?
-        else {
-            return Ok(Self::zero(incarnation));
-        };
-        match serde_json::from_slice(&found.state) {
-            Ok(state) => Ok(Self { sequence: found.sequence, state }),
-            Err(error) => {
-                tracing::warn!(stage = S::NAME, sequence = found.sequence.number, %error, "snapshot not readable, folding from zero");
-                Ok(Self::zero(incarnation))
-            }
-        }
-    }
-
-    pub(super) fn snapshot(&self) -> Result<Snapshot, ProjectionError> {
-        let state = serde_json::to_vec(&self.state).map_err(ProjectionError::Unsaveable)?;
-        Ok(Snapshot { sequence: self.sequence, state })
-    }
-}
 
 /// The sequence of a state, and how fresh the state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,10 +21,14 @@ pub struct Freshness {
     pub as_of: Option<DateTime<Utc>>,
 }
 
+/// A larger batch is added to a copy of the state without a lock. The copy costs a pointer for each
+/// large part and a copy of each changed one, which is more than a small batch costs.
+const FACTS_UNDER_LOCK: usize = 200;
+
 /// A reader's handle of a state; clones share it.
 ///
-/// One lock protects the state: a copy for each batch would cost too much with a million events.
-/// Each write adds one batch, so readers see whole batches only and wait for one at most.
+/// One lock protects the state. Each write adds one batch, so readers see whole batches only. They
+/// wait for [`FACTS_UNDER_LOCK`] facts at most once the state has reached the ledger's end.
 pub struct View<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
@@ -174,7 +116,18 @@ impl<S: Stage> View<S> {
 
     /// Adds the next batch. An empty view stays empty.
     pub(super) fn add(&self, entry: Entry) -> Result<(), ProjectionError> {
-        self.change(|shown| shown.folded.add(entry))
+        // before the ledger's end, no reader uses the state
+        let is_read = self.freshness().is_some_and(|freshness| freshness.as_of.is_some());
+        if !is_read || entry.facts.len() <= FACTS_UNDER_LOCK {
+            return self.change(|shown| shown.folded.add(entry));
+        }
+        let Some(mut folded) = self.folded() else { return Ok(()) };
+        let added = folded.add(entry);
+        // only the fold changes the state; the old one is dropped after the lock
+        self.change(|shown| {
+            std::mem::swap(&mut shown.folded, &mut folded);
+            added
+        })
     }
 
     /// Notes that the state contains all batches committed before `as_of`.
@@ -204,8 +157,17 @@ impl<S: Stage> View<S> {
         changed
     }
 
-    pub(super) fn folded<R>(&self, read: impl FnOnce(&Folded<S>) -> R) -> Option<R> {
-        self.0.shown.read().ok()?.as_ref().map(|shown| read(&shown.folded))
+    /// A copy of the state, which shares its large parts. Costs a pointer for each of them.
+    pub(super) fn folded(&self) -> Option<Folded<S>> {
+        self.0.shown.read().ok()?.as_ref().map(|shown| shown.folded.clone())
+    }
+
+    /// Notes that a snapshot of this state was saved.
+    pub(super) fn saved(&self, sequence: i64) -> Result<(), ProjectionError> {
+        self.change(|shown| {
+            shown.folded.saved(sequence);
+            Ok(())
+        })
     }
 }
 

@@ -1,11 +1,20 @@
 //! Sends the publication queue to the vendor: money leaves only here.
 //!
-//! One [`Publisher`] serves one source. A cycle leases due events, checks coderd's own rows
-//! (`source_check`), and writes the request down. It sends the request under the license that
-//! coderd itself would use (`signing`). It records each event's verdict with its request (`send`).
-//! Several processes may publish the same source: leases separate their events.
+//! One [`Publisher`] serves one source. Several lanes send at the same time (`lanes`): each leases
+//! due events, checks coderd's own rows (`source_check`), and writes the request down. It sends the
+//! request under the license that coderd itself would use (`signing`). It records each event's
+//! verdict with its request (`send`). Several processes may publish the same source: leases separate
+//! their events.
 
+mod backlog;
 mod condition;
+mod cycle;
+mod lane;
+mod lanes;
+mod last_check;
+mod last_count;
+mod queue;
+mod round;
 mod send;
 mod settings;
 mod shadow;
@@ -15,29 +24,23 @@ mod source_check;
 mod telemetry;
 
 pub use condition::{Condition, ConditionHandle};
+pub use cycle::Cycle;
 pub use settings::Settings;
 pub use source_check::sendable_after;
 pub use telemetry::PublisherTelemetry;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use source_check::OperatorStatement;
+use chrono::SecondsFormat;
+use last_count::LastCount;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::coderd::{Reader, UsageRow};
-use crate::ledger::{
-    Ledger, Pausable, Publication, Settled, Settlement, identity, known, losses, publications,
-    recoveries, retirements, sources,
-};
+use crate::coderd::Reader;
+use crate::ledger::{Ledger, Pausable, identity, recoveries, retirements, sources};
 use crate::retry::Backoff;
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
-
-/// Old events in one comparison with coderd's rows.
-const OLD_PAGE: i64 = 500;
 
 /// The publisher of one source.
 pub struct Publisher {
@@ -45,35 +48,13 @@ pub struct Publisher {
     settings: Settings,
     client: TallymanClient,
     telemetry: PublisherTelemetry,
-    /// Names this publisher's leases; unique.
+    /// Names this publisher's leases in mode `shadow`; unique. In mode `sole` each request has its
+    /// own.
     holder: String,
     condition: ConditionHandle,
     /// Kept between cycles; None after an error: the next cycle connects.
     reader: Option<Reader>,
-    /// coderd's own deployment id; the source's id until it is known.
-    coderd_id: Uuid,
-}
-
-/// The result of one cycle. Events are counted by their recorded verdicts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cycle {
-    pub requests: usize,
-    /// Events that the vendor accepted.
-    pub accepted: usize,
-    /// Events that the vendor refused permanently.
-    pub refused: usize,
-    /// Events that the vendor refused for now.
-    pub refused_for_now: usize,
-    /// Events that the answer did not name.
-    pub left_out: usize,
-    pub settled: Settled,
-    /// Events not sent, because coderd's row differs or is gone. In shadow mode: differences.
-    pub held_back: usize,
-    /// Events that wait: coderd has just reserved them, or in shadow mode has not published them
-    /// yet.
-    pub waiting: usize,
-    /// The failed request that ended the cycle.
-    pub failure: Option<SendError>,
+    counted: LastCount,
 }
 
 impl Publisher {
@@ -87,7 +68,6 @@ impl Publisher {
         let condition =
             ConditionHandle::new(settings.deployment, settings.sole, ledger.clock.clone());
         let holder = Uuid::new_v4().to_string();
-        let coderd_id = settings.deployment;
         Ok(Publisher {
             ledger,
             settings,
@@ -96,7 +76,7 @@ impl Publisher {
             holder,
             condition,
             reader: None,
-            coderd_id,
+            counted: LastCount::default(),
         })
     }
 
@@ -106,7 +86,7 @@ impl Publisher {
         self.condition.clone()
     }
 
-    /// Publishes until `stop`. It finishes a request in flight, within the request's timeout.
+    /// Publishes until `stop`. It finishes the requests in flight, within their timeout.
     /// Before `compare_marks` succeeds it leases, sends and settles nothing. If the ledger went
     /// back before this process began, a pending publication may have been sent.
     pub async fn run<F>(&mut self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
@@ -223,7 +203,7 @@ impl Publisher {
         }
     }
 
-    /// Does all due work once. It checks `stop` between requests. An error also sets the condition.
+    /// Does all due work once. It checks `stop` before each request. An error also sets the condition.
     /// A failed request is not an error but the cycle's [`failure`](Cycle::failure).
     pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
         let outcome = self.whole_cycle(stop).await;
@@ -252,7 +232,7 @@ impl Publisher {
         else {
             let mut reader = database.connect().await?;
             // a wrong deployment id never has an event
-            if self.identify(&mut reader).await? {
+            if self.identify(&mut reader).await?.is_some() {
                 self.condition.set(Condition::NotIntroduced);
             }
             reader.close().await;
@@ -278,7 +258,7 @@ impl Publisher {
                 Some(reader) => reader,
                 None => database.connect().await?,
             };
-            if !self.identify(&mut reader).await? {
+            if self.identify(&mut reader).await?.is_none() {
                 return Ok(cycle);
             }
             let done = match self.settings.sole {
@@ -294,9 +274,9 @@ impl Publisher {
         Ok(cycle)
     }
 
-    /// Whether coderd belongs to this source; if not, sets the condition. If the role cannot read a
-    /// fact, only mode `shadow` goes on.
-    async fn identify(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
+    /// coderd's own deployment id, if coderd belongs to this source; if not, sets the condition. If
+    /// the role cannot read a fact, only mode `shadow` goes on.
+    async fn identify(&self, reader: &mut Reader) -> anyhow::Result<Option<Uuid>> {
         let facts = reader.identity_facts().await?;
         let refusal = self
             .ledger
@@ -304,142 +284,11 @@ impl Publisher {
                 identity::refusal_of(conn, self.settings.deployment, (&facts).into()).await
             })
             .await?;
-        if let Some(id) = facts.deployment_id {
-            self.coderd_id = id;
-        }
         let unknown = facts.problem.filter(|_| self.settings.sole);
-        let refusal = refusal.map(|refusal| refusal.to_string()).or(unknown);
-        let Some(why) = refusal else { return Ok(true) };
-        self.condition.set(Condition::Refused(why));
-        Ok(false)
-    }
-
-    /// Shows the queue of a publisher that does not work on it.
-    async fn show_backlog(&self) {
-        if let Ok(Some(source)) =
-            self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await
-            && let Err(error) = self.show_queue(source.id).await
-        {
-            debug!(error = crate::cause::text(error.as_ref()), "queue not readable");
-        }
-    }
-
-    async fn show_queue(&self, source_id: i16) -> anyhow::Result<()> {
-        let pending =
-            self.ledger.run(async |conn| publications::pending(conn, source_id).await).await?;
-        self.telemetry.queue(self.settings.deployment, &pending, self.ledger.clock.now());
-        Ok(())
-    }
-
-    /// The time for ages and for coderd's reservations: the earlier of the process's clock and
-    /// coderd's database. An event that is too old is so for ever, so one wrong clock must not
-    /// decide it. Waits go by the process's clock, as the search for due events does.
-    async fn now(&self, reader: &mut Reader) -> anyhow::Result<DateTime<Utc>> {
-        Ok(self.ledger.clock.now().min(reader.now().await?))
-    }
-
-    /// Settles events that are too old to be sent. If coderd has published one, it is not ours. If
-    /// coderd has just reserved one, its answer may be in flight: the next cycle checks it again.
-    async fn settle_old(
-        &self,
-        reader: &mut Reader,
-        source_id: i16,
-        settled: &mut Settled,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<()> {
-        let mut after = None;
-        while !stop.is_cancelled() {
-            let now = self.now(reader).await?;
-            let old = self.ledger.run(async |conn| {
-                publications::old(conn, source_id, sendable_after(now), after.as_ref(), OLD_PAGE)
-                    .await
-            });
-            let old = old.await?;
-            let Some(last) = old.last().cloned() else { return Ok(()) };
-            let ids: Vec<String> = old.into_iter().map(|(_, id)| id).collect();
-            let rows = rows_by_id(reader, &ids).await?;
-            let row = |id: &String| rows.get(id);
-            let (published, rest): (Vec<_>, Vec<_>) = ids
-                .into_iter()
-                .partition(|id| row(id).is_some_and(|row| row.published_at.is_some()));
-            let too_old: Vec<_> = rest
-                .into_iter()
-                .filter(|id| !row(id).is_some_and(|row| source_check::is_reserved(row, now)))
-                .collect();
-            self.settle(source_id, &published, Settlement::NotOurs, settled).await?;
-            self.settle(source_id, &too_old, Settlement::TooOld, settled).await?;
-            after = Some(last);
-        }
-        Ok(())
-    }
-
-    /// Leases at most `limit` due events that are not too old at `now`.
-    async fn lease(
-        &self,
-        source_id: i16,
-        now: DateTime<Utc>,
-        limit: usize,
-    ) -> anyhow::Result<Vec<Publication>> {
-        let (after, limit) = (sendable_after(now), i64::try_from(limit)?);
-        let (length, at) = (self.settings.lease, self.ledger.clock.now());
-        let leased = self.ledger.run(async |conn| {
-            publications::lease(conn, source_id, &self.holder, after, limit, length, at).await
-        });
-        Ok(leased.await?)
-    }
-
-    /// The facts that operators have recorded about these events.
-    async fn statements(
-        &self,
-        source_id: i16,
-        ids: &[String],
-    ) -> anyhow::Result<HashMap<String, OperatorStatement>> {
-        let lost =
-            self.ledger.run(async |conn| losses::lost_ids(conn, source_id, ids).await).await?;
-        let refused = self
-            .ledger
-            .run(async |conn| known::refused_states(conn, self.settings.deployment, ids).await)
-            .await?;
-        let of = |id: &String| OperatorStatement {
-            lost: lost.contains(id),
-            resubmitted: refused.get(id).is_some_and(|refused| refused.passed),
+        let Some(why) = refusal.map(|refusal| refusal.to_string()).or(unknown) else {
+            return Ok(Some(facts.deployment_id.unwrap_or(self.settings.deployment)));
         };
-        Ok(ids.iter().map(|id| (id.clone(), of(id))).collect())
+        self.condition.set(Condition::Refused(why));
+        Ok(None)
     }
-
-    async fn settle(
-        &self,
-        source_id: i16,
-        ids: &[String],
-        settlement: Settlement,
-        settled: &mut Settled,
-    ) -> anyhow::Result<()> {
-        if !ids.is_empty() {
-            let more = self
-                .ledger
-                .run(async |conn| {
-                    publications::settle(
-                        conn,
-                        source_id,
-                        &self.holder,
-                        ids,
-                        settlement,
-                        self.ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await?;
-            settled.not_ours += more.not_ours;
-            settled.expired += more.expired;
-            settled.unknown += more.unknown;
-        }
-        Ok(())
-    }
-}
-
-async fn rows_by_id(
-    reader: &mut Reader,
-    ids: &[String],
-) -> anyhow::Result<HashMap<String, UsageRow>> {
-    Ok(reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect())
 }

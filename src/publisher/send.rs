@@ -4,16 +4,19 @@ use std::time::Duration;
 
 use anyhow::bail;
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::signing::SigningLicense;
-use super::{Cycle, Publisher};
+use super::lanes::Lanes;
+use super::round::Signing;
+use super::sole::held;
+use super::{Condition, Cycle, Publisher};
 use crate::cause::{self, LastingFault, Remedy};
 use crate::ledger::{
     Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome,
-    publication_requests, publications,
+    holds, publication_requests, retirements,
 };
 use crate::retry::{Backoff, wait_after};
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
@@ -21,76 +24,135 @@ use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdic
 /// The wait of an event that breaks Tallyman's rules; an upgrade may have other rules.
 const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);
 
+/// The end of one request.
+pub(super) enum Sent {
+    /// No event was sent, or the vendor refuses a request with this event alone, which is held.
+    Nothing,
+    /// The vendor's verdicts are recorded.
+    Answered,
+    /// The vendor refuses the whole request for its content. Its events are still leased.
+    Refused(Vec<Publication>, SendError),
+    /// The request failed; its events are due.
+    Failed(SendError),
+    /// The source is held or retired, so nothing was sent.
+    Withheld(Condition),
+    /// A lease was lost before the request was written down, so nothing was sent.
+    LeaseLost,
+}
+
+/// The result of writing a request down.
+enum Begun {
+    Written,
+    LeaseLost,
+    Withheld(Condition),
+}
+
 impl Publisher {
-    /// Sends leased events under one license and for one deployment.
+    /// Sends leased events under one license and for one deployment. With the answer it releases
+    /// `in_flight`, so that another request can begin before the verdicts are recorded. After a
+    /// failure none begins.
     pub(super) async fn send(
         &self,
-        source_id: i16,
-        license: &SigningLicense,
-        events: &[Publication],
+        lanes: &Lanes<'_>,
+        holder: &str,
+        signing: &Signing,
+        events: Vec<Publication>,
+        in_flight: SemaphorePermit<'_>,
         cycle: &mut Cycle,
-    ) -> anyhow::Result<()> {
-        let (ready, outgoing) = self.outgoing(source_id, events, cycle).await?;
-        if ready.is_empty() {
-            return Ok(());
+    ) -> anyhow::Result<Sent> {
+        let source_id = lanes.source_id;
+        let (events, outgoing) = self.outgoing(source_id, holder, events, cycle).await?;
+        if events.is_empty() {
+            return Ok(Sent::Nothing);
         }
         let begun = Instant::now();
         let request = NewRequest {
             id: Uuid::new_v4(),
             source_id,
-            license_sha256: license.jwt_sha256,
-            event_ids: ready.iter().map(|event| event.event_id.as_str()).collect(),
-            holder: &self.holder,
+            license_sha256: signing.license.jwt_sha256,
+            event_ids: events.iter().map(|event| event.event_id.as_str()).collect(),
+            holder,
             lease: self.settings.lease,
         };
-        if !self
-            .ledger
-            .run(async |conn| {
-                publication_requests::begin(conn, &request, self.ledger.clock.now()).await
-            })
-            .await?
-        {
-            bail!(
-                "request not sent: its leases expired before it was recorded; coderd's database or the ledger is too slow"
-            );
+        match self.begin(&request).await? {
+            Begun::Written => {}
+            Begun::LeaseLost => return Ok(Sent::LeaseLost),
+            Begun::Withheld(condition) => return Ok(Sent::Withheld(condition)),
         }
-        let answer =
-            if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
-                // The vendor knows coderd's own id. It differs from the source's id if an operator
-                // accepted another coderd.
-                self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
-            } else {
-                Err(SendError::Unreachable(
-                "not sent: this process was delayed, and its lease could expire before the answer"
-                    .to_owned(),
-            ))
-            };
-        let now = self.ledger.clock.now();
-        let attempts = self.attempts(&ready, &answer, now);
+        let answer = self.ingest(signing, &outgoing, begun).await;
+        let is_content = answer.as_ref().is_err_and(SendError::is_refused_for_its_content);
+        if answer.is_err() && !is_content {
+            lanes.end();
+        }
+        drop(in_flight);
+        let (now, is_split) = (self.ledger.clock.now(), is_content && events.len() > 1);
+        let attempts = self.attempts(&events, &answer, now);
         let outcome = RequestOutcome {
             id: request.id,
             source_id,
-            holder: &self.holder,
+            holder,
             answered_at: was_answered(&answer).then_some(now),
             status: status(&answer),
             error: answer.as_ref().err().map(ToString::to_string),
             attempts,
+            lease: is_split.then_some(self.settings.lease),
         };
         self.record(&outcome, begun).await?;
-        count(&outcome.attempts, cycle);
-        info!(request = %request.id, events = ready.len(), status = outcome.status, license_id = license.id, "request recorded");
-        cycle.failure = answer.err();
-        Ok(())
+        cycle.count(&outcome.attempts);
+        info!(request = %outcome.id, events = events.len(), status = outcome.status, license_id = signing.license.id, "request recorded");
+        let Err(error) = answer else { return Ok(Sent::Answered) };
+        self.telemetry.send_error(&error);
+        Ok(match error {
+            error if is_split => Sent::Refused(events, error),
+            _ if is_content => Sent::Nothing,
+            error => Sent::Failed(error),
+        })
+    }
+
+    /// Writes the request down, unless the source is held or retired by now.
+    async fn begin(&self, request: &NewRequest<'_>) -> anyhow::Result<Begun> {
+        let (deployment, now) = (self.settings.deployment, self.ledger.clock.now());
+        self.ledger
+            .run(async |conn| {
+                if let Some(retirement) = retirements::of_deployment(conn, deployment).await? {
+                    return Ok(Begun::Withheld(Condition::Retired(retirement.to_string())));
+                }
+                if let Some(hold) = holds::of_deployment(conn, deployment).await? {
+                    return Ok(Begun::Withheld(held(&hold)));
+                }
+                anyhow::Ok(match publication_requests::begin(conn, request, now).await? {
+                    true => Begun::Written,
+                    false => Begun::LeaseLost,
+                })
+            })
+            .await
+    }
+
+    /// Sends a request that was written down at `begun`, unless its lease could end first.
+    async fn ingest(
+        &self,
+        signing: &Signing,
+        outgoing: &[OutgoingEvent],
+        begun: Instant,
+    ) -> Result<Answer, SendError> {
+        if begun.elapsed() + self.settings.tallyman.request_timeout >= self.settings.lease {
+            return Err(SendError::Unreachable(
+                "not sent: this process was delayed, and its lease could expire before the answer"
+                    .to_owned(),
+            ));
+        }
+        self.client.ingest(&signing.license.jwt, signing.coderd_id, request_body(outgoing)).await
     }
 
     /// The events in the vendor's form, always the same bytes. Holds an event that breaks the
     /// vendor's rules.
-    async fn outgoing<'a>(
+    async fn outgoing(
         &self,
         source_id: i16,
-        events: &'a [Publication],
+        holder: &str,
+        events: Vec<Publication>,
         cycle: &mut Cycle,
-    ) -> anyhow::Result<(Vec<&'a Publication>, Vec<OutgoingEvent>)> {
+    ) -> anyhow::Result<(Vec<Publication>, Vec<OutgoingEvent>)> {
         let (mut ready, mut outgoing, mut invalid) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
             match OutgoingEvent::new(event.event_id.clone(), event.quantity, event.created_at) {
@@ -99,41 +161,29 @@ impl Publisher {
                     outgoing.push(form);
                 }
                 Err(error) => invalid.push(Postponed {
-                    event_id: event.event_id.clone(),
+                    event_id: event.event_id,
                     message: Some(format!("Tallyman's rules do not allow it: {error}")),
                     held_for: Some(HeldFor::VendorRules),
                     next_attempt_at: self.ledger.clock.now() + INVALID_WAIT,
                 }),
             }
         }
-        if !invalid.is_empty() {
-            cycle.held_back += invalid.len();
-            self.ledger
-                .run(async |conn| {
-                    publications::postpone(
-                        conn,
-                        source_id,
-                        &self.holder,
-                        &invalid,
-                        self.ledger.clock.now(),
-                    )
-                    .await
-                })
-                .await?;
-        }
+        cycle.held_back += invalid.len();
+        self.postpone(source_id, holder, &invalid).await?;
         Ok((ready, outgoing))
     }
 
     /// Each event's verdict, and when it is due again if it stays pending. After a failed request,
-    /// events stay due: the source waits.
+    /// events stay due: the source waits, or sends them in halves. An event that the vendor refuses
+    /// alone is refused for now, and held.
     fn attempts(
         &self,
-        events: &[&Publication],
+        events: &[Publication],
         answer: &Result<Answer, SendError>,
         now: DateTime<Utc>,
     ) -> Vec<Attempt> {
-        match answer {
-            Ok(answer) => {
+        match (answer, events) {
+            (Ok(answer), _) => {
                 let verdicts = answer.verdicts(events.iter().map(|event| event.event_id.as_str()));
                 if verdicts.not_sent > 0 {
                     warn!(ids = verdicts.not_sent, "the answer names events that were not sent");
@@ -144,7 +194,12 @@ impl Publisher {
                     .map(|(event, (_, verdict))| self.attempt(event, verdict, now))
                     .collect()
             }
-            Err(error) => events
+            (Err(error), [event]) if error.is_refused_for_its_content() => {
+                let verdict = Verdict::RefusedForNow(error.to_string());
+                let attempt = self.attempt(event, verdict, now);
+                vec![Attempt { held_for: Some(HeldFor::VendorRefuses), ..attempt }]
+            }
+            (Err(error), _) => events
                 .iter()
                 .map(|event| Attempt {
                     event_id: event.event_id.clone(),
@@ -152,6 +207,7 @@ impl Publisher {
                     message: Some(error.to_string()),
                     next_attempt_at: now,
                     unanswered: event.unanswered || error.may_have_been_accepted(),
+                    held_for: None,
                 })
                 .collect(),
         }
@@ -179,6 +235,7 @@ impl Publisher {
             message,
             next_attempt_at: now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1)),
             unanswered: event.unanswered || may_have_been_accepted,
+            held_for: None,
         }
     }
 
@@ -233,19 +290,6 @@ fn status(answer: &Result<Answer, SendError>) -> Option<u16> {
         Ok(_) | Err(SendError::Undecodable(_)) => Some(200),
         Err(SendError::Status { status, .. }) => Some(*status),
         Err(_) => None,
-    }
-}
-
-fn count(attempts: &[Attempt], cycle: &mut Cycle) {
-    cycle.requests += 1;
-    for attempt in attempts {
-        match attempt.verdict {
-            AttemptVerdict::Accepted => cycle.accepted += 1,
-            AttemptVerdict::Refused => cycle.refused += 1,
-            AttemptVerdict::RefusedForNow => cycle.refused_for_now += 1,
-            AttemptVerdict::LeftOut => cycle.left_out += 1,
-            AttemptVerdict::Failed => {}
-        }
     }
 }
 

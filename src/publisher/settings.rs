@@ -20,6 +20,8 @@ pub struct Settings {
     /// The keys that may have signed licenses.
     pub license_keys: PublicKeys,
     pub tallyman: ClientSettings,
+    /// The largest number of requests in flight; at least 1.
+    pub concurrency: usize,
     /// The length of leases of events; longer than a request may take.
     pub lease: Duration,
     /// Time between two successful cycles; at most a third of the request's timeout.
@@ -50,6 +52,7 @@ impl Settings {
             sole: false,
             coderd,
             license_keys,
+            concurrency: 4,
             lease: tallyman.request_timeout * 3 / 2,
             tallyman,
             poll: Duration::from_secs(10),

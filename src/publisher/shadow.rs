@@ -3,10 +3,11 @@
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
+use super::queue::rows_by_id;
 use super::source_check::{SourceCheck, compare};
-use super::{Condition, Cycle, Publisher, rows_by_id};
+use super::{Condition, Cycle, Publisher};
 use crate::coderd::Reader;
-use crate::ledger::{HeldFor, Postponed, Settlement, publications};
+use crate::ledger::{HeldFor, Postponed, Settlement};
 
 /// Events in one comparison with coderd's rows.
 const PAGE: usize = 500;
@@ -16,7 +17,7 @@ const RECHECK_WAIT: TimeDelta = TimeDelta::minutes(5);
 
 impl Publisher {
     pub(super) async fn shadow(
-        &mut self,
+        &self,
         reader: &mut Reader,
         source_id: i16,
         cycle: &mut Cycle,
@@ -43,7 +44,7 @@ impl Publisher {
         cycle: &mut Cycle,
     ) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
-        let leased = self.lease(source_id, now, PAGE).await?;
+        let leased = self.lease(source_id, &self.holder, now, PAGE).await?;
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let read = async {
             anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?))
@@ -51,7 +52,7 @@ impl Publisher {
         let (rows, statements) = match read.await {
             Ok(read) => read,
             Err(fault) => {
-                self.release(source_id, &ids).await;
+                self.release(source_id, &self.holder, &ids).await;
                 return Err(fault);
             }
         };
@@ -82,19 +83,9 @@ impl Publisher {
                 next_attempt_at: self.ledger.clock.now() + RECHECK_WAIT,
             });
         }
-        self.settle(source_id, &published, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger
-            .run(async |conn| {
-                publications::postpone(
-                    conn,
-                    source_id,
-                    &self.holder,
-                    &later,
-                    self.ledger.clock.now(),
-                )
-                .await
-            })
-            .await?;
+        let settled = &mut cycle.settled;
+        self.settle(source_id, &self.holder, &published, Settlement::NotOurs, settled).await?;
+        self.postpone(source_id, &self.holder, &later).await?;
         cycle.held_back += differences;
         cycle.waiting += later.len() - differences;
         Ok(ids.len() == PAGE)

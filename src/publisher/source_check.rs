@@ -120,6 +120,7 @@ mod tests {
             created_at: now(),
             unanswered: false,
             refusals: 0,
+            refused_alone: false,
             confirmed: true,
             last_message: None,
         }

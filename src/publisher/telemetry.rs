@@ -95,16 +95,17 @@ impl PublisherTelemetry {
         add(&self.settled, "not_ours", cycle.settled.not_ours);
         add(&self.settled, "expired", cycle.settled.expired);
         add(&self.settled, "unknown", cycle.settled.unknown);
-        if let Some(error) = &cycle.failure {
-            let kind = match error {
-                SendError::LicenseNotAHeader => "license",
-                SendError::Unreachable(_) => "unreachable",
-                SendError::Unanswered(_) => "unanswered",
-                SendError::Status { .. } => "status",
-                SendError::Undecodable(_) => "undecodable",
-            };
-            add(&self.send_errors, kind, 1);
-        }
+    }
+
+    pub(super) fn send_error(&self, error: &SendError) {
+        let kind = match error {
+            SendError::LicenseNotAHeader => "license",
+            SendError::Unreachable(_) => "unreachable",
+            SendError::Unanswered(_) => "unanswered",
+            SendError::Status { .. } => "status",
+            SendError::Undecodable(_) => "undecodable",
+        };
+        self.send_errors.with_label_values(&[kind]).inc();
     }
 
     pub(super) fn queue(&self, source: Uuid, pending: &Pending, now: DateTime<Utc>) {

@@ -1,69 +1,116 @@
 //! Managed agents by the instant of their start, countable over any window.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// Maximum entries of a run. A new entry moves at most this number. A count sums two runs and the
-/// totals of the others, which are about as many with a million events.
-const RUN: usize = 1024;
+use super::agent_hour::{AgentHour, HOUR};
 
-/// Number of agents started at each microsecond. Any order of the events gives the same value. In
-/// JSON it is the ordered list of `[microseconds since the Unix epoch, count]`.
+/// Hours of a block.
+const BLOCK: i64 = 128;
+
+/// Number of agents started at each microsecond. Any order of the events gives the same value.
 ///
-/// The state consists of ordered runs with their totals. A count over any window reads two runs and
-/// the totals between them. It takes some microseconds with a million events, for any distribution
-/// over time.
+/// Hours are grouped in blocks, and hours and blocks have totals. A count over any window adds the
+/// totals of blocks (69 a year), of the hours of two blocks, and of two hours' entries. It takes
+/// some microseconds at most with millions of events, for any distribution over time.
+///
+/// A clone shares the hours; a change copies a shared hour first.
 #[derive(Clone, Debug, Default)]
 pub struct AgentCounts {
-    runs: Vec<Run>,
+    blocks: Totals<Totals<AgentHour>>,
 }
 
-/// A non-empty, ordered run.
+/// Parts by number, in order, with the number of agents in each.
 #[derive(Clone, Debug)]
-struct Run {
-    entries: Vec<(i64, u64)>,
-    total: u128,
+struct Totals<T>(Vec<Total<T>>);
+
+#[derive(Clone, Debug)]
+struct Total<T> {
+    number: i64,
+    agents: u128,
+    part: Arc<T>,
 }
 
-impl Run {
-    fn of(entries: Vec<(i64, u64)>) -> Self {
-        Self { total: sum(&entries), entries }
-    }
-
-    fn last(&self) -> Option<&(i64, u64)> {
-        self.entries.last()
-    }
-
-    /// The index of the first entry at or after `micros`.
-    fn from(&self, micros: i64) -> usize {
-        self.entries.partition_point(|(at, _)| *at < micros)
+impl<T> Default for Totals<T> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
 }
 
-fn sum(entries: &[(i64, u64)]) -> u128 {
-    entries.iter().map(|(_, count)| u128::from(*count)).sum()
+impl<T: Clone + Default> Totals<T> {
+    fn place(&self, number: i64) -> Result<usize, usize> {
+        match self.0.last() {
+            Some(last) if last.number == number => Ok(self.0.len() - 1),
+            _ => self.0.binary_search_by_key(&number, |total| total.number),
+        }
+    }
+
+    fn get(&self, number: i64) -> Option<&T> {
+        self.place(number).ok().map(|place| &*self.0[place].part)
+    }
+
+    /// The part of that number, to which `agents` are added.
+    fn add(&mut self, number: i64, agents: u128) -> &mut T {
+        let place = self.place(number).unwrap_or_else(|place| {
+            self.0.insert(place, Total { number, agents: 0, part: Arc::default() });
+            place
+        });
+        let total = &mut self.0[place];
+        total.agents += agents;
+        Arc::make_mut(&mut total.part)
+    }
+
+    /// Removes `agents` from the part of that number by `remove`, which tells whether the part is
+    /// empty afterwards. An empty part goes.
+    fn remove(&mut self, number: i64, agents: u128, remove: impl FnOnce(&mut T) -> bool) {
+        let Ok(place) = self.place(number) else { return };
+        let total = &mut self.0[place];
+        total.agents -= agents;
+        if remove(Arc::make_mut(&mut total.part)) {
+            self.0.remove(place);
+        }
+    }
+
+    /// Number of agents in the parts of a lower number.
+    fn before(&self, number: i64) -> u128 {
+        let place = self.place(number).unwrap_or_else(|place| place);
+        self.0[..place].iter().map(|total| total.agents).sum()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (i64, &T)> {
+        self.0.iter().map(|total| (total.number, &*total.part))
+    }
 }
 
 impl AgentCounts {
-    /// Adds `count` agents at an instant, rounded down to the microsecond.
-    pub fn add(&mut self, at: DateTime<Utc>, count: u64) {
-        self.insert((at.timestamp_micros(), count));
+    /// Adds `count` agents at an instant, rounded down to the microsecond. Returns the changed
+    /// hour: hours since the Unix epoch.
+    pub fn add(&mut self, at: DateTime<Utc>, count: u64) -> i64 {
+        let micros = at.timestamp_micros();
+        let (block, hour) = place_of(micros);
+        let hours = self.blocks.add(block, u128::from(count));
+        hours.add(hour, u128::from(count)).insert((micros, count));
+        hour
     }
 
-    /// Removes what [`AgentCounts::add`] added. False: it was not added, and nothing changes. Moves
-    /// at most a run of entries.
-    #[must_use]
-    pub fn remove(&mut self, at: DateTime<Utc>, count: u64) -> bool {
-        let entry = (at.timestamp_micros(), count);
-        let index = self.runs.partition_point(|run| run.last() < Some(&entry));
-        let Some(run) = self.runs.get_mut(index) else { return false };
-        let Ok(place) = run.entries.binary_search(&entry) else { return false };
-        run.entries.remove(place);
-        run.total -= u128::from(count);
-        if run.entries.is_empty() {
-            self.runs.remove(index);
+    /// Removes what [`AgentCounts::add`] added. Returns the changed hour; none: it was not added, and
+    /// nothing changes.
+    pub fn remove(&mut self, at: DateTime<Utc>, count: u64) -> Option<i64> {
+        let micros = at.timestamp_micros();
+        let ((block, hour), agents) = (place_of(micros), u128::from(count));
+        let entries = self.blocks.get(block).and_then(|hours| hours.get(hour))?;
+        if !entries.contains(&(micros, count)) {
+            return None;
         }
-        true
+        self.blocks.remove(block, agents, |hours| {
+            hours.remove(hour, agents, |entries| {
+                entries.remove(&(micros, count));
+                entries.is_empty()
+            });
+            hours.0.is_empty()
+        });
+        Some(hour)
     }
 
     /// Number of agents started in the half-open window: `start` included, `end` not. Exact for any
@@ -83,58 +130,55 @@ impl AgentCounts {
 
     #[must_use]
     pub fn events(&self) -> usize {
-        self.runs.iter().map(|run| run.entries.len()).sum()
+        self.entries().count()
     }
 
     fn between(&self, start: i64, end: i64) -> u128 {
-        if start >= end {
-            return 0;
-        }
-        let first = self.run_with(start);
-        let last = self.run_with(end);
-        if first == last {
-            return self
-                .runs
-                .get(first)
-                .map_or(0, |run| sum(&run.entries[run.from(start)..run.from(end)]));
-        }
-        let head = self.runs.get(first).map_or(0, |run| sum(&run.entries[run.from(start)..]));
-        let middle: u128 = self.runs[first + 1..last].iter().map(|run| run.total).sum();
-        let tail = self.runs.get(last).map_or(0, |run| sum(&run.entries[..run.from(end)]));
-        head + middle + tail
+        self.before(end).saturating_sub(self.before(start))
     }
 
-    /// The index of the first run that ends at `micros` or later; the number of runs if none does.
-    fn run_with(&self, micros: i64) -> usize {
-        self.runs.partition_point(|run| run.last().is_some_and(|(at, _)| *at < micros))
+    fn before(&self, micros: i64) -> u128 {
+        let (block, hour) = place_of(micros);
+        let hours = self.blocks.get(block);
+        let entries = hours.and_then(|hours| hours.get(hour));
+        self.blocks.before(block)
+            + hours.map_or(0, |hours| hours.before(hour))
+            + entries.map_or(0, |entries| entries.before(micros))
     }
 
-    fn insert(&mut self, entry: (i64, u64)) {
-        let first_reaching = self.runs.partition_point(|run| run.last() < Some(&entry));
-        let index = first_reaching.min(self.runs.len().saturating_sub(1));
-        let Some(run) = self.runs.get_mut(index) else {
-            self.runs.push(Run::of(vec![entry]));
-            return;
-        };
-        let place = run.entries.partition_point(|other| *other <= entry);
-        if run.entries.len() < RUN {
-            run.entries.insert(place, entry);
-            run.total += u128::from(entry.1);
-        } else if place == RUN {
-            // After a full run: events in the order of time fill each run before the next one
-            // begins.
-            self.runs.insert(index + 1, Run::of(vec![entry]));
-        } else {
-            let upper = run.entries.split_off(RUN / 2);
-            run.total = sum(&run.entries);
-            self.runs.insert(index + 1, Run::of(upper));
-            self.insert(entry);
-        }
+    /// The hours with agents, in order.
+    pub(super) fn hours(&self) -> impl Iterator<Item = i64> {
+        self.all_hours().map(|(hour, _)| hour)
+    }
+
+    fn all_hours(&self) -> impl Iterator<Item = (i64, &AgentHour)> {
+        self.blocks.iter().flat_map(|(_, hours)| hours.iter())
+    }
+
+    /// Appends the saved form of an hour. False: it has no agents.
+    pub(super) fn write_hour(&self, hour: i64, to: &mut Vec<u8>) -> bool {
+        let entries = self.blocks.get(hour.div_euclid(BLOCK)).and_then(|hours| hours.get(hour));
+        entries.map(|entries| entries.write(hour * HOUR, to)).is_some()
+    }
+
+    /// Adds the saved form of an hour that has no agents yet.
+    pub(super) fn read_hour(&mut self, hour: i64, bytes: &[u8]) -> Result<(), &'static str> {
+        let start = hour.checked_mul(HOUR).ok_or("its hour is beyond all time")?;
+        let read = AgentHour::read(start, bytes)?;
+        let total = read.total();
+        *self.blocks.add(hour.div_euclid(BLOCK), total).add(hour, total) = read;
+        Ok(())
     }
 
     fn entries(&self) -> impl Iterator<Item = &(i64, u64)> {
-        self.runs.iter().flat_map(|run| &run.entries)
+        self.all_hours().flat_map(|(_, hour)| hour.entries())
     }
+}
+
+/// The numbers of the block and of the hour of an instant.
+fn place_of(micros: i64) -> (i64, i64) {
+    let hour = micros.div_euclid(HOUR);
+    (hour.div_euclid(BLOCK), hour)
 }
 
 /// The first whole microsecond that is not before `at`.
@@ -154,22 +198,6 @@ impl PartialEq for AgentCounts {
 }
 
 impl Eq for AgentCounts {}
-
-impl Serialize for AgentCounts {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(self.entries())
-    }
-}
-
-impl<'de> Deserialize<'de> for AgentCounts {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let entries = Vec::<(i64, u64)>::deserialize(from)?;
-        if !entries.is_sorted() {
-            return Err(D::Error::custom("agent counts are not ordered by time"));
-        }
-        Ok(Self { runs: entries.chunks(RUN).map(|run| Run::of(run.to_vec())).collect() })
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -232,11 +260,6 @@ mod tests {
     }
 
     #[test]
-    fn counts_out_of_order_are_refused() {
-        assert!(serde_json::from_str::<AgentCounts>("[[2,1],[1,1]]").is_err());
-    }
-
-    #[test]
     fn a_count_of_a_million_events_reads_a_few_thousand_numbers() {
         // All within one day, so that totals of days cannot give any count; every third event is
         // late.
@@ -245,27 +268,57 @@ mod tests {
             counts.add(at(if i % 3 == 0 { i * 7 } else { i * 80_000 }), 1);
         }
         assert_eq!(counts.events(), 1_000_000);
-        // a count reads two runs and the totals of the others
-        assert!(counts.runs.iter().all(|run| (1..=RUN).contains(&run.entries.len())));
-        assert!(counts.runs.len() <= 2 * 1_000_000 / RUN + 1, "{} runs", counts.runs.len());
+        // a count reads one run, and the totals of an hour's other runs, of a block and of blocks
+        let lengths = counts.all_hours().map(|(_, hour)| hour.run_lengths().collect::<Vec<_>>());
+        for runs in lengths {
+            assert!(runs.iter().all(|entries| (1..=1024).contains(entries)));
+            assert!(runs.len() <= 2 * runs.iter().sum::<usize>() / 1024 + 1, "{} runs", runs.len());
+        }
+        assert!(counts.blocks.0.iter().all(|block| block.part.0.len() <= 128));
+    }
+
+    /// The saved form of every hour.
+    fn saved(counts: &AgentCounts) -> Vec<(i64, Vec<u8>)> {
+        let hours = counts.hours();
+        hours
+            .map(|hour| {
+                let mut bytes = Vec::new();
+                assert!(counts.write_hour(hour, &mut bytes));
+                (hour, bytes)
+            })
+            .collect()
+    }
+
+    fn close_events() -> impl Strategy<Value = Vec<(i64, u64)>> {
+        prop::collection::vec((0..3000_i64, 1..5_u64), 0..2500)
+    }
+
+    /// Within one hour, over some hours, over some blocks.
+    fn scale() -> impl Strategy<Value = i64> {
+        prop_oneof![Just(1_i64), Just(HOUR / 1000), Just(HOUR)]
     }
 
     fn events() -> impl Strategy<Value = Vec<(i64, u64)>> {
-        prop::collection::vec((0..3000_i64, 1..5_u64), 0..2500)
+        (close_events(), scale()).prop_map(|(events, scale)| scaled(&events, scale))
+    }
+
+    fn scaled(events: &[(i64, u64)], scale: i64) -> Vec<(i64, u64)> {
+        events.iter().map(|(micros, count)| (micros * scale, *count)).collect()
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn a_count_equals_counting_one_by_one(events in events(), start in -10..3100_i64, end in -10..3100_i64) {
+        fn a_count_equals_counting_one_by_one(events in close_events(), scale in scale(), start in -10..3100_i64, end in -10..3100_i64) {
             let expected: u64 = events.iter().filter(|(micros, _)| (start..end).contains(micros)).map(|(_, count)| count).sum();
-            prop_assert_eq!(counts(&events).count(at(start), at(end)), u128::from(expected));
+            let counts = counts(&scaled(&events, scale));
+            prop_assert_eq!(counts.count(at(start * scale), at(end * scale)), u128::from(expected));
         }
 
         #[test]
         fn any_order_gives_an_equal_value_and_an_equal_snapshot((one, other) in events().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))) {
             let (one, other) = (counts(&one), counts(&other));
-            prop_assert_eq!(serde_json::to_string(&one).unwrap(), serde_json::to_string(&other).unwrap());
+            prop_assert_eq!(saved(&one), saved(&other));
             prop_assert_eq!(one, other);
         }
 
@@ -273,17 +326,24 @@ mod tests {
         fn removed_events_leave_the_value_of_the_others(kept in events(), removed in events()) {
             let mut all = counts(&[kept.clone(), removed.clone()].concat());
             for (micros, count) in &removed {
-                prop_assert!(all.remove(at(*micros), *count));
+                let hour = all.remove(at(*micros), *count);
+                prop_assert_eq!(hour, Some(micros.div_euclid(HOUR)));
             }
-            prop_assert!(all.runs.iter().all(|run| !run.entries.is_empty() && run.total == sum(&run.entries)));
-            prop_assert_eq!(&all, &counts(&kept));
-            prop_assert!(!all.remove(at(3001), 1), "it was never added");
-            prop_assert_eq!(all, counts(&kept));
+            let lengths = all.all_hours().flat_map(|(_, hour)| hour.run_lengths());
+            prop_assert!(lengths.into_iter().all(|entries| entries > 0));
+            let kept = counts(&kept);
+            prop_assert_eq!(saved(&all), saved(&kept));
+            prop_assert_eq!(all.before(i64::MAX), kept.before(i64::MAX));
+            prop_assert_eq!(all.remove(at(-1), 1), None, "it was never added");
+            prop_assert_eq!(all, kept);
         }
 
         #[test]
         fn a_restored_value_continues_as_if_never_saved(before in events(), after in events()) {
-            let mut restored: AgentCounts = serde_json::from_str(&serde_json::to_string(&counts(&before)).unwrap()).unwrap();
+            let mut restored = AgentCounts::default();
+            for (hour, bytes) in saved(&counts(&before)) {
+                restored.read_hour(hour, &bytes).unwrap();
+            }
             for (micros, count) in &after {
                 restored.add(at(*micros), *count);
             }

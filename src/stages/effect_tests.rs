@@ -1,7 +1,7 @@
 //! Tests of the effect of one event on the series.
 
 use super::*;
-use crate::event::UsageQuantity;
+use crate::event::{Fact, UsageQuantity};
 use crate::stages::samples;
 use crate::stages::samples::{build, claim, introduced_at, usage};
 

@@ -4,16 +4,14 @@
 //! never reset.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::proto::MetricFamily;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{LedgerFault, Stage};
+use super::pieces::Changed;
 use crate::event::{
-    BuildKind, BuildStatus, Event, Fact, PREBUILDS_USER, Payload, PrebuildClaimed,
+    BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed,
     WorkspaceBuildCompleted, kind,
 };
 use crate::metrics::{
@@ -246,15 +244,14 @@ fn names(organization: &str, template: &str, preset: &str) -> [String; 3] {
     [organization, template, preset].map(str::to_owned)
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetricsState {
-    deployments: BTreeMap<Uuid, DeploymentMetrics>,
+    pub(super) deployments: BTreeMap<Uuid, DeploymentMetrics>,
+    pub(super) changed: Changed,
 }
 
 /// The series of one deployment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DeploymentMetrics {
     /// Histograms begin at this instant.
     pub introduced_at: DateTime<Utc>,
@@ -262,28 +259,6 @@ pub struct DeploymentMetrics {
     pub creation_seconds: Series<Tally, 4>,
     pub claim_seconds: Series<Tally, 3>,
     pub negative_durations: Series<Counter, 1>,
-}
-
-impl Stage for MetricsState {
-    const NAME: &'static str = "metrics";
-    // 2: a success that ends when it starts is observed as 0; a workspace is one creation
-    // 3: buckets without resets, zero threshold and negative values
-    const RULES_VERSION: i32 = 3;
-    const CORRECTED_BY_REBUILD: bool = true;
-
-    fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault> {
-        match (self.deployments.entry(fact.deployment()), fact) {
-            (Entry::Vacant(new), Fact::Introduced { introduced_at, .. }) => {
-                new.insert(DeploymentMetrics::introduced(*introduced_at));
-            }
-            (Entry::Occupied(known), Fact::Introduced { .. }) => {
-                return Err(LedgerFault::IntroducedTwice(*known.key()));
-            }
-            (Entry::Vacant(unknown), _) => return Err(LedgerFault::NotIntroduced(*unknown.key())),
-            (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact),
-        }
-        Ok(())
-    }
 }
 
 impl MetricsState {
@@ -300,7 +275,7 @@ impl MetricsState {
 }
 
 impl DeploymentMetrics {
-    fn introduced(introduced_at: DateTime<Utc>) -> Self {
+    pub(super) fn introduced(introduced_at: DateTime<Utc>) -> Self {
         Self {
             introduced_at,
             creations: Series::new(),
@@ -310,24 +285,8 @@ impl DeploymentMetrics {
         }
     }
 
-    fn apply(&mut self, fact: &Fact) {
-        match fact {
-            // The time of these creations is not known. A server ignores the epoch as a timestamp.
-            // So it does not show years of history as one increase from zero.
-            Fact::Baseline { series, creations, .. } => {
-                self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH)
-            }
-            Fact::Event(event) => {
-                for effect in effects_of(event, self.introduced_at).added {
-                    self.add(effect, event.time());
-                }
-            }
-            // series do not fall by themselves
-            Fact::Introduced { .. } | Fact::License { .. } | Fact::Corrected { .. } => {}
-        }
-    }
-
-    fn add(&mut self, effect: Effect, at: DateTime<Utc>) {
+    /// Adds an effect at an instant.
+    pub(super) fn add(&mut self, effect: Effect, at: DateTime<Utc>) {
         match effect {
             Effect::Creation(labels) => self.creations.add(labels, 1, at),
             Effect::CreationSeconds(labels, micros) => {

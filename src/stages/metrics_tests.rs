@@ -6,12 +6,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{
-    BuildStatus, Event, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition,
+    BuildStatus, Event, Fact, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition,
     WorkspaceBuildCompleted,
 };
+use crate::stages::pieces::{Part, Piece};
 use crate::stages::samples::{
     DEPLOYMENT, at, build, claim, claim_build, fact, introduced, introduced_at, pool_build, usage,
 };
+use crate::stages::samples::{Saved, load, pieces, save};
+use crate::stages::{LedgerFault, Stage as _};
 
 fn fold(facts: &[Fact]) -> MetricsState {
     let mut state = MetricsState::default();
@@ -348,6 +351,12 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
     prop::collection::vec(event, 0..120)
 }
 
+fn fold_introduced() -> MetricsState {
+    let mut state = MetricsState::default();
+    state.apply(&introduced(DEPLOYMENT)).unwrap();
+    state
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
@@ -356,15 +365,36 @@ proptest! {
     }
 
     #[test]
-    fn a_fold_from_a_snapshot_is_bit_for_bit_that_from_zero(before in facts(), then in facts()) {
-        let first = [vec![introduced(DEPLOYMENT)], before].concat();
-        let saved = serde_json::to_vec(&fold(&first)).unwrap();
-        let mut restored: MetricsState = serde_json::from_slice(&saved).unwrap();
-        prop_assert_eq!(serde_json::to_vec(&restored).unwrap(), saved);
-        then.iter().for_each(|fact| restored.apply(fact).unwrap());
-        let whole = fold(&[first, then].concat());
-        prop_assert_eq!(serde_json::to_vec(&restored).unwrap(), serde_json::to_vec(&whole).unwrap());
-        prop_assert_eq!(restored, whole);
+    fn a_fold_from_saved_pieces_is_bit_for_bit_that_from_zero(facts in facts(), saves in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        let facts = [vec![introduced(DEPLOYMENT)], facts].concat();
+        let mut ends: Vec<usize> = saves.iter().map(|save| save.index(facts.len() + 1)).collect();
+        ends.sort_unstable();
+        let (mut state, mut saved, mut done) = (MetricsState::default(), Saved::new(), 0);
+        for end in ends {
+            facts[done..end].iter().for_each(|fact| state.apply(fact).unwrap());
+            save(&mut state, &mut saved);
+            prop_assert_eq!(&saved, &pieces(&state), "unchanged pieces are as they were saved");
+            state = load(&saved);
+            done = end;
+        }
+        facts[done..].iter().for_each(|fact| state.apply(fact).unwrap());
+        let mut whole = MetricsState::default();
+        facts.iter().for_each(|fact| whole.apply(fact).unwrap());
+        prop_assert_eq!(pieces(&state), pieces(&whole));
+        prop_assert_eq!(state, whole);
+    }
+
+    #[test]
+    fn any_bytes_are_a_piece_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..60), number in -2..500_000_i64, part in 0..7_usize, json in "[\\[\\]{}\",a-z0-9:]{0,40}") {
+        let own = load::<MetricsState>(&pieces(&fold_introduced()));
+        for content in [bytes, [b"\x01", json.as_bytes()].concat()] {
+            let mut state = own.clone();
+            let piece = Piece { deployment: DEPLOYMENT, part: Part::WORDS[part].0, number };
+            if state.decode(piece, &content).is_ok() {
+                let saved = pieces(&state);
+                prop_assert_eq!(load::<MetricsState>(&saved), state);
+            }
+        }
     }
 }
 
@@ -373,10 +403,10 @@ fn the_snapshots_form_is_pinned() {
     let started_at = Some(at("2025-08-01T12:59:59Z"));
     let state =
         fold(&[introduced(DEPLOYMENT), fact(WorkspaceBuildCompleted { started_at, ..build() })]);
-    let pinned = include_str!("metrics_snapshot.json").trim_end();
-    assert_eq!(
-        serde_json::to_string(&state).unwrap(),
-        pinned,
-        "a changed form needs a new RULES_VERSION"
-    );
+    let lines: Vec<String> = pieces(&state)
+        .iter()
+        .map(|(name, content)| format!("{name} {}", content.escape_ascii()))
+        .collect();
+    let pinned = include_str!("metrics_snapshot.txt").trim_end();
+    assert_eq!(lines.join("\n"), pinned, "a changed form needs a new RULES_VERSION");
 }

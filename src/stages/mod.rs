@@ -1,9 +1,12 @@
 //! Pure folds over the ledger: `state × fact → state`. No ledger, no clock, no I/O, so all
 //! processes have the same state at the same sequence.
 
+mod agent_hour;
 mod agents;
 mod licenses;
 mod metrics;
+mod metrics_pieces;
+mod pieces;
 
 #[cfg(test)]
 mod samples;
@@ -15,18 +18,22 @@ pub use metrics::{
     NEGATIVE_DURATIONS, NoEffectReason, UnaffectedFamily, effects_of,
 };
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+pub use pieces::{Part, Piece, PieceError};
+
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use crate::event::Fact;
 
-/// A fold along the ledger. The default is the state of an empty ledger. A snapshot contains its
-/// JSON, which gives an equal state.
-pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
+/// A fold along the ledger. The default is the state of an empty ledger.
+///
+/// A state is saved in pieces. All pieces give an equal state. A clone shares large parts with the
+/// state, so that it can be saved while the fold goes on.
+pub trait Stage: Clone + Default + Send + Sync + 'static {
     /// The name of its snapshots.
     const NAME: &'static str;
-    /// Increased with each change of a fact's effect or of the state's form. The fold then restarts
+    /// Increased with each change of a fact's effect or of a piece's form. The fold then restarts
     /// from zero.
     const RULES_VERSION: i32;
     /// Whether a correction changes the state only at a rebuild. Such a stage ignores
@@ -39,6 +46,22 @@ pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static 
     /// [`LedgerFault`] if the facts violate the ledger's invariants. Then nothing of this fact was
     /// applied, and the caller must stop the fold.
     fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault>;
+
+    /// The pieces that facts have changed since the last call.
+    fn take_changed(&mut self) -> BTreeSet<Piece>;
+
+    /// The pieces of the state.
+    fn pieces(&self) -> BTreeSet<Piece>;
+
+    /// The content of a piece. None: the state has no such piece.
+    fn encode(&self, piece: Piece) -> Option<Vec<u8>>;
+
+    /// Adds a saved piece to a state of saved pieces. Pieces come in descending order of their
+    /// names.
+    ///
+    /// # Errors
+    /// [`PieceError`] if this version cannot read it. Drop the state then.
+    fn decode(&mut self, piece: Piece, content: &[u8]) -> Result<(), PieceError>;
 }
 
 /// A violated invariant of the ledger. The ledger writes a source's introduction once, before any

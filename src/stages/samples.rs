@@ -1,5 +1,7 @@
 //! Plain facts for the stages' tests.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -7,6 +9,35 @@ use crate::event::{
     BuildStatus, Event, Fact, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks,
     Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
+
+use super::Stage;
+
+/// Saved pieces by name.
+pub type Saved = BTreeMap<String, Vec<u8>>;
+
+/// All pieces of a state: equal for equal states, bit for bit.
+pub fn pieces<S: Stage>(state: &S) -> Saved {
+    let all = state.pieces().into_iter();
+    all.map(|piece| (piece.to_string(), state.encode(piece).expect("a piece"))).collect()
+}
+
+/// Saves the pieces that changed since the last call.
+pub fn save<S: Stage>(state: &mut S, saved: &mut Saved) {
+    for piece in state.take_changed() {
+        match state.encode(piece) {
+            Some(content) => saved.insert(piece.to_string(), content),
+            None => saved.remove(&piece.to_string()),
+        };
+    }
+}
+
+pub fn load<S: Stage>(saved: &Saved) -> S {
+    let mut state = S::default();
+    for (name, content) in saved.iter().rev() {
+        state.decode(name.parse().expect("a name"), content).expect("readable");
+    }
+    state
+}
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd1);
 pub const USER: Uuid = Uuid::from_u128(0x05e7);

@@ -3,15 +3,15 @@
 use uuid::Uuid;
 
 use crate::ledger::{
-    Finding, HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal,
-    PublishStop, Recovering, Retirement, holds,
+    HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop,
+    Recovering, Retirement,
 };
 
 use super::Queue;
 
 /// All holds, the widest first.
 pub(super) fn all(
-    findings: &[Finding],
+    of_audits: Vec<Hold>,
     recovering: Option<&Recovering>,
     pauses: &[Pause],
     stops: &[PublishStop],
@@ -34,7 +34,7 @@ pub(super) fn all(
     let mut found: Vec<Hold> = recovering
         .into_iter()
         .chain(paused)
-        .chain(holds(findings))
+        .chain(of_audits)
         .chain(stops.iter().map(stop))
         .collect();
     found.extend(retirements.iter().filter_map(|retirement| retired(retirement, queues)));
@@ -128,6 +128,9 @@ fn end_of(event: &HeldBack) -> &'static str {
         event if event.held_for == HeldFor::VendorRules => {
             "a version of Tallyline with other rules; otherwise the event expires"
         }
+        event if event.held_for == HeldFor::VendorRefuses => {
+            "Tallyman accepts the event, which is retried apart from others; otherwise the event expires"
+        }
         HeldBack { confirmed: true, .. } => {
             "coderd's row equals the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
@@ -202,7 +205,7 @@ mod tests {
     }
 
     fn of_processes(processes: &[ProcessRow]) -> Vec<Hold> {
-        all(&[], None, &[], &[], &[], processes, &[])
+        all(Vec::new(), None, &[], &[], &[], processes, &[])
     }
 
     #[test]
@@ -246,7 +249,7 @@ mod tests {
         };
         let retired = |pending| {
             all(
-                &[],
+                Vec::new(),
                 None,
                 &[],
                 &[],
@@ -278,6 +281,7 @@ mod tests {
             (HeldFor::CoderdDiffers, true, true, true),
             (HeldFor::CoderdDiffers, false, false, true),
             (HeldFor::VendorRules, true, false, false),
+            (HeldFor::VendorRefuses, true, false, false),
         ] {
             let ends = end_of(&held_back(held_for, confirmed));
             assert_eq!(
@@ -300,7 +304,7 @@ mod tests {
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
         let event = held_back(HeldFor::CoderdDiffers, true);
         let pauses = [pause(Pausable::Publish), pause(Pausable::Collect)];
-        let found = all(&[], None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
+        let found = all(Vec::new(), None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
         let listed: Vec<_> = found
             .iter()
             .map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref()))

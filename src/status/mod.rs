@@ -20,14 +20,15 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause,
-    ProcessRow, PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
-    StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
-    publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
+    BatchCount, Contents, EventCount, Finding, Head, Hold, LateAudit, LeaseRow, Ledger,
+    OpenRejects, Pause, ProcessRow, PruneState, PublicationCount, Rates, Recovering, Sequence,
+    Source as LedgerSource, StatementError, contents, cutover, findings, late_audits, licenses,
+    passes, pauses, processes, prune, publication_requests, publications, publish_marks,
+    recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
 
-/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some hundred
+/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some ten
 /// thousand rows, unlimited counts are estimated and marked as estimates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -39,6 +40,9 @@ pub struct Status {
     pub folded_sequences: Option<Folded>,
     /// Last sequence of the ledger.
     pub ledger_sequence: Sequence,
+    /// The ledger's head at that sequence. Keep it outside the ledger's database: a later deep audit
+    /// compares the ledger with it.
+    pub ledger_head: Head,
     /// The open recovery of a restored ledger that has not caught up: actor, reason, time and
     /// remaining work. Domain series and publishing are held.
     pub recovering: Option<Recovering>,
@@ -51,6 +55,8 @@ pub struct Status {
     pub pauses: Vec<Pause>,
     /// Findings of the latest audits.
     pub audit: Vec<Finding>,
+    /// Joints whose audit is late. Each holds publishing, unless an operator publishes without it.
+    pub late_audits: Vec<LateAudit>,
     /// Holds of usage, the widest first. Of individually held events, the first 10 per source.
     pub holds: Vec<Hold>,
     /// Position of each partition, with the ends of the log.
@@ -69,6 +75,9 @@ pub struct Status {
     pub processes: Vec<ProcessRow>,
     /// Leases and their holders.
     pub leases: Vec<LeaseRow>,
+    /// What retention has removed, and what is due, by kind.
+    #[serde(default)]
+    pub retention: Vec<PruneState>,
     /// Number of publications by state.
     pub publications: Vec<PublicationCount>,
     /// Number of accepted events by type.
@@ -125,38 +134,34 @@ pub async fn read(
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let Contents {
-        sequence,
-        batches,
-        positions,
-        events,
-        sources: rows,
-        publications,
-        leases,
-        rates,
-    } = ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
+    let Contents { head, batches, positions, events, sources: rows, publications, leases, rates } =
+        ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
-    let (recovering, pauses, audit) = (
+    let (recovering, pauses, audit, late_audits) = (
         ledger.run(recoveries::open).await?,
         ledger.run(pauses::list).await?,
         ledger.run(findings::list).await?,
+        ledger.run(late_audits::list).await?,
     );
     let (queues, processes) = (queues(ledger, &rows).await?, ledger.run(processes::list).await?);
     let (stops, retirements) =
         (ledger.run(publish_marks::stops).await?, ledger.run(retirements::list).await?);
+    let held = crate::ledger::holds(&audit, &late_audits);
     let holds =
-        holds::all(&audit, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
+        holds::all(held, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
     Ok(Status {
         at,
         folded_sequences: None,
-        ledger_sequence: sequence,
+        ledger_sequence: head.sequence,
+        ledger_head: head,
         recovering,
         log_problem,
         signed_since: ledger.run(cutover::signed_since).await?,
         pauses,
         audit,
+        late_audits,
         holds,
         partitions: partitions::partitions(&positions, &seen, at),
         rates,
@@ -166,6 +171,7 @@ pub async fn read(
         next_license_edge: next_license_edge(ledger, &rows, at).await?,
         processes,
         leases,
+        retention: ledger.run(prune::states).await?,
         publications,
         events,
         batches,

@@ -14,8 +14,8 @@ pub struct Queue {
     pub deployment_id: Uuid,
     /// Pending events.
     pub pending: i64,
-    /// Of the pending events, those held: coderd's row differs or is gone, or the vendor's rules do
-    /// not allow them.
+    /// Of the pending events, those held: coderd's row differs or is gone, the vendor's rules do
+    /// not allow them, or it refuses each request with them.
     pub held_back: i64,
     /// The first held events by time, at most 10.
     pub held_back_first: Vec<HeldBack>,

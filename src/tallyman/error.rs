@@ -36,4 +36,11 @@ impl SendError {
             SendError::Status { status, .. } => !(400..500).contains(status),
         }
     }
+
+    /// Whether the vendor, or a proxy before it, refuses the request for its content: 400, 413 or
+    /// 422. A request with other events, or with fewer, may be accepted.
+    #[must_use]
+    pub fn is_refused_for_its_content(&self) -> bool {
+        matches!(self, SendError::Status { status: 400 | 413 | 422, .. })
+    }
 }

@@ -184,20 +184,15 @@ impl World {
         ));
     }
 
-    /// Kills the publisher during a request, if there is usage to publish. In half of the cases it
-    /// is first frozen until the vendor has the events: the answer is never read. Otherwise the
-    /// request dies with it.
+    /// Kills the publisher with requests in flight, if there is usage to publish. In half of the
+    /// cases it is first frozen until the vendor has the events: the answers are never read.
+    /// Otherwise the requests die with it.
     async fn kill_publisher(&mut self, roll: u64) {
-        let requests = |books: &Books| {
-            (books.requests, books.deliveries.last().map_or(0, |delivery| delivery.request))
-        };
-        if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await
-        {
+        if self.within(Duration::from_secs(5), |books| books.in_flight > 0).await {
             if roll.is_multiple_of(2) {
                 self.member(Place::Publish).process().pause();
-                let is_taken = self
-                    .within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1)
-                    .await;
+                let is_taken =
+                    self.within(Duration::from_secs(2), |books| books.in_flight == 0).await;
                 self.say(if is_taken {
                     "the vendor took a request whose answer is lost"
                 } else {

@@ -9,7 +9,7 @@ use tallyline_sim::coderd::Truth;
 use crate::proof::{EVENTS_IN_A_REQUEST, Proof};
 use crate::support::eventually;
 use crate::watch::Observations;
-use crate::world::World;
+use crate::world::{REQUESTS_IN_FLIGHT, World};
 
 /// All events in flight arrive within this. It covers the takeover of a dead collector (17 s, its
 /// lease), its pass, the log and the folds. It also covers a publisher that waits up to 15 s after
@@ -106,7 +106,7 @@ impl World {
     /// report.
     pub async fn proves(&mut self, truth: &Truth) -> String {
         let again = self.every_number_is_true(truth).await;
-        let most = self.answers_lost * EVENTS_IN_A_REQUEST;
+        let most = self.answers_lost * REQUESTS_IN_FLIGHT * EVENTS_IN_A_REQUEST;
         assert!(again <= most, "{again} delivered again, at most {most} can have been in flight");
         let duplicates = self.audited(truth).await;
         self.say("the books balance");

@@ -35,7 +35,9 @@ const BUILDS: usize = 600;
 const LATENCY_MS: u64 = 100;
 
 /// Lines of the pipeline file.
-const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\nserve.audit_seconds = 5\npublish.request_timeout_seconds = 2\n";
+const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\naudit.interval_seconds = 5\npublish.request_timeout_seconds = 2\npublish.concurrency = 4\n";
+/// Requests of the publisher that can be in flight at once, by [`PACE`].
+pub const REQUESTS_IN_FLIGHT: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -124,8 +126,8 @@ pub struct World {
     pub tallyman: Tallyman,
     members: Vec<Member>,
     pub watch: Option<Watch>,
-    /// How often an answer to the publisher could be lost: it was killed or blocked, or the ledger
-    /// was away.
+    /// How often answers to the publisher could be lost: it was killed or blocked, or the ledger was
+    /// away.
     pub answers_lost: usize,
     pub slowest: Duration,
     /// Whether coderd wrote rows dated before a collector's progress.

@@ -11,7 +11,7 @@ use tallyline::operations::recover::{RecoverExecution, RecoverRequest};
 use tallyline::operations::{
     CoderdCutOff, CorrectionExecution, CorrectionRequest, CountRejects, DiscardRejects,
     ExplainRequest, ListActs, ListRejects, LogRange, PauseRequest, RebuildExecution,
-    RebuildRequest, ReplayExecution, Resubmit, RunAudit,
+    RebuildRequest, ReplayExecution, Resubmit, RunAudit, UnauditedPublishing,
 };
 
 /// The request's name, `?`, and its query.
@@ -62,6 +62,7 @@ pub fn body(input: &[u8]) -> bool {
     match &input[..at] {
         b"pause" => in_a_body::<PauseRequest>(body),
         b"coderd cut off" => in_a_body::<CoderdCutOff>(body),
+        b"unaudited" => in_a_body::<UnauditedPublishing>(body),
         b"resubmit" => in_a_body::<Resubmit>(body),
         b"discard" => in_a_body::<DiscardRejects>(body),
         b"audit" => in_a_body::<RunAudit>(body),

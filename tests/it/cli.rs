@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tallyline::clock::Clock;
 use tallyline::event::{Topic, TopicPartition};
-use tallyline::ledger::{Ledger, LedgerSettings, Sequence, snapshots};
+use tallyline::ledger::{Head, Ledger, LedgerSettings, Sequence, head, snapshots};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
@@ -247,6 +247,11 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
             (&answer["events"], &answer["as_of_sequence"]),
             (&40.into(), &sequence.to_string().into())
         );
+        let head: Head = answer["head"].as_str().unwrap().parse().unwrap();
+        assert_eq!(
+            Some(head),
+            ledger.run(async |conn| head::at(conn, sequence.number).await).await.unwrap()
+        );
         let types: Vec<(&str, u64, &str)> = answer["types"]
             .as_array()
             .unwrap()
@@ -288,7 +293,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let sha256 = hex::encode(Sha256::digest(&files[0]));
     assert!(table.stdout.contains(&sha256), "{table:?}");
     type Row = (i64, i64, String, bool);
-    let rows: Vec<Row> = sqlx::query_as("select sequence, events, encode(sha256, 'hex'), source_id is null from export_file order by id")
+    let rows: Vec<Row> = sqlx::query_as("select sequence, events, encode(export_file.sha256, 'hex'), source_id is null from export_file join batch using (sequence, chain) order by export_file.id")
         .fetch_all(&database.pool)
         .await
         .unwrap();

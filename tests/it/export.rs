@@ -60,7 +60,7 @@ fn all(as_of: Sequence) -> UsageRange {
 }
 
 #[tokio::test]
-async fn many_pages_hold_each_event_once_in_order_and_add_up() {
+async fn a_file_holds_each_event_once_in_order_and_adds_up() {
     let (_database, ledger) = registered_ledger().await;
     let mut events = Vec::new();
     for n in 0..5_600_u32 {
@@ -240,6 +240,88 @@ async fn a_late_verdict_does_not_change_an_earlier_export() {
     assert!(now.number > then.number && file.contains(&format!(",published,{request},")), "{file}");
 }
 
+/// Each event has its own history. Every sequence of the ledger gives its own file, which later
+/// batches do not change.
+#[tokio::test]
+async fn every_sequence_has_its_own_states_and_first_requests() {
+    let (_database, ledger) = registered_ledger().await;
+    let ids = ["late", "refused", "twice", "changed"];
+    let events = ids.map(|id| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon()));
+    record(&ledger, &events).await;
+    let source_id: i16 =
+        sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
+    let mut expected = BTreeMap::from(ids.map(|id| (id, ("pending", String::new()))));
+    let mut files = Vec::new();
+    let remember = async |files: &mut Vec<_>, expected: &BTreeMap<&str, (&str, String)>| {
+        let sequence = ledger.run(snapshots::head).await.unwrap();
+        let text = exported(&ledger, &all(sequence)).await.0;
+        let states: BTreeMap<_, _> = text
+            .lines()
+            .skip(1)
+            .map(|line| line.split(',').collect::<Vec<_>>())
+            .map(|fields| (fields[1].to_owned(), (fields[6].to_owned(), fields[7].to_owned())))
+            .collect();
+        let expected: BTreeMap<_, _> = expected
+            .iter()
+            .map(|(id, (state, request))| {
+                ((*id).to_owned(), ((*state).to_owned(), request.clone()))
+            })
+            .collect();
+        assert_eq!(states, expected, "at {sequence}");
+        files.push((sequence, text));
+    };
+    remember(&mut files, &expected).await;
+
+    use AttemptVerdict::{Accepted, Refused};
+    // (event, its request, its verdict); without a verdict the publication is settled as too old
+    let steps = [
+        ("refused", 1, Some(Refused), "refused"),
+        ("late", 2, None, "unknown"),
+        // two requests were in flight: the vendor's first acceptance is reported
+        ("twice", 4, Some(Accepted), "published"),
+        ("twice", 3, Some(Accepted), "published"),
+        ("changed", 5, Some(Refused), "refused"),
+        ("changed", 6, Some(Accepted), "published"),
+        ("late", 2, Some(Accepted), "published"),
+    ];
+    for (id, request) in
+        [("refused", 1), ("late", 2), ("twice", 3), ("twice", 4), ("changed", 5), ("changed", 6)]
+    {
+        send_as(&ledger, source_id, id, Uuid::from_u128(request)).await;
+    }
+    for (id, request, verdict, state) in steps {
+        let request = Uuid::from_u128(request);
+        match verdict {
+            Some(verdict) => answer(&ledger, source_id, id, request, verdict).await,
+            None => settle_as_too_old(&ledger, source_id, id).await,
+        }
+        let known = expected.get_mut(id).unwrap();
+        known.0 = state;
+        if verdict == Some(Accepted) && known.1.is_empty() {
+            known.1 = request.to_string();
+        }
+        remember(&mut files, &expected).await;
+    }
+    for (sequence, text) in files {
+        assert_eq!(
+            exported(&ledger, &all(sequence)).await.0,
+            text,
+            "later facts change {sequence}"
+        );
+    }
+}
+
+async fn settle_as_too_old(ledger: &Ledger, source_id: i16, event_id: &str) {
+    let (ids, too_old) = ([event_id.to_owned()], Settlement::TooOld);
+    let settled = ledger
+        .run(async |conn| {
+            publications::settle(conn, source_id, "me", &ids, too_old, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
+    assert_eq!(settled.unknown, 1);
+}
+
 /// Sends one event by the ledger's own steps, up to the vendor's acceptance.
 pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     let id = send(ledger, source_id, event_id).await;
@@ -248,7 +330,13 @@ pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
 }
 
 async fn send(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
-    let (id, lease) = (Uuid::from_u128(7), Duration::from_secs(60));
+    let id = Uuid::from_u128(7);
+    send_as(ledger, source_id, event_id, id).await;
+    id
+}
+
+async fn send_as(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
+    let lease = Duration::from_secs(60);
     ledger
         .run(async |conn| {
             publications::lease(
@@ -278,17 +366,26 @@ async fn send(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
             .await
             .unwrap()
     );
-    id
 }
 
 async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
-    let verdict = AttemptVerdict::Accepted;
+    answer(ledger, source_id, event_id, id, AttemptVerdict::Accepted).await;
+}
+
+async fn answer(
+    ledger: &Ledger,
+    source_id: i16,
+    event_id: &str,
+    id: Uuid,
+    verdict: AttemptVerdict,
+) {
     let attempt = Attempt {
         event_id: event_id.to_owned(),
         verdict,
         message: None,
         next_attempt_at: noon(),
         unanswered: false,
+        held_for: None,
     };
     let (answered_at, attempts) = (Some(noon()), vec![attempt]);
     let outcome = RequestOutcome {
@@ -299,6 +396,7 @@ async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
         status: Some(200),
         error: None,
         attempts,
+        lease: None,
     };
     ledger
         .run(async |conn| {

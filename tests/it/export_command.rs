@@ -19,6 +19,7 @@ use crate::support::ledger::{
     DEPLOYMENT, OTHER_DEPLOYMENT, migrated, newest_landmark, noon, partition, register_retired,
     take_lease, usage,
 };
+use crate::support::process::{Process, tallyline};
 use crate::support::{Database, eventually};
 
 /// A ledger with some usage, and its pipeline file.
@@ -83,6 +84,39 @@ impl Site {
         unread: i64,
     ) -> Sequence {
         self.runtime_pass(source, complete_until, None, unread).await
+    }
+
+    /// Adds events of the next day to the ledger's first batch.
+    async fn add_next_day(&self, events: i32) {
+        sqlx::query(
+            "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
+             select source_id, 'many-' || n, batch_id, log_offset, digest, event_type, quantity, created_at + interval '1 day'
+             from (select * from usage_event limit 1) event, generate_series(1, $1) n",
+        )
+        .bind(events)
+        .execute(&self.database.pool)
+        .await
+        .unwrap();
+    }
+
+    /// Starts an export of this day of August 2025.
+    fn start(&self, day: u32, file: &str) -> Process {
+        let (from, to) = (format!("2025-08-0{day}"), format!("2025-08-0{}", day + 1));
+        tallyline(
+            &[
+                "export",
+                "usage",
+                "--from",
+                &from,
+                "--to",
+                &to,
+                "--file",
+                file,
+                "--pipeline",
+                &self.pipeline.file,
+            ],
+            &[],
+        )
     }
 
     /// The same for a coderd with agent runtime.
@@ -365,4 +399,73 @@ async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
         ),
         0
     );
+}
+
+#[tokio::test]
+async fn an_export_that_is_stopped_in_the_middle_replaces_no_file_and_can_be_repeated() {
+    const EVENTS: usize = 150_000;
+    let site = Site::new(DEPLOYMENT).await;
+    site.add_next_day(i32::try_from(EVENTS).unwrap()).await;
+    let file = site.pipeline.path("usage.csv");
+    std::fs::write(&file, "old").unwrap();
+    let name = file.to_str().unwrap();
+    let unfinished = || {
+        let entries = std::fs::read_dir(site.pipeline.folder.path()).unwrap();
+        let mut parts = entries.map(|entry| entry.unwrap().path());
+        parts.find(|path| path.extension().is_some_and(|extension| extension == "part"))
+    };
+    for kill in [false, true] {
+        let mut export = site.start(2, name);
+        eventually(Duration::from_secs(60), "rows in the unfinished file", || async {
+            unfinished()
+                .is_some_and(|path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0))
+        })
+        .await;
+        if kill {
+            export.kill();
+            let written = std::fs::read_to_string(unfinished().expect("remains")).unwrap();
+            assert!(written.lines().count() < EVENTS, "it was killed in the middle");
+        } else {
+            let ended = export.terminate(Duration::from_secs(20)).await;
+            assert!(!ended.success() && unfinished().is_none(), "{ended}");
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
+    }
+    let recorded = "select count(*) from export_file";
+    let count: i64 = sqlx::query_scalar(recorded).fetch_one(&site.database.pool).await.unwrap();
+    assert_eq!(count, 0, "an export without its file is not recorded");
+
+    let mut texts = Vec::new();
+    for _ in 0..2 {
+        assert!(site.start(2, name).ends_within(Duration::from_secs(60)).await.success());
+        texts.push(std::fs::read_to_string(&file).unwrap());
+    }
+    assert_eq!(texts[0].lines().count(), 1 + EVENTS);
+    assert!(texts[0] == texts[1], "a repeated export has the same bytes");
+}
+
+#[tokio::test]
+async fn the_memory_of_an_export_does_not_grow_with_its_rows() {
+    let site = Site::new(DEPLOYMENT).await;
+    site.add_next_day(150_000).await;
+    let file = site.pipeline.path("usage.csv").display().to_string();
+    let mut peaks = Vec::new();
+    for day in [1, 2] {
+        // a finished export waits here for the lock, and its peak can be read
+        let mut lock = site.database.pool.begin().await.unwrap();
+        sqlx::query("lock table export_file").execute(&mut *lock).await.unwrap();
+        let mut export = site.start(day, &file);
+        let waiting = "select exists (select from pg_locks where relation = 'export_file'::regclass and not granted)";
+        eventually(Duration::from_secs(60), "all rows are written", || async {
+            sqlx::query_scalar(waiting).fetch_one(&site.database.pool).await.unwrap()
+        })
+        .await;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", export.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peaks.push(peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap());
+        lock.commit().await.unwrap();
+        assert!(export.ends_within(Duration::from_secs(60)).await.success());
+    }
+    let [few, many] = peaks[..] else { unreachable!("two exports") };
+    assert!(many < few + 8 * 1024, "{few} KiB with 20 rows, {many} KiB with 150,000");
 }

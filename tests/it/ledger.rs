@@ -287,7 +287,10 @@ async fn a_deployment_is_introduced_once_and_delays_no_batch_of_others() {
     let baseline =
         Baseline { until: noon(), creations: Vec::new(), started: vec![uuid::Uuid::from_u128(7)] };
     let mut busy = database.pool.begin().await.unwrap();
-    sqlx::query("lock table workspace_first_start").execute(&mut *busy).await.unwrap();
+    sqlx::query("lock table workspace_first_start in share mode")
+        .execute(&mut *busy)
+        .await
+        .unwrap();
     let introduction = || {
         let (ledger, baseline) = (ledger.clone(), baseline.clone());
         tokio::spawn(async move {

@@ -2,7 +2,9 @@
 //! `scripts/test` starts.
 
 mod audit;
+mod audit_cost;
 mod bad_input;
+mod bounds;
 mod cli;
 mod cli_database;
 mod coderd_sim;
@@ -26,6 +28,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod provenance;
+mod prune;
 mod publisher;
 mod purge;
 mod rebuild;
@@ -34,5 +37,8 @@ mod rejects;
 mod replay;
 mod serve;
 mod silence;
+mod slices;
 mod smoke;
+mod snapshots;
 mod support;
+mod tampering;

@@ -8,7 +8,7 @@ use sqlx::{Executor as _, PgPool};
 use tallyline::event::{Payload, Topic};
 use tallyline::ledger::{
     Baseline, BaselineRow, Chain, Ledger, LicenseChange, LicenseState, PartitionLease, Sequence,
-    Snapshot, licenses, recoveries, snapshots, sources,
+    licenses, recoveries, snapshots, sources,
 };
 use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
@@ -20,51 +20,52 @@ use crate::support::ledger::{
     DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, caught_up_to, event, lease_partition, ledger,
     moved, noon, partition, record_batch, register, take_lease, usage,
 };
+use crate::support::snapshots::{Pieces, contain, load, pieces, save};
 use crate::support::{eventually, setting};
 
-const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 /// Neither a periodic snapshot nor a slow poll decides a test.
-const SETTINGS: ProjectionSettings = ProjectionSettings {
+pub const SETTINGS: ProjectionSettings = ProjectionSettings {
     poll: Duration::from_millis(50),
     snapshot: Duration::from_secs(3600),
     last_snapshot: Duration::from_secs(30),
 };
 
 /// A running projection, and how to end it.
-struct Running<S> {
-    view: View<S>,
+pub struct Running<S> {
+    pub view: View<S>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), ProjectionError>>,
 }
 
 impl<S: Stage> Running<S> {
-    fn start(ledger: &Ledger, settings: ProjectionSettings) -> Self {
+    pub fn start(ledger: &Ledger, settings: ProjectionSettings) -> Self {
         let projection = Projection::<S>::new(ledger.clone(), settings);
         let (view, stop) = (projection.view(), CancellationToken::new());
         let signal = stop.clone();
         Running { view, stop, task: tokio::spawn(async move { projection.run(&signal).await }) }
     }
 
-    async fn reaches(&self, sequence: i64) {
+    pub async fn reaches(&self, sequence: i64) {
         eventually(SOON, "the fold reaches the sequence", || async {
             caught_up_to(&self.view) >= sequence
         })
         .await;
     }
 
-    async fn end(self) {
+    pub async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
 
-    fn bytes(&self) -> Vec<u8> {
-        self.view.with(|state, _| serde_json::to_vec(state).unwrap()).unwrap()
+    pub fn pieces(&self) -> Pieces {
+        self.view.with(|state, _| pieces(state)).unwrap()
     }
 }
 
 /// Writes `batches` batches of 20 events to two partitions of each topic, with six concurrent
 /// writers.
-async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
+pub async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
     let mut writers = JoinSet::new();
     for (topic, number) in Topic::ALL.into_iter().flat_map(|topic| [(topic, 0), (topic, 1)]) {
         let (ledger, batches) = (ledger.clone(), batches.clone());
@@ -98,7 +99,7 @@ async fn write_20(
 }
 
 /// One batch of one build.
-async fn write_one(ledger: &Ledger, n: u32) {
+pub async fn write_one(ledger: &Ledger, n: u32) {
     let claim = lease_partition(ledger, partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
     let next = claim.next_offset + 1;
     register(ledger, &[DEPLOYMENT]).await;
@@ -112,7 +113,7 @@ async fn write_one(ledger: &Ledger, n: u32) {
     .unwrap();
 }
 
-async fn snapshots<S: Stage>(pool: &PgPool) -> Vec<i64> {
+pub async fn snapshots<S: Stage>(pool: &PgPool) -> Vec<i64> {
     sqlx::query_scalar("select sequence from snapshot where stage = $1 order by sequence")
         .bind(S::NAME)
         .fetch_all(pool)
@@ -149,10 +150,10 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
     steady.reaches(end).await;
     restarted.reaches(end).await;
     let from_zero: Folded<S> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
-    let from_zero = serde_json::to_vec(&from_zero.state).unwrap();
-    assert!(from_zero.len() > 1000, "there is something to compare");
+    let from_zero = pieces(&from_zero.state);
+    assert!(from_zero.values().flatten().count() > 1000, "there is something to compare");
     assert!(
-        steady.bytes() == from_zero && restarted.bytes() == from_zero,
+        steady.pieces() == from_zero && restarted.pieces() == from_zero,
         "a fold depends on where it began"
     );
     steady.end().await;
@@ -358,7 +359,7 @@ async fn the_last_state_remains_during_a_database_outage_and_the_fold_resumes() 
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    let (before, bytes) = (running.view.freshness().unwrap(), running.bytes());
+    let (before, bytes) = (running.view.freshness().unwrap(), running.pieces());
 
     let server = PgPool::connect(&setting("TALLYLINE_TEST_POSTGRES")).await.unwrap();
     let allow = |allowed: bool| {
@@ -373,7 +374,7 @@ async fn the_last_state_remains_during_a_database_outage_and_the_fold_resumes() 
         ledger.run(snapshots::head).await.is_err()
     })
     .await;
-    assert_eq!((running.view.freshness().unwrap(), running.bytes()), (before, bytes));
+    assert_eq!((running.view.freshness().unwrap(), running.pieces()), (before, bytes));
 
     sqlx::query(allow(true)).execute(&server).await.unwrap();
     write_one(&ledger, 2).await;
@@ -393,21 +394,8 @@ async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let old = ledger.run(snapshots::head).await.unwrap().incarnation;
-    let old_snapshot =
-        Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
-    ledger
-        .run(async |conn| {
-            snapshots::save(
-                conn,
-                MetricsState::NAME,
-                MetricsState::RULES_VERSION,
-                &old_snapshot,
-                ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
+    let (at, old_pieces) = (Sequence { incarnation: old, number: 2 }, running.pieces());
+    assert!(save::<MetricsState>(&ledger, at, &old_pieces).await);
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
 
     // A restored ledger: it has another build under the same sequence.
@@ -428,34 +416,15 @@ async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
             .is_some_and(|freshness| freshness.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
-    assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
-    ledger
-        .run(async |conn| {
-            snapshots::save(
-                conn,
-                MetricsState::NAME,
-                MetricsState::RULES_VERSION,
-                &old_snapshot,
-                ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
-    assert_eq!(
-        snapshots::<MetricsState>(&ledger.pool).await,
-        [0; 0],
-        "a state of the old ledger is not kept"
-    );
+    assert!(contain(&running.pieces(), "restored"));
+    assert!(!save::<MetricsState>(&ledger, at, &old_pieces).await, "a state of the old ledger");
     running.end().await;
-    let newest = ledger
-        .run(async |conn| {
-            snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await
-        })
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(newest.sequence, Sequence { incarnation: new, number: 2 });
+    assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2], "the old ones are deleted");
+    let (newest, _) = load::<MetricsState>(&ledger).await.unwrap();
+    assert_eq!(newest, Sequence { incarnation: new, number: 2 });
+    let of_old = "select count(*) from snapshot_piece where incarnation <> $1";
+    let of_old: i64 = sqlx::query_scalar(of_old).bind(new).fetch_one(&ledger.pool).await.unwrap();
+    assert_eq!(of_old, 0);
 }
 
 #[tokio::test]
@@ -474,10 +443,7 @@ async fn a_restored_ledger_is_another_incarnation_and_restarts_the_fold() {
         })
     })
     .await;
-    assert!(
-        !String::from_utf8(running.bytes()).unwrap().contains("template-1"),
-        "no trace of the lost batch remains"
-    );
+    assert!(!contain(&running.pieces(), "template-1"), "no trace of the lost batch remains");
     let recovering = ledger.run(recoveries::open).await.unwrap().expect("a recovery is open");
     assert!(!recovering.log_ends_known);
     let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act")
@@ -519,58 +485,6 @@ async fn a_hole_ends_the_fold_and_nothing_is_shown() {
     let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
     assert!(matches!(ended, Err(ProjectionError::Hole { after: 1, found: Some(3) })), "{ended:?}");
     assert_eq!(running.view.freshness(), None);
-}
-
-#[tokio::test]
-async fn an_unreadable_snapshot_is_ignored() {
-    let (_database, ledger) = ledger().await;
-    write_one(&ledger, 1).await;
-    let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
-    let torn = Snapshot {
-        sequence: Sequence { incarnation, number: 2 },
-        state: b"{\"deployments\":".to_vec(),
-    };
-    ledger
-        .run(async |conn| {
-            snapshots::save(
-                conn,
-                MetricsState::NAME,
-                MetricsState::RULES_VERSION,
-                &torn,
-                ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
-    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
-    running.reaches(2).await;
-    let from_zero: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
-    assert_eq!(running.bytes(), serde_json::to_vec(&from_zero.state).unwrap());
-    running.end().await;
-}
-
-#[tokio::test]
-async fn snapshots_are_saved_during_a_run_and_only_after_new_batches() {
-    let (_database, ledger) = ledger().await;
-    let running = Running::<LicensesState>::start(
-        &ledger,
-        ProjectionSettings { snapshot: Duration::ZERO, ..SETTINGS },
-    );
-    for (n, sequence) in [(1, 2), (2, 3), (4, 4)] {
-        write_one(&ledger, n).await;
-        eventually(SOON, "a snapshot is kept", || async {
-            snapshots::<LicensesState>(&ledger.pool).await.last() == Some(&sequence)
-        })
-        .await;
-    }
-    // A separate statement removes older ones after the new one is there.
-    eventually(SOON, "the newest two are kept", || async {
-        snapshots::<LicensesState>(&ledger.pool).await == [3, 4]
-    })
-    .await;
-    running.end().await;
-    assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4]);
 }
 
 #[tokio::test]

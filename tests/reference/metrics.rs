@@ -8,7 +8,7 @@ use prometheus::core::Collector;
 use prometheus::proto::MetricType;
 use tallyline::api::{ApiTelemetry, RejectsTelemetry};
 use tallyline::audit::AuditTelemetry;
-use tallyline::cli::roles::paused_gauge;
+use tallyline::cli::roles::{PruneTelemetry, paused_gauge};
 use tallyline::collectors::CollectorTelemetry;
 use tallyline::consumer::ConsumerTelemetry;
 use tallyline::event::Fact;
@@ -45,7 +45,7 @@ const LABELS: &[(&str, &str)] = &[
     ("joint", "two sides that an audit compares, such as `log and ledger`"),
     (
         "kind",
-        "of rows: `build` or `usage`; of failed requests: `license`, `unreachable`, `unanswered`, `status` or `undecodable`",
+        "of rows: `build` or `usage`; of removed rows: `reject_payloads`, `attempts`, `plans` or `snapshots`; of failed requests: `license`, `unreachable`, `unanswered`, `status` or `undecodable`",
     ),
     ("operation", "an operation that can be paused: `collect`, `consume`, `publish`, `export`"),
     ("organization_name", "the name of the workspace's organization"),
@@ -93,13 +93,14 @@ fn sections() -> [(&'static str, Vec<Family>); 7] {
     let rejects = RejectsTelemetry::register(&registry).unwrap().collectors();
     let audit = AuditTelemetry::register(&registry, true).unwrap().collectors();
     let collect = CollectorTelemetry::register(&registry).unwrap().collectors();
-    let consume = ConsumerTelemetry::register(&registry).unwrap().collectors();
+    let mut consume = ConsumerTelemetry::register(&registry).unwrap().collectors();
+    consume.extend(PruneTelemetry::register(&registry).unwrap().collectors());
     let publish = PublisherTelemetry::register(&registry).unwrap().collectors();
     let paused: Box<dyn Collector> = Box::new(paused_gauge().unwrap());
     [
         (DOMAIN, domain()),
         ("## Role serve\n", described(serve.into_iter().chain(rejects))),
-        ("## Audits of the role serve\n", described(audit)),
+        ("## Audits of the roles collect, publish and serve\n", described(audit)),
         ("## Role collect\n", described(collect)),
         ("## Role consume\n", described(consume)),
         ("## Role publish\n", described(publish)),

@@ -29,7 +29,6 @@ pub(super) async fn run(
         introduced_at: source.introduced_at,
         from: source.backfill_from,
         poll_interval: collect.poll,
-        sweep_interval: span(collect.full_sweep)?,
         margin: span(collect.margin)?,
         paused: parts.paused,
         status: parts.collecting,

@@ -13,6 +13,7 @@ use crate::cli::{Exit, Failure, license_rules};
 use crate::clock::Clock;
 use crate::coderd::{CoderdError, Database};
 use crate::config::{Pipeline, Role};
+use crate::ledger::Retention;
 use crate::license::PublicKeys;
 use crate::operations::Operations;
 use crate::retry::Backoff;
@@ -70,7 +71,18 @@ impl Handles {
             deployment: self.pipeline.source.deployment_id,
             keys: self.keys.clone(),
             rules: license_rules(&self.pipeline)?,
+            retention: self.retention(),
         })
+    }
+
+    /// The settings of retention.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let settings = &self.pipeline.retention;
+        Retention {
+            reject_payload_days: settings.reject_payload_days,
+            attempt_days: settings.attempt_days,
+        }
     }
 
     #[must_use]

@@ -2,17 +2,20 @@
 //! also within one process.
 
 mod admit;
+mod audit;
 mod collect;
 mod handles;
 mod parts;
 mod pauses;
 mod processes;
+mod prune;
 mod publish;
 mod serve;
 
 pub use handles::Handles;
 pub use parts::Listening;
 pub use pauses::paused_gauge;
+pub use prune::PruneTelemetry;
 
 use std::time::Duration;
 
@@ -24,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{Exit, Failure};
+use crate::audit::AuditTelemetry;
 use crate::collectors;
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
@@ -80,6 +84,7 @@ pub async fn run(
             Ok(())
         });
     }
+    let audited = audit::register(&handles, &registry)?;
     let restore_monitor = RestoreMonitor::new(handles.operations()?);
     let token = stop.clone();
     roles.spawn(async move {
@@ -87,7 +92,7 @@ pub async fn run(
         Ok(())
     });
     let heart = processes::Heartbeat::start(&handles, &parts, at);
-    roles.spawn(work(handles, registry, parts, pause_watcher, stop.clone()));
+    roles.spawn(work(handles, registry, parts, pause_watcher, audited, stop.clone()));
     let outcome = end(roles, stop, grace).await;
     heart.stop(outcome.is_ok()).await;
     outcome?;
@@ -102,6 +107,7 @@ async fn work(
     registry: Registry,
     parts: Parts,
     pause_watcher: pauses::PauseWatcher,
+    audited: Option<AuditTelemetry>,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     match handles.wait(&stop).await {
@@ -116,11 +122,17 @@ async fn work(
     roles.spawn(pause_watcher.run(stop.clone()));
     if handles.has(Role::Consume) {
         roles.spawn(admit::run(handles.clone(), stop.clone()));
+        let telemetry = PruneTelemetry::register(&registry)
+            .map_err(|error| Failure::new(Exit::Internal, error))?;
+        roles.spawn(prune::run(handles.clone(), telemetry, stop.clone()));
         let (consumer, token) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
             consumer.run(&token).await;
             Ok(())
         });
+    }
+    if let Some(telemetry) = audited {
+        roles.spawn(audit::run(handles.clone(), telemetry, stop.clone()));
     }
     if handles.has(Role::Collect) {
         roles.spawn(collect::run(handles.clone(), registry.clone(), parts.clone(), stop.clone()));

@@ -29,7 +29,13 @@ pub(super) async fn run(
     };
     let defaults =
         Settings::new(deployment, handles.coderd.clone(), handles.keys.clone(), tallyman);
-    let settings = Settings { sole, poll: publish.interval, paused: parts.paused, ..defaults };
+    let settings = Settings {
+        sole,
+        concurrency: publish.concurrency,
+        poll: publish.interval,
+        paused: parts.paused,
+        ..defaults
+    };
     let telemetry = PublisherTelemetry::register(&registry)
         .map_err(|error| Failure::new(Exit::Internal, error))?;
     let publisher = Publisher::new(handles.ledger.ledger.clone(), settings, telemetry);

@@ -7,20 +7,14 @@ use std::time::Duration;
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::{Handles, Listening, Parts};
 use crate::api::{Addresses, Api, OwnServer, ProcessHandles, ServeSettings, Server, Token, Tokens};
-use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cause::LastingFault;
 use crate::cli::{Exit, Failure, connect};
 use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
-
-/// How long the continuous audit waits for a collector pass after a difference, in addition to the
-/// pauses between passes.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Interval to reread the tokens, so that a token can change without a restart.
 const TOKENS_AGAIN: Duration = Duration::from_secs(60);
@@ -31,7 +25,6 @@ pub(super) struct Bound {
     metrics: Projection<MetricsState>,
     licenses: Projection<LicensesState>,
     handles: Handles,
-    audited: AuditTelemetry,
     tokens: Tokens,
 }
 
@@ -55,9 +48,7 @@ pub(super) async fn bind(
     let server = Server::bind(settings, api)
         .await
         .map_err(|error| Failure::new(Exit::Configuration, error))?;
-    let audited = AuditTelemetry::register(registry, handles.coderd.is_some())
-        .map_err(|error| Failure::new(Exit::Internal, error))?;
-    Ok(Bound { server, metrics, licenses, handles: handles.clone(), audited, tokens })
+    Ok(Bound { server, metrics, licenses, handles: handles.clone(), tokens })
 }
 
 /// Binds the listener of a process without the role `serve`.
@@ -156,59 +147,16 @@ impl Bound {
     /// Serves until `stop`. A projection that finds a broken invariant of the ledger ends the
     /// process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Bound { server, metrics, licenses, handles, audited, tokens } = self;
+        let Bound { server, metrics, licenses, handles, tokens } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
         let serving = async {
             let tokens = follow_tokens(&handles.pipeline.serve, &tokens, TOKENS_AGAIN, &stop);
-            tokio::join!(server.run(&stop), audit(&handles, audited, &stop), tokens);
+            tokio::join!(server.run(&stop), tokens);
             Ok::<(), ProjectionError>(())
         };
         tokio::try_join!(folds, serving)
             .map(|_| ())
             .map_err(|error| Failure::new(Exit::Internal, error))
-    }
-}
-
-/// Audits while the process serves, as soon as the ledger, the log and the deployment's id are
-/// available.
-async fn audit(handles: &Handles, telemetry: AuditTelemetry, stop: &CancellationToken) {
-    // another role reports a failure that waiting cannot end
-    if handles.wait(stop).await.is_err() {
-        return;
-    }
-    let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
-    let patience = AUDIT_PATIENCE + 2 * handles.pipeline.collect.poll;
-    let continuous = |source| {
-        let audit = Audit {
-            ledger: handles.ledger.ledger.clone(),
-            log: handles.log.log.clone(),
-            source,
-            patience,
-        };
-        Continuous {
-            audit,
-            every: handles.pipeline.serve.audit,
-            holder: holder.clone(),
-            telemetry: telemetry.clone(),
-        }
-    };
-    let Some(database) = &handles.coderd else {
-        info!(
-            "no database of coderd is configured: this process audits the ledger against log and vendor only"
-        );
-        return continuous(None).run(stop).await;
-    };
-    // the other joints do not wait for coderd's deployment id
-    let asking = stop.child_token();
-    let asked = async {
-        let deployment = handles.deployment(stop).await;
-        asking.cancel();
-        deployment
-    };
-    let meanwhile = continuous(None);
-    let (deployment, ()) = tokio::join!(asked, meanwhile.run(&asking));
-    if let Some(deployment) = deployment {
-        continuous(Some((database.clone(), deployment))).run(stop).await;
     }
 }
 
@@ -248,11 +196,9 @@ mod tests {
         };
         let (listen, tokens_set) =
             (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
-        let audit = Duration::from_secs(300);
         let serve = Serve {
             api_listen: listen,
             metrics_listen: listen,
-            audit,
             tokens: tokens_set,
             host_names: Vec::new(),
         };

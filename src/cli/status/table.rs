@@ -10,7 +10,12 @@ use crate::status::{Partition, Queue, Status};
 
 /// All parts of the status; parts without rows are omitted.
 pub(super) fn of(status: &Status) -> String {
-    let mut head = format!("ledger sequence {}, {}\n", status.ledger_sequence, time(status.at));
+    let mut head = format!(
+        "ledger sequence {}, {}\nhead {}\n",
+        status.ledger_sequence,
+        time(status.at),
+        status.ledger_head
+    );
     if let Some(problem) = &status.log_problem {
         head += &format!("the log: {}\n", problem.replace(char::is_control, "\u{fffd}"));
     }
@@ -44,6 +49,7 @@ pub(super) fn of(status: &Status) -> String {
         sources(status),
         queues(status),
         processes(status),
+        retention(status),
         counts(status),
     ];
     joined([head].into_iter().chain(tables))
@@ -62,6 +68,14 @@ fn attention(status: &Status) -> String {
     });
     let recoveries = status.recovering.iter().map(|row| {
         [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]
+    });
+    let late = status.late_audits.iter().map(|late| {
+        [
+            late.joint.clone(),
+            or_dash(late.deployment_id),
+            or_dash(late.audited_at.map(time)),
+            late.to_string(),
+        ]
     });
     let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
     joined([
@@ -82,18 +96,21 @@ fn attention(status: &Status) -> String {
                 "SOURCE GONE",
                 "AUDITED AT",
                 "DIFFERS SINCE",
+                "35 DAYS AGAIN",
+                "ALL AGAIN",
             ],
             audit_rows(status),
         ),
         columns(["THE BOOKS DIFFER"], differs),
+        columns(["AUDITS ARE LATE", "DEPLOYMENT", "AUDITED AT", "WHY"], late),
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], hold_rows(status)),
         columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusal_rows(status)),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "UNBILLED", "OLDEST"], reject_rows(status)),
     ])
 }
 
-/// The last finding of each joint.
-fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 8]> {
+/// The last finding of each joint, and when its older rows were last compared again.
+fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 10]> {
     status.audit.iter().map(|row| {
         let result = if row.differences == 0 { "balanced" } else { "DIFFERS" };
         let [differences, open, gone] =
@@ -108,6 +125,8 @@ fn audit_rows(status: &Status) -> impl Iterator<Item = [String; 8]> {
             gone,
             time(row.audited_at),
             or_dash(row.differs_since.map(time)),
+            or_dash(row.recent_turn_ended_at.map(time)),
+            or_dash(row.whole_turn_ended_at.map(time)),
         ]
     })
 }
@@ -302,6 +321,18 @@ fn standing(standing: &Value) -> String {
         words.push(format!("telemetry: {telemetry}"));
     }
     words.join("; ")
+}
+
+fn retention(status: &Status) -> String {
+    let rows = status.retention.iter().map(|row| {
+        [
+            row.kind.to_string(),
+            or_dash(row.ran_at.map(time)),
+            or_dash(row.due_since.map(time)),
+            row.rows.to_string(),
+        ]
+    });
+    columns(["RETENTION OF", "RAN AT", "ROWS DUE SINCE", "REMOVED SINCE THE LAST ACT"], rows)
 }
 
 fn counts(status: &Status) -> String {

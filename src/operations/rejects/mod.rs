@@ -8,7 +8,7 @@ mod shown;
 pub use edit::edited;
 pub use prediction::PredictedDisposition;
 pub use resubmit::{AdmitRejects, Admitted, Place, Resubmit, Resubmitted, ResubmittedRecord};
-pub use shown::{Bytes, Header, Reject, ShownReject};
+pub use shown::{Bytes, Header, Reject, RemovedPayload, ShownReject};
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -270,6 +270,16 @@ impl Operations {
         }
     }
 
+    /// Refuses rejects whose headers and body retention has removed.
+    fn all_kept(rows: &[RejectRow]) -> Result<(), OperationError> {
+        match rows.iter().find(|row| row.payload_removed_at.is_some()) {
+            None => Ok(()),
+            Some(row) => {
+                Err(OperationError::Forbidden(format!("{}; nothing was done", replay_instead(row))))
+            }
+        }
+    }
+
     /// Refuses rejects that are not open; the error names the act that ended them.
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
         let Some(ended) = rows.iter().find(|row| row.state != RejectState::Open) else {
@@ -289,6 +299,18 @@ impl Operations {
             by.unwrap_or_default()
         )))
     }
+}
+
+/// Why a reject without headers and body cannot be resubmitted, and what to do.
+fn replay_instead(row: &RejectRow) -> String {
+    let removed = row.payload_removed_at.map(|at| at.date_naive().to_string()).unwrap_or_default();
+    let (topic, partition, offset) = (&row.topic, row.partition, row.offset);
+    format!(
+        "headers and body of reject {} were removed on {removed} under retention.reject_payload_days. If the log still has {topic}/{partition}@{offset}, \
+         replay it: `tallyline replay plan --topic {topic}:{partition} --from {offset} --until {}`. If coderd still has the row, the audit names it",
+        row.id,
+        offset.saturating_add(1),
+    )
 }
 
 fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {

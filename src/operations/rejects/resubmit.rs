@@ -156,6 +156,7 @@ impl Operation for Resubmit {
         if !self.force {
             operations.all_open(&rows).await?;
         }
+        Operations::all_kept(&rows)?;
         let mut news = News::new();
         let mut prepared = Vec::with_capacity(rows.len());
         for row in rows {

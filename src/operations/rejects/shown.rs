@@ -52,10 +52,32 @@ pub struct Reject {
     pub key: Option<Bytes>,
     /// Headers of the record, in order. A list omits all of them if they need more than 16 KiB.
     pub headers: Vec<Header>,
-    /// Body of the record; absent for a tombstone.
+    /// Body of the record; absent for a tombstone, and after its removal.
     pub payload: Option<Bytes>,
+    /// When retention removed headers and body, and why; absent: they are kept.
+    #[serde(default)]
+    pub removed: Option<RemovedPayload>,
     /// Acts and attempted acts on the reject, in order.
     pub acts: Vec<RejectAct>,
+}
+
+/// Headers and body that retention has removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemovedPayload {
+    /// When they were removed.
+    pub at: DateTime<Utc>,
+    /// Whole days from the end of the reject until then; absent: the act that ended it is unknown.
+    pub after_days: Option<i64>,
+}
+
+impl std::fmt::Display for RemovedPayload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "headers and body were removed on {}", self.at.date_naive())?;
+        match self.after_days {
+            Some(days) => write!(f, " after {days} days"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A header of a record.
@@ -115,7 +137,12 @@ impl Operations {
                 .run(async |conn| rejects::of_event(conn, deployment, event_id, row.id).await)
                 .await?;
         }
-        let prediction = self.predict_disposition(&as_found(&row), &mut Default::default()).await?;
+        let replay = row.payload_removed_at.map(|_| super::replay_instead(&row));
+        let mut prediction =
+            self.predict_disposition(&as_found(&row), &mut Default::default()).await?;
+        if replay.is_some() {
+            (prediction.disposition, prediction.reason) = (PredictedDisposition::Rejected, replay);
+        }
         let may_be_forged = row.cause.may_be_forged().then(|| MAY_BE_FORGED.to_owned());
         let reject = self.with_acts(vec![row]).await?.remove(0);
         Ok(ShownReject {
@@ -138,12 +165,18 @@ impl Operations {
 }
 
 fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
-    let acts = acts.iter().filter(|act| act.reject_id == row.id).cloned();
+    let acts: Vec<RejectAct> = acts.iter().filter(|act| act.reject_id == row.id).cloned().collect();
+    let ended_at = acts.iter().find(|act| act.ended_it).map(|act| act.acted_at);
+    let removed = row.payload_removed_at.map(|at| RemovedPayload {
+        at,
+        after_days: ended_at.map(|ended_at| (at - ended_at).num_days()),
+    });
     let unit = row.event_type.as_deref().and_then(UsageType::unit_of).unwrap_or("unknown");
     let whole = |bytes: Vec<u8>| Bytes::of(&bytes, bytes.len());
     Reject {
         id: row.id,
-        acts: acts.collect(),
+        acts,
+        removed,
         state: row.state,
         disposition: row.disposition,
         cause: row.cause,

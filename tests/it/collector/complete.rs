@@ -142,9 +142,7 @@ async fn a_collector_starts_beside_a_recreated_topic() {
 #[tokio::test]
 async fn rows_older_than_the_reported_completeness_are_counted() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
-    let mut collector = store
-        .collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd)
-        .await;
+    let mut collector = store.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
     let build = Build {
         completed_at: coderd.now().await - TimeDelta::hours(5),
@@ -152,7 +150,7 @@ async fn rows_older_than_the_reported_completeness_are_counted() {
     };
     coderd.build(&build).await;
     coderd.creation().await;
-    let report = collector.pass().await.unwrap();
+    let report = store.sweep(&mut collector).await;
     assert_eq!((report.builds, report.late), (2, 1));
 }
 
@@ -162,9 +160,7 @@ async fn an_unreadable_build_delays_completeness_only_while_it_exists() {
     let id = coderd
         .build(&Build { stage: 3, ..coderd.first_start(coderd.workspace().await).await })
         .await;
-    let mut collector = store
-        .collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd)
-        .await;
+    let mut collector = store.collector(settings(), &coderd).await;
     for _ in 0..2 {
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.complete_until), ((0, 0, 0), None));
@@ -204,5 +200,27 @@ async fn on_a_given_clock_the_source_is_complete_by_that_clock() {
         let report = collector.pass().await.unwrap();
         assert_eq!((report.builds, report.late, report.full_sweep), (1, 0, false));
         assert_eq!(report.complete_until, Some(now - TimeDelta::seconds(60)));
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_starts_again_after_weeks_sweeps_nothing() {
+    let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
+    coderd.creation().await;
+    let mut collector = store.collector(settings(), &coderd).await;
+    assert!(collector.pass().await.unwrap().full_sweep);
+    store.consume().await;
+    collector.close().await;
+    let weeks = "update collector_progress set swept_at = swept_at - interval '20 days', started_at = started_at - interval '20 days'";
+    sqlx::query(weeks).execute(&store.ledger.pool).await.unwrap();
+    let mut collector = store.collector(settings(), &coderd).await;
+    let build = Build {
+        completed_at: coderd.now().await - TimeDelta::hours(5),
+        ..coderd.first_start(coderd.workspace().await).await
+    };
+    coderd.build(&build).await;
+    for _ in 0..2 {
+        let report = collector.pass().await.unwrap();
+        assert_eq!((produced(&report), report.full_sweep), ((0, 0, 0), false));
     }
 }

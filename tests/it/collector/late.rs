@@ -1,4 +1,4 @@
-//! Rows that come later than their date. They are found within minutes, before the daily sweep,
+//! Rows that come later than their date. They are found within minutes, without a sweep,
 //! also after a restart of the collector.
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};

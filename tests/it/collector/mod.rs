@@ -22,7 +22,8 @@ use tallyline::event::{
     parse,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, rejects,
+    ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, collector_requests,
+    rejects,
 };
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
@@ -73,6 +74,16 @@ impl Store {
 
     async fn collector(&self, settings: Settings, coderd: &Coderd) -> Collector {
         self.open(settings, &coderd.database.url).await.unwrap().expect("the source is free")
+    }
+
+    /// Requests a full sweep, as an operator does, and runs it.
+    async fn sweep(&self, collector: &mut Collector) -> PassReport {
+        let source = collector.source().id;
+        self.ledger
+            .run(async |conn| collector_requests::add_sweep(conn, source).await)
+            .await
+            .unwrap();
+        collector.pass().await.unwrap()
     }
 
     async fn records(&self, topic: Topic) -> Vec<(TopicPartition, Record)> {

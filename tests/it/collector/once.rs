@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tallyline::ledger::books;
 
-use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::coderd::CoderdError;
 use tallyline::collectors::{CollectError, Settings};
@@ -30,10 +29,10 @@ async fn nothing_is_appended_twice_after_a_restart() {
         coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(workspace).await }).await;
     }
     coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
-    let sweeping = Settings { sweep_interval: TimeDelta::zero(), page: 3, ..settings() };
-    let mut first = store.collector(sweeping.clone(), &coderd).await;
+    let small = Settings { page: 3, ..settings() };
+    let mut first = store.collector(small.clone(), &coderd).await;
     assert_eq!(produced(&first.pass().await.unwrap()), (10, 5, 1));
-    assert_eq!(produced(&first.pass().await.unwrap()), (0, 0, 0), "nothing is in the ledger yet");
+    assert_eq!(produced(&store.sweep(&mut first).await), (0, 0, 0), "nothing is in the ledger yet");
     // As after kill -9 between the log's acknowledgement and the pass's record.
     drop(first);
     for statement in [
@@ -43,15 +42,15 @@ async fn nothing_is_appended_twice_after_a_restart() {
     ] {
         sqlx::query(statement).execute(&store.ledger.pool).await.unwrap();
     }
-    let mut second = store.collector(sweeping.clone(), &coderd).await;
+    let mut second = store.collector(small.clone(), &coderd).await;
     let report = second.pass().await.unwrap();
     assert_eq!((produced(&report), report.full_sweep), ((0, 0, 0), true), "known from the log");
     store.consume().await;
     drop(second);
-    let mut third = store.collector(sweeping, &coderd).await;
-    assert_eq!(produced(&third.pass().await.unwrap()), (0, 0, 0), "known from the ledger");
+    let mut third = store.collector(small, &coderd).await;
+    assert_eq!(produced(&store.sweep(&mut third).await), (0, 0, 0), "known from the ledger");
     coderd.creation().await;
-    assert_eq!(produced(&third.pass().await.unwrap()), (1, 0, 0));
+    assert_eq!(produced(&store.sweep(&mut third).await), (1, 0, 0));
     assert_eq!(
         (store.builds().await.len(), store.claims().await.len(), store.usage_ids().await.len()),
         (11, 5, 1)
@@ -95,51 +94,50 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_appended_again_
             .await;
         coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(workspace).await }).await
     };
-    let sweeping = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
     let read = claimed().await;
-    let mut collector = store.collector(sweeping.clone(), &coderd).await;
-    assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+    let mut collector = store.collector(settings(), &coderd).await;
+    assert_eq!(produced(&store.sweep(&mut collector).await), (2, 1, 0));
     store.consume_topic(Topic::WorkspaceBuilds).await;
     // while the ledger has not read its claim, neither this collector nor the next appends it again
-    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    assert_eq!(produced(&store.sweep(&mut collector).await), (0, 0, 0));
     drop(collector);
-    let mut collector = store.collector(sweeping.clone(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     for _ in 0..2 {
-        assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+        assert_eq!(produced(&store.sweep(&mut collector).await), (0, 0, 0));
     }
     let waiting = claimed().await;
-    assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+    assert_eq!(produced(&store.sweep(&mut collector).await), (2, 1, 0));
     drop(collector);
 
     // one build is in the ledger, the other in the log, and both claims are lost
     recreate_topic(&store, Topic::PrebuildClaims).await;
-    let mut collector = store.collector(sweeping.clone(), &coderd).await;
+    let mut collector = store.collector(settings(), &coderd).await;
     assert_eq!(
-        produced(&collector.pass().await.unwrap()),
+        produced(&store.sweep(&mut collector).await),
         (1, 2, 0),
         "the build that waits goes again with its claim"
     );
-    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    assert_eq!(produced(&store.sweep(&mut collector).await), (0, 0, 0));
     let claims = || async {
         store.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>()
     };
     assert_eq!(claims().await, BTreeSet::from([read, waiting]));
     store.consume().await;
     drop(collector);
-    let mut collector = store.collector(sweeping.clone(), &coderd).await;
-    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    let mut collector = store.collector(settings(), &coderd).await;
+    assert_eq!(produced(&store.sweep(&mut collector).await), (0, 0, 0));
     drop(collector);
 
     // a claim that the ledger refused or that an operator discarded stays refused
     for state in ["open", "discarded"] {
         let refused = claimed().await;
-        let mut collector = store.collector(sweeping.clone(), &coderd).await;
-        assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+        let mut collector = store.collector(settings(), &coderd).await;
+        assert_eq!(produced(&store.sweep(&mut collector).await), (2, 1, 0));
         drop(collector);
         store.consume_topic(Topic::WorkspaceBuilds).await;
         store.refuse_claims(state).await;
-        let mut collector = store.collector(sweeping.clone(), &coderd).await;
-        assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "{refused} is {state}");
+        let mut collector = store.collector(settings(), &coderd).await;
+        assert_eq!(produced(&store.sweep(&mut collector).await), (0, 0, 0), "{refused} is {state}");
     }
 }
 
@@ -155,13 +153,12 @@ async fn a_usage_type_that_is_not_known_yet_is_held_once() {
     let mut collector = store.collector(settings(), &coderd).await;
     assert_eq!(collector.pass().await.unwrap().usage, 2);
     drop(collector);
-    let sweep = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
-    let mut sweeping = store.collector(sweep.clone(), &coderd).await;
-    assert_eq!(sweeping.pass().await.unwrap().usage, 0, "known from the log");
+    let mut sweeping = store.collector(settings(), &coderd).await;
+    assert_eq!(store.sweep(&mut sweeping).await.usage, 0, "known from the log");
     drop(sweeping);
     store.consume().await;
-    let mut sweeping = store.collector(sweep, &coderd).await;
-    assert_eq!(sweeping.pass().await.unwrap().usage, 0, "held and rejected records are known");
+    let mut sweeping = store.collector(settings(), &coderd).await;
+    assert_eq!(store.sweep(&mut sweeping).await.usage, 0, "held and rejected records are known");
     let dispositions: Vec<(String, String)> =
         sqlx::query_as("select event_id, disposition from reject order by event_id")
             .fetch_all(&store.ledger.pool)

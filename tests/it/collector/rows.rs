@@ -71,16 +71,12 @@ async fn usage_dated_days_back_is_found_in_every_state() {
     let report = collector.pass().await.unwrap();
     assert!(!report.full_sweep);
     assert_eq!(store.usage_ids().await, ["claimed", "pending", "published"]);
-    // Unmarked and dated beyond the window: the comparison of days or the sweep finds it.
+    // Unmarked and dated beyond the window: the comparison of days, the audit or a sweep finds it.
     coderd
         .usage("ancient", "dc_managed_agents_v1", json!({"count": 1}), now - TimeDelta::days(20))
         .await;
     assert_eq!(collector.pass().await.unwrap().usage, 0);
-    collector.close().await;
-    let mut sweeping = store
-        .collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd)
-        .await;
-    let report = sweeping.pass().await.unwrap();
+    let report = store.sweep(&mut collector).await;
     assert_eq!((report.full_sweep, report.usage), (true, 1));
     assert_eq!(store.usage_ids().await, ["ancient", "claimed", "pending", "published"]);
 }

@@ -7,6 +7,7 @@ mod pauses;
 mod processes;
 mod properties;
 pub mod proxy;
+mod prune;
 mod recreated;
 mod refusals;
 mod sizes;

@@ -90,6 +90,7 @@ async fn a_command_shows_the_same_with_and_without_the_api() {
         audited.status.success() && audited.stdout.contains("the books balance"),
         "{audited:?}"
     );
+    a_head_is_printed_and_compared(&api).await;
     let planned = json(
         &over(&api, "replay plan --all-topics --from earliest --output json", "--token env:ADMIN")
             .await,
@@ -287,4 +288,28 @@ async fn a_refusal_over_the_api_has_its_reason_and_exit_code() {
             .await;
     assert!(by_variable.status.success(), "{by_variable:?}");
     running.ends_in_order().await;
+}
+
+/// `status` and `audit` print the head, and a deep audit compares the ledger with it.
+async fn a_head_is_printed_and_compared(api: &str) {
+    let status = json(&over(api, "status --output json", "--token env:READ").await);
+    let head = status["ledger_head"].as_str().unwrap();
+    let sequence = status["ledger_sequence"].as_str().unwrap();
+    assert_eq!(head.strip_prefix(sequence).map(str::len), Some(1 + 64), "{status}");
+    let audit = async |flags: &str| over(api, &format!("audit {flags}"), "--token env:ADMIN").await;
+    let fits = audit(&format!("--patience 1 --deep --head {head}")).await;
+    assert!(fits.status.success() && fits.stdout.contains(&format!("\nhead {head}\n")), "{fits:?}");
+    let other = format!("{sequence}:{}", "0".repeat(64));
+    let differs = audit(&format!("--patience 1 --deep --head {other}")).await;
+    assert!(
+        differs.status.code() == Some(1) && differs.stdout.contains("head_differs"),
+        "{differs:?}"
+    );
+    let shallow = audit(&format!("--head {head}")).await;
+    assert!(shallow.status.code() == Some(2) && shallow.stderr.contains("--deep"), "{shallow:?}");
+    let invalid = audit(&format!("--deep --head {sequence}")).await;
+    assert!(
+        invalid.status.code() == Some(2) && invalid.stderr.contains("INCARNATION:SEQUENCE:CHAIN"),
+        "{invalid:?}"
+    );
 }

@@ -18,7 +18,7 @@ async fn status_shows_the_state_of_everything() {
     let mut site = Site::new(Kind::Postgres).await;
     let coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
-    site.set("serve.audit_seconds", "0.5");
+    site.set("audit.interval_seconds", "0.5");
     let mut running = site.start("");
     running.ready().await;
     site.log().append(Topic::AgentUsage, vec![garbage(), garbage()]).await.unwrap();
@@ -97,12 +97,12 @@ async fn status_shows_the_state_of_everything() {
             "{joint}"
         );
     }
-    // the audit holds its lease only while it runs
+    // an audit and a round of retention hold their leases only while they run
     let leases: Vec<&Value> = answer["leases"]
         .as_array()
         .unwrap()
         .iter()
-        .filter(|lease| lease["name"] != "audit")
+        .filter(|lease| lease["name"] != "audit" && lease["name"] != "prune")
         .collect();
     let names: Vec<&str> = leases.iter().map(|lease| lease["name"].as_str().unwrap()).collect();
     assert_eq!(names, [format!("collector:{deployment}").as_str(), "metrics"]);

@@ -306,7 +306,7 @@ async fn a_fault_of_coderds_database_in_mid_cycle_releases_the_leases() {
 async fn a_pause_records_the_answer_in_flight_and_leases_nothing_new() {
     let mut world = World::with(Switches { latency_ms: 3_000, ..Switches::default() }).await;
     let (sender, paused) = Paused::channel();
-    world.settings.paused = paused;
+    (world.settings.paused, world.settings.concurrency) = (paused, 1);
     world.add_many(250).await;
     let mut publisher = world.publisher();
     let requests = || async {

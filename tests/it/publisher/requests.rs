@@ -101,7 +101,7 @@ async fn without_a_vendor_nothing_counts_as_sent() {
 }
 
 /// Forwards everything to the vendor, and no answer back.
-async fn one_way(vendor: std::net::SocketAddr) -> String {
+pub async fn one_way(vendor: std::net::SocketAddr) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api/v1/events/ingest", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -291,6 +291,7 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
         message: None,
         next_attempt_at: world.clock.now(),
         unanswered: false,
+        held_for: None,
     };
     let outcome = RequestOutcome {
         id: late,
@@ -300,6 +301,7 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
         status: Some(200),
         error: None,
         attempts: vec![attempt],
+        lease: None,
     };
     world
         .ledger
@@ -390,6 +392,7 @@ async fn a_late_verdict_takes_precedence_over_coderds_mark() {
                 message: None,
                 next_attempt_at: world.clock.now(),
                 unanswered: false,
+                held_for: None,
             }
         });
     let answered_at = Some(world.clock.now());
@@ -402,6 +405,7 @@ async fn a_late_verdict_takes_precedence_over_coderds_mark() {
         status: Some(200),
         error: None,
         attempts,
+        lease: None,
     };
     world
         .ledger
@@ -420,7 +424,8 @@ async fn a_late_verdict_takes_precedence_over_coderds_mark() {
 
 #[tokio::test]
 async fn a_stop_lets_the_request_in_flight_finish() {
-    let world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
+    let mut world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
+    world.settings.concurrency = 1;
     world.add_many(150).await;
     let stop = world.stop.child_token();
     let (mut publisher, signal) = (world.publisher(), stop.clone());

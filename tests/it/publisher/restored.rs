@@ -205,6 +205,7 @@ async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_disting
         message: None,
         next_attempt_at: start_time(),
         unanswered: false,
+        held_for: None,
     };
     let outcome = |id| RequestOutcome {
         id,
@@ -214,6 +215,7 @@ async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_disting
         status: Some(200),
         error: None,
         attempts: vec![attempt.clone()],
+        lease: None,
     };
     let [lost, known] = [Uuid::from_u128(1), Uuid::from_u128(2)];
     assert_eq!(leased().await.unwrap().len(), 1);

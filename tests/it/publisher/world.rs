@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::support;
 use crate::support::coderd::{identify, tables};
-use crate::support::ledger::{lease_partition, migrated, record_batch};
+use crate::support::ledger::{audited, lease_partition, migrated, record_batch};
 use crate::support::process::{Process, tallyline};
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
@@ -106,7 +106,7 @@ pub fn usage(id: &str, created_at: DateTime<Utc>) -> Usage {
 }
 
 impl World {
-    /// Mode `sole`, a license that allows publishing, no events.
+    /// Mode `sole`, a license that allows publishing, balanced books, no events.
     pub async fn new() -> Self {
         let (clock, stop) = (Clock::manual(start_time()), CancellationToken::new());
         let (ledger_database, coderd_database) =
@@ -155,6 +155,7 @@ impl World {
             folder: TempDir::new().expect("a folder"),
         };
         world.add_license(&first_license()).await;
+        audited(&world.ledger, &[DEPLOYMENT]).await;
         world
     }
 
@@ -249,6 +250,19 @@ impl World {
         self.add(usages).await;
     }
 
+    /// Adds a record of an accepted event to the log, and reads it as a duplicate.
+    pub async fn add_again(&self, log: &Log, usage: &Usage) {
+        let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
+        log.append(Topic::AgentUsage, vec![event.to_message()]).await.expect("appended");
+        let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+        let lease = lease_partition(&self.ledger, partition, 0).await.expect("leased");
+        let (offset, message) = (lease.next_offset, event.to_message());
+        let timestamp = self.clock.now();
+        let arrival = Arrival { offset, timestamp, message, event: Ok(event), confirmed: false };
+        let counts = record_batch(&self.ledger, &Chain::Live(lease), &[arrival], offset + 1).await;
+        assert_eq!(counts.expect("recorded").duplicates, 1);
+    }
+
     /// The operations of this world.
     pub fn operations(&self, log: &Log) -> Operations {
         let (coderd, keys) = (self.settings.coderd.clone(), self.settings.license_keys.clone());
@@ -269,6 +283,7 @@ impl World {
         tallyline(&["run", "--pipeline", file, "--role", "publish", "--clock-offset", &offset], &[])
     }
 
+    /// It does not audit: the log of most tests lacks the ledger's records.
     fn pipeline(&self, publish_url: &str) -> String {
         format!(
             "ledger.url = '{}'
@@ -280,6 +295,7 @@ publish.mode = 'sole'
 publish.url = '{publish_url}'
 publish.interval_seconds = 0.2
 publish.request_timeout_seconds = 3
+audit.interval_seconds = 86400
 ",
             self.ledger_url, self.coderd_url, self.public_key_pem
         )

@@ -331,8 +331,10 @@ async fn answers_match_the_document() {
     operators::rejects(&mut contract, &site).await;
     operators::explanation_and_audit(&mut contract, &site).await;
     operators::coderd_cut_off(&mut contract, &site).await;
+    operators::unaudited(&mut contract).await;
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
+    operators::prune(&mut contract, &site).await;
     operators::recoveries(&mut contract, &site).await;
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     let other = site_of(&coderd).await;

@@ -4,18 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tallyline::event::Topic;
-use tallyline::ledger::{
-    ActKind, Ledger, LedgerSettings, NewAct, Snapshot, Subject, leases, snapshots,
-};
+use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, Subject, leases, snapshots};
 use tallyline::projection::{Folded, fold_to};
 use tallyline::stages::{MetricsState, Stage};
 
 use super::{Process, SOON, Site, fold};
 use crate::operate::proxy::Proxy;
-use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, noon};
+use crate::support::{eventually, snapshots as snapshots_of};
 
 /// A process whose states are behind for longer than this releases the lease, unless a rebuild
 /// runs.
@@ -36,23 +34,9 @@ async fn site() -> Site {
     site.pass(&source, 0).await;
     site.record(Topic::WorkspaceBuilds, (0..BUILDS).map(|n| build(DEPLOYMENT, n)).collect()).await;
     let folded: Folded<MetricsState> = fold_to(&site.ledger, i64::MAX).await.unwrap();
-    let mut state = serde_json::to_value(&folded.state).unwrap();
-    let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
-    *value = json!(value.as_u64().unwrap() - 1);
-    let snapshot = Snapshot { sequence: folded.sequence, state: state_bytes(&state) };
-    site.ledger
-        .run(async |conn| {
-            snapshots::save(
-                conn,
-                MetricsState::NAME,
-                MetricsState::RULES_VERSION,
-                &snapshot,
-                site.ledger.clock.now(),
-            )
-            .await
-        })
-        .await
-        .unwrap();
+    let mut pieces = snapshots_of::pieces(&folded.state);
+    snapshots_of::change_creations(&mut pieces, |value| value - 1);
+    assert!(snapshots_of::save::<MetricsState>(&site.ledger, folded.sequence, &pieces).await);
     sqlx::query(
         "insert into batch (kind, recorded_at) select 'operator', $1 from generate_series(1, $2)",
     )
@@ -62,10 +46,6 @@ async fn site() -> Site {
     .await
     .unwrap();
     site
-}
-
-fn state_bytes(state: &Value) -> Vec<u8> {
-    serde_json::to_vec(state).unwrap()
 }
 
 /// A process whose fold of the metrics reads the ledger through `proxy`.

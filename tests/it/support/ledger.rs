@@ -10,10 +10,11 @@ use tallyline::event::{
     RejectCause, Topic, TopicPartition, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, Completeness, Counts, Disposition, LICENSE_RULES, Landmark, Lease,
-    Ledger, LedgerSettings, NewAct, PartitionLease, RecordError, Refusal, SourceIdentity, Subject,
-    choices, identity, landmarks, leases, passes, positions, record, rejects, retirements,
-    snapshots, sources,
+    ActKind, Arrival, AuditStep, AuditedJoint, Chain, Completeness, Counts, Disposition,
+    LICENSE_RULES, LOG_JOINT, Landmark, Lease, Ledger, LedgerSettings, NewAct, PartitionLease,
+    RecordError, Refusal, Retention, SOURCE_JOINT, SourceIdentity, Subject, VENDOR_JOINT,
+    audit_items, choices, identity, landmarks, leases, passes, positions, record, rejects,
+    retirements, snapshots, sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
@@ -136,6 +137,7 @@ pub fn operations(ledger: &Ledger, log: &Log) -> Operations {
         deployment: None,
         keys: PublicKeys::new(),
         rules: RuleSet::default(),
+        retention: Retention::default(),
     }
 }
 
@@ -321,6 +323,46 @@ pub async fn take_lease(
     length: Duration,
 ) -> Result<Option<Lease>, sqlx::Error> {
     ledger.run(async |conn| leases::take(conn, name, holder, length).await).await
+}
+
+/// Keeps all audits from beginning, until [`go_on`].
+pub async fn stop_audits(ledger: &Ledger) -> Lease {
+    super::eventually(Duration::from_secs(30), "no audit runs", || async {
+        take_lease(ledger, "audit", "test", Duration::from_secs(600)).await.expect("it").is_some()
+    })
+    .await;
+    let lease = take_lease(ledger, "audit", "test", Duration::from_secs(600)).await;
+    lease.expect("the ledger").expect("it is this holder's")
+}
+
+pub async fn go_on(ledger: &Ledger, audits: Lease) {
+    ledger.run(async |conn| leases::release(conn, audits).await).await.expect("released");
+}
+
+/// Records audits without differences, of the ledger and of these deployments, so that publishing
+/// does not wait for an audit.
+pub async fn audited(ledger: &Ledger, deployments: &[Uuid]) {
+    let lease = take_lease(ledger, "audit", "fixture", Duration::from_secs(60)).await;
+    let lease = lease.expect("the ledger").expect("no other audit");
+    let sequence = ledger.run(snapshots::head).await.expect("the ledger");
+    let sources = deployments.iter().map(|deployment| (SOURCE_JOINT, Some(*deployment)));
+    for (joint, deployment) in [(LOG_JOINT, None), (VENDOR_JOINT, None)].into_iter().chain(sources)
+    {
+        let joint = AuditedJoint {
+            joint,
+            deployment,
+            sequence,
+            seconds: 0.0,
+            good_for: Duration::from_secs(86_400),
+            recent_since: ledger.clock.now(),
+        };
+        let step = AuditStep::default();
+        ledger
+            .run(async |conn| audit_items::record(conn, &lease, &joint, &step).await)
+            .await
+            .expect("recorded");
+    }
+    ledger.run(async |conn| leases::release(conn, lease).await).await.expect("released");
 }
 
 pub async fn completeness_of(ledger: &Ledger, source_id: i16) -> Result<Completeness, sqlx::Error> {

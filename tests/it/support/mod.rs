@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod ports;
 pub mod process;
 pub mod prometheus;
+pub mod snapshots;
 pub mod tables;
 
 use std::future::Future;

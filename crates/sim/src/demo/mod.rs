@@ -55,7 +55,7 @@ async fn show(
     if !settled {
         warn!("not everything was counted and billed within {} s", SETTLE.as_secs());
     }
-    let audit = RunAudit { patience_seconds: Some(20), deep: false };
+    let audit = RunAudit { patience_seconds: Some(20), ..RunAudit::default() };
     let report =
         world.site.operations()?.run(&audit, &Actor::default(), &|_| {}, &context.stop).await?;
     let summary = Summary::of(&world, report).await?;

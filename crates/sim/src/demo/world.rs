@@ -133,7 +133,7 @@ impl World {
         Ok(format!(
             "builds {}  events {events}  sequence {}  complete until {complete}  billed {}  pending {pending}",
             self.traffic.completed.load(Ordering::Relaxed),
-            contents.sequence,
+            contents.head.sequence,
             books.billed.len(),
         ))
     }

@@ -17,6 +17,10 @@ use super::wire::{self, Received};
 pub struct Books {
     /// The number of requests, including refused and cut ones.
     pub requests: u64,
+    /// Requests without an answer yet.
+    pub in_flight: usize,
+    /// The largest number of requests that were in flight at once.
+    pub most_in_flight: usize,
     /// By deployment, then id.
     pub billed: Vec<Billed>,
     /// In the order of arrival.
@@ -120,6 +124,8 @@ struct Line {
 pub struct Bookkeeping {
     remember: TimeDelta,
     requests: u64,
+    in_flight: usize,
+    most_in_flight: usize,
     billed: BTreeMap<(Uuid, String), Billed>,
     deliveries: Vec<Delivery>,
     file: Option<File>,
@@ -132,6 +138,8 @@ impl Bookkeeping {
         let mut books = Bookkeeping {
             remember,
             requests: 0,
+            in_flight: 0,
+            most_in_flight: 0,
             billed: BTreeMap::new(),
             deliveries: Vec::new(),
             file: None,
@@ -178,6 +186,17 @@ impl Bookkeeping {
         self.requests
     }
 
+    /// A request has arrived.
+    pub fn enter(&mut self) {
+        self.in_flight += 1;
+        self.most_in_flight = self.most_in_flight.max(self.in_flight);
+    }
+
+    /// A request has its answer, or its client is gone.
+    pub fn leave(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
     /// Bills the event unless its id is remembered.
     pub fn take(&mut self, deployment_id: Uuid, event: &Received, now: DateTime<Utc>) -> Outcome {
         let last = self
@@ -222,6 +241,8 @@ impl Bookkeeping {
     pub fn books(&self) -> Books {
         Books {
             requests: self.requests,
+            in_flight: self.in_flight,
+            most_in_flight: self.most_in_flight,
             billed: self.billed.values().cloned().collect(),
             deliveries: self.deliveries.clone(),
         }

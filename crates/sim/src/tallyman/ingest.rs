@@ -30,6 +30,7 @@ pub async fn ingest(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
+    let _in_flight = InFlight::enter(&shared);
     let (request, latency, cut) = {
         let mut state = shared.state();
         let request = state.books.next_request();
@@ -54,6 +55,22 @@ pub async fn ingest(
     response
 }
 
+/// A request in flight, until its answer or until its client is gone.
+struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    fn enter(shared: &Arc<Shared>) -> Self {
+        shared.state().books.enter();
+        InFlight(Arc::clone(shared))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.state().books.leave();
+    }
+}
+
 /// A failure in Tallyman's form.
 pub fn failure(status: StatusCode, message: impl Into<String>) -> Response {
     (status, Json(serde_json::json!({ "message": message.into() }))).into_response()
@@ -74,7 +91,11 @@ async fn answer(
     let (response, deliveries) = match read {
         Ok((deployment_id, events)) => {
             let now = shared.clock.now();
-            let error = state.running.error(request);
+            let poison = state.running.poison(events.iter().map(|event| event.id.as_str()));
+            let error = match poison {
+                Some(status) => Some((status, false)),
+                None => state.running.error(request),
+            };
             let delivered = Delivered {
                 request,
                 deployment_id,
@@ -99,10 +120,8 @@ async fn answer(
 }
 
 fn fault(status: u16) -> Response {
-    failure(
-        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-        "internal server error",
-    )
+    let message = if status < 500 { "the request is refused" } else { "internal server error" };
+    failure(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message)
 }
 
 /// The deployment of a request whose license and deployment are both known.

@@ -16,4 +16,4 @@ mod wire;
 pub use books::{Billed, Books, Delivery, Outcome};
 pub use command::{Options, run};
 pub use server::{Config, Tallyman};
-pub use switches::{Behaviour, CutMoment, Cuts, EventRule, ServerErrors, Switches};
+pub use switches::{Behaviour, CutMoment, Cuts, EventRule, Poison, ServerErrors, Switches};

@@ -16,6 +16,8 @@ pub struct Switches {
     pub errors: ServerErrors,
     /// Connections cut without an answer.
     pub cuts: Cuts,
+    /// Whole requests refused for an event in them.
+    pub poison: Poison,
     /// The behaviour for single events; the first rule that matches an event applies.
     pub events: Vec<EventRule>,
 }
@@ -50,6 +52,22 @@ pub struct Cuts {
     pub next: u64,
     /// The share of all other requests that are cut, by the number of the request.
     pub fraction: f64,
+}
+
+/// Whole requests refused for an event in them, which is not named.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Poison {
+    /// The status of the answer.
+    pub status: u16,
+    /// A request with any of these ids is refused, and none of its events is accepted.
+    pub ids: Vec<String>,
+}
+
+impl Default for Poison {
+    fn default() -> Self {
+        Poison { status: 422, ids: Vec::new() }
+    }
 }
 
 /// When a connection is cut.
@@ -106,6 +124,9 @@ impl Switches {
         {
             return Some("a fraction lies between 0 and 1".to_owned());
         }
+        if !(400..500).contains(&self.poison.status) {
+            return Some("poison.status is a status from 400 to 499".to_owned());
+        }
         (!(500..600).contains(&self.errors.status))
             .then(|| "errors.status is a status from 500 to 599".to_owned())
     }
@@ -143,6 +164,12 @@ impl Running {
         let fails =
             counted(&mut errors.next) || chosen(errors.fraction, "error", &request.to_string());
         fails.then_some((errors.status, errors.after_accepting))
+    }
+
+    /// The status that refuses a whole request with these ids, if any does.
+    pub fn poison<'a>(&self, mut ids: impl Iterator<Item = &'a str>) -> Option<u16> {
+        let poison = &self.switches.poison;
+        ids.any(|id| poison.ids.iter().any(|named| named == id)).then_some(poison.status)
     }
 
     /// The behaviour for this event, instead of accepting it.
@@ -243,6 +270,12 @@ mod tests {
         assert_eq!(half.mistake(), None);
         assert!(
             serde_json::from_str::<Switches>(r#"{"cuts":{"fraction":2}}"#)
+                .expect("readable")
+                .mistake()
+                .is_some()
+        );
+        assert!(
+            serde_json::from_str::<Switches>(r#"{"poison":{"status":500}}"#)
                 .expect("readable")
                 .mistake()
                 .is_some()

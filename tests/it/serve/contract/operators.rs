@@ -4,7 +4,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{Chain, NewFinding, findings, publish_marks, snapshots, sources};
+use tallyline::ledger::{
+    AuditStep, AuditedJoint, Chain, audit_items, publish_marks, snapshots, sources,
+};
 use tallyline::log::Record;
 use uuid::Uuid;
 
@@ -174,18 +176,18 @@ pub async fn explanation_and_audit(contract: &mut Contract, site: &Site) {
     );
 
     let lease = take_lease(&site.ledger, "audit", "test", super::SOON).await.unwrap().unwrap();
-    let finding = NewFinding {
+    let sequence = site.ledger.run(snapshots::head).await.unwrap();
+    let joint = AuditedJoint {
         joint: "source and ledger",
         deployment: Some(OTHER_DEPLOYMENT),
-        differences: &[],
-        open: 1,
-        gone: 0,
-        recent_usage_differs: 0,
-        recent_usage: 0,
+        sequence,
+        seconds: 0.5,
+        good_for: super::SOON,
+        recent_since: site.ledger.clock.now(),
     };
-    let head = site.ledger.run(snapshots::head).await.unwrap();
+    let step = AuditStep::default();
     site.ledger
-        .run(async |conn| findings::record(conn, &lease, &[finding], head, 0.5).await)
+        .run(async |conn| audit_items::record(conn, &lease, &joint, &step).await)
         .await
         .unwrap();
     let (_, body) = contract.get("/api/v1/audit").await;
@@ -260,6 +262,21 @@ pub async fn coderd_cut_off(contract: &mut Contract, site: &Site) {
     let (status, stop) = contract.change(Method::POST, path, path, Some(request.clone())).await;
     assert_eq!((status, &stop["deployment_id"]), (200, &json!(DEPLOYMENT)), "{stop}");
     assert_eq!(contract.change(Method::POST, path, path, Some(request)).await.0, 404);
+}
+
+/// No audit has read the ledger here, and an operator publishes nevertheless.
+pub async fn unaudited(contract: &mut Contract) {
+    let path = "/api/v1/publish/unaudited";
+    let (status, without) = contract.change(Method::POST, path, path, Some(json!({}))).await;
+    assert_eq!((status, without["field"].as_str()), (400, Some("reason")), "{without}");
+    let request = json!({ "reason": "the auditing host is being replaced" });
+    let (status, late) = contract.change(Method::POST, path, path, Some(request)).await;
+    assert_eq!((status, late["joints"].as_array().map(Vec::len)), (200, Some(2)), "{late}");
+    let unknown = json!({ "deployment_id": uuid::Uuid::nil(), "reason": "a test" });
+    assert_eq!(contract.change(Method::POST, path, path, Some(unknown)).await.0, 404);
+    let (_, status) = contract.get("/api/v1/status").await;
+    let by = &status["late_audits"][0]["overridden"]["reason"];
+    assert_eq!(by, "the auditing host is being replaced", "{status}");
 }
 
 /// Plans a replay of everything and executes it to its end, once. The log has no consumer here, so
@@ -338,6 +355,26 @@ pub async fn rebuild(contract: &mut Contract) {
     let (status, done) =
         contract.change(Method::POST, execute, execute, Some(with(&plan["hash"]))).await;
     assert_eq!(status, 200, "{done}");
+}
+
+/// Of one old plan.
+pub async fn prune(contract: &mut Contract, site: &Site) {
+    let old = "insert into plan (hash, kind, request, effect, planned_at) values ('old', 'replay', '{}', '{}', '2000-01-01T00:00:00Z')";
+    sqlx::query(old).execute(&site.ledger.pool).await.unwrap();
+    let (plans, execute) = ("/api/v1/prunes", "/api/v1/prunes/execute");
+    let (status, plan) = contract.change(Method::POST, plans, plans, Some(json!({}))).await;
+    assert_eq!((status, &plan["kinds"][2]["rows"]), (200, &json!(1)), "{plan}");
+    let with = |at: &Value, hash: &Value| json!({ "prune": { "at": at }, "hash": hash, "reason": "to be sure" });
+    for (body, expected) in [
+        (with(&plan["at"], &json!("0")), 409),
+        (with(&json!(null), &plan["hash"]), 400),
+        (with(&json!("9000-01-01T00:00:00Z"), &plan["hash"]), 400),
+        (with(&plan["at"], &plan["hash"]), 200),
+    ] {
+        let (status, done) =
+            contract.change(Method::POST, execute, execute, Some(body.clone())).await;
+        assert_eq!(status, expected, "{body}: {done}");
+    }
 }
 
 async fn plan_recovery(contract: &mut Contract, lost: &str) -> (u16, Value) {

@@ -1,10 +1,9 @@
 //! The intake side: a consumer as in `tallyline run` with the role `consume`. Its own process makes
 //! its memory measurable.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use tallyline::clock::Clock;
@@ -12,6 +11,8 @@ use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::ledger::{Ledger, LedgerSettings};
 use tallyline::log::{KafkaSettings, Log};
 use tokio_util::sync::CancellationToken;
+
+use crate::process::own_peak_kib;
 
 /// The source and the target of the consumer.
 #[derive(Serialize, Deserialize)]
@@ -44,17 +45,6 @@ pub struct Consumed {
 const DEADLINE: Duration = Duration::from_secs(900);
 /// Interval of reading the consumer's counters.
 const READ_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Runs this program again, as a consumer only.
-pub fn in_a_process_of_its_own(consuming: &Consuming) -> Result<Consumed> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--consume", &serde_json::to_string(consuming)?])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "the consuming process failed: {}", output.status);
-    serde_json::from_slice(&output.stdout).context("report of the consuming process")
-}
 
 /// Consumes until every event is in the ledger, then reports on stdout.
 pub async fn consume(consuming: &Consuming) -> Result<()> {
@@ -93,7 +83,7 @@ pub async fn consume(consuming: &Consuming) -> Result<()> {
     stop.cancel();
     running.await?;
     let first_batch_seconds = first_batch.unwrap_or_default().as_secs_f64();
-    let consumed = Consumed { first_batch_seconds, seconds, peak_kib: peak_kib()? };
+    let consumed = Consumed { first_batch_seconds, seconds, peak_kib: own_peak_kib()? };
     serde_json::to_writer(std::io::stdout(), &consumed)?;
     Ok(())
 }
@@ -104,13 +94,4 @@ fn recorded(registry: &Registry) -> f64 {
     let records =
         families.iter().filter(|family| family.name() == "tallyline_consumer_records_total");
     records.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().value()).sum()
-}
-
-fn peak_kib() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("VmHWM is in /proc/self/status")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -1,0 +1,3 @@
+//! One step of the continuous audit at one joint.
+
+pub(super) use crate::ledger::{AuditItem as Item, AuditStep as Step};

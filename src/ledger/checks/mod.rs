@@ -1,0 +1,134 @@
+//! The audit's checks inside the ledger, of pages of batches. A page is read in one snapshot, by
+//! indexes only, and has at most [`PAGE_BATCHES`] batches and [`PAGE_ROWS`] rows, or one larger
+//! batch. So a statement costs the same at any size of the ledger.
+
+mod chains;
+mod checked;
+mod events;
+mod page;
+mod publications;
+mod query;
+
+pub use chains::{ChainName, ChainSums, PositionBooks, positions, recount};
+pub use checked::CheckedPage;
+pub use page::{BatchCursor, BatchPage, PAGE_BATCHES, PAGE_ROWS};
+pub use publications::{KeyPage, PublicationKey};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use self::page::{page, snapshot};
+use super::{AuditItem, Difference, Sequence};
+
+/// The checks of one snapshot.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The last sequence of the snapshot.
+    pub sequence: Sequence,
+    /// The page after the audited batches.
+    pub new: CheckedPage,
+    /// The pages of older batches, in the order of the request; none while the new page is not the
+    /// last.
+    pub slices: Vec<CheckedPage>,
+    /// A page of publications, if requested and the new page is the last.
+    pub keys: Option<KeyPage>,
+    /// What still differs of the known items.
+    pub known: Vec<Difference>,
+    /// Each position with the end of its chain; for the joint of log and ledger.
+    pub positions: Vec<PositionBooks>,
+}
+
+/// What to check in one snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct CheckRequest<'a> {
+    /// The audited batches.
+    pub audited: BatchCursor,
+    /// The ends of the earlier pages of older batches.
+    pub slices: Vec<BatchCursor>,
+    /// The end of the earlier page of publications.
+    pub keys: Option<PublicationKey>,
+    /// Items to judge again.
+    pub known: &'a [AuditItem],
+}
+
+async fn head(tx: &mut PgConnection) -> Result<Sequence, sqlx::Error> {
+    sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(tx).await
+}
+
+/// Checks the chains of batches, and each batch with its events and rejects.
+pub async fn log_joint(
+    conn: &mut PgConnection,
+    request: &CheckRequest<'_>,
+) -> Result<Checked, sqlx::Error> {
+    let mut tx = snapshot(conn).await?;
+    let sequence = head(&mut tx).await?;
+    let new = page(&mut tx, request.audited, sequence.number, true).await?;
+    let new = log_page(&mut tx, &new).await?;
+    let mut slices = Vec::new();
+    if new.is_last {
+        for slice in &request.slices {
+            let older = page(&mut tx, *slice, new.until.sequence, false).await?;
+            slices.push(log_page(&mut tx, &older).await?);
+        }
+    }
+    let mut known = chains::known(&mut tx, sequence.number, request.known).await?;
+    known.extend(events::known(&mut tx, request.known).await?);
+    if new.is_last {
+        known.extend(events::passed_beyond_an_end(&mut tx).await?);
+    }
+    let positions = chains::positions(&mut tx).await?;
+    tx.commit().await?;
+    Ok(Checked { sequence, new, slices, keys: None, known, positions })
+}
+
+/// Checks accepted usage with its publications, and their recorded answers.
+pub async fn vendor_joint(
+    conn: &mut PgConnection,
+    request: &CheckRequest<'_>,
+) -> Result<Checked, sqlx::Error> {
+    let mut tx = snapshot(conn).await?;
+    let sequence = head(&mut tx).await?;
+    let new = page(&mut tx, request.audited, sequence.number, true).await?;
+    let new = publications::page(&mut tx, &new).await?;
+    let (mut slices, mut keys) = (Vec::new(), None);
+    if new.is_last {
+        for slice in &request.slices {
+            let older = page(&mut tx, *slice, new.until.sequence, false).await?;
+            slices.push(publications::page(&mut tx, &older).await?);
+        }
+        if let Some(after) = &request.keys {
+            keys = Some(publications::key_page(&mut tx, after).await?);
+        }
+    }
+    let known = publications::known(&mut tx, request.known).await?;
+    tx.commit().await?;
+    Ok(Checked { sequence, new, slices, keys, known, positions: Vec::new() })
+}
+
+/// Where the batches begin that were recorded at or after `since`.
+pub async fn recorded_since(
+    conn: &mut PgConnection,
+    since: DateTime<Utc>,
+) -> Result<BatchCursor, sqlx::Error> {
+    let before: Option<(i64, i64)> = sqlx::query_as(
+        "select sequence, id from batch where recorded_at < $1 and sequence > 0 order by recorded_at desc limit 1",
+    )
+    .bind(since)
+    .fetch_optional(conn)
+    .await?;
+    let (sequence, batch_id) = before.unwrap_or_default();
+    Ok(BatchCursor { sequence, batch_id })
+}
+
+async fn log_page(tx: &mut PgConnection, page: &BatchPage) -> Result<CheckedPage, sqlx::Error> {
+    let mut differences = page.gaps.clone();
+    differences.extend(chains::broken(tx, &page.ids).await?);
+    differences.extend(events::of_batches(tx, page).await?);
+    Ok(CheckedPage {
+        until: page.until,
+        is_last: page.is_last,
+        chains: chains::sums(tx, &page.ids).await?,
+        usage: 0,
+        differences,
+    })
+}

@@ -1,0 +1,133 @@
+//! The vendor refuses whole requests: for one event in them, or for another reason.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::ledger::HeldFor;
+use tallyline::publisher::Condition;
+use tallyline::status;
+use tallyline::tallyman::SendError;
+use tallyline_sim::tallyman::{Poison, Switches};
+
+use super::books::DEADLINE;
+use super::world::World;
+
+async fn poisoned(status: u16, ids: &[&str]) -> World {
+    let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+    World::with(Switches { poison: Poison { status, ids }, ..Switches::default() }).await
+}
+
+async fn due(world: &World, id: &str) -> DateTime<Utc> {
+    let query = "select next_attempt_at from publication where event_id = $1";
+    sqlx::query_scalar(query).bind(id).fetch_one(&world.ledger.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_event_that_the_vendor_refuses_with_its_whole_request_lets_all_others_through() {
+    for status in [400, 413, 422] {
+        let world = poisoned(status, &["event-0123"]).await;
+        world.add_many(450).await;
+        let mut publisher = world.publisher();
+        let cycle = publisher.cycle(&world.stop).await.unwrap();
+        assert_eq!((cycle.accepted, cycle.refused_for_now, cycle.failure), (449, 1, None));
+        assert_eq!(publisher.condition().get(), Condition::Working);
+        assert_eq!(world.held_for("event-0123").await, Some(HeldFor::VendorRefuses));
+        let (state, message) = world.state("event-0123").await;
+        assert_eq!(state, "pending");
+        assert!(message.is_some_and(|message| message.contains(&status.to_string())));
+        assert_eq!(world.times_billed("event-0123"), 0);
+        // 5 requests, and two for each of the 7 halvings of one of them
+        assert!(world.vendor.books().requests <= 5 + 14, "{}", world.vendor.books().requests);
+        let query = "select count(*) from publication_request where batch_id is not null";
+        let recorded: i64 = sqlx::query_scalar(query).fetch_one(&world.ledger.pool).await.unwrap();
+        assert_eq!(
+            u64::try_from(recorded),
+            Ok(world.vendor.books().requests),
+            "each half is a recorded request"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_poisoned_event_is_named_in_status_and_waits_longer_each_time() {
+    let world = poisoned(422, &["event-0001"]).await;
+    let log = world.log().await;
+    world.add_many(3).await;
+    world.cycle().await;
+    let holds = status::read(&world.ledger, &log, DEADLINE).await.unwrap().holds;
+    let [hold] = holds.as_slice() else { panic!("{holds:?}") };
+    assert_eq!(hold.event_id.as_deref(), Some("event-0001"));
+    assert!(hold.why.contains("422") && hold.ends.contains("expires"), "{hold:?}");
+    for refusals in 1..4 {
+        let now = due(&world, "event-0001").await;
+        world.clock.set(now);
+        let more = world.cycle().await;
+        assert_eq!((more.requests, more.refused_for_now, more.failure), (1, 1, None));
+        let wait = (due(&world, "event-0001").await - now).as_seconds_f64();
+        let middle = f64::from(60 << refusals);
+        assert!((middle / 2.0..=middle * 1.5).contains(&wait), "{refusals}: {wait}");
+    }
+    let unanswered: i64 = sqlx::query_scalar("select count(*) from publication where unanswered")
+        .fetch_one(&world.ledger.pool)
+        .await
+        .unwrap();
+    assert_eq!(unanswered, 0, "a refused request was not taken");
+
+    world.vendor.set_switches(Switches::default()).unwrap();
+    world.clock.set(due(&world, "event-0001").await);
+    assert_eq!(world.cycle().await.accepted, 1);
+    assert_eq!(world.held_for("event-0001").await, None);
+}
+
+#[tokio::test]
+async fn after_a_refused_request_the_next_ones_are_full_again_and_the_poisoned_event_is_retried_alone()
+ {
+    let world = poisoned(400, &["event-0000"]).await;
+    world.add_many(100).await;
+    assert_eq!(world.cycle().await.accepted, 99);
+    world.pass(TimeDelta::hours(1));
+    let before = world.vendor.books().requests;
+    let now = world.clock.now();
+    let usages: Vec<_> =
+        (0..200).map(|number| super::world::usage(&format!("more-{number}"), now)).collect();
+    world.add(&usages).await;
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.refused_for_now, cycle.failure), (200, 1, None));
+    // 1 + 99, 100, and the last one
+    assert_eq!(world.vendor.books().requests - before, 4);
+}
+
+#[tokio::test]
+async fn a_vendor_that_refuses_every_request_makes_the_source_wait() {
+    let all: Vec<String> = (0..300).map(|number| format!("event-{number:04}")).collect();
+    let mut world =
+        World::with(Switches { poison: Poison { status: 400, ids: all }, ..Switches::default() })
+            .await;
+    world.settings.concurrency = 1;
+    world.add_many(300).await;
+    let mut publisher = world.publisher();
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    assert!(matches!(cycle.failure, Some(SendError::Status { status: 400, .. })), "{cycle:?}");
+    assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains("400")));
+    assert!(cycle.accepted == 0 && (100..=300).contains(&cycle.refused_for_now), "{cycle:?}");
+
+    world.vendor.set_switches(Switches::default()).unwrap();
+    assert_eq!(world.cycle().await.accepted, 300 - cycle.refused_for_now);
+    world.pass(TimeDelta::minutes(2));
+    let rest = world.cycle().await;
+    assert_eq!(rest.accepted, cycle.refused_for_now);
+    assert_eq!(rest.requests, cycle.refused_for_now.div_ceil(100), "full requests again");
+}
+
+#[tokio::test]
+async fn other_statuses_make_the_source_wait_and_halve_nothing() {
+    for status in [401, 404, 429] {
+        let world = poisoned(status, &["event-0000"]).await;
+        world.add_many(50).await;
+        let cycle = world.cycle().await;
+        assert!(
+            matches!(cycle.failure, Some(SendError::Status { status: found, .. }) if found == status),
+            "{cycle:?}"
+        );
+        assert_eq!((cycle.requests, world.vendor.books().requests), (1, 1));
+        assert_eq!(world.held_for("event-0000").await, None);
+    }
+}
