@@ -476,6 +476,15 @@ create view corrected_event as
     select source_id, event_id, build_id, digest, (after_event ->> 'time')::timestamptz as event_time
     from current_correction where digest is not null;
 
+-- Corrected usage that coderd has, with its content at a sequence. PostgreSQL expands the function in the query.
+create function corrected_usage(up_to bigint) returns table (source_id smallint, id text, batch_id bigint, event_type text,
+    quantity numeric, created_at timestamptz, corrected_sequence bigint) language sql stable as $$
+    select n.source_id, n.event_id, n.accepted_batch_id, n.event_type, n.quantity, n.created_at, n.sequence
+    from (select distinct on (c.source_id, c.event_id) c.*, b.sequence from correction c join batch b on b.id = c.batch_id
+          where c.build_id is null and b.sequence <= up_to order by c.source_id, c.event_id, b.sequence desc) n
+    where n.digest is not null
+$$;
+
 -- Accepted usage with its content at a sequence. Usage that is corrected to nothing is left out. PostgreSQL expands it in the query.
 create function usage_as_of(up_to bigint) returns table (source_id smallint, id text, batch_id bigint, event_type text,
     quantity numeric, created_at timestamptz, corrected_sequence bigint) language sql stable as $$
@@ -483,10 +492,7 @@ create function usage_as_of(up_to bigint) returns table (source_id smallint, id 
     where not exists (select from correction c join batch b on b.id = c.batch_id
         where c.source_id = e.source_id and c.event_id = e.id and b.sequence <= up_to)
     union all
-    select n.source_id, n.event_id, n.accepted_batch_id, n.event_type, n.quantity, n.created_at, n.sequence
-    from (select distinct on (c.source_id, c.event_id) c.*, b.sequence from correction c join batch b on b.id = c.batch_id
-          where c.build_id is null and b.sequence <= up_to order by c.source_id, c.event_id, b.sequence desc) n
-    where n.digest is not null
+    select * from corrected_usage(up_to)
 $$;
 
 -- Changes of a workspace's first start by corrections. Rows are only added. Before the change's sequence the workspace had the previous

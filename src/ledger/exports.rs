@@ -106,6 +106,37 @@ pub async fn later_usage(
     .await
 }
 
+/// The rows of usage as accepted, or as corrected. PostgreSQL estimates each alone: it takes a union
+/// for a few rows, and would look each of them up.
+///
+/// An event has several rows here if it was settled or accepted by the vendor repeatedly. The last
+/// settlement and the first acceptance count.
+macro_rules! rows_of {
+    ($usage:literal, $corrected_sequence:literal, $condition:literal) => {
+        concat!(
+            r#"select distinct on (usage.created_at, usage.id collate "C", source.deployment_id)
+                   source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
+                   coalesce(settlement.state, 'pending') as publication_state, request.id as request_id, accepted.sequence, "#,
+            $corrected_sequence,
+            " as corrected_sequence from source join ",
+            $usage,
+            r#" usage on usage.source_id = source.id
+               join batch accepted on accepted.id = usage.batch_id and accepted.sequence <= $4
+               left join (settlement join batch settled on settled.id = settlement.batch_id and settled.sequence <= $4)
+                   on settlement.source_id = usage.source_id and settlement.event_id = usage.id
+               left join (settlement published
+                       join batch answered on answered.id = published.batch_id and answered.sequence <= $4
+                       join publication_request request on request.batch_id = answered.id)
+                   on published.source_id = usage.source_id and published.event_id = usage.id and published.state = 'published'
+               where usage.created_at >= $1 and usage.created_at < $2 and ($3::uuid is null or source.deployment_id = $3)
+                   and "#,
+            $condition,
+            r#" order by usage.created_at, usage.id collate "C", source.deployment_id,
+                   settled.sequence desc nulls last, answered.sequence, request.id"#
+        )
+    };
+}
+
 /// Long statements of [`each_usage`] at most: an hour in all.
 pub const STATEMENTS: u32 = 48;
 
@@ -126,27 +157,18 @@ pub async fn each_usage<E: From<sqlx::Error>>(
     sqlx::raw_sql("set local statement_timeout = '1h'; set local work_mem = '64MB'")
         .execute(&mut *tx)
         .await?;
-    // An event has several rows here if it was settled or accepted by the vendor repeatedly. The
-    // last settlement and the first acceptance count.
-    let mut rows = sqlx::query_as(
-        r#"
-        select distinct on (usage.created_at, usage.id collate "C", source.deployment_id)
-            source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
-            coalesce(settlement.state, 'pending') as publication_state, request.id as request_id, accepted.sequence, usage.corrected_sequence
-        from source
-        join usage_as_of($4) usage on usage.source_id = source.id
-        join batch accepted on accepted.id = usage.batch_id and accepted.sequence <= $4
-        left join (settlement join batch settled on settled.id = settlement.batch_id and settled.sequence <= $4)
-            on settlement.source_id = usage.source_id and settlement.event_id = usage.id
-        left join (settlement published
-                join batch answered on answered.id = published.batch_id and answered.sequence <= $4
-                join publication_request request on request.batch_id = answered.id)
-            on published.source_id = usage.source_id and published.event_id = usage.id and published.state = 'published'
-        where usage.created_at >= $1 and usage.created_at < $2 and ($3::uuid is null or source.deployment_id = $3)
-        order by usage.created_at, usage.id collate "C", source.deployment_id,
-            settled.sequence desc nulls last, answered.sequence, request.id
-        "#,
-    )
+    let mut rows = sqlx::query_as(concat!(
+        "select * from (select * from (",
+        rows_of!(
+            "usage_event",
+            "null::bigint",
+            "not exists (select from correction c join batch b on b.id = c.batch_id
+                 where c.source_id = usage.source_id and c.event_id = usage.id and b.sequence <= $4)"
+        ),
+        ") as accepted union all select * from (",
+        rows_of!("corrected_usage($4)", "usage.corrected_sequence", "true"),
+        r#") as corrected) as usage order by created_at, event_id collate "C", deployment_id"#
+    ))
     .bind(range.from)
     .bind(range.to)
     .bind(range.source)

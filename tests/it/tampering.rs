@@ -5,13 +5,15 @@ mod coverage;
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tallyline::audit::{Audit, Joint};
 use tallyline::clock::Clock;
-use tallyline::event::{Topic, TopicPartition};
+use tallyline::event::{Payload, Topic, TopicPartition, build_of};
 use tallyline::ledger::{
-    ActKind, Arrival, Baseline, BaselineRow, BatchPart, Chain, Disposition, Head, Ledger,
-    LedgerSettings, LicenseChange, LicenseState, NewAct, RestoreEvidence, Settlement, Subject,
-    chain, head, licenses, publications, rejects, restored, sources,
+    ActKind, Arrival, Baseline, BaselineRow, BatchPart, Chain, Correction, Disposition, Head,
+    Ledger, LedgerSettings, LicenseChange, LicenseState, NewAct, NewCorrection, PublicationNow,
+    PublicationState, RestoreEvidence, Settlement, Subject, chain, corrections, head, licenses,
+    publications, rejects, restored, sources,
 };
 use tallyline::log::{Log, PostgresLogSettings};
 use uuid::Uuid;
@@ -53,6 +55,7 @@ impl Books {
         books.settle(source_id, "usage-2").await;
         books.add_license(source_id).await;
         books.discard().await;
+        books.correct(source_id).await;
         books
     }
 
@@ -126,6 +129,57 @@ impl Books {
         let discard =
             self.ledger.run(async |conn| rejects::discard(conn, &[id], &[act], noon()).await);
         assert!(discard.await.unwrap().is_some());
+    }
+
+    /// Corrects a usage event to another instant, and a build to nothing.
+    async fn correct(&self, source_id: i16) {
+        let (usage, build) = (event(Topic::AgentUsage, 3), event(Topic::WorkspaceBuilds, 4));
+        let later = {
+            let mut later = usage.clone();
+            if let Payload::Usage(usage) = &mut later.payload {
+                usage.created_at += TimeDelta::seconds(1);
+            }
+            later
+        };
+        let build_id = build_of(&build.id());
+        let publication =
+            Some(PublicationNow { state: PublicationState::Pending, unanswered: false });
+        let ids = [usage.id()];
+        let release =
+            self.ledger.run(async |conn| publications::release(conn, source_id, "me", &ids).await);
+        release.await.unwrap();
+        let mut corrections = Vec::new();
+        for (before, after, build_id, publication) in
+            [(usage, Some(later), None, publication), (build, None, build_id, None)]
+        {
+            let query = "select id from batch where topic = $1 and first_offset = 0";
+            let accepted_batch_id = sqlx::query_scalar(query)
+                .bind(before.topic())
+                .fetch_one(&self.ledger.pool)
+                .await
+                .unwrap();
+            corrections.push(NewCorrection {
+                event_id: before.id(),
+                topic: before.topic(),
+                build_id,
+                accepted_batch_id,
+                before: Some(before),
+                after,
+                publication,
+            });
+        }
+        let act = NewAct {
+            actor: "sre-1",
+            act: ActKind::Correct,
+            subject: Subject::Named("a plan"),
+            reason: "a reason",
+            detail: serde_json::json!({ "a": 1 }),
+        };
+        let record = self.ledger.run(async |conn| {
+            corrections::record(conn, source_id, &corrections, &act, noon()).await
+        });
+        let recorded = record.await.unwrap();
+        assert!(matches!(recorded, Correction::Done(_)), "{recorded:?}");
     }
 
     async fn close(&self) {
@@ -321,6 +375,11 @@ fn other_rows() -> Vec<Row> {
         ("update operator_act set reason = 'another'", "row_changed", any("act "), "fact"),
         ("update operator_act set actor = actor || substr(reason, 1, 1), reason = substr(reason, 2)", "row_changed", any("act "), "fact"),
         ("update operator_act set detail = '{}'", "row_changed", any("act "), "fact"),
+        ("update correction set before_event = '{}' where build_id is null", "row_changed", any("correction of usage-3 of source "), "fact"),
+        ("update correction set quantity = quantity + 1 where build_id is null", "row_changed", any("correction of usage-3 of source "), "fact"),
+        ("update correction set accepted_batch_id = 0", "row_changed", any("correction of workspace_build_completed:"), "fact"),
+        ("delete from correction where build_id is null", "row_removed", any("facts of batch "), "fact"),
+        ("update first_start_change set previous_build_id = null", "row_changed", any("first start of workspace "), "fact"),
         ("update license set refusal = null, claims = '{}'", "row_changed", any("license 3 of source"), "fact"),
         ("delete from license", "row_removed", any("facts of batch "), "fact"),
         ("update source set baseline_until = null", "row_changed", format!("source {DEPLOYMENT}"), "fact"),
@@ -421,7 +480,7 @@ async fn a_removed_tail_is_found_by_an_earlier_head_only() {
     books
         .tamper(
             "alter table operator_act disable trigger all; alter table batch disable trigger all;
-             update reject set state = 'open', act_id = null; delete from operator_act;
+             update reject set state = 'open', act_id = null; delete from operator_act; delete from correction; delete from first_start_change;
              with gone as (delete from batch where kind = 'operator' returning sequence)
              update ledger set next_sequence = (select min(sequence) from gone),
                  chain = (select chain from batch where sequence = (select min(sequence) - 1 from gone))",

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{agents, balances, correct, forge, head, operations, operator, plan};
+use super::{agents, agrees, balances, correct, forge, head, operations, operator, plan};
 use crate::audit::Site;
 use crate::support::eventually;
 use crate::support::ledger::{act, ask, caught_up_to};
@@ -218,11 +218,11 @@ async fn a_build_and_a_claim_get_coderds_content() {
     let (build, claim) = if build.after.is_some() { (build, claim) } else { (claim, build) };
     assert_eq!(build.after.as_ref().unwrap()["data"]["status"], "succeeded");
     assert_eq!(claim.after, None);
-    balances(&site).await;
+    agrees(&site).await;
     assert_eq!(creations(&metrics(&site, i64::MAX).await), [("docker".to_owned(), 1)]);
     rebuilt(&site).await;
     let metrics = metrics(&site, i64::MAX).await;
     assert_eq!(creations(&metrics), [("docker".to_owned(), 2)]);
     assert!((&metrics.claim_seconds).into_iter().all(|(labels, _)| labels[1] != "forged"));
-    balances(&site).await;
+    agrees(&site).await;
 }
