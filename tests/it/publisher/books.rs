@@ -165,6 +165,7 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_u
     assert_eq!(publishers[0].cycle(&world.stop).await.unwrap().accepted, 1, "the books balance");
 
     site.tamper("update batch set accepted = accepted + 1, records = records + 1 where topic like '%usage%'").await;
+    a_turn_passes(world);
     site.add(usage("b", start_time())).await;
     site.finds(LOG, "the imbalance is found", |finding| {
         finding.differences > 0 && finding.differs_since.is_some()
@@ -347,7 +348,7 @@ struct Second {
     stop: DropGuard,
 }
 
-/// Confirmed usage is compared again within a day.
+/// Batches and confirmed usage are compared again within a day.
 pub fn a_turn_passes(world: &World) {
     world.pass(TimeDelta::hours(25));
 }
