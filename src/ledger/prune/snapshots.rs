@@ -58,6 +58,11 @@ pub(super) async fn remove(tx: &mut PgConnection, due: &[Due]) -> Result<Removed
         let DueKey::Snapshot { stage, rules_version, incarnation, sequence } = &one.key else {
             continue;
         };
+        // a snapshot that is being saved may need the pieces of the older one
+        sqlx::query("select pg_advisory_xact_lock(hashtextextended('snapshot ' || $1, 0))")
+            .bind(stage)
+            .execute(&mut *tx)
+            .await?;
         let deleted = sqlx::query(
             "delete from snapshot where stage = $1 and rules_version = $2 and incarnation = $3 and sequence = $4",
         )
