@@ -20,8 +20,8 @@ use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, position
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
 const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
-/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows. It
-/// reaches back as much further, so that no row within the overlap is missed between two of them.
+/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows. So
+/// only rows that come up to the overlap less this time late are certain to be found by passes.
 const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
 
 /// The ends of the log's partitions.
@@ -161,7 +161,7 @@ impl Collector {
         let is_wide = is_due(self.overlapped_widely_at, started_at, WIDE_INTERVAL);
         let overlap = before(now, self.settings.overlap);
         let reach = match is_wide {
-            true => before(overlap, WIDE_INTERVAL),
+            true => overlap,
             false => overlap.max(before(now, SHORT_OVERLAP)),
         };
         let from = self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
