@@ -106,8 +106,8 @@ impl Finding {
 /// The hold on this deployment's usage by the audits; none: at most single events are held. After an
 /// error it is not known whether usage is held.
 ///
-/// Late audits are read first: an audit that ends between the two reads is no longer late, and its
-/// differences are among the findings.
+/// Late audits are read first: if an audit ends between the two reads, its differences are among the
+/// findings.
 pub async fn of_deployment(
     conn: &mut PgConnection,
     deployment: Uuid,
