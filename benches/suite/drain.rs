@@ -34,7 +34,7 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let vendor = Tallyman::start(config, Clock::system(), stop.clone()).await?;
     let key = coderd.simulation.license_key();
     let pipeline = Pipeline::migrated(&format!(
-        "ledger.url = '{}'\nsource.coderd_url = '{}'\npublish.mode = 'sole'\npublish.url = '{}'\npublish.interval_seconds = 0.5\n\
+        "ledger.url = '{}'\nsource.coderd_url = '{}'\npublish.mode = 'sole'\npublish.url = '{}'\npublish.interval_seconds = 0.5\npublish.concurrency = 8\n\
          [license.public_keys]\n'{}' = '''\n{}'''\n",
         ledger.url,
         coderd.database.url,
@@ -51,7 +51,7 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
     let updated = update(&ledger).await?;
     suite.servers.remove(&ledger).await?;
     suite.servers.remove(&coderd.database).await?;
-    let note = format!("{settled} events, {} requests", vendor.books().requests);
+    let note = format!("{settled} events, {} requests, 8 in flight", vendor.books().requests);
     let by_requests = (one_by_one, "one request after another");
     let by_update = (updated, "update … from unnest");
     Ok(vec![

@@ -118,11 +118,11 @@ impl Continuous {
     /// Shows and logs the latest findings, and returns the joints that are due.
     async fn show_findings(&self, logged: &mut LastMessages) -> anyhow::Result<Vec<JointName>> {
         let ledger = &self.audit.ledger;
+        let late =
+            ledger.run(late_audits::list).await.context("reading findings from the ledger")?;
         let findings =
             ledger.run(findings::list).await.context("reading findings from the ledger")?;
         let retired = self.is_retired().await.context("reading findings from the ledger")?;
-        let late =
-            ledger.run(late_audits::list).await.context("reading findings from the ledger")?;
         self.telemetry.show(&findings, &late, self.own(), retired);
         log_changes(logged, &findings, &late);
         Ok(self.due(&findings, retired))

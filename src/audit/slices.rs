@@ -147,6 +147,30 @@ impl Sides<'_> {
         }
     }
 
+    /// Compares these builds of the ledger with coderd's rows, in pages.
+    pub(super) async fn ledger_builds(
+        &mut self,
+        ids: Vec<Uuid>,
+        found: &mut Found,
+    ) -> anyhow::Result<()> {
+        for ids in ids.chunks(PAGE as usize) {
+            self.ledger_page(ids.to_vec(), found).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares this usage of the ledger with coderd's rows, in pages.
+    pub(super) async fn ledger_usage(
+        &mut self,
+        ids: &[String],
+        found: &mut Found,
+    ) -> anyhow::Result<()> {
+        for ids in ids.chunks(PAGE as usize) {
+            self.usage_rows(ids, found).await?;
+        }
+        Ok(())
+    }
+
     /// Compares builds that coderd has.
     async fn source_page(&mut self, ids: &[Uuid], found: &mut Found) -> anyhow::Result<()> {
         let in_ledger = self.ledger_digests(ids).await?;
@@ -241,9 +265,7 @@ impl Sides<'_> {
             self.confirm(Topic::AgentUsage, &unconfirmed).await?;
         } else {
             found.slices_read += 1;
-            for ids in ids.chunks(PAGE as usize) {
-                self.usage_rows(ids, found).await?;
-            }
+            self.ledger_usage(&ids, found).await?;
         }
         let is_full = ids.len() as i64 == SLICE;
         found.suspects.usage.extend(in_source.odd);

@@ -115,7 +115,8 @@ pub(super) async fn step(
         true => serde_json::to_value(&turns)?,
         false => before,
     };
-    Ok(Step { judged, items, progress, gone, behind: behind && unsettled.is_empty() })
+    let is_unsettled = !unsettled.is_empty();
+    Ok(Step { judged, items, progress, gone, behind: behind && !is_unsettled, is_unsettled })
 }
 
 /// Waits until the ledger has a pass newer than `after`. False: none came in time.

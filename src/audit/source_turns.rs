@@ -1,6 +1,6 @@
-//! The turns of the continuous audit through source and ledger. Each step compares the new rows,
-//! and one slice of each turn. So a step costs the same with any length of history; a long history
-//! takes a longer turn.
+//! The turns of the continuous audit through source and ledger. Each step compares the new rows, the
+//! unconfirmed events of new batches, whatever their time, and one slice of each turn. So a step
+//! costs the same with any length of history; a long history takes a longer turn.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::sides::Sides;
 use super::slices::{END, FIRST, Found};
 use crate::coderd::UsageKey;
-use crate::ledger::passes;
+use crate::ledger::{passes, slices, snapshots};
 
 /// Rows that are compared again each day. Older ones wait for the long turn.
 const RECENT: TimeDelta = TimeDelta::days(35);
@@ -38,6 +38,8 @@ struct Turn<Place> {
 pub(super) struct Turns {
     /// Rows of earlier times were compared when they were new.
     new_until: Option<DateTime<Utc>>,
+    /// Unconfirmed events of batches up to this sequence were compared when they were new.
+    confirmed_to: i64,
     recent_builds: Option<Turn<DateTime<Utc>>>,
     older_builds: Option<Turn<DateTime<Utc>>>,
     recent_usage: Option<Turn<(DateTime<Utc>, String)>>,
@@ -110,7 +112,8 @@ impl Sides<'_> {
         let completeness =
             self.ledger.run(async |conn| passes::completeness(conn, self.source.id).await).await?;
         let until = completeness.complete_until.unwrap_or(now - IN_FLIGHT);
-        if self.new_rows(turns, until, found).await? {
+        let has_more = self.new_unconfirmed(turns, found).await?;
+        if self.new_rows(turns, until, found).await? || has_more {
             return Ok(true);
         }
         if let Some(turn) = Turn::due(&mut turns.recent_builds, now, SHORT) {
@@ -137,6 +140,30 @@ impl Sides<'_> {
             turn.advance(self.source_usage_slice(&after, found).await?);
         }
         Ok(false)
+    }
+
+    /// Compares a page of the events that were accepted unconfirmed since the last step. Returns
+    /// whether some remain.
+    async fn new_unconfirmed(
+        &mut self,
+        turns: &mut Turns,
+        found: &mut Found,
+    ) -> anyhow::Result<bool> {
+        let ledger = self.ledger;
+        let head = ledger.run(snapshots::head).await?.number;
+        // a restored ledger may end earlier
+        let from = turns.confirmed_to.min(head);
+        let source_id = self.source.id;
+        let page =
+            ledger.run(async |conn| slices::unconfirmed(conn, source_id, from).await).await?;
+        self.ledger_builds(page.builds, found).await?;
+        if self.catalog.usage_events {
+            self.ledger_usage(&page.usage, found).await?;
+        }
+        // without a batch up to the head, the other joints report it
+        let reached = page.sequence.unwrap_or(head);
+        turns.confirmed_to = reached;
+        Ok(reached < head)
     }
 
     async fn builds_from(

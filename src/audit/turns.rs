@@ -156,6 +156,7 @@ pub(super) async fn step(
         progress: serde_json::to_value(progress)?,
         gone: 0,
         behind: false,
+        is_unsettled: false,
     })
 }
 

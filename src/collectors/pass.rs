@@ -20,7 +20,8 @@ use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, position
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
 const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
-/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows.
+/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows. So
+/// only rows that come up to the overlap less this time late are certain to be found by passes.
 const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
 
 /// The ends of the log's partitions.

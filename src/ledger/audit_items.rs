@@ -41,6 +41,16 @@ pub struct AuditStep {
     pub gone: i64,
     /// Whether the joint has more new batches to read at once.
     pub behind: bool,
+    /// Whether rows that may be in flight could not be judged. Such a step does not count as an
+    /// audit: it neither allows publishing nor ends an operator's override.
+    pub is_unsettled: bool,
+}
+
+impl AuditStep {
+    /// Whether the step has audited everything that is new.
+    fn is_current(&self) -> bool {
+        !self.behind && !self.is_unsettled
+    }
 }
 
 /// The joint and the instant of a step.
@@ -138,7 +148,7 @@ pub async fn record(
     replace(&mut tx, of, step).await?;
     save_progress(&mut tx, of.joint, of.deployment, &step.progress).await?;
     refresh(&mut tx, of, step).await?;
-    if !step.behind {
+    if step.is_current() {
         end_override(&mut tx, of.joint, of.deployment).await?;
     }
     Ok(tx.commit().await?)
@@ -203,8 +213,8 @@ pub(super) async fn save_progress(
     Ok(())
 }
 
-/// Derives the joint's finding from its items. A step that is behind does not prolong the time
-/// until which publishing is allowed.
+/// Derives the joint's finding from its items. Only a step that is current prolongs the time until
+/// which publishing is allowed.
 async fn refresh(
     tx: &mut PgConnection,
     of: &AuditedJoint<'_>,
@@ -225,7 +235,7 @@ async fn refresh(
              (select coalesce(jsonb_agg(jsonb_build_object('kind', kind, 'id', id, 'detail', detail) order by found_at, kind, id), '[]')
                  from (select * from item where not is_open order by found_at, kind, id limit $5) as first),
              $6, $7, clock_timestamp(), $8, case when differences > 0 then clock_timestamp() end,
-             case when not $9 then clock_timestamp() + make_interval(secs => $10) end
+             case when $9 then clock_timestamp() + make_interval(secs => $10) end
          from counted
          on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
              differences = excluded.differences, open = excluded.open, gone = excluded.gone, examples = excluded.examples,
@@ -242,7 +252,7 @@ async fn refresh(
     .bind(of.sequence.incarnation)
     .bind(of.sequence.number)
     .bind(of.seconds)
-    .bind(step.behind)
+    .bind(step.is_current())
     .bind(of.good_for.as_secs_f64())
     .execute(tx)
     .await?;

@@ -46,11 +46,11 @@ pub struct Hold {
     pub ends: String,
 }
 
-/// The policy that maps findings and late audits to holds. A contradiction between the ledger and the log or the
-/// vendor holds everything. A source is held if over 1 % of its usage of the last 30 days differs;
-/// otherwise each event that differs is held by itself. Builds hold nothing. Usage that coderd does
-/// not have, and was never seen to have, holds only itself. A late audit holds what its findings
-/// could hold, until the joint is audited or an operator publishes without it.
+/// The policy that maps findings and late audits to holds. A contradiction between the ledger and the
+/// log or the vendor holds everything. A source is held if over 1 % of its usage of the last 30 days
+/// differs; otherwise each event that differs is held by itself. Builds hold nothing. Usage that
+/// coderd does not have, and was never seen to have, holds only itself. A late audit holds what its
+/// findings could hold, until the joint is audited or an operator publishes without it.
 #[must_use]
 pub fn holds(findings: &[Finding], late: &[LateAudit]) -> Vec<Hold> {
     findings
@@ -103,15 +103,19 @@ impl Finding {
     }
 }
 
-/// The hold on this deployment's usage by the audits; none: at most single events are held. After an error it is not known whether usage is held.
+/// The hold on this deployment's usage by the audits; none: at most single events are held. After an
+/// error it is not known whether usage is held.
+///
+/// Late audits are read first: if an audit ends between the two reads, its differences are among the
+/// findings.
 pub async fn of_deployment(
     conn: &mut PgConnection,
     deployment: Uuid,
 ) -> Result<Option<Hold>, sqlx::Error> {
     let concerns =
         |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
-    let findings = findings::list(conn).await?;
-    Ok(holds(&findings, &late_audits::list(conn).await?).into_iter().find(concerns))
+    let late = late_audits::list(conn).await?;
+    Ok(holds(&findings::list(conn).await?, &late).into_iter().find(concerns))
 }
 
 #[cfg(test)]

@@ -154,6 +154,36 @@ pub async fn usage(
         .await
 }
 
+/// Events of a page of batches that neither a signature nor coderd has confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Unconfirmed {
+    /// The last sequence of the page; none: no batch follows.
+    pub sequence: Option<i64>,
+    /// Builds with an unconfirmed event.
+    pub builds: Vec<Uuid>,
+    pub usage: Vec<String>,
+}
+
+/// The source's unconfirmed events in the batches after `sequence`: a page ends after 200 batches or
+/// 5,000 events, or one larger batch.
+pub async fn unconfirmed(
+    conn: &mut PgConnection,
+    source_id: i16,
+    sequence: i64,
+) -> Result<Unconfirmed, sqlx::Error> {
+    let query = "with page as materialized (
+             select id, sequence from (
+                 select id, sequence, sum(accepted) over (order by sequence) - accepted as before
+                 from (select id, sequence, accepted from batch where sequence > $2 order by sequence limit 200) as next
+             ) as counted where before < 5000
+         ), ids as materialized (select array(select id from page) as ids)
+         select (select max(sequence) from page) as sequence,
+             array(select build_id from ids, workspace_build where batch_id = any(ids) and source_id = $1 and confirmed_at is null
+                 union select build_id from ids, prebuild_claim where batch_id = any(ids) and source_id = $1 and confirmed_at is null) as builds,
+             array(select id from ids, usage_event where batch_id = any(ids) and source_id = $1 and confirmed_at is null) as usage";
+    sqlx::query_as(query).bind(source_id).bind(sequence).fetch_one(conn).await
+}
+
 /// The ids of this list that the ledger does not have as usage, or has as gone or as corrected to
 /// nothing.
 pub async fn unknown_usage(

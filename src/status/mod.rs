@@ -139,11 +139,12 @@ pub async fn read(
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
-    let (recovering, pauses, audit, late_audits) = (
+    // in the order of [`holds::of_deployment`](crate::ledger::holds::of_deployment)
+    let (recovering, pauses, late_audits, audit) = (
         ledger.run(recoveries::open).await?,
         ledger.run(pauses::list).await?,
-        ledger.run(findings::list).await?,
         ledger.run(late_audits::list).await?,
+        ledger.run(findings::list).await?,
     );
     let (queues, processes) = (queues(ledger, &rows).await?, ledger.run(processes::list).await?);
     let (stops, retirements) =

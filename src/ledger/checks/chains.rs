@@ -131,8 +131,8 @@ fn position(row: &sqlx::postgres::PgRow) -> Result<PositionBooks, sqlx::Error> {
     })
 }
 
-/// The position, the sums of its batches up to the sequence `audited`, and those of all. It reads the whole chain, in statements of 50,000 batches. So it is called only for a position
-/// that differs.
+/// The position, the sums of its batches up to the sequence `audited`, and those of all. It reads the
+/// whole chain, in statements of 50,000 batches. So it is called only for a position that differs.
 pub async fn recount(
     conn: &mut PgConnection,
     partition: TopicPartition,

@@ -18,14 +18,17 @@ struct Old {
 }
 
 /// Reads the table of snapshots, which has few rows. Saving a snapshot deletes the older ones of
-/// the same rules version, so that only those of earlier versions remain.
+/// the same rules version, so that only those of earlier versions remain. The pieces go with the
+/// last snapshot that can need them.
 pub(super) async fn due(
     conn: &mut PgConnection,
     before: DateTime<Utc>,
     stages: &[&str],
 ) -> Result<DuePage, sqlx::Error> {
     let rows: Vec<Old> = sqlx::query_as(
-        "select stage, rules_version, incarnation, sequence, pg_column_size(old.*)::bigint as bytes, taken_at from snapshot old
+        "select stage, rules_version, incarnation, sequence, coalesce(piece.bytes, 0)::bigint as bytes, taken_at from snapshot old
+         left join lateral (select sum(pg_column_size(content)) as bytes from snapshot_piece piece where piece.stage = old.stage
+             and piece.rules_version = old.rules_version and piece.incarnation = old.incarnation and piece.sequence = old.sequence) piece on true
          where taken_at < $1 and (stage <> all($2)
              or exists (select from snapshot new where new.stage = old.stage and new.rules_version > old.rules_version))
          order by taken_at, stage, rules_version, incarnation, sequence limit $3",
@@ -55,6 +58,11 @@ pub(super) async fn remove(tx: &mut PgConnection, due: &[Due]) -> Result<Removed
         let DueKey::Snapshot { stage, rules_version, incarnation, sequence } = &one.key else {
             continue;
         };
+        // a snapshot that is being saved may need the pieces of the older one
+        sqlx::query("select pg_advisory_xact_lock(hashtextextended('snapshot ' || $1, 0))")
+            .bind(stage)
+            .execute(&mut *tx)
+            .await?;
         let deleted = sqlx::query(
             "delete from snapshot where stage = $1 and rules_version = $2 and incarnation = $3 and sequence = $4",
         )
@@ -62,6 +70,15 @@ pub(super) async fn remove(tx: &mut PgConnection, due: &[Due]) -> Result<Removed
         .bind(rules_version)
         .bind(incarnation)
         .bind(sequence)
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "delete from snapshot_piece where stage = $1 and rules_version = $2 and incarnation = $3 and not exists (
+                 select from snapshot where stage = $1 and rules_version = $2 and incarnation = $3)",
+        )
+        .bind(stage)
+        .bind(rules_version)
+        .bind(incarnation)
         .execute(&mut *tx)
         .await?;
         if deleted.rows_affected() > 0 {

@@ -68,12 +68,15 @@ impl Pruner {
         if states.iter().filter_map(|state| state.ran_at).any(is_recent) {
             return Ok(false);
         }
+        let mut outcome = Ok(());
         for kind in PruneKind::ALL {
-            self.round_of(kind, lease, stop, each).await?;
+            // a kind that fails does not keep the others
+            outcome = outcome.and(self.round_of(kind, lease, stop, each).await);
             if stop.is_cancelled() {
                 return Ok(true);
             }
         }
+        outcome?;
         let states = self.ledger.run(prune::states).await?;
         let first = states.iter().filter_map(|state| state.counted_since).min();
         if first.is_some_and(|first| now - first >= COUNTED_TOGETHER) {

@@ -6,7 +6,7 @@ use tallyline::ledger::{books, snapshots, sources};
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline_sim::coderd::{Config, SchemaVersion, Simulation, live};
-use tallyline_sim::tallyman::{Books, Switches, Tallyman};
+use tallyline_sim::tallyman::{Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::simulated::{introduction, pipeline, vendor};
@@ -287,17 +287,13 @@ impl Journey {
     /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer
     /// is never read.
     async fn kill_publisher_during_a_request(&mut self) {
-        let last_request =
-            |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
         eventually(SOON, "a request is in flight", || async {
-            let books = self.tallyman.books();
-            books.requests > last_request(&books)
+            self.tallyman.books().in_flight > 0
         })
         .await;
         self.publish.pause();
-        let in_flight = self.tallyman.books().requests;
         eventually(SOON, "the vendor has taken it", || async {
-            last_request(&self.tallyman.books()) == in_flight
+            self.tallyman.books().in_flight == 0
         })
         .await;
         kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));

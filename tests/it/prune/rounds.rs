@@ -154,9 +154,11 @@ async fn old_plans_and_snapshots_of_former_versions_go() {
              ('running', 'replay', '{{}}', '{{}}', {at}, (select max(id) from operator_act), null),
              ('later', 'recover', '{{}}', '{{}}', {at} + interval '80 days', null, null);
          insert into replay values (gen_random_uuid(), 'finished', 't', 0, 1, 0, 0, 0), (gen_random_uuid(), 'running', 't', 0, 1, 0, 0, 0);
-         insert into snapshot (stage, rules_version, incarnation, sequence, state, taken_at)
-             select stage, version, incarnation, version, '', {at} from ledger,
-                 (values ('metrics', 1), ('metrics', 2), ('licenses', 1), ('former', 1)) as rows (stage, version)"
+         insert into snapshot (stage, rules_version, incarnation, sequence, taken_at)
+             select stage, version, incarnation, version, {at} from ledger,
+                 (values ('metrics', 1), ('metrics', 2), ('licenses', 1), ('former', 1)) as rows (stage, version);
+         insert into snapshot_piece (stage, rules_version, incarnation, piece, sequence, content)
+             select stage, rules_version, incarnation, 'piece', sequence, '\\x00' from snapshot"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&world.database.pool).await.unwrap();
     world.at(days(31));
@@ -164,7 +166,8 @@ async fn old_plans_and_snapshots_of_former_versions_go() {
     world.at(days(91));
     assert_eq!(world.round().await, [(PruneKind::Plans, 2)].into());
     let left: Vec<String> = sqlx::query_scalar(
-        "select hash from plan union all select stage || rules_version from snapshot union all select plan_hash || '+' from replay order by 1",
+        "select hash from plan union all select stage || rules_version from snapshot join snapshot_piece using (stage, rules_version, incarnation, sequence)
+             union all select plan_hash || '+' from replay order by 1",
     )
     .fetch_all(&world.database.pool)
     .await

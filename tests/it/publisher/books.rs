@@ -165,6 +165,7 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_u
     assert_eq!(publishers[0].cycle(&world.stop).await.unwrap().accepted, 1, "the books balance");
 
     site.tamper("update batch set accepted = accepted + 1, records = records + 1 where topic like '%usage%'").await;
+    a_turn_passes(world);
     site.add(usage("b", start_time())).await;
     site.finds(LOG, "the imbalance is found", |finding| {
         finding.differences > 0 && finding.differs_since.is_some()
@@ -347,6 +348,11 @@ struct Second {
     stop: DropGuard,
 }
 
+/// Batches and confirmed usage are compared again within a day.
+pub fn a_turn_passes(world: &World) {
+    world.pass(TimeDelta::hours(25));
+}
+
 impl Second {
     /// Its usage is in the log and in the ledger, and its coderd has never had it.
     async fn that_differs(site: &Audited) -> Second {
@@ -382,6 +388,7 @@ impl Second {
             1
         );
         let second = Second { coderd: database, registry, audit, stop: audits.drop_guard() };
+        a_turn_passes(world);
         let differs =
             |finding: &Finding| finding.deployment_id == Some(OTHER) && finding.differences == 1;
         site.finds(SOURCE, "the other deployment differs", differs).await;

@@ -8,7 +8,7 @@ use tallyline::operations::{Actor, ReinstateSource, RetireSource};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
 
-use super::books::{Audited, DEADLINE, SOURCE};
+use super::books::{Audited, DEADLINE, SOURCE, a_turn_passes};
 use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::ledger::{act, audited, build, lease_partition, record_batch};
 
@@ -159,6 +159,7 @@ async fn unconfirmed_usage_holds_itself_and_not_a_small_source() {
         .await
         .unwrap();
     sqlx::query("delete from usage_events where id = 'e-1'").execute(&world.coderd).await.unwrap();
+    a_turn_passes(world);
     differs(&site, 2).await;
     assert_eq!(
         world

@@ -32,8 +32,9 @@ async fn in_flight(world: &World, number: usize) {
 
 #[tokio::test]
 async fn up_to_the_set_number_of_requests_are_in_flight_and_never_more() {
-    for concurrency in [1, 3, 8] {
-        let mut world = slow_vendor(400).await;
+    // the vendor takes longer than a loaded machine needs to prepare that many requests
+    for (concurrency, latency_ms) in [(1, 50), (3, 800), (8, 3_000)] {
+        let mut world = slow_vendor(latency_ms).await;
         world.settings.concurrency = concurrency;
         let ids = world.add_many(1_450).await;
         let cycle = world.cycle().await;
