@@ -792,6 +792,8 @@ create table snapshot (
     incarnation uuid not null,
     sequence bigint not null,
     taken_at timestamptz not null,
+    -- the number of the state's pieces: a snapshot that has another number is not read
+    pieces bigint not null,
     primary key (stage, rules_version, incarnation, sequence)
 );
 

@@ -32,6 +32,17 @@ pub async fn run<T, E: From<Error>>(
         guard.release();
         Ok(answer)
     };
+    within(deadline, answer).await
+}
+
+/// Waits for a part of a call for at most `deadline`.
+///
+/// # Errors
+/// Those of `answer`; [`Error::Io`] of the kind `TimedOut` if it does not come in time.
+pub async fn within<T, E: From<Error>>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     timeout(deadline, answer).await.unwrap_or_else(|_| Err(no_answer(deadline).into()))
 }
 

@@ -122,7 +122,7 @@ pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, RestoreEvidence};
 pub use retirements::Retirement;
 pub use sequence::{InvalidSequence, Sequence};
-pub use snapshots::{PieceVersion, SavedSnapshot, StageRules};
+pub use snapshots::{PieceVersion, ReadSnapshot, SavedSnapshot, StageRules};
 pub use sources::{Baseline, BaselineRow, Source};
 pub use statement_error::{StatementError, other_incarnation};
 

@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::ProjectionError;
-use crate::ledger::{Entry, Ledger, Sequence, StageRules, snapshots};
+use crate::ledger::{Entry, Ledger, Sequence, StageRules, StatementError, snapshots};
 use crate::stages::{Piece, PieceError, Stage};
+
+/// Readings of a snapshot before the fold starts from zero.
+const LOADS: u32 = 2;
 
 /// A state and its last batch.
 #[derive(Clone, Debug)]
@@ -72,14 +75,34 @@ impl<S: Stage> Folded<S> {
         Ok(())
     }
 
-    /// The newest snapshot at or before `limit` that this version can read, or zero.
+    /// The newest snapshot at or before `limit` that this version can read, or zero. A ledger that
+    /// answers, but not with the snapshot, does not keep the fold from its start.
+    ///
+    /// # Errors
+    /// [`ProjectionError::Unavailable`] if the ledger does not answer at all.
     pub(super) async fn begin(
         ledger: &Ledger,
         incarnation: Uuid,
         limit: i64,
     ) -> Result<Self, ProjectionError> {
+        for _ in 0..LOADS {
+            let error = match Self::load(ledger, limit).await {
+                Ok(Some(loaded)) => return Ok(loaded),
+                Ok(None) => break,
+                Err(error) => crate::cause::text(&error),
+            };
+            ledger.run(snapshots::head).await?;
+            tracing::warn!(stage = S::NAME, error, "snapshot not read");
+        }
+        tracing::info!(stage = S::NAME, "no usable snapshot, folding from zero");
+        Ok(Self::zero(incarnation))
+    }
+
+    /// Reads the newest snapshot. None: there is none that this version can read as a whole.
+    async fn load(ledger: &Ledger, limit: i64) -> Result<Option<Self>, StatementError> {
         let mut read = Ok(S::default());
         let found = ledger
+            .with_statements(snapshots::STATEMENTS)
             .run(async |conn| {
                 snapshots::load(conn, rules::<S>(), limit, |name, content| {
                     if let Ok(state) = &mut read
@@ -91,15 +114,26 @@ impl<S: Stage> Folded<S> {
                 .await
             })
             .await?;
-        match (found, read) {
-            (None, _) => Ok(Self::zero(incarnation)),
-            (Some(sequence), Ok(state)) => {
-                let unsaved = Unsaved { base: Some(sequence.number), ..Unsaved::default() };
-                Ok(Self { sequence, state, unsaved })
+        let Some(found) = found else { return Ok(None) };
+        let sequence = found.sequence;
+        match read {
+            Ok(_) if found.read != found.pieces => {
+                tracing::warn!(
+                    stage = S::NAME,
+                    sequence = sequence.number,
+                    saved = found.pieces,
+                    read = found.read,
+                    "snapshot not whole"
+                );
+                Ok(None)
             }
-            (Some(found), Err(error)) => {
-                tracing::warn!(stage = S::NAME, sequence = found.number, %error, "snapshot not readable, folding from zero");
-                Ok(Self::zero(incarnation))
+            Ok(state) => {
+                let unsaved = Unsaved { base: Some(sequence.number), ..Unsaved::default() };
+                Ok(Some(Self { sequence, state, unsaved }))
+            }
+            Err(error) => {
+                tracing::warn!(stage = S::NAME, sequence = sequence.number, %error, "snapshot not readable");
+                Ok(None)
             }
         }
     }

@@ -34,7 +34,8 @@ enum Outcome {
     NotNewer(i64),
     /// A snapshot was saved this long ago.
     Recent(Duration),
-    /// Another process saves one now, or the ledger was restored.
+    /// Another process saves one now, the snapshot before it was deleted, or the ledger was
+    /// restored.
     Skipped,
 }
 
@@ -136,7 +137,8 @@ async fn save<S: Stage>(
         return Ok(Outcome::Skipped);
     };
     let now = ledger.clock.now();
-    let saved = ledger.run(async |conn| {
+    let saving = ledger.with_statements(snapshots::STATEMENTS);
+    let saved = saving.run(async |conn| {
         let begun = snapshots::begin(conn, rules::<S>(), shown.sequence.incarnation).await?;
         let Some(saver) = begun else { return Ok(Outcome::Skipped) };
         if let (Some(newest), Some(interval)) = (saver.newest, interval)
@@ -152,10 +154,8 @@ async fn save<S: Stage>(
             Some(newest) if newest.sequence >= folded.sequence.number => {
                 Ok(Outcome::NotNewer(newest.sequence))
             }
-            _ => {
-                write(saver, &folded, now).await?;
-                Ok(Outcome::Saved(folded.sequence.number))
-            }
+            _ if write(saver, &folded, now).await? => Ok(Outcome::Saved(folded.sequence.number)),
+            _ => Ok(Outcome::Skipped),
         }
     });
     let saved: Result<Outcome, StatementError> = saved.await;
@@ -169,17 +169,19 @@ fn younger_than(interval: Duration, age: TimeDelta) -> Option<Duration> {
 }
 
 /// Writes the pieces that differ from the newest snapshot; all of them if this state does not know
-/// the difference.
+/// the difference. Lists the names of all pieces in memory, to count them. False: nothing is saved.
 async fn write<S: Stage>(
     mut saver: Saver<'_>,
     folded: &Folded<S>,
     now: chrono::DateTime<chrono::Utc>,
-) -> Result<(), StatementError> {
+) -> Result<bool, StatementError> {
     let sequence = folded.sequence.number;
+    let all = folded.state.pieces();
+    let number = i64::try_from(all.len()).unwrap_or(i64::MAX);
     let changed = folded.changed_after(saver.newest.map(|newest| newest.sequence));
     let is_whole = changed.is_none();
     let mut pieces: std::collections::btree_set::IntoIter<Piece> =
-        changed.unwrap_or_else(|| folded.state.pieces()).into_iter();
+        changed.unwrap_or(all).into_iter();
     loop {
         let (mut group, mut bytes) = (Vec::new(), 0);
         while bytes < GROUP_BYTES
@@ -198,5 +200,5 @@ async fn write<S: Stage>(
     if is_whole {
         saver.remove_others(sequence).await?;
     }
-    saver.finish(sequence, now).await
+    saver.finish(sequence, number, now).await
 }

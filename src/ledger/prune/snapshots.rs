@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::counts::Removed;
 use super::kinds::{Due, DueKey, DuePage, ROWS_AT_ONCE};
+use crate::ledger::snapshots::lock_deletions;
 
 #[derive(FromRow)]
 struct Old {
@@ -58,11 +59,7 @@ pub(super) async fn remove(tx: &mut PgConnection, due: &[Due]) -> Result<Removed
         let DueKey::Snapshot { stage, rules_version, incarnation, sequence } = &one.key else {
             continue;
         };
-        // a snapshot that is being saved may need the pieces of the older one
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended('snapshot ' || $1, 0))")
-            .bind(stage)
-            .execute(&mut *tx)
-            .await?;
+        lock_deletions(tx, stage).await?;
         let deleted = sqlx::query(
             "delete from snapshot where stage = $1 and rules_version = $2 and incarnation = $3 and sequence = $4",
         )

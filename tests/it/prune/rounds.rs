@@ -154,8 +154,8 @@ async fn old_plans_and_snapshots_of_former_versions_go() {
              ('running', 'replay', '{{}}', '{{}}', {at}, (select max(id) from operator_act), null),
              ('later', 'recover', '{{}}', '{{}}', {at} + interval '80 days', null, null);
          insert into replay values (gen_random_uuid(), 'finished', 't', 0, 1, 0, 0, 0), (gen_random_uuid(), 'running', 't', 0, 1, 0, 0, 0);
-         insert into snapshot (stage, rules_version, incarnation, sequence, taken_at)
-             select stage, version, incarnation, version, {at} from ledger,
+         insert into snapshot (stage, rules_version, incarnation, sequence, taken_at, pieces)
+             select stage, version, incarnation, version, {at}, 1 from ledger,
                  (values ('metrics', 1), ('metrics', 2), ('licenses', 1), ('former', 1)) as rows (stage, version);
          insert into snapshot_piece (stage, rules_version, incarnation, piece, sequence, content)
              select stage, rules_version, incarnation, 'piece', sequence, '\\x00' from snapshot"

@@ -27,7 +27,7 @@ pub fn contain(pieces: &Pieces, text: &str) -> bool {
 /// The newest snapshot.
 pub async fn load<S: Stage>(ledger: &Ledger) -> Option<(Sequence, Pieces)> {
     let mut pieces = Pieces::new();
-    let sequence = ledger
+    let found = ledger
         .run(async |conn| {
             snapshots::load(conn, rules::<S>(), i64::MAX, |name, content| {
                 pieces.insert(name.to_owned(), content.to_vec());
@@ -36,7 +36,8 @@ pub async fn load<S: Stage>(ledger: &Ledger) -> Option<(Sequence, Pieces)> {
         })
         .await
         .expect("the ledger answers")?;
-    Some((sequence, pieces))
+    assert_eq!((found.pieces, found.read), (found.read, i64::try_from(pieces.len()).unwrap()));
+    Some((found.sequence, pieces))
 }
 
 /// Saves all pieces of a state. False: its ledger is another incarnation.
@@ -50,8 +51,10 @@ pub async fn save<S: Stage>(ledger: &Ledger, sequence: Sequence, pieces: &Pieces
                 pieces.iter().map(|(name, content)| (name.clone(), Some(content.clone())));
             saver.write(sequence.number, versions.collect()).await?;
             saver.remove_others(sequence.number).await?;
-            saver.finish(sequence.number, now).await?;
-            Ok::<_, tallyline::ledger::StatementError>(true)
+            let number = i64::try_from(pieces.len()).unwrap();
+            Ok::<_, tallyline::ledger::StatementError>(
+                saver.finish(sequence.number, number, now).await?,
+            )
         })
         .await
         .expect("the ledger answers")
