@@ -22,6 +22,9 @@ const PAGE: i64 = 100;
 /// Long statements of [`load`], and of a save, at most: an hour in all. Each has its own deadline.
 pub const STATEMENTS: u32 = 48;
 
+/// Long statements of [`rebuild`] at most.
+pub const REBUILD_STATEMENTS: u32 = 4;
+
 /// In the order of the database, every name of a piece is below.
 const AFTER_ALL: &str = "\u{10ffff}";
 
@@ -337,6 +340,8 @@ pub async fn rebuild(
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
+    // a save that ends now may delete all pieces of an earlier snapshot first
+    sqlx::query("set local lock_timeout = '50s'").execute(&mut *tx).await?;
     lock_deletions(&mut tx, stage).await?;
     for statement in
         ["delete from snapshot where stage = $1", "delete from snapshot_piece where stage = $1"]

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::progress::ProgressLines;
 use super::save::Saves;
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, LastingFault};
@@ -19,9 +20,6 @@ use crate::stages::Stage;
 /// The wait before a retry while the database does not answer.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// The shortest time between progress lines of a fold that is behind.
-const PROGRESS: Duration = Duration::from_secs(5);
-
 /// How a projection follows the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectionSettings {
@@ -32,6 +30,8 @@ pub struct ProjectionSettings {
     pub snapshot: Duration,
     /// The longest time that the last snapshot may delay the end.
     pub last_snapshot: Duration,
+    /// The shortest time between progress lines of a fold that is behind.
+    pub progress: Duration,
 }
 
 impl Default for ProjectionSettings {
@@ -40,6 +40,7 @@ impl Default for ProjectionSettings {
             poll: Duration::from_millis(200),
             snapshot: Duration::from_secs(60),
             last_snapshot: Duration::from_secs(5),
+            progress: Duration::from_secs(5),
         }
     }
 }
@@ -177,7 +178,7 @@ impl<S: Stage> Projection<S> {
             self.view.begin(folded);
         }
         let Some(mut reached) = reached else { return Ok(()) };
-        let mut progress_at = Instant::now();
+        let lines = ProgressLines::new(self.settings.progress);
         while reached.number < head.number {
             let next = next_page(&self.ledger, reached, head.number, self.corrected_to);
             let Some(page) = next.await? else { return Ok(()) };
@@ -194,10 +195,7 @@ impl<S: Stage> Projection<S> {
             if self.view.rebuild_progress_at().is_some() {
                 self.view.set_rebuild(Some(Instant::now()));
             }
-            if progress_at.elapsed() >= PROGRESS {
-                progress_at = Instant::now();
-                info!(stage = S::NAME, batches = reached.number, of = head.number, "folding");
-            }
+            lines.reached::<S>(reached.number, head.number);
             self.saves.if_due(&self.ledger, &self.view, self.landmark).await?;
         }
         self.view.caught_up(read_at)?;
@@ -226,8 +224,12 @@ impl<S: Stage> Projection<S> {
             sequence = at.number,
             "rebuilding from zero at an operator's request"
         );
-        let progress = |_, _| self.view.set_rebuild(Some(Instant::now()));
-        progress(0, at.number);
+        let lines = ProgressLines::new(self.settings.progress);
+        let progress = |done, of| {
+            self.view.set_rebuild(Some(Instant::now()));
+            lines.reached::<S>(done, of);
+        };
+        self.view.set_rebuild(Some(Instant::now()));
         let folded = fold_to_with_progress::<S>(&self.ledger, at.number, progress).await?;
         if folded.sequence.incarnation != at.incarnation {
             return Err(other_incarnation().into());

@@ -4,6 +4,7 @@
 mod error;
 mod folded;
 mod follow;
+mod progress;
 mod save;
 mod view;
 

@@ -29,6 +29,7 @@ pub const SETTINGS: ProjectionSettings = ProjectionSettings {
     poll: Duration::from_millis(50),
     snapshot: Duration::from_secs(3600),
     last_snapshot: Duration::from_secs(30),
+    progress: Duration::from_secs(3600),
 };
 
 /// A running projection, and how to end it.

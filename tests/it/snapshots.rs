@@ -1,11 +1,14 @@
 //! Snapshots in pieces: only changed pieces are written, by one process at a time, and the saved
 //! pieces are always those of one sequence.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::event::{Payload, Topic};
-use tallyline::ledger::{Chain, Ledger, Sequence, StatementError, snapshots as saved};
+use tallyline::ledger::{
+    ActKind, Chain, Ledger, NewAct, Sequence, StatementError, Subject, snapshots as saved,
+};
 use tallyline::projection::{self, Folded, ProjectionSettings};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 
@@ -221,6 +224,104 @@ async fn an_unreadable_piece_restarts_the_fold_and_is_replaced() {
         running.end().await;
         let (at, replaced) = load::<MetricsState>(&ledger).await.unwrap();
         assert_eq!((at, replaced), (from_zero.sequence, pieces(&from_zero.state)));
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_without_one_of_its_pieces_restarts_the_fold_and_is_replaced() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    fold_and_save::<MetricsState>(&ledger).await;
+    let removed = "delete from snapshot_piece where piece like '%/creations/%'";
+    assert!(sqlx::query(removed).execute(&ledger.pool).await.unwrap().rows_affected() > 0);
+    write_one(&ledger, 2).await;
+    fold_and_save::<MetricsState>(&ledger).await;
+    let from_zero: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    let replaced = load::<MetricsState>(&ledger).await.unwrap();
+    assert_eq!(replaced, (from_zero.sequence, pieces(&from_zero.state)));
+}
+
+#[tokio::test]
+async fn a_snapshot_that_the_database_refuses_does_not_keep_the_fold_from_its_start() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    fold_and_save::<MetricsState>(&ledger).await;
+    sqlx::query("alter table snapshot_piece rename to elsewhere")
+        .execute(&ledger.pool)
+        .await
+        .unwrap();
+    write_one(&ledger, 2).await;
+    assert_eq!(fold_and_save::<MetricsState>(&ledger).await, 3);
+}
+
+#[tokio::test]
+async fn a_rebuild_does_not_wait_for_a_save_which_then_saves_nothing() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    fold_and_save::<MetricsState>(&ledger).await;
+    write_one(&ledger, 2).await;
+    let head = ledger.run(saved::head).await.unwrap();
+    let now = ledger.clock.now();
+    let is_saved: Result<bool, StatementError> = ledger
+        .run(async |conn| {
+            let rules = rules::<MetricsState>();
+            let mut saver = saved::begin(conn, rules, head.incarnation).await?.unwrap();
+            let piece = (format!("{DEPLOYMENT}/creations/0"), Some(vec![1]));
+            saver.write(head.number, vec![piece]).await?;
+            let act = NewAct {
+                actor: "sre-1",
+                act: ActKind::Rebuild,
+                subject: Subject::Named(MetricsState::NAME),
+                reason: "",
+                detail: serde_json::json!({}),
+            };
+            let rebuild =
+                ledger.run(async |conn| saved::rebuild(conn, MetricsState::NAME, &act, now).await);
+            tokio::time::timeout(Duration::from_secs(8), rebuild).await.unwrap()?;
+            Ok(saver.finish(head.number, 2, now).await?)
+        })
+        .await;
+    assert!(!is_saved.unwrap());
+    assert_eq!(versions(&ledger).await, 0);
+}
+
+/// Lines of the log on this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_fold_from_zero_logs_its_progress() {
+    let (_database, ledger) = ledger().await;
+    // more batches than a page has
+    for n in 0..510 {
+        write_one(&ledger, n).await;
+    }
+    let (lines, end) = (Lines::default(), ledger.run(saved::head).await.unwrap().number);
+    let writer = lines.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let settings = ProjectionSettings { progress: Duration::ZERO, ..SETTINGS };
+    let running = Running::<MetricsState>::start(&ledger, settings);
+    running.reaches(end).await;
+    running.end().await;
+    let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    for words in [
+        r#"no usable snapshot, folding from zero stage="metrics""#.to_owned(),
+        format!(r#"folding stage="metrics" batches=500 of={end}"#),
+        format!(r#"folding stage="metrics" batches={end} of={end}"#),
+    ] {
+        assert!(lines.contains(&words), "{words:?} is not in {lines}");
     }
 }
 

@@ -182,6 +182,7 @@ impl Operations {
             serde_json::json!({ "plan": request.hash, "allow_decrease": request.allow_decrease });
         let act = actor.act(ActKind::Rebuild, Subject::Named(stage), detail);
         self.ledger
+            .with_statements(snapshots::REBUILD_STATEMENTS)
             .run(async |conn| snapshots::rebuild(conn, stage, &act, self.ledger.clock.now()).await)
             .await?;
         Ok(format!(

@@ -40,6 +40,7 @@ impl<S: Stage> Running<S> {
             poll: Duration::from_millis(50),
             snapshot: Duration::from_secs(3600),
             last_snapshot: SOON,
+            progress: Duration::from_secs(3600),
         };
         let projection = Projection::<S>::new(ledger.clone(), settings);
         let (view, stop) = (projection.view(), CancellationToken::new());
