@@ -571,6 +571,14 @@ create table prune_kind (
 );
 insert into prune_kind (kind) values ('reject_payloads'), ('attempts'), ('plans'), ('snapshots');
 
+-- Parts of batches that did not match their digest in batch_part when retention compared them. Their rows are kept.
+create table prune_evidence (
+    batch_id bigint not null,
+    part text not null constraint prune_evidence_part_is_known check (part in ('rejects', 'attempts')),
+    found_at timestamptz not null,
+    primary key (batch_id, part)
+);
+
 -- Licenses that appear in and disappear from coderd: claims and a hash, never the token.
 create table license (
     batch_id bigint not null references batch,

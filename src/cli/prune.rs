@@ -57,9 +57,22 @@ fn planned(answer: &Planned) -> String {
         ]
     });
     let table = columns(["KIND", "DAYS KEPT", "ROWS DUE", "BYTES", "OLDEST", "NEWEST"], rows);
+    let evidence = evidence(answer.plan.kinds.iter().map(|one| one.kept));
     match (&answer.plan.hash, &answer.execute) {
-        (Some(hash), Some(execute)) => format!("{table}hash     {hash}\nexecute  {execute}\n"),
-        _ => format!("{table}nothing is due\n"),
+        (Some(hash), Some(execute)) => {
+            format!("{table}{evidence}hash     {hash}\nexecute  {execute}\n")
+        }
+        _ => format!("{table}{evidence}nothing is due\n"),
+    }
+}
+
+/// A line about rows that are kept, if there are any.
+fn evidence(kept: impl Iterator<Item = i64>) -> String {
+    match kept.sum::<i64>() {
+        0 => String::new(),
+        rows => format!(
+            "{rows} rows past their days are kept as evidence: they do not match the digest of their batch; `tallyline audit --deep` names the changed ones\n"
+        ),
     }
 }
 
@@ -68,5 +81,6 @@ fn removed(pruned: &Pruned) -> String {
         [one.kind.to_string(), one.removed.rows.to_string(), one.removed.bytes.to_string()]
     });
     let act = pruned.act_id.map(|id| format!("counted in act {id}\n")).unwrap_or_default();
-    columns(["KIND", "ROWS REMOVED", "BYTES"], rows) + &act
+    let evidence = evidence(pruned.kinds.iter().map(|one| one.kept));
+    columns(["KIND", "ROWS REMOVED", "BYTES"], rows) + &evidence + &act
 }

@@ -105,7 +105,7 @@ pub use plans::KeptPlan;
 pub use positions::{Chain, LastRecord, PartitionLease, fingerprint};
 pub use preview::{BatchPreview, PlannedEvents};
 pub use processes::{GONE_SECONDS, Process, ProcessRow, PublishRefusal};
-pub use prune::{Due, DuePage, PruneKind, PrunePlace, PruneState, Removed, Retention};
+pub use prune::{Due, DuePage, PruneKind, PrunePlace, PruneState, Removed, RemovedPage, Retention};
 pub use publication_requests::{
     Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome,
 };

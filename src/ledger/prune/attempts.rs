@@ -4,8 +4,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::counts::Removed;
-use super::kinds::{Due, DueKey, DuePage, PrunePlace};
+use super::counts::{Removed, RemovedPage};
+use super::evidence;
+use super::kinds::{Due, DueKey, DuePage, PruneKind, PrunePlace};
 
 /// Requests that a page examines.
 const REQUESTS: i64 = 50;
@@ -17,6 +18,10 @@ const UNANSWERED_DAYS: i64 = 35;
 struct Sent {
     id: Uuid,
     sent_at: DateTime<Utc>,
+    /// The batch of its answer; none: its answer is not recorded.
+    batch_id: Option<i64>,
+    /// Whether its batch did not match its digest when it was last compared.
+    is_evidence: bool,
     /// Whether its answer is recorded, or cannot come any more.
     is_over: bool,
     /// Whether it has a row for each of its events.
@@ -38,7 +43,8 @@ impl Sent {
 macro_rules! sent {
     ($requests:literal) => {
         concat!(
-            "select r.id, r.sent_at, r.batch_id is not null or r.sent_at < $1 as is_over, life.attempts = r.events as is_whole, life.attempts,
+            "select r.id, r.sent_at, r.batch_id, exists (select from prune_evidence e where e.batch_id = r.batch_id and e.part = 'attempts') as is_evidence,
+                 r.batch_id is not null or r.sent_at < $1 as is_over, life.attempts = r.events as is_whole, life.attempts,
                  life.bytes, case when life.settled = life.attempts then life.settled_at end as settled_at
              from (", $requests, ") r cross join lateral (
                  select count(*) as attempts, coalesce(sum(pg_column_size(a.*)), 0)::bigint as bytes,
@@ -74,25 +80,33 @@ pub(super) async fn due(
     .fetch_all(conn)
     .await?;
     let is_full = rows.len() as i64 == REQUESTS;
-    let next = rows.last().filter(|_| is_full).map(|row| PrunePlace::Request(row.sent_at, row.id));
-    let due = rows.into_iter().filter_map(|row| {
-        let ended_at = row.settled_at.filter(|_| row.is_due(before))?;
-        Some(Due { key: DueKey::Request(row.id), rows: row.attempts, bytes: row.bytes, ended_at })
-    });
-    Ok(DuePage { due: due.collect(), next })
+    let place = |row: &Sent| PrunePlace::Request(row.sent_at, row.id);
+    let next = rows.last().filter(|_| is_full).map(place);
+    let mut page = DuePage { next, ..DuePage::default() };
+    for row in rows.iter().filter(|row| row.is_due(before)) {
+        let Some(ended_at) = row.settled_at else { continue };
+        if row.is_evidence {
+            page.kept += row.attempts;
+            continue;
+        }
+        let (key, place) = (DueKey::Request(row.id), Some(place(row)));
+        page.due.push(Due { key, place, rows: row.attempts, bytes: row.bytes, ended_at });
+    }
+    Ok(page)
 }
 
 fn over_before(before: DateTime<Utc>) -> DateTime<Utc> {
     before - TimeDelta::days(UNANSWERED_DAYS)
 }
 
-/// Locks the publications first, and then looks whether they are still settled.
+/// Locks the publications first, and then looks whether they are still settled. A changed attempt is
+/// evidence, and stays.
 pub(super) async fn remove(
     tx: &mut PgConnection,
     before: DateTime<Utc>,
     due: &[Due],
     now: DateTime<Utc>,
-) -> Result<Removed, sqlx::Error> {
+) -> Result<RemovedPage, sqlx::Error> {
     let ids: Vec<Uuid> = due
         .iter()
         .filter_map(|one| match one.key {
@@ -115,28 +129,19 @@ pub(super) async fn remove(
     .fetch_all(&mut *tx)
     .await?;
     let due: Vec<&Sent> = rows.iter().filter(|row| row.is_due(before)).collect();
-    let ids: Vec<Uuid> = due.iter().map(|row| row.id).collect();
-    let fitting = fitting(tx, &ids).await?;
-    delete(tx, &fitting, now).await?;
-    let mut removed = Removed::default();
-    for row in due.iter().filter(|row| fitting.contains(&row.id)) {
-        removed += Removed { rows: row.attempts, bytes: row.bytes };
+    let batches: Vec<i64> = due.iter().filter_map(|row| row.batch_id).collect();
+    let matching = evidence::matching(tx, PruneKind::Attempts, &batches, now).await?;
+    let (mut ids, mut page) = (Vec::new(), RemovedPage::default());
+    for row in due {
+        if row.batch_id.is_none_or(|batch| matching.contains(&batch)) {
+            ids.push(row.id);
+            page.removed += Removed { rows: row.attempts, bytes: row.bytes };
+        } else {
+            page.kept += row.attempts;
+        }
     }
-    Ok(removed)
-}
-
-/// The requests whose attempts match the digest recorded with their batch. A changed attempt is
-/// evidence, and stays.
-async fn fitting(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
-    sqlx::query_scalar(
-        r#"select r.id from publication_request r where r.id = any($1) and (r.batch_id is null or exists (
-               select from batch_part p where p.batch_id = r.batch_id and p.part = 'attempts' and p.sha256 = (
-                   select sha256(string_agg(digest, '' order by name collate "C", digest)) from chained_row
-                   where batch_id = r.batch_id and part = 'attempts')))"#,
-    )
-    .bind(ids)
-    .fetch_all(tx)
-    .await
+    delete(tx, &ids, now).await?;
+    Ok(page)
 }
 
 async fn delete(

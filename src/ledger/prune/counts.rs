@@ -7,6 +7,7 @@ use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 
+use super::evidence;
 use super::kinds::PruneKind;
 use crate::ledger::leases::hold;
 use crate::ledger::{ActKind, Lease, LeaseError, NewAct, acts};
@@ -25,6 +26,14 @@ impl std::ops::AddAssign for Removed {
         self.rows += other.rows;
         self.bytes += other.bytes;
     }
+}
+
+/// The result of one transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemovedPage {
+    pub removed: Removed,
+    /// Due rows that stay as evidence: their batch does not match its digest.
+    pub kept: i64,
 }
 
 /// The state of retention for one kind.
@@ -92,6 +101,7 @@ pub async fn finish_round(
         .bind(due_since)
         .execute(&mut *tx)
         .await?;
+    evidence::forget_old(&mut tx, kind, now).await?;
     Ok(tx.commit().await?)
 }
 

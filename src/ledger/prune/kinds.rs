@@ -72,6 +72,8 @@ pub enum PrunePlace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
     pub(super) key: DueKey,
+    /// Where a page begins that follows this row; none: at the start of the kind.
+    pub place: Option<PrunePlace>,
     /// Rows that its removal counts.
     pub rows: i64,
     /// Bytes of its values, before compression, without indexes.
@@ -92,6 +94,9 @@ pub(super) enum DueKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DuePage {
     pub due: Vec<Due>,
+    /// Examined rows that stay as evidence: their batch did not match its digest when it was last
+    /// compared.
+    pub kept: i64,
     /// Where the next page begins; none: there is none.
     pub next: Option<PrunePlace>,
 }

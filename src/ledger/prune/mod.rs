@@ -5,16 +5,18 @@
 //! acts and the counts since.
 //!
 //! Digests remain of what a batch's chain covers, so that `audit --deep` still verifies the batch.
+//! Rows of a batch that does not match its digest stay: they are evidence.
 //! Events, batches, settlements, publications, acts, licenses and exports are never removed.
 
 mod attempts;
 mod counts;
+mod evidence;
 mod kinds;
 mod plans;
 mod rejects;
 mod removal;
 mod snapshots;
 
-pub use counts::{PruneState, Removed, count_in_act, finish_round, states};
+pub use counts::{PruneState, Removed, RemovedPage, count_in_act, finish_round, states};
 pub use kinds::{Due, DuePage, LEASE, PruneKind, PrunePlace, Retention, transactions};
 pub use removal::{due, remove};

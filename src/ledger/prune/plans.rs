@@ -21,11 +21,12 @@ pub(super) async fn due(
     .await?;
     let due = rows.into_iter().map(|(hash, bytes, ended_at)| Due {
         key: DueKey::Plan(hash),
+        place: None,
         rows: 1,
         bytes,
         ended_at,
     });
-    Ok(DuePage { due: due.collect(), next: None })
+    Ok(DuePage { due: due.collect(), ..DuePage::default() })
 }
 
 pub(super) async fn remove(

@@ -1,10 +1,13 @@
 //! Headers and bodies of rejects that an act has ended.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
 
-use super::counts::Removed;
-use super::kinds::{Due, DueKey, DuePage, PrunePlace, ROWS_AT_ONCE};
+use super::counts::{Removed, RemovedPage};
+use super::evidence;
+use super::kinds::{Due, DueKey, DuePage, PruneKind, PrunePlace, ROWS_AT_ONCE};
 
 #[derive(FromRow)]
 struct Ended {
@@ -14,6 +17,8 @@ struct Ended {
     bytes: i64,
     /// Whether the ledger has the record that the act appended, if it appended one.
     arrived: bool,
+    /// Whether its batch did not match its digest when it was last compared.
+    is_evidence: bool,
 }
 
 /// Acts are in order of their ids, and nearly in order of time.
@@ -30,6 +35,7 @@ pub(super) async fn due(
     // can be its only copy.
     let rows: Vec<Ended> = sqlx::query_as(
         "select r.id, r.act_id, a.acted_at as ended_at, (octet_length(r.headers) + coalesce(octet_length(r.payload), 0))::bigint as bytes,
+             exists (select from prune_evidence e where e.batch_id = r.batch_id and e.part = 'rejects') as is_evidence,
              r.passed_offset is null or (
                  exists (select from (select topic, partition, generation, next_offset from position
                                       union all select topic, partition, generation, next_offset from past_position) life
@@ -59,21 +65,25 @@ pub(super) async fn due(
     let old: Vec<Ended> = rows.into_iter().take_while(|row| row.ended_at < before).collect();
     let place = |row: &Ended| PrunePlace::Reject { act_id: row.act_id, id: row.id };
     let next = old.last().filter(|_| is_full && !is_last).map(place);
-    let due = old.into_iter().filter(|row| row.arrived).map(|row| Due {
+    let arrived = old.iter().filter(|row| row.arrived);
+    let (evidence, due): (Vec<&Ended>, Vec<&Ended>) = arrived.partition(|row| row.is_evidence);
+    let due = due.into_iter().map(|row| Due {
         key: DueKey::Reject { id: row.id, act_id: row.act_id },
+        place: Some(place(row)),
         rows: 1,
         bytes: row.bytes,
         ended_at: row.ended_at,
     });
-    Ok(DuePage { due: due.collect(), next })
+    Ok(DuePage { due: due.collect(), kept: evidence.len() as i64, next })
 }
 
-/// A reject that another act has ended or reopened meanwhile stays.
+/// A reject that another act has ended or reopened meanwhile stays. So does one whose batch does not
+/// match the digest of its rejects: the payload would be lost together with its own digest.
 pub(super) async fn remove(
     tx: &mut PgConnection,
     due: &[Due],
     now: DateTime<Utc>,
-) -> Result<Removed, sqlx::Error> {
+) -> Result<RemovedPage, sqlx::Error> {
     let (mut ids, mut act_ids, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     for one in due {
         if let DueKey::Reject { id, act_id } = one.key {
@@ -82,21 +92,38 @@ pub(super) async fn remove(
             bytes.push(one.bytes);
         }
     }
-    let (rows, bytes): (i64, i64) = sqlx::query_as(
-        r#"with removed as (
-             update reject set payload_removed_at = $4, headers_sha256 = sha256(headers), payload_sha256 = sha256(payload),
-                 unsigned_headers_sha256 = unsigned_headers(headers), headers = null, payload = null
-             from unnest($1::bigint[], $2::bigint[], $3::bigint[]) as due (id, act_id, bytes)
-             where reject.id = due.id and reject.act_id = due.act_id and state <> 'open' and payload_removed_at is null
-             returning due.bytes
-         )
-         select count(*), coalesce(sum(bytes), 0)::bigint from removed"#,
+    let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "select reject.id, batch_id, due.bytes
+         from reject join unnest($1::bigint[], $2::bigint[], $3::bigint[]) as due (id, act_id, bytes) on due.id = reject.id
+         where reject.act_id = due.act_id and state <> 'open' and payload_removed_at is null
+         order by reject.id for update of reject",
     )
     .bind(ids)
     .bind(act_ids)
     .bind(bytes)
-    .bind(now)
-    .fetch_one(tx)
+    .fetch_all(&mut *tx)
     .await?;
-    Ok(Removed { rows, bytes })
+    let batches: BTreeSet<i64> = rows.iter().map(|(_, batch_id, _)| *batch_id).collect();
+    let batches: Vec<i64> = batches.into_iter().collect();
+    let matching = evidence::matching(tx, PruneKind::RejectPayloads, &batches, now).await?;
+    let mut page = RemovedPage::default();
+    let mut ids = Vec::new();
+    for (id, batch_id, bytes) in rows {
+        if matching.contains(&batch_id) {
+            ids.push(id);
+            page.removed += Removed { rows: 1, bytes };
+        } else {
+            page.kept += 1;
+        }
+    }
+    sqlx::query(
+        "update reject set payload_removed_at = $2, headers_sha256 = sha256(headers), payload_sha256 = sha256(payload),
+             unsigned_headers_sha256 = unsigned_headers(headers), headers = null, payload = null
+         where id = any($1)",
+    )
+    .bind(ids)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(page)
 }

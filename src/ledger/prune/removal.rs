@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
 use sqlx::PgConnection;
 
-use super::counts::{self, Removed};
+use super::counts::{self, RemovedPage};
 use super::kinds::{Due, DuePage, PruneKind, PrunePlace};
 use super::{attempts, plans, rejects, snapshots};
 use crate::ledger::leases::hold;
@@ -28,7 +28,8 @@ pub async fn due(
 }
 
 /// Removes these rows and counts them, in one transaction. Rows that are not due any more stay, and
-/// so do attempts that do not match the digest of their batch.
+/// so do rows of a batch that does not match its digest. Reads all rejects, or all attempts, of the
+/// rows' batches.
 ///
 /// # Errors
 /// [`LeaseError`]; nothing is removed.
@@ -39,16 +40,20 @@ pub async fn remove(
     before: DateTime<Utc>,
     due: &[Due],
     now: DateTime<Utc>,
-) -> Result<Removed, LeaseError> {
+) -> Result<RemovedPage, LeaseError> {
     let mut tx = conn.begin().await?;
     hold(&mut tx, lease).await?;
-    let removed = match kind {
+    let page = match kind {
         PruneKind::RejectPayloads => rejects::remove(&mut tx, due, now).await?,
         PruneKind::Attempts => attempts::remove(&mut tx, before, due, now).await?,
-        PruneKind::Plans => plans::remove(&mut tx, before, due).await?,
-        PruneKind::Snapshots => snapshots::remove(&mut tx, due).await?,
+        PruneKind::Plans => {
+            RemovedPage { removed: plans::remove(&mut tx, before, due).await?, kept: 0 }
+        }
+        PruneKind::Snapshots => {
+            RemovedPage { removed: snapshots::remove(&mut tx, due).await?, kept: 0 }
+        }
     };
-    counts::add(&mut tx, kind, removed, now).await?;
+    counts::add(&mut tx, kind, page.removed, now).await?;
     tx.commit().await?;
-    Ok(removed)
+    Ok(page)
 }

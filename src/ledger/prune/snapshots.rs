@@ -40,6 +40,7 @@ pub(super) async fn due(
     .fetch_all(conn)
     .await?;
     let due = rows.into_iter().map(|row| Due {
+        place: None,
         rows: 1,
         bytes: row.bytes,
         ended_at: row.taken_at,
@@ -50,7 +51,7 @@ pub(super) async fn due(
             sequence: row.sequence,
         },
     });
-    Ok(DuePage { due: due.collect(), next: None })
+    Ok(DuePage { due: due.collect(), ..DuePage::default() })
 }
 
 pub(super) async fn remove(tx: &mut PgConnection, due: &[Due]) -> Result<Removed, sqlx::Error> {

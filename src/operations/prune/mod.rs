@@ -72,6 +72,9 @@ pub struct PlannedPrune {
     pub oldest: Option<DateTime<Utc>>,
     /// When the last of these rows ended; absent without rows.
     pub newest: Option<DateTime<Utc>>,
+    /// Rows past their days that stay as evidence: their batch did not match its digest at the last
+    /// removal. A removal compares each batch, and again after 30 days.
+    pub kept: i64,
 }
 
 /// Rows that were removed.
@@ -81,7 +84,7 @@ pub struct Pruned {
     pub hash: String,
     /// Id of the act that counts the rows; absent: nothing was removed.
     pub act_id: Option<i64>,
-    /// Removed rows, by kind. Attempts that do not match the digest of their batch stay.
+    /// Removed rows, by kind.
     pub kinds: Vec<PrunedKind>,
 }
 
@@ -92,6 +95,9 @@ pub struct PrunedKind {
     pub kind: PruneKind,
     #[serde(flatten)]
     pub removed: Removed,
+    /// Rows past their days that stay as evidence: their batch does not match its digest.
+    /// `tallyline audit --deep` names the changed ones.
+    pub kept: i64,
 }
 
 impl ApiRequest for PruneRequest {
@@ -173,7 +179,7 @@ impl Operations {
     ) -> Result<PlannedPrune, OperationError> {
         let days = kind.days(self.retention);
         let mut planned =
-            PlannedPrune { kind, days, rows: 0, bytes: 0, oldest: None, newest: None };
+            PlannedPrune { kind, days, rows: 0, bytes: 0, oldest: None, newest: None, kept: 0 };
         let Some(before) = kind.due_before(self.retention, at) else { return Ok(planned) };
         let mut after = None;
         loop {
@@ -184,6 +190,7 @@ impl Operations {
                 .ledger
                 .run(async |conn| prune::due(conn, kind, before, after, &stages()).await)
                 .await?;
+            planned.kept += page.kept;
             for one in &page.due {
                 planned.rows += one.rows;
                 planned.bytes += one.bytes;
@@ -221,8 +228,8 @@ impl Operations {
                 let (done, total) = (done.unsigned_abs(), total.unsigned_abs());
                 progress(Step { doing: "removing", items: "rows", done, total });
             };
-            removal.run(&mut None, None, &mut each).await?;
-            kinds.push(PrunedKind { kind, removed });
+            let kept = removal.run(&mut None, None, &mut each).await?.kept;
+            kinds.push(PrunedKind { kind, removed, kept });
         }
         if stop.is_cancelled() {
             return Err(OperationError::Interrupted);

@@ -97,9 +97,9 @@ impl Pruner {
         if let Some(before) = kind.due_before(self.retention, now) {
             let mut place = self.places.remove(&kind);
             let removal = Removal { ledger: &self.ledger, lease, kind, before, stop };
-            let left =
+            let done =
                 removal.run(&mut place, Some(STEPS), &mut |removed| each(kind, removed)).await?;
-            due_since = left.map(|ended_at| ended_at + (now - before));
+            due_since = done.left.map(|ended_at| ended_at + (now - before));
             self.places.extend(place.map(|place| (kind, place)));
         }
         if stop.is_cancelled() {

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{
-    ActKind, Lease, LeaseError, Ledger, NewAct, PruneKind, PrunePlace, Removed, Retention, Subject,
-    lease_step, leases, prune,
+    ActKind, Lease, LeaseError, Ledger, NewAct, PruneKind, PrunePlace, Removed, RemovedPage,
+    Retention, Subject, lease_step, leases, prune,
 };
 use crate::operations::{Actor, OperationError};
 use crate::stages::{LicensesState, MetricsState, Stage as _};
@@ -31,17 +31,26 @@ pub(super) struct Removal<'a> {
     pub stop: &'a CancellationToken,
 }
 
+/// The result of [`Removal::run`].
+#[derive(Default)]
+pub(super) struct Removals {
+    /// When the first due row ended that it left.
+    pub left: Option<DateTime<Utc>>,
+    /// Due rows that stay as evidence.
+    pub kept: i64,
+}
+
 impl Removal<'_> {
-    /// Removes rows after `place` and moves it; at the end of the kind it is None. Stops after
-    /// `most` pages or transactions, or at the stop. Returns when the first due row ended that it
-    /// left. Calls `each` after each transaction.
+    /// Removes rows after `place` and moves it with each transaction; at the end of the kind it is
+    /// None. Stops after `most` pages or transactions, or at the stop. Calls `each` after each
+    /// transaction.
     pub async fn run(
         &self,
         place: &mut Option<PrunePlace>,
         most: Option<u32>,
         each: &mut (dyn FnMut(Removed) + Send),
-    ) -> Result<Option<DateTime<Utc>>, OperationError> {
-        let mut steps = 0;
+    ) -> Result<Removals, OperationError> {
+        let (mut steps, mut removals) = (0, Removals::default());
         loop {
             let after = *place;
             let page = self
@@ -50,34 +59,47 @@ impl Removal<'_> {
                 .await?;
             for rows in prune::transactions(&page.due) {
                 if self.stop.is_cancelled() || most.is_some_and(|most| steps >= most) {
-                    return Ok(rows.first().map(|row| row.ended_at));
+                    removals.left = rows.first().map(|row| row.ended_at);
+                    return Ok(removals);
                 }
-                each(self.remove(rows).await?);
+                let page = self.remove(rows).await?;
+                each(page.removed);
+                removals.kept += page.kept;
+                *place = rows.last().and_then(|row| row.place);
                 steps += 1;
             }
+            removals.kept += page.kept;
             *place = page.next;
             if place.is_none() || self.stop.is_cancelled() {
-                return Ok(None);
+                return Ok(removals);
             }
             if page.due.is_empty() {
                 steps += 1;
                 if most.is_some_and(|most| steps >= most) {
-                    return Ok(None);
+                    return Ok(removals);
                 }
             }
         }
     }
 
-    async fn remove(&self, rows: &[prune::Due]) -> Result<Removed, OperationError> {
+    async fn remove(&self, rows: &[prune::Due]) -> Result<RemovedPage, OperationError> {
         let Removal { ledger, lease, kind, before, .. } = *self;
         if !ledger.run(async |conn| leases::renew(conn, lease, LEASE).await).await? {
             return Err(failure(LeaseError::Lost(lease.name.clone())));
         }
         let now = ledger.clock.now();
-        ledger
+        let page = ledger
             .run(async |conn| prune::remove(conn, lease, kind, before, rows, now).await)
             .await
-            .map_err(failure)
+            .map_err(failure)?;
+        if page.kept > 0 {
+            tracing::warn!(
+                kind = kind.as_str(),
+                rows = page.kept,
+                "rows kept as evidence: they do not match the digest of their batch; run `tallyline audit --deep`"
+            );
+        }
+        Ok(page)
     }
 }
 

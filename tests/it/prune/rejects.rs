@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::TimeDelta;
 use tallyline::event::{Message, SIGNATURE, unsigned_headers};
 use tallyline::ledger::{PruneKind, known};
-use tallyline::operations::{OperationError, Resubmit, ShowReject};
+use tallyline::operations::{OperationError, PruneExecution, PruneRequest, Resubmit, ShowReject};
 
 use super::{World, broken, days, operator};
 use crate::support::ledger::{DEPLOYMENT, act, ask, usage};
@@ -91,6 +91,40 @@ async fn a_resubmitted_record_without_an_event_keeps_the_body() {
     world.tamper("delete from usage_event").await;
     world.at(days(400));
     assert_eq!(world.round().await, [].into(), "its only copy");
+}
+
+#[tokio::test]
+async fn a_changed_body_stays_as_evidence_until_it_is_restored() {
+    let world = World::new().await;
+    world.take(vec![broken(1)]).await;
+    let ids = world.take(vec![broken(2)]).await;
+    world.discard(&ids).await;
+    world.tamper("create table saved as select id, payload from reject").await;
+    world.tamper("update reject set payload = 'another' where id = 1").await;
+    let plan = async || {
+        let plan = ask(&world.operations, &PruneRequest { at: None }).await.unwrap();
+        (plan.kinds[0].rows, plan.kinds[0].kept, plan)
+    };
+    world.at(days(181));
+    let (rows, kept, planned) = plan().await;
+    assert_eq!((rows, kept), (2, 0), "bodies are compared when they are removed");
+    let prune = PruneRequest { at: Some(planned.at) };
+    let execution = PruneExecution { prune, hash: planned.hash.unwrap() };
+    let pruned = act(&world.operations, &execution, &operator()).await.unwrap();
+    assert_eq!((pruned.kinds[0].removed.rows, pruned.kinds[0].kept), (1, 1));
+    let body = "select count(*) from reject where id = 1 and payload = 'another' and payload_removed_at is null";
+    assert_eq!(world.number(body).await, 1);
+    let found = world.differences().await;
+    assert!(found.contains(&("row_changed".to_owned(), "reject 1".to_owned())), "{found:?}");
+
+    let (rows, kept, planned) = plan().await;
+    assert_eq!((rows, kept, planned.hash), (0, 1, None));
+    world.tamper("update reject set payload = saved.payload from saved where saved.id = reject.id and payload_removed_at is null").await;
+    assert_eq!(world.round().await, [].into(), "not compared again yet");
+    world.at(days(212));
+    world.round().await;
+    assert_eq!(world.round().await, [(KIND, 1)].into());
+    assert_eq!(world.differences().await, []);
 }
 
 #[tokio::test]
