@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use sha2::{Digest as _, Sha256};
 
-use super::deep::DeepFindings;
+use super::deep_findings::DeepFindings;
 use super::joint::{Audit, Joint};
 use crate::event::Topic;
 use crate::ledger::parts::{EVENTS, place_of};

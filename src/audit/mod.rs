@@ -4,6 +4,8 @@
 mod chain;
 mod continuous;
 mod deep;
+mod deep_findings;
+mod deep_records;
 mod joint;
 mod log;
 mod sides;

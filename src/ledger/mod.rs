@@ -57,6 +57,7 @@ pub mod replays;
 pub mod restored;
 pub mod retirements;
 pub mod rights;
+pub mod row_checks;
 mod rows;
 mod run;
 mod sequence;
