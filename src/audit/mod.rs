@@ -8,6 +8,7 @@ mod deep_findings;
 mod deep_records;
 mod joint;
 mod log;
+mod reading;
 mod sides;
 mod slices;
 mod source;
@@ -17,24 +18,19 @@ mod suspects;
 mod telemetry;
 mod turns;
 mod vendor;
+mod whole;
 
 pub use continuous::Continuous;
 pub use joint::{Audit, Joint};
+pub use reading::{AuditPhase, Report};
 pub use telemetry::AuditTelemetry;
 
-use std::time::Duration;
-
-use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use self::reading::{RESUMABLE, SAVED_EVERY};
 use crate::ledger::{Head, LedgerBooks, Sequence, books, snapshots};
-
-/// An interrupted audit can go on for this time.
-const RESUMABLE: TimeDelta = TimeDelta::hours(24);
-/// The time between two saves of an audit's place.
-const SAVED_EVERY: Duration = Duration::from_secs(5);
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -62,18 +58,18 @@ impl AuditReport {
 
 impl Audit {
     pub async fn run(&self) -> anyhow::Result<AuditReport> {
-        self.run_from(true, &|_, _| {}).await
+        self.run_from(true, &|_, _, _| {}).await
     }
 
     /// Audits everything. Without `from_start` it goes on with an audit of the last 24 hours that was
-    /// interrupted. Calls `progress` with the batches that it has read, and with all of them.
+    /// interrupted.
     pub async fn run_from(
         &self,
         from_start: bool,
-        progress: &(dyn Fn(i64, i64) + Send + Sync),
+        report: Report<'_>,
     ) -> anyhow::Result<AuditReport> {
-        let source = self.source_joint().await?;
-        let books = self.read_books(from_start, progress).await?;
+        let source = source::compare(self, from_start, report).await?;
+        let books = self.read_books(from_start, report).await?;
         let log = log::compare(self, &books).await?;
         let joints = vec![source, log, vendor::compare(&books)];
         Ok(AuditReport {
@@ -84,15 +80,11 @@ impl Audit {
         })
     }
 
-    async fn source_joint(&self) -> anyhow::Result<Joint> {
-        source::compare(self, &|_| {}).await
-    }
-
     /// Reads the whole ledger, page by page. It saves its place, so that a later audit can go on.
     async fn read_books(
         &self,
         from_start: bool,
-        progress: &(dyn Fn(i64, i64) + Send + Sync),
+        report: Report<'_>,
     ) -> anyhow::Result<LedgerBooks> {
         let ledger = &self.ledger;
         let since = ledger.clock.now() - RESUMABLE;
@@ -110,7 +102,7 @@ impl Audit {
                 return Ok(books);
             }
             let head = ledger.run(snapshots::head).await?.number;
-            progress(reading.batches(), 2 * head);
+            report(AuditPhase::Ledger, reading.batches(), 2 * head);
             if saved_at.elapsed() >= SAVED_EVERY {
                 let now = ledger.clock.now();
                 ledger.run(async |conn| books::save(conn, &reading, now).await).await?;

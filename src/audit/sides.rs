@@ -27,7 +27,7 @@ const NO_EVENT: Digest = [0; 32];
 pub(super) const READ_AGAIN: &str = "read_again_after_a_later_pass";
 
 /// Ids that differ, by table.
-#[derive(Default)]
+#[derive(Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Suspects {
     pub builds: BTreeSet<Uuid>,
     pub usage: BTreeSet<String>,

@@ -26,7 +26,7 @@ pub(super) const FIRST: DateTime<Utc> = DateTime::UNIX_EPOCH;
 pub(super) const END: DateTime<Utc> = DateTime::from_timestamp(253_402_300_800, 0).unwrap();
 
 /// What slices have found and counted.
-#[derive(Default)]
+#[derive(Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Found {
     pub suspects: Suspects,
     pub source_builds: i64,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE};
+use super::reading::Report;
 use super::sides::{READ_AGAIN, Sides, Suspects, event_ids};
 use super::slices::Found;
 use super::source_turns::Turns;
@@ -21,10 +22,11 @@ use crate::ledger::{Difference, books, known, slices, sources};
 /// The most second claimants of a first successful start in the list.
 const CLAIMANTS_LISTED: i64 = 100;
 
-/// Compares all of both sides. Calls `progress` with the number of compared rows after each slice.
+/// Compares all of both sides, or goes on with an audit that was interrupted (`whole.rs`).
 pub(super) async fn compare(
     audit: &Audit,
-    progress: &(dyn Fn(u64) + Send + Sync),
+    from_start: bool,
+    report: Report<'_>,
 ) -> anyhow::Result<Joint> {
     let mut joint = Joint::new(SOURCE);
     let Some((database, deployment)) = &audit.source else {
@@ -44,7 +46,7 @@ pub(super) async fn compare(
     };
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
     sides.identify().await?;
-    let found = sides.all_slices(progress).await?;
+    let found = sides.read_whole(from_start, report, &mut joint).await?;
     found.count(&mut joint);
     joint.number(
         RECENT_USAGE,

@@ -68,37 +68,29 @@ impl<Place> Turn<Place> {
 }
 
 impl Sides<'_> {
-    /// Compares all slices of both sides.
-    pub(super) async fn all_slices(
+    /// Compares the next slice of all rows of both sides.
+    pub(super) async fn next_slice(
         &mut self,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> anyhow::Result<Found> {
-        let mut found = Found::default();
-        let mut reported = 0;
-        let mut report = |found: &Found| {
-            let rows = found.ledger_builds + found.ledger_usage + found.source_usage;
-            progress(u64::try_from(rows - reported).unwrap_or(0));
-            reported = rows;
+        reading: &mut super::whole::WholeReading,
+    ) -> anyhow::Result<()> {
+        use super::whole::WholePlace::{Builds, End, LedgerUsage, SourceUsage};
+        let found = &mut reading.found;
+        let next = match &reading.next {
+            Builds(from) => self.build_slice((*from, END), found).await?.map(Builds),
+            SourceUsage(after) => self.source_usage_slice(after, found).await?.map(SourceUsage),
+            LedgerUsage(from, after) => {
+                let next = self.usage_slice((*from, END), after, found).await?;
+                next.map(|(from, after)| LedgerUsage(from, after))
+            }
+            End => None,
         };
-        let mut next = Some(FIRST);
-        while let Some(from) = next {
-            next = self.build_slice((from, END), &mut found).await?;
-            report(&found);
-        }
-        if !self.catalog.usage_events {
-            return Ok(found);
-        }
-        let mut next = Some(String::new());
-        while let Some(after) = next {
-            next = self.source_usage_slice(&after, &mut found).await?;
-            report(&found);
-        }
-        let mut next = Some((FIRST, String::new()));
-        while let Some((from, after)) = next {
-            next = self.usage_slice((from, END), &after, &mut found).await?;
-            report(&found);
-        }
-        Ok(found)
+        reading.next = match (next, &reading.next) {
+            (Some(next), _) => next,
+            (None, Builds(_)) if self.catalog.usage_events => SourceUsage(String::new()),
+            (None, SourceUsage(_)) => LedgerUsage(FIRST, String::new()),
+            (None, _) => End,
+        };
+        Ok(())
     }
 
     /// Compares the new rows and the next slice of each turn. Returns whether there are more new

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::checks::{
     self, BatchCursor, ChainName, ChainSums, CheckRequest, PositionBooks, PublicationKey,
 };
-use super::{Difference, LastRecord, Sequence, audit_items};
+use super::{AuditItem, Difference, LastRecord, Sequence, audit_items};
 use crate::event::TopicPartition;
 
 /// One partition according to the ledger's own rows.
@@ -62,7 +62,13 @@ pub struct Reading {
     usage: i64,
     publications: BTreeMap<String, i64>,
     differences: BTreeMap<String, BTreeSet<Difference>>,
+    /// Differences of earlier parts of an interrupted reading: judged again at the end.
+    #[serde(default)]
+    kept: Vec<Difference>,
 }
+
+/// Kept differences that one statement judges.
+const JUDGED: usize = 1_000;
 
 impl Reading {
     /// Reads the next page. Returns the books after the last one. A page costs the same at any size
@@ -111,6 +117,7 @@ impl Reading {
             return Ok(None);
         }
         self.add(checked.known);
+        self.judge_kept(conn).await?;
         let partitions: Vec<PartitionBooks> =
             checked.positions.iter().map(|position| self.partition(position)).collect();
         let off = checked.positions.iter().zip(&partitions);
@@ -124,6 +131,25 @@ impl Reading {
             publications: self.publications.clone(),
             differences: self.differences.values().flatten().cloned().collect(),
         }))
+    }
+
+    /// Judges the differences from before an interruption again: they may have ended.
+    async fn judge_kept(&mut self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let kept: Vec<AuditItem> =
+            std::mem::take(&mut self.kept).into_iter().map(AuditItem::difference).collect();
+        for known in kept.chunks(JUDGED) {
+            let request = CheckRequest { audited: self.log, known, ..CheckRequest::default() };
+            self.add(checks::log_joint(conn, &request).await?.known);
+            let request = CheckRequest { audited: self.vendor, known, ..CheckRequest::default() };
+            self.add(checks::vendor_joint(conn, &request).await?.known);
+        }
+        Ok(())
+    }
+
+    /// Goes on after an interruption.
+    fn resumed(mut self) -> Self {
+        self.kept.extend(std::mem::take(&mut self.differences).into_values().flatten());
+        self
     }
 
     /// Batches read so far; each is read twice.
@@ -159,6 +185,8 @@ impl Reading {
 
 /// The name of the whole audit among the joints' progress.
 const WHOLE: &str = "whole audit";
+/// Its source part.
+const WHOLE_SOURCE: &str = "whole audit of the source";
 
 /// The place of an audit that was interrupted since then.
 pub async fn saved(
@@ -168,7 +196,7 @@ pub async fn saved(
     let saved = audit_items::progress(conn, WHOLE, None).await?;
     let saved: Option<(DateTime<Utc>, Reading)> =
         saved.and_then(|saved| serde_json::from_value(saved).ok());
-    Ok(saved.filter(|(at, _)| *at >= since).map(|(_, reading)| reading))
+    Ok(saved.filter(|(at, _)| *at >= since).map(|(_, reading)| reading.resumed()))
 }
 
 /// Saves an audit's place.
@@ -180,9 +208,35 @@ pub async fn save(
     audit_items::save_progress(conn, WHOLE, None, &serde_json::json!([now, reading])).await
 }
 
-/// Deletes the place of an audit that has ended.
+/// The place of an audit of this source that was interrupted since then.
+pub async fn saved_source(
+    conn: &mut PgConnection,
+    deployment: Uuid,
+    since: DateTime<Utc>,
+) -> Result<Option<serde_json::Value>, sqlx::Error> {
+    let saved = audit_items::progress(conn, WHOLE_SOURCE, Some(deployment)).await?;
+    let saved: Option<(DateTime<Utc>, serde_json::Value)> =
+        saved.and_then(|saved| serde_json::from_value(saved).ok());
+    Ok(saved.filter(|(at, _)| *at >= since).map(|(_, place)| place))
+}
+
+/// Saves the place of an audit of this source.
+pub async fn save_source(
+    conn: &mut PgConnection,
+    deployment: Uuid,
+    place: &serde_json::Value,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let progress = serde_json::json!([now, place]);
+    audit_items::save_progress(conn, WHOLE_SOURCE, Some(deployment), &progress).await
+}
+
+/// Deletes the places of an audit that has ended.
 pub async fn forget(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("delete from audit_progress where joint = $1").bind(WHOLE).execute(conn).await?;
+    sqlx::query("delete from audit_progress where joint = any($1)")
+        .bind([WHOLE, WHOLE_SOURCE])
+        .execute(conn)
+        .await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::duration::seconds_flag;
 use super::operation::counting;
 use super::{ApiRequest, Operation, OperationError, Operations, Run, Step};
-use crate::audit::{Audit, AuditReport};
+use crate::audit::{Audit, AuditPhase, AuditReport};
 use crate::coderd::{CoderdError, Database};
 use crate::event::Topic;
 use crate::ledger::{Finding, Head, StatementError, findings, retirements};
@@ -110,9 +110,13 @@ impl Operation for RunAudit {
             source,
             patience,
         };
-        let at = |done: i64, total: i64| {
+        let at = |phase: AuditPhase, done: i64, total: i64| {
             let [done, total] = [done, total].map(|count| u64::try_from(count).unwrap_or_default());
-            progress(Step { doing: "auditing", items: "batches", done: done.min(total), total });
+            let (doing, items) = match phase {
+                AuditPhase::Source => ("comparing with coderd", "rows"),
+                AuditPhase::Ledger => ("auditing", "batches"),
+            };
+            progress(Step { doing, items, done: done.min(total), total });
         };
         let report = audit.run_from(self.from_start, &at).await.map_err(unread)?;
         if !self.deep {

@@ -167,7 +167,7 @@ pub fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {
 }
 
 pub const SOURCE: &str = "source and ledger";
-const LOG: &str = "log and ledger";
+pub const LOG: &str = "log and ledger";
 const VENDOR: &str = "ledger and vendor";
 
 #[tokio::test]

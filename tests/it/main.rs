@@ -35,6 +35,7 @@ mod rebuild;
 mod recover;
 mod rejects;
 mod replay;
+mod resume;
 mod serve;
 mod silence;
 mod slices;
