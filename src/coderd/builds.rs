@@ -80,59 +80,59 @@ pub struct BuildRow {
 }
 
 /// No index of `provisioner_jobs` is led by `completed_at`. The index on (`worker_id`,
-/// `organization_id`, `completed_at` desc) serves one worker and one organization at a time: a
-/// lane. A loose scan of the same index finds the lanes, one probe each: the daemons' table forgets
-/// old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are
-/// ordered by worker, too. The planner does not see that `is null` leaves one value, and would sort
-/// all of them.)
-macro_rules! lanes {
+/// `organization_id`, `completed_at` desc) serves one worker in one organization at a time. A loose
+/// scan of the same index finds the workers with their organizations, one probe each: the daemons'
+/// table forgets old workers. Jobs canceled while pending have no worker. They are found by
+/// organization. (These are ordered by worker, too. The planner does not see that `is null` leaves
+/// one value, and would sort all of them.)
+macro_rules! workers {
     () => {
-        "with recursive lane (worker_id, organization_id) as (
+        "with recursive worker (worker_id, organization_id) as (
          (select worker_id, organization_id from provisioner_jobs
           where worker_id is not null order by worker_id, organization_id limit 1)
          union all
          select next.worker_id, next.organization_id
-         from lane cross join lateral (
+         from worker cross join lateral (
              select worker_id, organization_id from provisioner_jobs
-             where (worker_id, organization_id) > (lane.worker_id, lane.organization_id)
+             where (worker_id, organization_id) > (worker.worker_id, worker.organization_id)
              order by worker_id, organization_id limit 1
          ) next
      ),
-     lane_without_worker (organization_id) as (
+     unassigned (organization_id) as (
          (select organization_id from provisioner_jobs where worker_id is null order by worker_id, organization_id limit 1)
          union all
          select next.organization_id
-         from lane_without_worker lane cross join lateral (
+         from unassigned cross join lateral (
              select organization_id from provisioner_jobs
-             where worker_id is null and organization_id > lane.organization_id
+             where worker_id is null and organization_id > unassigned.organization_id
              order by worker_id, organization_id limit 1
          ) next
      )"
     };
 }
-pub(super) use lanes;
+pub(super) use workers;
 
 /// `limit 1` keeps the look-up by index: the planner takes a page to be full, and would read the
 /// whole table of builds for it.
 ///
 /// Builds after the key (`$1`, `$2`) and completed at or before `$4`, at most `$3`.
 const KEYS_BY_TIME: &str = concat!(
-    lanes!(),
+    workers!(),
     "
      select done.id as job_id, done.completed_at, build.id as build_id
      from (
          select job.id, job.completed_at
-         from lane cross join lateral (
+         from worker cross join lateral (
              select id, completed_at from provisioner_jobs
-             where worker_id = lane.worker_id and organization_id = lane.organization_id
+             where worker_id = worker.worker_id and organization_id = worker.organization_id
                  and completed_at >= $1 and (completed_at, id) > ($1, $2) and completed_at <= $4 and type = 'workspace_build'
              order by completed_at, id limit $3
          ) job
          union all
          select job.id, job.completed_at
-         from lane_without_worker lane cross join lateral (
+         from unassigned cross join lateral (
              select id, completed_at from provisioner_jobs
-             where worker_id is null and organization_id = lane.organization_id
+             where worker_id is null and organization_id = unassigned.organization_id
                  and completed_at >= $1 and (completed_at, id) > ($1, $2) and completed_at <= $4 and type = 'workspace_build'
              order by completed_at, id limit $3
          ) job

@@ -9,7 +9,7 @@
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::builds::lanes;
+use super::builds::workers;
 use super::connect::within;
 use super::functions::Access;
 use super::{Catalog, CoderdError, Reader, Time};
@@ -109,24 +109,24 @@ macro_rules! stages {
 macro_rules! build_slice {
     ($access:ident) => {
         concat!(
-            lanes!(),
+            workers!(),
             ",
      job as materialized (
          select * from (
-             select job.* from lane cross join lateral (
+             select job.* from worker cross join lateral (
                  select id, created_at, started_at, completed_at, job_status::text as status, ",
             job_stage!($access),
             " as stage from provisioner_jobs
-                 where worker_id = lane.worker_id and organization_id = lane.organization_id
+                 where worker_id = worker.worker_id and organization_id = worker.organization_id
                      and completed_at >= $1 and completed_at <= $2 and type = 'workspace_build'
                  order by completed_at, id limit $3
              ) job
              union all
-             select job.* from lane_without_worker lane cross join lateral (
+             select job.* from unassigned cross join lateral (
                  select id, created_at, started_at, completed_at, job_status::text as status, ",
             job_stage!($access),
             " as stage from provisioner_jobs
-                 where worker_id is null and organization_id = lane.organization_id
+                 where worker_id is null and organization_id = unassigned.organization_id
                      and completed_at >= $1 and completed_at <= $2 and type = 'workspace_build'
                  order by completed_at, id limit $3
              ) job

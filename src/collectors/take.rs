@@ -15,8 +15,8 @@ use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition, Usage
 use crate::ledger::{collector_requests, known};
 use crate::log::{AppendError, Log, LogError};
 
-/// Pages of rows in one read of keys by time. Each read begins in every lane, so a larger read costs
-/// coderd less.
+/// Pages of rows in one read of keys by time. Each read begins with every worker, so a larger read
+/// costs coderd less.
 const KEY_PAGES: i64 = 20;
 
 /// A row that is not known yet, as a message.

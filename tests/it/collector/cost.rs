@@ -85,7 +85,7 @@ async fn the_incremental_probe_reads_only_the_index() {
     assert_eq!(
         i64::try_from(keys.len()).unwrap(),
         expected,
-        "every lane is found, the one without a worker too"
+        "jobs of every worker are found, and those without one"
     );
     // Pages contain every key exactly once.
     let (mut paged, mut at) = (Vec::new(), after);
