@@ -13,6 +13,7 @@ mod source_turns;
 mod step;
 mod suspects;
 mod telemetry;
+mod turn;
 mod turns;
 mod vendor;
 

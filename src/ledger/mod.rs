@@ -66,7 +66,7 @@ pub mod sources;
 mod statement_error;
 
 pub use acts::{Act, ActFilter, ActKind, NewAct, PROGRAM, Subject};
-pub use audit_items::{AuditItem, AuditStep, AuditedJoint};
+pub use audit_items::{AuditItem, AuditStep, AuditedJoint, LastStep};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
 pub use books::{LedgerBooks, PartitionBooks};
 pub use chain::{ChainedBatch, NamedRow};
