@@ -22,8 +22,8 @@ use super::turn::Pace;
 use super::{log, source, vendor};
 use crate::cause::LastingFault;
 use crate::ledger::{
-    AuditedJoint, Finding, LastStep, LateAudit, Lease, LeaseError, Sequence, StatementError, audit_items,
-    findings, holds, late_audits, lease_step, leases, retirements, snapshots,
+    AuditedJoint, Finding, LastStep, LateAudit, Lease, LeaseError, Sequence, StatementError,
+    audit_items, findings, holds, late_audits, lease_step, leases, retirements, snapshots,
 };
 
 const NAME: &str = "audit";
@@ -177,8 +177,7 @@ impl Continuous {
         let source = self.own().filter(|_| !retired).map(|own| (SOURCE, Some(own)));
         let mut due = Vec::new();
         for joint in [(LOG, None), (VENDOR, None)].into_iter().chain(source) {
-            let of_joint =
-                |step: &&LastStep| (step.joint.as_str(), step.deployment_id) == joint;
+            let of_joint = |step: &&LastStep| (step.joint.as_str(), step.deployment_id) == joint;
             let last = steps.iter().find(of_joint);
             if last.is_none_or(|last| last.age_seconds >= self.pause(last).as_secs_f64()) {
                 due.push(DueStep { joint, work: Work::Compare, earlier_seconds: 0.0 });

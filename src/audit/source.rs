@@ -115,7 +115,8 @@ pub(super) async fn step(
     sides.reader.close().await;
     let awaited = turns.in_flight.values().map(|row| row.after_pass).min();
     // all rows that an earlier step found are judged: that step's audit is complete
-    step.is_unsettled = awaited.is_some() && turns.awaited_pass.is_none_or(|last| awaited <= Some(last));
+    step.is_unsettled =
+        awaited.is_some() && turns.awaited_pass.is_none_or(|last| awaited <= Some(last));
     turns.awaited_pass = awaited;
     step.behind = turns.is_behind;
     step.progress = serde_json::to_value(&turns)?;
@@ -209,8 +210,7 @@ impl Sides<'_> {
             }
         }
         self.passed.clear();
-        for (id, row) in
-            turns.in_flight.extract_if(.., |_, row| settled.contains(&row.after_pass))
+        for (id, row) in turns.in_flight.extract_if(.., |_, row| settled.contains(&row.after_pass))
         {
             suspects.add(&id);
             self.passed.extend(row.passed.then_some(id));

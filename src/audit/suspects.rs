@@ -321,8 +321,7 @@ impl Joint {
     /// collector pass came in time. Before the first pass all of them may be in flight.
     pub(super) fn drop_unsettled(&mut self) -> BTreeSet<String> {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
-        let is_unsettled =
-            |found: &mut Difference| unread && is_missing(&found.kind);
+        let is_unsettled = |found: &mut Difference| unread && is_missing(&found.kind);
         self.differences.extract_if(.., is_unsettled).map(|found| found.id).collect()
     }
 }

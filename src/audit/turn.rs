@@ -179,3 +179,97 @@ pub(super) fn all_ended(
 ) -> Option<DateTime<Utc>> {
     turns.into_iter().collect::<Option<Vec<_>>>()?.into_iter().min()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const EVERY: TimeDelta = TimeDelta::minutes(5);
+
+    fn pace(now: DateTime<Utc>) -> Pace {
+        Pace { now, every: EVERY, ends_at: Instant::now() + Duration::from_secs(3600) }
+    }
+
+    /// The pages that a turn of `pages` reads in each step, until it ends.
+    fn steps(pages: i64, has_measure: bool) -> Vec<i64> {
+        let (mut now, mut turn) = (DateTime::UNIX_EPOCH, Turn::<BatchCursor>::default());
+        let at = |sequence| BatchCursor { sequence, batch_id: 0 };
+        assert!(turn.is_due(RECENT_TURN, now));
+        turn.begin(at(0), has_measure.then(|| at(pages)), now);
+        let mut read = Vec::new();
+        while turn.is_running() {
+            let mut of_step = 0;
+            while turn.is_running() && (of_step == 0 || turn.is_behind(RECENT_TURN, &pace(now))) {
+                of_step += 1;
+                let next = turn.rest().expect("it runs").0.sequence + 1;
+                turn.advance(Some(at(next)).filter(|_| next < pages), now);
+            }
+            read.push(of_step);
+            now += EVERY;
+        }
+        assert_eq!(turn.ended_at(), Some(now - EVERY));
+        read
+    }
+
+    #[test]
+    fn a_turn_with_more_pages_than_steps_ends_in_its_time() {
+        for (pages, most) in [(1, 1), (200, 1), (288, 2), (1_000, 5), (100_000, 470)] {
+            let read = steps(pages, true);
+            assert!(EVERY * read.len() as i32 <= RECENT_TURN, "{pages}: {} steps", read.len());
+            assert!(read.iter().all(|of_step| *of_step <= most), "{pages}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn a_turn_without_a_measure_reads_a_page_a_step_until_half_of_its_aimed_time() {
+        let read = steps(1_000, false);
+        assert!(EVERY * read.len() as i32 <= RECENT_TURN, "{} steps", read.len());
+        let (last, before) = read.split_last().expect("steps");
+        assert_eq!((before.len(), before.iter().max(), *last), (108, Some(&1), 892));
+    }
+
+    #[test]
+    fn a_share_is_measured_from_the_end_of_the_first_page_where_the_range_begins_long_before() {
+        let at = |days: i64| DateTime::UNIX_EPOCH + TimeDelta::days(days);
+        let (begun, mut turn) = (at(20_000), Turn::default());
+        turn.begin_before_all(at(0), Some(at(20_000)), begun);
+        turn.advance(Some(at(19_900)), begun);
+        assert!(turn.is_behind(WHOLE_TURN, &pace(begun)), "nothing is read yet");
+        turn.advance(Some(at(19_950)), begun);
+        assert!(!turn.is_behind(WHOLE_TURN, &pace(begun + TimeDelta::days(11))));
+        assert!(turn.is_behind(WHOLE_TURN, &pace(begun + TimeDelta::days(12))));
+    }
+
+    #[test]
+    fn a_turn_begins_once_in_its_time_and_not_while_it_runs() {
+        let begun = DateTime::UNIX_EPOCH;
+        let mut turn = Turn::<DateTime<Utc>>::default();
+        assert!(turn.is_due(RECENT_TURN, begun));
+        turn.begin(begun, None, begun);
+        assert!(!turn.is_due(RECENT_TURN, begun + TimeDelta::days(9)), "it still runs");
+        turn.advance(None, begun);
+        assert!(!turn.is_due(RECENT_TURN, begun + TimeDelta::hours(23)));
+        assert!(turn.is_due(RECENT_TURN, begun + TimeDelta::hours(24)));
+        assert!(turn.is_due(RECENT_TURN, begun - TimeDelta::hours(1)), "the clock was ahead");
+    }
+
+    #[test]
+    fn only_a_running_turn_has_a_time_until_which_it_should_end() {
+        let begun = DateTime::UNIX_EPOCH;
+        let mut turn = Turn::<DateTime<Utc>>::default();
+        assert_eq!(turn.due_at(RECENT_TURN), None);
+        turn.begin(begun, None, begun);
+        assert_eq!(turn.due_at(RECENT_TURN), Some(begun + TimeDelta::hours(24)));
+        turn.advance(None, begun);
+        assert_eq!((turn.due_at(RECENT_TURN), turn.ended_at()), (None, Some(begun)));
+    }
+
+    #[test]
+    fn turns_have_ended_when_each_has() {
+        let at = |seconds| DateTime::from_timestamp(seconds, 0);
+        assert_eq!(all_ended([at(5), at(3)]), at(3));
+        assert_eq!(all_ended([at(5), None]), None);
+    }
+}

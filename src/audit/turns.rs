@@ -10,12 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::joint::{Audit, LOG, VENDOR};
 use super::step::{Item, Step};
-use super::turn::{
-    Pace, RECENT_ROWS, RECENT_TURN, Turn, TurnTimes, WHOLE_TURN, all_ended,
-};
-use crate::ledger::checks::{
-    self, BatchCursor, ChainName, ChainSums, CheckedPage, PublicationKey,
-};
+use super::turn::{Pace, RECENT_ROWS, RECENT_TURN, Turn, TurnTimes, WHOLE_TURN, all_ended};
+use crate::ledger::checks::{self, BatchCursor, ChainName, ChainSums, CheckedPage, PublicationKey};
 use crate::ledger::{Difference, audit_items};
 
 /// The progress of a ledger joint.

@@ -85,7 +85,7 @@ pub use event_history::{
     ActOnRefusal, ExportHistory, NewExport, PublicationAttempt, PublicationHistory, RefusalHistory,
 };
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
-pub use findings::Finding;
+pub use findings::{Finding, OverdueTurn, TurnRows};
 pub use generations::{NewGeneration, PartitionGenerations};
 pub use head::{Head, InvalidHead};
 pub use holds::{Hold, HoldScope, holds};
