@@ -934,7 +934,11 @@ create table audit_progress (
     joint text not null,
     -- null: the joint covers the whole ledger
     deployment_id uuid,
-    progress jsonb not null
+    progress jsonb not null,
+    -- the last step, by the database's clock: its end, its duration, and whether newer rows remain
+    stepped_at timestamptz,
+    seconds double precision,
+    is_behind boolean
 );
 create unique index audit_progress_of_a_joint on audit_progress (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
 

@@ -8,19 +8,22 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chrono::TimeDelta;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::joint::{Audit, LOG, RECENT, SOURCE, VENDOR};
+use super::source::Work;
 use super::step::{Item, Step};
 use super::telemetry::AuditTelemetry;
+use super::turn::Pace;
 use super::{log, source, vendor};
 use crate::cause::LastingFault;
 use crate::ledger::{
-    AuditedJoint, Finding, LateAudit, Lease, LeaseError, Sequence, StatementError, audit_items,
-    findings, holds, late_audits, lease_step, leases, retirements, snapshots,
+    AuditedJoint, Finding, LastStep, LateAudit, Lease, LeaseError, Sequence, StatementError,
+    audit_items, findings, holds, late_audits, lease_step, leases, retirements, snapshots,
 };
 
 const NAME: &str = "audit";
@@ -53,6 +56,14 @@ pub struct Continuous {
 /// A joint that this process can audit: its name and its deployment.
 type JointName = (&'static str, Option<Uuid>);
 
+/// A joint whose next step is due.
+struct DueStep {
+    joint: JointName,
+    work: Work,
+    /// The duration of the earlier step whose rows this one judges.
+    earlier_seconds: f64,
+}
+
 /// The last messages in the log.
 #[derive(Default)]
 struct LastMessages {
@@ -69,10 +80,14 @@ impl Continuous {
         while !stop.is_cancelled() {
             failed.retain(|_, at| at.elapsed() < self.every.min(RETRY));
             match self.round(&mut failed, &mut logged, stop).await {
-                Ok(()) if failed.is_empty() => {
-                    logged.fault.end();
+                Ok(is_behind) => {
+                    if failed.is_empty() {
+                        logged.fault.end();
+                    }
+                    if is_behind {
+                        continue;
+                    }
                 }
-                Ok(()) => {}
                 Err(fault) => {
                     let fault = crate::cause::text(fault.as_ref());
                     if logged.fault.is_new(&fault) {
@@ -84,17 +99,18 @@ impl Continuous {
         }
     }
 
-    /// Shows the last findings, and audits due joints, except those whose audit has just failed.
+    /// Shows the last findings, and does a step of each due joint, except those whose audit has just
+    /// failed. Returns whether a joint of the ledger is behind: then the next round begins at once.
     async fn round(
         &self,
         failed: &mut BTreeMap<JointName, Instant>,
         logged: &mut LastMessages,
         stop: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let ledger = &self.audit.ledger;
         let due = stop.run_until_cancelled(self.show_findings(logged)).await.transpose()?;
-        if !due.is_some_and(|due| due.iter().any(|joint| !failed.contains_key(joint))) {
-            return Ok(());
+        if !due.is_some_and(|due| due.iter().any(|due| !failed.contains_key(&due.joint))) {
+            return Ok(false);
         }
         let taken = lease_step(
             stop,
@@ -102,21 +118,21 @@ impl Continuous {
         )
         .await
         .transpose()?;
-        let Some(lease) = taken.flatten() else { return Ok(()) };
+        let Some(lease) = taken.flatten() else { return Ok(false) };
         let audited = stop.run_until_cancelled(self.audit_if_due(&lease, failed)).await;
         let released =
             lease_step(stop, ledger.run(async |conn| leases::release(conn, lease).await))
                 .await
                 .transpose();
         // the audit's own error takes precedence
-        audited.transpose()?;
+        let is_behind = audited.transpose()?.unwrap_or(false);
         released?;
         stop.run_until_cancelled(self.show_findings(logged)).await.transpose()?;
-        Ok(())
+        Ok(is_behind)
     }
 
     /// Shows and logs the latest findings, and returns the joints that are due.
-    async fn show_findings(&self, logged: &mut LastMessages) -> anyhow::Result<Vec<JointName>> {
+    async fn show_findings(&self, logged: &mut LastMessages) -> anyhow::Result<Vec<DueStep>> {
         let ledger = &self.audit.ledger;
         let late =
             ledger.run(late_audits::list).await.context("reading findings from the ledger")?;
@@ -125,7 +141,7 @@ impl Continuous {
         let retired = self.is_retired().await.context("reading findings from the ledger")?;
         self.telemetry.show(&findings, &late, self.own(), retired);
         log_changes(logged, &findings, &late);
-        Ok(self.due(&findings, retired))
+        self.due(retired).await
     }
 
     /// Checks again: the last holder of the lease may have audited since.
@@ -133,11 +149,10 @@ impl Continuous {
         &self,
         lease: &Lease,
         failed: &mut BTreeMap<JointName, Instant>,
-    ) -> anyhow::Result<()> {
-        let ledger = &self.audit.ledger;
-        let mut due = self.due(&ledger.run(findings::list).await?, self.is_retired().await?);
-        due.retain(|joint| !failed.contains_key(joint));
-        if due.is_empty() { Ok(()) } else { self.audit_with_lease(lease, due, failed).await }
+    ) -> anyhow::Result<bool> {
+        let mut due = self.due(self.is_retired().await?).await?;
+        due.retain(|due| !failed.contains_key(&due.joint));
+        if due.is_empty() { Ok(false) } else { self.audit_with_lease(lease, due, failed).await }
     }
 
     /// The deployment whose coderd this process can read.
@@ -156,24 +171,33 @@ impl Continuous {
         }
     }
 
-    fn due(&self, findings: &[Finding], retired: bool) -> Vec<JointName> {
-        let is_due = |(joint, deployment): &JointName| {
-            let last = findings
-                .iter()
-                .find(|finding| finding.joint == *joint && finding.deployment_id == *deployment);
-            last.is_none_or(|last| last.age_seconds >= self.rest(last.seconds).as_secs_f64())
-        };
+    /// The joints whose next step is due.
+    async fn due(&self, retired: bool) -> anyhow::Result<Vec<DueStep>> {
+        let steps = self.audit.ledger.run(audit_items::last_steps).await?;
         let source = self.own().filter(|_| !retired).map(|own| (SOURCE, Some(own)));
-        [(LOG, None), (VENDOR, None)].into_iter().chain(source).filter(is_due).collect()
+        let mut due = Vec::new();
+        for joint in [(LOG, None), (VENDOR, None)].into_iter().chain(source) {
+            let of_joint = |step: &&LastStep| (step.joint.as_str(), step.deployment_id) == joint;
+            let last = steps.iter().find(of_joint);
+            if last.is_none_or(|last| last.age_seconds >= self.pause(last).as_secs_f64()) {
+                due.push(DueStep { joint, work: Work::Compare, earlier_seconds: 0.0 });
+            } else if let Some(last) = last
+                && let Some(pass) = last.awaited_pass
+                && source::later_pass_is_in(&self.audit, pass).await?
+            {
+                due.push(DueStep { joint, work: Work::Judge, earlier_seconds: last.seconds });
+            }
+        }
+        Ok(due)
     }
 
     /// Audits while it renews the lease.
     async fn audit_with_lease(
         &self,
         lease: &Lease,
-        due: Vec<JointName>,
+        due: Vec<DueStep>,
         failed: &mut BTreeMap<JointName, Instant>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let ledger = &self.audit.ledger;
         let keeping = async {
             loop {
@@ -192,30 +216,26 @@ impl Continuous {
         }
     }
 
-    /// Audits the due joints, in steps by turns, until each has read the newest batch. If one side
-    /// cannot be read, the other joints are still audited.
+    /// Does one step of each due joint: none delays another for longer than a step. If one side
+    /// cannot be read, the other joints are still audited. Returns whether a joint of the ledger is
+    /// behind.
     async fn audit_joints(
         &self,
         lease: &Lease,
-        mut due: Vec<JointName>,
+        due: Vec<DueStep>,
         failed: &mut BTreeMap<JointName, Instant>,
-    ) -> anyhow::Result<()> {
-        let mut outcome = Ok(());
-        while !due.is_empty() {
-            let mut behind = Vec::new();
-            for joint in due {
-                match self.audit_joint(lease, joint).await {
-                    Ok(true) => behind.push(joint),
-                    Ok(false) => {}
-                    Err(fault) => {
-                        failed.insert(joint, Instant::now());
-                        outcome = outcome.and(Err(fault));
-                    }
+    ) -> anyhow::Result<bool> {
+        let (mut outcome, mut is_behind) = (Ok(()), false);
+        for due in due {
+            match self.audit_joint(lease, &due).await {
+                Ok(step_is_behind) => is_behind |= step_is_behind && due.joint.0 != SOURCE,
+                Err(fault) => {
+                    failed.insert(due.joint, Instant::now());
+                    outcome = outcome.and(Err(fault));
                 }
             }
-            due = behind;
         }
-        outcome
+        outcome.map(|()| is_behind)
     }
 
     /// The time until the next audit of a joint whose last step took `seconds`.
@@ -223,31 +243,44 @@ impl Continuous {
         self.every.max(Duration::try_from_secs_f64(seconds * REST).unwrap_or(self.every))
     }
 
+    /// The time between the joint's last step and its next one. New batches are read at once. coderd
+    /// always rests.
+    fn pause(&self, last: &LastStep) -> Duration {
+        match last.is_behind {
+            true if last.joint != SOURCE => Duration::ZERO,
+            true => Duration::try_from_secs_f64(last.seconds * REST).unwrap_or(self.every),
+            false => self.rest(last.seconds),
+        }
+    }
+
     /// Does one step. Returns whether the joint is behind.
-    async fn audit_joint(
-        &self,
-        lease: &Lease,
-        (joint, deployment): JointName,
-    ) -> anyhow::Result<bool> {
+    async fn audit_joint(&self, lease: &Lease, due: &DueStep) -> anyhow::Result<bool> {
         let (ledger, begun) = (&self.audit.ledger, Instant::now());
+        let (joint, deployment) = due.joint;
         let known =
             ledger.run(async |conn| audit_items::due(conn, joint, deployment, ITEMS).await).await?;
         let progress =
             ledger.run(async |conn| audit_items::progress(conn, joint, deployment).await).await?;
         let head = ledger.run(snapshots::head).await?;
-        let step = self.step(joint, known, progress).await?;
-        // a joint that is behind has its own progress
-        let audited = step.progress.pointer("/audited/sequence").and_then(|number| number.as_i64());
-        let number = audited.filter(|_| step.behind).unwrap_or(head.number);
-        let sequence = Sequence { number, ..head };
-        let seconds = begun.elapsed().as_secs_f64();
+        let pace = Pace {
+            now: ledger.clock.now(),
+            every: TimeDelta::from_std(self.every)?,
+            ends_at: begun + self.every.div_f64(REST + 1.0),
+        };
+        let step = self.step(due, known, progress, &pace).await?;
+        // a joint that is behind, or whose rows wait for a pass, has its own progress
+        let audited = ["/audited/sequence", "/confirmed_to"]
+            .iter()
+            .find_map(|place| step.progress.pointer(place)?.as_i64());
+        let sequence = Sequence { number: audited.unwrap_or(head.number), ..head };
+        let seconds = due.earlier_seconds + begun.elapsed().as_secs_f64();
         let of = AuditedJoint {
             joint,
             deployment,
             sequence,
             seconds,
             good_for: self.rest(seconds) * self.late_after,
-            recent_since: ledger.clock.now() - RECENT,
+            recent_since: pace.now - RECENT,
         };
         ledger.run(async |conn| audit_items::record(conn, lease, &of, &step).await).await?;
         Ok(step.behind)
@@ -255,14 +288,15 @@ impl Continuous {
 
     async fn step(
         &self,
-        joint: &str,
+        due: &DueStep,
         known: Vec<Item>,
         progress: Option<serde_json::Value>,
+        pace: &Pace,
     ) -> anyhow::Result<Step> {
-        match joint {
-            SOURCE => source::step(&self.audit, known, progress).await,
-            LOG => log::step(&self.audit, known, progress).await,
-            _ => vendor::step(&self.audit, known, progress).await,
+        match due.joint.0 {
+            SOURCE => source::step(&self.audit, known, progress, pace, due.work).await,
+            LOG => log::step(&self.audit, known, progress, pace).await,
+            _ => vendor::step(&self.audit, known, progress, pace).await,
         }
     }
 }

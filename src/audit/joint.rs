@@ -31,7 +31,8 @@ pub struct Audit {
     pub log: Log,
     /// coderd's database and its deployment id, if this process can read it.
     pub source: Option<(Database, uuid::Uuid)>,
-    /// How long to wait for a collector pass that begins after a difference was seen.
+    /// How long a whole audit waits for a collector pass that begins after a difference was seen.
+    /// The continuous audit does not wait: a later step judges the difference.
     pub patience: Duration,
 }
 

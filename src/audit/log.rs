@@ -3,6 +3,7 @@
 
 use super::joint::{Audit, Joint, LOG};
 use super::step::{Item, Step};
+use super::turn::Pace;
 use super::turns::{self, LedgerProgress};
 use super::vendor;
 use crate::event::{Topic, TopicPartition};
@@ -43,20 +44,16 @@ pub(super) async fn step(
     audit: &Audit,
     known: Vec<Item>,
     progress: Option<serde_json::Value>,
+    pace: &Pace,
 ) -> anyhow::Result<Step> {
     let mut progress = LedgerProgress::of(progress);
-    progress.begin_turns(audit).await?;
-    let request = CheckRequest {
-        audited: progress.audited,
-        slices: progress.slices(),
-        keys: None,
-        known: &known,
-    };
+    let request = CheckRequest { audited: progress.audited, keys: None, known: &known };
     let checked = audit.ledger.run(async |conn| checks::log_joint(conn, &request).await).await?;
     let behind = !checked.new.is_last;
-    let mut found = progress.advance(&checked, audit.ledger.clock.now());
+    let mut found = progress.advance(&checked.new);
     found.extend(checked.known);
     if !behind {
+        found.extend(progress.take_turns(audit, LOG, pace).await?);
         found.extend(off_their_chains(audit, &mut progress, &checked.positions).await?);
         found.extend(ends(audit, checked.positions).await?);
     }

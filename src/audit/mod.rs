@@ -16,6 +16,7 @@ mod source_turns;
 mod step;
 mod suspects;
 mod telemetry;
+mod turn;
 mod turns;
 mod vendor;
 mod whole;

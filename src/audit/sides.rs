@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::joint::RECENT;
 use crate::coderd::{Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, InvalidRow};
-use crate::event::{Digest, Event, ParseError, Payload, Topic};
+use crate::event::{Digest, Event, ParseError, Payload, Topic, build_of};
 use crate::ledger::{Ledger, Source, identity, known};
 
 /// The topics of a build's events.
@@ -31,6 +31,32 @@ pub(super) const READ_AGAIN: &str = "read_again_after_a_later_pass";
 pub(super) struct Suspects {
     pub builds: BTreeSet<Uuid>,
     pub usage: BTreeSet<String>,
+}
+
+impl Suspects {
+    pub fn len(&self) -> usize {
+        self.builds.len() + self.usage.len()
+    }
+
+    /// Adds the row of an event.
+    pub fn add(&mut self, event_id: &str) {
+        match build_of(event_id) {
+            Some(build) => drop(self.builds.insert(build)),
+            None => drop(self.usage.insert(event_id.to_owned())),
+        }
+    }
+
+    /// The rows without those of these events.
+    pub fn without(mut self, events: &BTreeSet<String>) -> Self {
+        self.builds.retain(|build| event_ids(build).iter().any(|id| !events.contains(id)));
+        self.usage.retain(|id| !events.contains(id));
+        self
+    }
+
+    /// The ids of all events of these rows.
+    pub fn event_ids(&self) -> impl Iterator<Item = String> {
+        self.builds.iter().flat_map(event_ids).chain(self.usage.iter().cloned())
+    }
 }
 
 pub(super) struct Sides<'a> {

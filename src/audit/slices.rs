@@ -70,13 +70,18 @@ impl Sides<'_> {
         let mut is_whole = true;
         if in_source.jobs > 2 * SLICE {
             // coderd has many more rows than the ledger here, or many of one instant
-            let last = in_source.last_at.and_then(Time::instant);
-            match last.filter(|last| (from < *last) && (*last < slice.1)) {
-                Some(last) => {
+            match in_source.last_at.and_then(Time::instant) {
+                Some(last) if from < last && last < slice.1 => {
                     slice.1 = last;
                     in_source = self.source_slice(slice).await?;
                 }
-                None => is_whole = false,
+                last => {
+                    is_whole = false;
+                    // the rows of one instant are read, and no later ones
+                    if last.is_some_and(|last| last <= from) {
+                        slice.1 = slice.1.min(from + TimeDelta::microseconds(1));
+                    }
+                }
             }
         }
         let in_ledger = self

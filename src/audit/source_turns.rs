@@ -1,35 +1,38 @@
 //! The turns of the continuous audit through source and ledger. Each step compares the new rows, the
-//! unconfirmed events of new batches, whatever their time, and one slice of each turn. So a step
-//! costs the same with any length of history; a long history takes a longer turn.
+//! unconfirmed events of new batches, whatever their time, and pages of each turn. So a step costs
+//! the same with any length of history, until a turn is behind its time.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sides::Sides;
 use super::slices::{END, FIRST, Found};
+use super::turn::{Pace, RECENT_ROWS, RECENT_TURN, Turn, TurnTimes, WHOLE_TURN, all_ended};
 use crate::coderd::UsageKey;
 use crate::ledger::{passes, slices, snapshots};
 
-/// Rows that are compared again each day. Older ones wait for the long turn.
-const RECENT: TimeDelta = TimeDelta::days(35);
-/// The shortest time of a turn through recent rows.
-const SHORT: TimeDelta = TimeDelta::days(1);
-/// The shortest time of a turn through older rows.
-const LONG: TimeDelta = TimeDelta::days(30);
 /// Without completeness, rows of this time may be in flight.
 const IN_FLIGHT: TimeDelta = TimeDelta::hours(1);
 /// The most slices of new builds in one step.
 const NEW_SLICES: usize = 20;
+/// The longest time whose new rows one step compares.
+const NEW_TIME: TimeDelta = TimeDelta::days(1);
+/// The most pages of unconfirmed events in one step.
+const UNCONFIRMED_PAGES: usize = 20;
+/// With this number of differing rows, a step reads no further page.
+const MOST_SUSPECTS: usize = 10_000;
 /// Keys of new usage in one read.
 const KEYS: i64 = 5_000;
 
-/// One pass through a range, in slices. It begins again when it is done and its time has passed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Turn<Place> {
-    begun_at: DateTime<Utc>,
-    /// Where the next slice begins; none: at the start of the range.
-    next: Option<Place>,
-    is_done: bool,
+/// A missing row that waits for a collector pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct InFlight {
+    /// The newest pass when the row was seen to be missing.
+    pub after_pass: i64,
+    /// Whether it was resubmitted from the rejects before that.
+    pub passed: bool,
 }
 
 /// How far the audit of source and ledger has come.
@@ -40,30 +43,72 @@ pub(super) struct Turns {
     new_until: Option<DateTime<Utc>>,
     /// Unconfirmed events of batches up to this sequence were compared when they were new.
     confirmed_to: i64,
-    recent_builds: Option<Turn<DateTime<Utc>>>,
-    older_builds: Option<Turn<DateTime<Utc>>>,
-    recent_usage: Option<Turn<(DateTime<Utc>, String)>>,
-    older_usage: Option<Turn<(DateTime<Utc>, String)>>,
+    recent_builds: Turn<DateTime<Utc>>,
+    older_builds: Turn<DateTime<Utc>>,
+    recent_usage: Turn<(DateTime<Utc>, String)>,
+    older_usage: Turn<(DateTime<Utc>, String)>,
     /// coderd's usage by id: it has no index by time.
-    source_usage: Option<Turn<String>>,
+    source_usage: Turn<String>,
+    #[serde(flatten)]
+    times: TurnTimes,
+    /// Missing rows by event id. A step after a later pass judges them.
+    pub in_flight: BTreeMap<String, InFlight>,
+    /// The oldest pass among them.
+    pub awaited_pass: Option<i64>,
+    /// Whether more new rows remain than one step compares.
+    pub is_behind: bool,
 }
 
-impl<Place> Turn<Place> {
-    /// The turn, unless it is done and the next one is not due. A start far ahead of `now` comes
-    /// from a wrong clock.
-    fn due(turn: &mut Option<Self>, now: DateTime<Utc>, length: TimeDelta) -> Option<&mut Self> {
-        let is_over = turn.as_ref().is_none_or(|turn| {
-            turn.is_done && now.signed_duration_since(turn.begun_at).abs() >= length
-        });
-        if is_over {
-            *turn = Some(Turn { begun_at: now, next: None, is_done: false });
+impl Turns {
+    /// Begins the turns that are due. They end at the rows that were compared when they were new.
+    fn begin(&mut self, now: DateTime<Utc>, has_usage: bool) {
+        let recent = now - RECENT_ROWS;
+        let until = self.new_until.unwrap_or(now);
+        let at = |time: DateTime<Utc>| (time, String::new());
+        if self.recent_builds.is_due(RECENT_TURN, now) {
+            self.recent_builds.begin(recent, Some(until), now);
         }
-        turn.as_mut().filter(|turn| !turn.is_done)
+        if self.older_builds.is_due(WHOLE_TURN, now) {
+            self.older_builds.begin_before_all(FIRST, Some(recent), now);
+        }
+        if !has_usage {
+            return;
+        }
+        if self.recent_usage.is_due(RECENT_TURN, now) {
+            self.recent_usage.begin(at(recent), Some(at(until)), now);
+        }
+        if self.older_usage.is_due(WHOLE_TURN, now) {
+            self.older_usage.begin_before_all(at(FIRST), Some(at(recent)), now);
+        }
+        if self.source_usage.is_due(RECENT_TURN, now) {
+            self.source_usage.begin(String::new(), None, now);
+        }
     }
 
-    fn advance(&mut self, next: Option<Place>) {
-        self.is_done = next.is_none();
-        self.next = next;
+    fn times(&self, has_usage: bool) -> TurnTimes {
+        let short = [&self.recent_usage.ended_at(), &self.source_usage.ended_at()];
+        let (recent_usage, older_usage) = match has_usage {
+            true => (short.map(|at| *at).to_vec(), vec![self.older_usage.ended_at()]),
+            false => (vec![], vec![]),
+        };
+        let first = |due: &[Option<DateTime<Utc>>]| due.iter().flatten().min().copied();
+        TurnTimes {
+            recent_turn_ended_at: all_ended(
+                [self.recent_builds.ended_at()].into_iter().chain(recent_usage),
+            ),
+            recent_turn_due_at: first(&[
+                self.recent_builds.due_at(RECENT_TURN),
+                self.recent_usage.due_at(RECENT_TURN),
+                self.source_usage.due_at(RECENT_TURN),
+            ]),
+            whole_turn_ended_at: all_ended(
+                [self.older_builds.ended_at()].into_iter().chain(older_usage),
+            ),
+            whole_turn_due_at: first(&[
+                self.older_builds.due_at(WHOLE_TURN),
+                self.older_usage.due_at(WHOLE_TURN),
+            ]),
+        }
     }
 }
 
@@ -93,69 +138,110 @@ impl Sides<'_> {
         Ok(())
     }
 
-    /// Compares the new rows and the next slice of each turn. Returns whether there are more new
-    /// rows than one step compares; the turns wait for them.
+    /// Compares the new rows and a page of each turn, and more pages of turns that are behind their
+    /// time. Returns whether there are more new rows than one step compares; the turns wait for
+    /// them.
     pub(super) async fn take_turns(
         &mut self,
         turns: &mut Turns,
+        pace: &Pace,
         found: &mut Found,
     ) -> anyhow::Result<bool> {
-        let now = self.ledger.clock.now();
         let completeness =
             self.ledger.run(async |conn| passes::completeness(conn, self.source.id).await).await?;
-        let until = completeness.complete_until.unwrap_or(now - IN_FLIGHT);
-        let has_more = self.new_unconfirmed(turns, found).await?;
+        let until = completeness.complete_until.unwrap_or(pace.now - IN_FLIGHT);
+        let has_more = self.new_unconfirmed(turns, pace, found).await?;
         if self.new_rows(turns, until, found).await? || has_more {
             return Ok(true);
         }
-        if let Some(turn) = Turn::due(&mut turns.recent_builds, now, SHORT) {
-            let from = turn.next.unwrap_or(turn.begun_at - RECENT);
-            turn.advance(self.builds_from(from, until, found).await?);
+        turns.begin(pace.now, self.catalog.usage_events);
+        let mut only_behind = false;
+        while found.suspects.len() < MOST_SUSPECTS
+            && self.pages(turns, pace, only_behind, found).await?
+            && pace.allows_more()
+        {
+            only_behind = true;
         }
-        if let Some(turn) = Turn::due(&mut turns.older_builds, now, LONG) {
-            let from = turn.next.unwrap_or(FIRST);
-            turn.advance(self.builds_from(from, turn.begun_at - RECENT, found).await?);
-        }
-        if !self.catalog.usage_events {
-            return Ok(false);
-        }
-        if let Some(turn) = Turn::due(&mut turns.recent_usage, now, SHORT) {
-            let place = turn.next.take().unwrap_or((turn.begun_at - RECENT, String::new()));
-            turn.advance(self.usage_from(place, until, found).await?);
-        }
-        if let Some(turn) = Turn::due(&mut turns.older_usage, now, LONG) {
-            let place = turn.next.take().unwrap_or((FIRST, String::new()));
-            turn.advance(self.usage_from(place, turn.begun_at - RECENT, found).await?);
-        }
-        if let Some(turn) = Turn::due(&mut turns.source_usage, now, SHORT) {
-            let after = turn.next.take().unwrap_or_default();
-            turn.advance(self.source_usage_slice(&after, found).await?);
-        }
+        turns.times = turns.times(self.catalog.usage_events);
         Ok(false)
     }
 
-    /// Compares a page of the events that were accepted unconfirmed since the last step. Returns
+    /// Reads one page of each turn; with `only_behind`, of each that is behind its time. Returns
+    /// whether there was one.
+    async fn pages(
+        &mut self,
+        turns: &mut Turns,
+        pace: &Pace,
+        only_behind: bool,
+        found: &mut Found,
+    ) -> anyhow::Result<bool> {
+        let mut has_read = false;
+        for (turn, length) in
+            [(&mut turns.recent_builds, RECENT_TURN), (&mut turns.older_builds, WHOLE_TURN)]
+        {
+            if (!only_behind || turn.is_behind(length, pace))
+                && let Some((from, until)) = turn.rest()
+            {
+                let next = self.builds_from(from, until.unwrap_or(END), found).await?;
+                turn.advance(next, pace.now);
+                has_read = true;
+            }
+        }
+        if !self.catalog.usage_events {
+            return Ok(has_read);
+        }
+        for (turn, length) in
+            [(&mut turns.recent_usage, RECENT_TURN), (&mut turns.older_usage, WHOLE_TURN)]
+        {
+            if (!only_behind || turn.is_behind(length, pace))
+                && let Some((from, until)) = turn.rest()
+            {
+                let until = until.map_or(END, |(until, _)| until);
+                turn.advance(self.usage_from(from, until, found).await?, pace.now);
+                has_read = true;
+            }
+        }
+        let turn = &mut turns.source_usage;
+        if (!only_behind || turn.is_behind(RECENT_TURN, pace))
+            && let Some((after, _)) = turn.rest()
+        {
+            turn.advance(self.source_usage_slice(&after, found).await?, pace.now);
+            has_read = true;
+        }
+        Ok(has_read)
+    }
+
+    /// Compares pages of the events that were accepted unconfirmed since the last step. Returns
     /// whether some remain.
     async fn new_unconfirmed(
         &mut self,
         turns: &mut Turns,
+        pace: &Pace,
         found: &mut Found,
     ) -> anyhow::Result<bool> {
         let ledger = self.ledger;
         let head = ledger.run(snapshots::head).await?.number;
         // a restored ledger may end earlier
-        let from = turns.confirmed_to.min(head);
+        turns.confirmed_to = turns.confirmed_to.min(head);
         let source_id = self.source.id;
-        let page =
-            ledger.run(async |conn| slices::unconfirmed(conn, source_id, from).await).await?;
-        self.ledger_builds(page.builds, found).await?;
-        if self.catalog.usage_events {
-            self.ledger_usage(&page.usage, found).await?;
+        for _ in 0..UNCONFIRMED_PAGES {
+            let from = turns.confirmed_to;
+            let page =
+                ledger.run(async |conn| slices::unconfirmed(conn, source_id, from).await).await?;
+            self.ledger_builds(page.builds, found).await?;
+            if self.catalog.usage_events {
+                self.ledger_usage(&page.usage, found).await?;
+            }
+            // without a batch up to the head, the other joints report it
+            turns.confirmed_to = page.sequence.unwrap_or(head);
+            if turns.confirmed_to >= head
+                || found.suspects.len() >= MOST_SUSPECTS
+                || !pace.allows_more()
+            {
+                break;
+            }
         }
-        // without a batch up to the head, the other joints report it
-        let reached = page.sequence.unwrap_or(head);
-        turns.confirmed_to = reached;
-        Ok(reached < head)
+        Ok(turns.confirmed_to < head)
     }
 
     async fn builds_from(
@@ -179,8 +265,9 @@ impl Sides<'_> {
         self.usage_slice((from, until), &after, found).await
     }
 
-    /// Compares rows from the last step until `until`. Returns whether some remain. Before the
-    /// first step nothing is new: the turns compare everything.
+    /// Compares rows from the last step until `until`. Returns whether some remain: one step
+    /// compares at most a day and 20 slices of builds. Before the first step nothing is new: the
+    /// turns compare everything.
     async fn new_rows(
         &mut self,
         turns: &mut Turns,
@@ -188,12 +275,13 @@ impl Sides<'_> {
         found: &mut Found,
     ) -> anyhow::Result<bool> {
         let from = *turns.new_until.get_or_insert(until);
+        let end = until.min(from + NEW_TIME);
         let mut reached = from;
         for _ in 0..NEW_SLICES {
-            if reached >= until {
+            if reached >= end || found.suspects.len() >= MOST_SUSPECTS {
                 break;
             }
-            reached = self.build_slice((reached, until), found).await?.unwrap_or(until);
+            reached = self.build_slice((reached, end), found).await?.unwrap_or(end);
         }
         if from < reached && self.catalog.usage_events {
             let mut next = Some((from, String::new()));
@@ -234,29 +322,10 @@ impl Sides<'_> {
 mod tests {
     use super::*;
 
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(seconds, 0).unwrap()
-    }
-
-    #[test]
-    fn a_turn_goes_on_until_it_is_done_and_begins_again_when_due() {
-        let length = TimeDelta::seconds(100);
-        let mut turn: Option<Turn<i32>> = None;
-        Turn::due(&mut turn, at(0), length).expect("the first turn").advance(Some(1));
-        let later = Turn::due(&mut turn, at(500), length).expect("it is not done");
-        assert_eq!((later.begun_at, later.next), (at(0), Some(1)));
-        later.advance(None);
-        assert!(Turn::due(&mut turn, at(99), length).is_none(), "done, and not due");
-        let again = Turn::due(&mut turn, at(100), length).expect("due");
-        assert_eq!((again.begun_at, again.next), (at(100), None));
-        again.advance(None);
-        assert!(Turn::due(&mut turn, at(-100), length).is_some(), "begun by a wrong clock");
-    }
-
     #[test]
     fn progress_of_another_form_begins_every_turn_again() {
         let turns: Turns =
             serde_json::from_value(serde_json::json!({"recent_builds": 5})).unwrap_or_default();
-        assert!(turns.recent_builds.is_none());
+        assert_eq!(turns.recent_builds, Turn::default());
     }
 }

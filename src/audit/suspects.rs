@@ -321,10 +321,14 @@ impl Joint {
     /// collector pass came in time. Before the first pass all of them may be in flight.
     pub(super) fn drop_unsettled(&mut self) -> BTreeSet<String> {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
-        let is_unsettled =
-            |found: &mut Difference| unread && matches!(&*found.kind, "missing" | "resubmitted");
+        let is_unsettled = |found: &mut Difference| unread && is_missing(&found.kind);
         self.differences.extract_if(.., is_unsettled).map(|found| found.id).collect()
     }
+}
+
+/// Whether the ledger lacks the row. It may be in flight.
+pub(super) fn is_missing(kind: &str) -> bool {
+    matches!(kind, "missing" | "resubmitted")
 }
 
 fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {

@@ -1,57 +1,34 @@
 //! How far the continuous audit of a ledger joint has come.
 //!
-//! New batches are read in each round. Older ones are read again in turns: those of the last 35
-//! days once a day, all of them once in 30 days. A round reads one page of each turn. If the pages
-//! of that time do not suffice, the turn takes longer.
+//! New batches are read in each step. Older ones are read again in turns: those of the last 35 days
+//! once a day, all of them once in 30 days.
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::joint::Audit;
+use super::joint::{Audit, LOG, VENDOR};
 use super::step::{Item, Step};
-use crate::ledger::checks::{self, BatchCursor, ChainName, ChainSums, Checked, PublicationKey};
+use super::turn::{Pace, RECENT_ROWS, RECENT_TURN, Turn, TurnTimes, WHOLE_TURN, all_ended};
+use crate::ledger::checks::{self, BatchCursor, ChainName, ChainSums, CheckedPage, PublicationKey};
 use crate::ledger::{Difference, audit_items};
 
-/// Batches of this age are read again each day.
-const RECENT_BATCHES: TimeDelta = TimeDelta::days(35);
-const RECENT_TURN: TimeDelta = TimeDelta::hours(24);
-const WHOLE_TURN: TimeDelta = TimeDelta::days(30);
-
-/// The progress of a ledger joint. `status` shows when the turns ended.
+/// The progress of a ledger joint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct LedgerProgress {
     pub audited: BatchCursor,
     /// Sums of all audited batches, by chain.
     pub chains: BTreeMap<ChainName, ChainSums>,
-    recent: Turn,
-    whole: Turn,
-    /// The same sums, as the turn over all batches counts them again.
+    recent: Turn<BatchCursor>,
+    whole: Turn<BatchCursor>,
+    /// The sums of the batches that the turn over all of them has read, and of newer ones.
     recounted: BTreeMap<ChainName, ChainSums>,
-    /// The page of publications in the order of their keys, during the turn over all batches.
-    keys: Option<PublicationKey>,
-    pub recent_turn_ended_at: Option<DateTime<Utc>>,
-    pub whole_turn_ended_at: Option<DateTime<Utc>>,
-}
-
-/// One turn over older batches.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Turn {
-    begun_at: Option<DateTime<Utc>>,
-    /// The end of the last page; None: the turn has ended.
-    at: Option<BatchCursor>,
-}
-
-impl Turn {
-    fn is_due(&self, every: TimeDelta, now: DateTime<Utc>) -> bool {
-        self.at.is_none() && self.begun_at.is_none_or(|begun| now - begun >= every || begun > now)
-    }
-
-    fn begin(&mut self, at: BatchCursor, now: DateTime<Utc>) {
-        *self = Turn { begun_at: Some(now), at: Some(at) };
-    }
+    /// All publications in the order of their keys; for the joint of ledger and vendor.
+    keys: Turn<PublicationKey>,
+    #[serde(flatten)]
+    times: TurnTimes,
 }
 
 impl LedgerProgress {
@@ -60,63 +37,124 @@ impl LedgerProgress {
         saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_default()
     }
 
-    /// Begins the turns that are due.
-    pub async fn begin_turns(&mut self, audit: &Audit) -> anyhow::Result<()> {
-        let now = audit.ledger.clock.now();
+    /// Moves behind the page of new batches, and returns its differences.
+    pub fn advance(&mut self, new: &CheckedPage) -> Vec<Difference> {
+        self.audited = new.until;
+        add(&mut self.chains, &new.chains);
+        if self.whole.is_running() {
+            add(&mut self.recounted, &new.chains);
+        }
+        new.differences.clone()
+    }
+
+    /// Begins the turns that are due. Reads a page of each turn, and more pages of those that are
+    /// behind their time. Returns their differences.
+    pub async fn take_turns(
+        &mut self,
+        audit: &Audit,
+        joint: &str,
+        pace: &Pace,
+    ) -> anyhow::Result<Vec<Difference>> {
+        self.begin_turns(audit, joint, pace.now).await?;
+        let mut found = Vec::new();
+        let mut only_behind = false;
+        while self.pages(audit, joint, pace, only_behind, &mut found).await? && pace.allows_more() {
+            only_behind = true;
+        }
+        self.times = self.times(joint);
+        Ok(found)
+    }
+
+    async fn begin_turns(
+        &mut self,
+        audit: &Audit,
+        joint: &str,
+        now: DateTime<Utc>,
+    ) -> anyhow::Result<()> {
+        let until = Some(self.audited);
         if self.recent.is_due(RECENT_TURN, now) {
-            let since = now - RECENT_BATCHES;
+            let since = now - RECENT_ROWS;
             let from =
                 audit.ledger.run(async |conn| checks::recorded_since(conn, since).await).await?;
-            self.recent.begin(from, now);
+            self.recent.begin(from, until, now);
         }
         if self.whole.is_due(WHOLE_TURN, now) {
-            self.whole.begin(BatchCursor::default(), now);
+            self.whole.begin(BatchCursor::default(), until, now);
             self.recounted.clear();
-            self.keys = Some(PublicationKey::default());
+        }
+        if joint == VENDOR && self.keys.is_due(WHOLE_TURN, now) {
+            self.keys.begin(PublicationKey::default(), None, now);
         }
         Ok(())
     }
 
-    /// Where the next pages of the turns begin.
-    pub fn slices(&self) -> Vec<BatchCursor> {
-        [&self.recent, &self.whole].into_iter().filter_map(|turn| turn.at).collect()
-    }
-
-    pub fn keys(&self) -> Option<PublicationKey> {
-        self.keys.clone()
-    }
-
-    /// Moves behind the checked pages, and returns their differences.
-    pub fn advance(&mut self, checked: &Checked, now: DateTime<Utc>) -> Vec<Difference> {
-        let mut found = checked.new.differences.clone();
-        self.audited = checked.new.until;
-        add(&mut self.chains, &checked.new.chains);
-        let mut pages = checked.slices.iter();
-        if self.recent.at.is_some()
-            && let Some(page) = pages.next()
-        {
-            found.extend(page.differences.iter().cloned());
-            self.recent.at = Some(page.until).filter(|_| !page.is_last);
-            self.recent_turn_ended_at =
-                self.recent.at.map_or(Some(now), |_| self.recent_turn_ended_at);
+    /// Reads one page of each turn; with `only_behind`, of each that is behind its time. Returns
+    /// whether there was one.
+    async fn pages(
+        &mut self,
+        audit: &Audit,
+        joint: &str,
+        pace: &Pace,
+        only_behind: bool,
+        found: &mut Vec<Difference>,
+    ) -> anyhow::Result<bool> {
+        let mut has_read = false;
+        if !only_behind || self.recent.is_behind(RECENT_TURN, pace) {
+            has_read |= page(audit, joint, &mut self.recent, pace, found).await?.is_some();
         }
-        if self.whole.at.is_some()
-            && let Some(page) = pages.next()
+        if (!only_behind || self.whole.is_behind(WHOLE_TURN, pace))
+            && let Some(sums) = page(audit, joint, &mut self.whole, pace, found).await?
         {
-            found.extend(page.differences.iter().cloned());
-            self.whole.at = Some(page.until).filter(|_| !page.is_last);
-            add(&mut self.recounted, &page.chains);
-            if page.is_last {
-                self.whole_turn_ended_at = Some(now);
+            has_read = true;
+            add(&mut self.recounted, &sums);
+            if !self.whole.is_running() {
                 self.chains = std::mem::take(&mut self.recounted);
             }
         }
-        if let Some(page) = &checked.keys {
-            found.extend(page.differences.iter().cloned());
-            self.keys = page.until.clone();
+        if (!only_behind || self.keys.is_behind(WHOLE_TURN, pace))
+            && let Some((after, _)) = self.keys.rest()
+        {
+            has_read = true;
+            let page = audit
+                .ledger
+                .run(async |conn| checks::publications_after(conn, &after).await)
+                .await?;
+            found.extend(page.differences);
+            self.keys.advance(page.until, pace.now);
         }
-        found
+        Ok(has_read)
     }
+
+    fn times(&self, joint: &str) -> TurnTimes {
+        let keys = (joint == VENDOR).then(|| self.keys.ended_at());
+        let whole_due = [self.whole.due_at(WHOLE_TURN), self.keys.due_at(WHOLE_TURN)];
+        TurnTimes {
+            recent_turn_ended_at: self.recent.ended_at(),
+            recent_turn_due_at: self.recent.due_at(RECENT_TURN),
+            whole_turn_ended_at: all_ended([self.whole.ended_at()].into_iter().chain(keys)),
+            whole_turn_due_at: whole_due.into_iter().flatten().min(),
+        }
+    }
+}
+
+/// Reads the next page of a running turn. Returns its sums.
+async fn page(
+    audit: &Audit,
+    joint: &str,
+    turn: &mut Turn<BatchCursor>,
+    pace: &Pace,
+    found: &mut Vec<Difference>,
+) -> anyhow::Result<Option<BTreeMap<ChainName, ChainSums>>> {
+    let Some((from, until)) = turn.rest() else { return Ok(None) };
+    let until = until.unwrap_or_default();
+    let read = async |conn: &mut _| match joint {
+        LOG => checks::older_log(conn, from, until).await,
+        _ => checks::older_usage(conn, from, until).await,
+    };
+    let page = audit.ledger.run(read).await?;
+    found.extend(page.differences);
+    turn.advance(Some(page.until).filter(|_| !page.is_last), pace.now);
+    Ok(Some(page.chains))
 }
 
 fn add(sums: &mut BTreeMap<ChainName, ChainSums>, more: &BTreeMap<ChainName, ChainSums>) {
@@ -158,21 +196,4 @@ pub(super) async fn step(
         behind: false,
         is_unsettled: false,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_turn_begins_once_in_its_time_and_not_while_it_runs() {
-        let (begun, mut turn) = (DateTime::UNIX_EPOCH, Turn::default());
-        assert!(turn.is_due(RECENT_TURN, begun));
-        turn.begin(BatchCursor::default(), begun);
-        assert!(!turn.is_due(RECENT_TURN, begun + TimeDelta::days(9)), "it still runs");
-        turn.at = None;
-        assert!(!turn.is_due(RECENT_TURN, begun + TimeDelta::hours(23)));
-        assert!(turn.is_due(RECENT_TURN, begun + TimeDelta::hours(24)));
-        assert!(turn.is_due(RECENT_TURN, begun - TimeDelta::hours(1)), "the clock was ahead");
-    }
 }

@@ -3,6 +3,7 @@
 
 use super::joint::{Audit, Joint, VENDOR};
 use super::step::{Item, Step};
+use super::turn::Pace;
 use super::turns::{self, LedgerProgress};
 use crate::ledger::LedgerBooks;
 use crate::ledger::checks::{self, CheckRequest};
@@ -30,20 +31,19 @@ pub(super) async fn step(
     audit: &Audit,
     known: Vec<Item>,
     progress: Option<serde_json::Value>,
+    pace: &Pace,
 ) -> anyhow::Result<Step> {
     let mut progress = LedgerProgress::of(progress);
-    progress.begin_turns(audit).await?;
-    let request = CheckRequest {
-        audited: progress.audited,
-        slices: progress.slices(),
-        keys: progress.keys(),
-        known: &known,
-    };
+    let request = CheckRequest { audited: progress.audited, keys: None, known: &known };
     let checked = audit.ledger.run(async |conn| checks::vendor_joint(conn, &request).await).await?;
-    let mut found = progress.advance(&checked, audit.ledger.clock.now());
+    let behind = !checked.new.is_last;
+    let mut found = progress.advance(&checked.new);
     found.extend(checked.known);
+    if !behind {
+        found.extend(progress.take_turns(audit, VENDOR, pace).await?);
+    }
     let step = turns::step(audit, VENDOR, known, found, &progress, |_| false).await?;
-    Ok(Step { behind: !checked.new.is_last, ..step })
+    Ok(Step { behind, ..step })
 }
 
 pub(super) fn is_vendor_kind(kind: &str) -> bool {

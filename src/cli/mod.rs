@@ -153,6 +153,11 @@ impl Command {
 
 /// Runs a command to its end.
 pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
+    // boxed: the compiler limits how deep futures nest
+    Box::pin(dispatch(command, context)).await
+}
+
+async fn dispatch(command: Command, context: Context) -> Result<Exit, Failure> {
     match command {
         // these commands handle the stop token themselves
         Command::Run(arguments) => run::run(arguments, context).await,

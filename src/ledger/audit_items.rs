@@ -39,10 +39,11 @@ pub struct AuditStep {
     pub progress: serde_json::Value,
     /// Confirmed builds and claims that coderd no longer has, in all.
     pub gone: i64,
-    /// Whether the joint has more new batches to read at once.
+    /// Whether the joint has more new rows than the step has read.
     pub behind: bool,
     /// Whether rows that may be in flight could not be judged. Such a step does not count as an
-    /// audit: it neither allows publishing nor ends an operator's override.
+    /// audit: it neither allows publishing nor ends an operator's override. It changes the finding
+    /// only if it has differences.
     pub is_unsettled: bool,
 }
 
@@ -53,6 +54,22 @@ impl AuditStep {
     }
 }
 
+/// The last step at one joint.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct LastStep {
+    /// The joint's name and deployment.
+    pub joint: String,
+    pub deployment_id: Option<Uuid>,
+    /// The time since its end, by the database's clock.
+    pub age_seconds: f64,
+    /// Its duration.
+    pub seconds: f64,
+    /// Whether more new rows remained.
+    pub is_behind: bool,
+    /// Missing rows wait for a pass that begins after this one.
+    pub awaited_pass: Option<i64>,
+}
+
 /// The joint and the instant of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct AuditedJoint<'a> {
@@ -61,7 +78,7 @@ pub struct AuditedJoint<'a> {
     pub deployment: Option<Uuid>,
     /// The ledger sequence up to which the joint is audited.
     pub sequence: Sequence,
-    /// How long the step took.
+    /// How long the step took; with the earlier step whose rows it judges.
     pub seconds: f64,
     /// How long a step that reached the newest batch allows publishing.
     pub good_for: Duration,
@@ -132,6 +149,17 @@ pub async fn progress(
     .await
 }
 
+/// The last step at each joint.
+pub async fn last_steps(conn: &mut PgConnection) -> Result<Vec<LastStep>, sqlx::Error> {
+    sqlx::query_as(
+        "select joint, deployment_id, extract(epoch from clock_timestamp() - stepped_at)::double precision as age_seconds,
+             seconds, is_behind, (progress->>'awaited_pass')::bigint as awaited_pass
+         from audit_progress where stepped_at is not null",
+    )
+    .fetch_all(conn)
+    .await
+}
+
 /// Records a step: its items, its progress and the joint's finding. Only the holder of the lease
 /// may. Reads all items of the joint; and all recent usage of the source, while any of it differs.
 ///
@@ -147,7 +175,10 @@ pub async fn record(
     hold(&mut tx, lease).await?;
     replace(&mut tx, of, step).await?;
     save_progress(&mut tx, of.joint, of.deployment, &step.progress).await?;
-    refresh(&mut tx, of, step).await?;
+    save_step(&mut tx, of, step).await?;
+    if !step.is_unsettled || step.items.iter().any(|item| !item.is_open) {
+        refresh(&mut tx, of, step).await?;
+    }
     if step.is_current() {
         end_override(&mut tx, of.joint, of.deployment).await?;
     }
@@ -209,6 +240,24 @@ pub(super) async fn save_progress(
     .bind(deployment)
     .bind(Json(progress))
     .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn save_step(
+    tx: &mut PgConnection,
+    of: &AuditedJoint<'_>,
+    step: &AuditStep,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "update audit_progress set stepped_at = clock_timestamp(), seconds = $3, is_behind = $4
+         where joint = $1 and coalesce(deployment_id, '00000000-0000-0000-0000-000000000000') = $2",
+    )
+    .bind(of.joint)
+    .bind(of.deployment.unwrap_or_default())
+    .bind(of.seconds)
+    .bind(step.behind)
+    .execute(tx)
     .await?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::{Difference, Sequence};
+use crate::words::words;
 
 /// After this time without an audit, possibly no process audits the deployment any more.
 const STALE_SECONDS: f64 = 3600.0;
@@ -43,10 +44,37 @@ pub struct Finding {
     pub seconds: f64,
     /// Since when the joint differs; absent: it balances.
     pub differs_since: Option<DateTime<Utc>>,
-    /// When all rows of the last 35 days were last compared again; absent: not yet.
+    /// When the turn over rows of the last 35 days last ended; absent: not yet. It takes 24 hours.
     pub recent_turn_ended_at: Option<DateTime<Utc>>,
-    /// When all rows were last compared again; absent: not yet.
+    /// Until when the running turn over recent rows should end; absent: none runs.
+    pub recent_turn_due_at: Option<DateTime<Utc>>,
+    /// When the turn over older rows last ended; absent: not yet. It takes 30 days.
     pub whole_turn_ended_at: Option<DateTime<Utc>>,
+    /// Until when the running turn over older rows should end; absent: none runs.
+    pub whole_turn_due_at: Option<DateTime<Utc>>,
+}
+
+words! {
+    /// The rows that a turn of the continuous audit compares again.
+    TurnRows {
+        /// Rows of the last 35 days, in 24 hours.
+        Recent = "recent",
+        /// Older rows, in 30 days; of log and vendor all rows.
+        Whole = "whole",
+    }
+}
+
+/// A turn of the continuous audit that has not ended in its time.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct OverdueTurn {
+    /// The name of the joint.
+    pub joint: String,
+    /// The deployment of a joint that covers only one; absent for the whole ledger.
+    pub deployment_id: Option<Uuid>,
+    /// The rows of the turn.
+    pub rows: TurnRows,
+    /// Until when it should have ended.
+    pub due_at: DateTime<Utc>,
 }
 
 impl Finding {
@@ -54,6 +82,17 @@ impl Finding {
     #[must_use]
     pub fn unaudited_deployment(&self) -> Option<Uuid> {
         self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS)
+    }
+
+    /// The joint's turns that have not ended in their time.
+    pub fn overdue_turns(&self, now: DateTime<Utc>) -> impl Iterator<Item = OverdueTurn> {
+        [(TurnRows::Recent, self.recent_turn_due_at), (TurnRows::Whole, self.whole_turn_due_at)]
+            .into_iter()
+            .filter_map(move |(rows, due_at)| {
+                let due_at = due_at.filter(|due_at| *due_at < now)?;
+                let (joint, deployment_id) = (self.joint.clone(), self.deployment_id);
+                Some(OverdueTurn { joint, deployment_id, rows, due_at })
+            })
     }
 }
 
@@ -63,8 +102,12 @@ macro_rules! finding_columns {
              incarnation || ':' || sequence as sequence, audited_at, seconds, differs_since,
              (select (progress->>'recent_turn_ended_at')::timestamptz from audit_progress of where of.joint = audit_finding.joint
                  and of.deployment_id is not distinct from audit_finding.deployment_id) as recent_turn_ended_at,
+             (select (progress->>'recent_turn_due_at')::timestamptz from audit_progress of where of.joint = audit_finding.joint
+                 and of.deployment_id is not distinct from audit_finding.deployment_id) as recent_turn_due_at,
              (select (progress->>'whole_turn_ended_at')::timestamptz from audit_progress of where of.joint = audit_finding.joint
                  and of.deployment_id is not distinct from audit_finding.deployment_id) as whole_turn_ended_at,
+             (select (progress->>'whole_turn_due_at')::timestamptz from audit_progress of where of.joint = audit_finding.joint
+                 and of.deployment_id is not distinct from audit_finding.deployment_id) as whole_turn_due_at,
              extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds"
     };
 }

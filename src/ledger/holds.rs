@@ -146,7 +146,9 @@ mod tests {
             seconds: 0.0,
             differs_since: (differences > 0).then_some(DateTime::UNIX_EPOCH),
             recent_turn_ended_at: None,
+            recent_turn_due_at: None,
             whole_turn_ended_at: None,
+            whole_turn_due_at: None,
         }
     }
 

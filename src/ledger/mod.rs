@@ -67,7 +67,7 @@ pub mod sources;
 mod statement_error;
 
 pub use acts::{Act, ActFilter, ActKind, NewAct, PROGRAM, Subject};
-pub use audit_items::{AuditItem, AuditStep, AuditedJoint};
+pub use audit_items::{AuditItem, AuditStep, AuditedJoint, LastStep};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
 pub use books::{LedgerBooks, PartitionBooks};
 pub use chain::{ChainedBatch, NamedRow};
@@ -86,7 +86,7 @@ pub use event_history::{
     ActOnRefusal, ExportHistory, NewExport, PublicationAttempt, PublicationHistory, RefusalHistory,
 };
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
-pub use findings::Finding;
+pub use findings::{Finding, OverdueTurn, TurnRows};
 pub use generations::{NewGeneration, PartitionGenerations};
 pub use head::{Head, InvalidHead};
 pub use holds::{Hold, HoldScope, holds};

@@ -21,9 +21,9 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, Head, Hold, LateAudit, LeaseRow, Ledger,
-    OpenRejects, Pause, ProcessRow, PruneState, PublicationCount, Rates, Recovering, Sequence,
-    Source as LedgerSource, StatementError, contents, cutover, findings, late_audits, licenses,
-    passes, pauses, processes, prune, publication_requests, publications, publish_marks,
+    OpenRejects, OverdueTurn, Pause, ProcessRow, PruneState, PublicationCount, Rates, Recovering,
+    Sequence, Source as LedgerSource, StatementError, contents, cutover, findings, late_audits,
+    licenses, passes, pauses, processes, prune, publication_requests, publications, publish_marks,
     recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
@@ -57,6 +57,9 @@ pub struct Status {
     pub audit: Vec<Finding>,
     /// Joints whose audit is late. Each holds publishing, unless an operator publishes without it.
     pub late_audits: Vec<LateAudit>,
+    /// Turns of the continuous audit that have not ended in their time. They hold nothing.
+    #[serde(default)]
+    pub overdue_turns: Vec<OverdueTurn>,
     /// Holds of usage, the widest first. Of individually held events, the first 10 per source.
     pub holds: Vec<Hold>,
     /// Position of each partition, with the ends of the log.
@@ -161,6 +164,7 @@ pub async fn read(
         log_problem,
         signed_since: ledger.run(cutover::signed_since).await?,
         pauses,
+        overdue_turns: audit.iter().flat_map(|finding| finding.overdue_turns(at)).collect(),
         audit,
         late_audits,
         holds,

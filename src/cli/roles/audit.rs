@@ -12,10 +12,6 @@ use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure};
 use crate::config::Role;
 
-/// How long the audit waits for a collector pass after a difference, in addition to the pauses
-/// between passes.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// The metrics of the audit, if this process audits. A process that only consumes does not.
 pub(super) fn register(
     handles: &Handles,
@@ -35,14 +31,13 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
-    let patience = PATIENCE + 2 * handles.pipeline.collect.poll;
     let settings = &handles.pipeline.audit;
     let continuous = |source| {
         let audit = Audit {
             ledger: handles.ledger.ledger.clone(),
             log: handles.log.log.clone(),
             source,
-            patience,
+            patience: Duration::ZERO,
         };
         Continuous {
             audit,

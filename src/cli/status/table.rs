@@ -77,6 +77,14 @@ fn attention(status: &Status) -> String {
             late.to_string(),
         ]
     });
+    let overdue = status.overdue_turns.iter().map(|turn| {
+        [
+            turn.joint.clone(),
+            or_dash(turn.deployment_id),
+            turn.rows.as_str().to_owned(),
+            time(turn.due_at),
+        ]
+    });
     let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
     joined([
         status
@@ -103,6 +111,7 @@ fn attention(status: &Status) -> String {
         ),
         columns(["THE BOOKS DIFFER"], differs),
         columns(["AUDITS ARE LATE", "DEPLOYMENT", "AUDITED AT", "WHY"], late),
+        columns(["TURNS ARE OVERDUE", "DEPLOYMENT", "ROWS", "SINCE"], overdue),
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], hold_rows(status)),
         columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusal_rows(status)),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "UNBILLED", "OLDEST"], reject_rows(status)),

@@ -68,10 +68,9 @@ pub(super) async fn of_batches(
 ) -> Result<Vec<Difference>, sqlx::Error> {
     let mut found = check(tx, "batch_without_its_events", EVENTS, &page.ids).await?;
     found.extend(check(tx, "batch_without_its_rejects", REJECTS, &page.ids).await?);
-    // before the first batch and beyond the newest one, no event can name one
+    // before the first batch, no event can name one
     let first_id = if page.from.sequence == 0 { i64::MIN } else { page.from.batch_id };
-    let last_id = if page.is_last { i64::MAX } else { page.until.batch_id };
-    found.extend(orphans(tx, first_id, last_id).await?);
+    found.extend(orphans(tx, first_id, page.last_id).await?);
     let passed: Vec<i64> =
         sqlx::query_scalar(PASSED_TO).bind(&page.ids).fetch_all(&mut *tx).await?;
     found.extend(passed_and_gone(tx, &passed).await?);

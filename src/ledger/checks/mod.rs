@@ -17,7 +17,7 @@ pub use publications::{KeyPage, PublicationKey};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use self::page::{page, snapshot};
+use self::page::{newest, older, snapshot};
 use super::{AuditItem, Difference, Sequence};
 
 /// The checks of one snapshot.
@@ -27,9 +27,6 @@ pub struct Checked {
     pub sequence: Sequence,
     /// The page after the audited batches.
     pub new: CheckedPage,
-    /// The pages of older batches, in the order of the request; none while the new page is not the
-    /// last.
-    pub slices: Vec<CheckedPage>,
     /// A page of publications, if requested and the new page is the last.
     pub keys: Option<KeyPage>,
     /// What still differs of the known items.
@@ -43,8 +40,6 @@ pub struct Checked {
 pub struct CheckRequest<'a> {
     /// The audited batches.
     pub audited: BatchCursor,
-    /// The ends of the earlier pages of older batches.
-    pub slices: Vec<BatchCursor>,
     /// The end of the earlier page of publications.
     pub keys: Option<PublicationKey>,
     /// Items to judge again.
@@ -62,15 +57,8 @@ pub async fn log_joint(
 ) -> Result<Checked, sqlx::Error> {
     let mut tx = snapshot(conn).await?;
     let sequence = head(&mut tx).await?;
-    let new = page(&mut tx, request.audited, sequence.number, true).await?;
+    let new = newest(&mut tx, request.audited, sequence.number).await?;
     let new = log_page(&mut tx, &new).await?;
-    let mut slices = Vec::new();
-    if new.is_last {
-        for slice in &request.slices {
-            let older = page(&mut tx, *slice, new.until.sequence, false).await?;
-            slices.push(log_page(&mut tx, &older).await?);
-        }
-    }
     let mut known = chains::known(&mut tx, sequence.number, request.known).await?;
     known.extend(events::known(&mut tx, request.known).await?);
     if new.is_last {
@@ -78,7 +66,7 @@ pub async fn log_joint(
     }
     let positions = chains::positions(&mut tx).await?;
     tx.commit().await?;
-    Ok(Checked { sequence, new, slices, keys: None, known, positions })
+    Ok(Checked { sequence, new, keys: None, known, positions })
 }
 
 /// Checks accepted usage with its publications, and their recorded answers.
@@ -88,21 +76,52 @@ pub async fn vendor_joint(
 ) -> Result<Checked, sqlx::Error> {
     let mut tx = snapshot(conn).await?;
     let sequence = head(&mut tx).await?;
-    let new = page(&mut tx, request.audited, sequence.number, true).await?;
+    let new = newest(&mut tx, request.audited, sequence.number).await?;
     let new = publications::page(&mut tx, &new).await?;
-    let (mut slices, mut keys) = (Vec::new(), None);
-    if new.is_last {
-        for slice in &request.slices {
-            let older = page(&mut tx, *slice, new.until.sequence, false).await?;
-            slices.push(publications::page(&mut tx, &older).await?);
-        }
-        if let Some(after) = &request.keys {
-            keys = Some(publications::key_page(&mut tx, after).await?);
-        }
-    }
+    let keys = match &request.keys {
+        Some(after) if new.is_last => Some(publications::key_page(&mut tx, after).await?),
+        _ => None,
+    };
     let known = publications::known(&mut tx, request.known).await?;
     tx.commit().await?;
-    Ok(Checked { sequence, new, slices, keys, known, positions: Vec::new() })
+    Ok(Checked { sequence, new, keys, known, positions: Vec::new() })
+}
+
+/// The same checks as [`log_joint`], of a page of older batches up to `until`.
+pub async fn older_log(
+    conn: &mut PgConnection,
+    from: BatchCursor,
+    until: BatchCursor,
+) -> Result<CheckedPage, sqlx::Error> {
+    let mut tx = snapshot(conn).await?;
+    let page = older(&mut tx, from, until).await?;
+    let checked = log_page(&mut tx, &page).await?;
+    tx.commit().await?;
+    Ok(checked)
+}
+
+/// The same checks as [`vendor_joint`], of a page of older batches up to `until`.
+pub async fn older_usage(
+    conn: &mut PgConnection,
+    from: BatchCursor,
+    until: BatchCursor,
+) -> Result<CheckedPage, sqlx::Error> {
+    let mut tx = snapshot(conn).await?;
+    let page = older(&mut tx, from, until).await?;
+    let checked = publications::page(&mut tx, &page).await?;
+    tx.commit().await?;
+    Ok(checked)
+}
+
+/// A page of the publications that follow this key.
+pub async fn publications_after(
+    conn: &mut PgConnection,
+    after: &PublicationKey,
+) -> Result<KeyPage, sqlx::Error> {
+    let mut tx = snapshot(conn).await?;
+    let page = publications::key_page(&mut tx, after).await?;
+    tx.commit().await?;
+    Ok(page)
 }
 
 /// Where the batches begin that were recorded at or after `since`.

@@ -25,6 +25,8 @@ pub struct BatchPage {
     pub until: BatchCursor,
     /// Whether the page ends at the last batch.
     pub is_last: bool,
+    /// The largest batch id that belongs to the page.
+    pub(super) last_id: i64,
     pub(super) ids: Vec<i64>,
     pub(super) gaps: Vec<Difference>,
 }
@@ -39,15 +41,32 @@ pub(super) async fn snapshot(
     Ok(tx)
 }
 
-/// The batches after `from`, up to the sequence `target`. With `to_the_end`, `target` is the
-/// ledger's last sequence, and no batch may be beyond.
-pub(super) async fn page(
+/// The page after `from`, up to the ledger's last sequence. No batch may be beyond.
+pub(super) async fn newest(
     tx: &mut PgConnection,
     from: BatchCursor,
-    target: i64,
-    to_the_end: bool,
+    head: i64,
 ) -> Result<BatchPage, sqlx::Error> {
-    let limit = if to_the_end { i64::MAX } else { target };
+    page(tx, from, BatchCursor { sequence: head, batch_id: i64::MAX }, i64::MAX).await
+}
+
+/// The page after `from`, up to `until`.
+pub(super) async fn older(
+    tx: &mut PgConnection,
+    from: BatchCursor,
+    until: BatchCursor,
+) -> Result<BatchPage, sqlx::Error> {
+    page(tx, from, until, until.sequence).await
+}
+
+/// The batches after `from`, up to the sequence `limit`. Those beyond `end` are differences.
+async fn page(
+    tx: &mut PgConnection,
+    from: BatchCursor,
+    end: BatchCursor,
+    limit: i64,
+) -> Result<BatchPage, sqlx::Error> {
+    let target = end.sequence;
     let batches: Vec<(i64, i64, i64)> = sqlx::query_as(
         "select id, sequence, 1::bigint + accepted + rejects + conflicts + held + settled as rows
          from batch where sequence > $1 and sequence <= $2 order by sequence limit $3",
@@ -75,7 +94,9 @@ pub(super) async fn page(
         sequence: sequence.max(from.sequence),
         batch_id: ids.iter().copied().fold(from.batch_id, i64::max),
     };
-    Ok(BatchPage { from, until, is_last: is_last || last >= target, ids, gaps })
+    let is_last = is_last || last >= target;
+    let last_id = if is_last { end.batch_id } else { until.batch_id };
+    Ok(BatchPage { from, until, is_last, last_id, ids, gaps })
 }
 
 /// Sequences without a batch, and batches beyond the last sequence.
