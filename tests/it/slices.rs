@@ -9,12 +9,12 @@ use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::clock::Clock;
 use tallyline::coderd;
 use tallyline::event::PREBUILDS_USER;
-use tallyline::ledger::{Finding, findings};
+use tallyline::ledger::{Finding, findings, late_audits};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::audit::{SOURCE, Site, differences, number, open, remarks};
+use crate::audit::{LOG, SOURCE, Site, differences, number, open, remarks};
 use crate::support::coderd::Build;
 use crate::support::eventually;
 
@@ -30,6 +30,11 @@ struct Audits {
 
 impl Audits {
     fn start(site: &Site, every: Duration) -> Audits {
+        Audits::start_with(site, every, 1_000)
+    }
+
+    /// Audits that are late after this number of intervals.
+    fn start_with(site: &Site, every: Duration, late_after: u32) -> Audits {
         let clock = Clock::manual(site.ledger.clock.now());
         let mut ledger = site.ledger.clone();
         ledger.clock = clock.clone();
@@ -42,7 +47,6 @@ impl Audits {
             patience: Duration::from_secs(20),
         };
         let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
-        let late_after = 1_000;
         let continuous = Continuous { audit, every, late_after, holder: "test".into(), telemetry };
         let stop = CancellationToken::new();
         let signal = stop.clone();
@@ -183,6 +187,73 @@ async fn sweep(site: &mut Site) {
         .await
         .unwrap();
     site.collect().await;
+}
+
+/// Deletes a build from the ledger while audits run and no pass comes. Returns once an audit has
+/// found that it is missing.
+async fn lose_without_passes(site: &Site, build: Uuid, audits: &Audits) {
+    let lose = "delete from workspace_build where build_id = $1";
+    sqlx::query(lose).bind(build).execute(&site.ledger.pool).await.unwrap();
+    audits.clock.set(audits.clock.now() + TimeDelta::days(31));
+    let found =
+        "select count(*) > 0 from audit_progress where joint = $1 and progress->'in_flight' ? $2";
+    eventually(SOON, "the build is missing", async || {
+        sqlx::query_scalar(found)
+            .bind(SOURCE)
+            .bind(event_id(build))
+            .fetch_one(&site.ledger.pool)
+            .await
+            .unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_missing_row_is_judged_in_a_later_step_by_any_process() {
+    let mut site = Site::new().await;
+    let build = old_build(&site, TimeDelta::days(100)).await;
+    sweep(&mut site).await;
+    let audits = Audits::start(&site, Duration::from_millis(100));
+    until_found(&mut site, &[]).await;
+    lose_without_passes(&site, build, &audits).await;
+    audits.stop().await;
+    assert_eq!(items(&site).await, [], "it may be in flight");
+    // the next audit is due in an hour, but the awaited pass comes
+    let audits = Audits::start(&site, Duration::from_secs(3600));
+    let id = event_id(build);
+    until_found(&mut site, &[("missing", &id)]).await;
+    audits.stop().await;
+}
+
+/// Whether the source's audit is late.
+async fn is_late(site: &Site) -> bool {
+    let late = site.ledger.run(late_audits::list).await.unwrap();
+    late.into_iter().any(|late| late.joint == SOURCE)
+}
+
+#[tokio::test]
+async fn without_passes_a_source_with_missing_rows_becomes_late_and_delays_no_other_joint() {
+    let mut site = Site::new().await;
+    let build = old_build(&site, TimeDelta::days(100)).await;
+    sweep(&mut site).await;
+    let audits = Audits::start_with(&site, Duration::from_millis(100), 10);
+    until_found(&mut site, &[]).await;
+    lose_without_passes(&site, build, &audits).await;
+    eventually(SOON, "the source is late", async || is_late(&site).await).await;
+    let audited = async || {
+        let found = site.ledger.run(findings::list).await.unwrap();
+        found.into_iter().find(|finding| finding.joint == LOG).unwrap().audited_at
+    };
+    let before = audited().await;
+    eventually(SOON, "the log is audited", async || audited().await > before).await;
+    assert!(is_late(&site).await && items(&site).await.is_empty());
+    // the passes come
+    let until = tokio::time::Instant::now() + SOON;
+    while is_late(&site).await {
+        assert!(tokio::time::Instant::now() < until, "it is still late");
+        site.collect().await;
+    }
+    audits.stop().await;
 }
 
 #[tokio::test]
