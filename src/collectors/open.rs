@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::bounds::before;
 use super::lease::CollectorLease;
+use super::pass::WIDE_INTERVAL;
 use super::proof::Proof;
 use super::seen_ids::SeenIds;
 use super::settings::{CollectError, Settings};
@@ -65,6 +66,8 @@ pub struct Collector {
     /// can be new; the continuous audit finds others.
     pub(super) is_swept: bool,
     pub(super) overlapped_at: Option<DateTime<Utc>>,
+    /// A time that is at or before the start of the last wide pass, in any process. None: there was
+    /// none.
     pub(super) overlapped_widely_at: Option<DateTime<Utc>>,
     pub(super) compared_at: Option<DateTime<Utc>>,
     /// The pass in which the next comparison became due; None: it is not due.
@@ -141,7 +144,7 @@ impl Collector {
             reported_until: last.claimed_until,
             is_swept: last.swept_at.is_some(),
             overlapped_at: None,
-            overlapped_widely_at: None,
+            overlapped_widely_at: last.started_at.map(|at| before(at, WIDE_INTERVAL)),
             compared_at: None,
             compare_due_in: None,
             read_days: ReadDays::new(),

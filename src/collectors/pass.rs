@@ -20,9 +20,9 @@ use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, position
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
 const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
-/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows. So
-/// only rows that come up to the overlap less this time late are certain to be found by passes.
-const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
+/// How often a pass reaches back over the whole overlap, counted from the last such pass: coderd's
+/// database reads all of its rows.
+pub(super) const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
 
 /// The ends of the log's partitions.
 struct Ends {
@@ -146,7 +146,8 @@ impl Collector {
     /// the source.
     ///
     /// Once a minute the pass reaches back over minutes, and seldom over the whole overlap. A
-    /// replica with a slow clock can write rows later than the margin.
+    /// replica with a slow clock can write rows later than the margin. A wide pass counts the
+    /// overlap from the last wide pass: a row that came since then, up to the overlap late, is found.
     fn bounds(
         &self,
         horizon: Horizon,
@@ -161,7 +162,7 @@ impl Collector {
         let is_wide = is_due(self.overlapped_widely_at, started_at, WIDE_INTERVAL);
         let overlap = before(now, self.settings.overlap);
         let reach = match is_wide {
-            true => overlap,
+            true => self.wide_reach(now),
             false => overlap.max(before(now, SHORT_OVERLAP)),
         };
         let from = self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
@@ -175,6 +176,11 @@ impl Collector {
             is_wide,
             requested_sweep,
         }
+    }
+
+    /// Where a wide pass at `now` begins.
+    fn wide_reach(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        before(self.overlapped_widely_at.map_or(now, |at| at.min(now)), self.settings.overlap)
     }
 
     /// The mark of the sweep that an operator has requested. It waits until passes can be compared
@@ -266,7 +272,7 @@ impl Collector {
         if bounds.is_wide {
             self.overlapped_widely_at = Some(bounds.started_at);
         }
-        let next_from = bounds.next_from.min(before(bounds.now, self.settings.overlap));
+        let next_from = bounds.next_from.min(self.wide_reach(bounds.now));
         self.builds.forget(next_from, self.pass_in_ledger);
         self.claims.forget(next_from, self.pass_in_ledger);
         self.usage.forget(
