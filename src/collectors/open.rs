@@ -10,6 +10,7 @@ use super::bounds::before;
 use super::lease::CollectorLease;
 use super::pass::WIDE_INTERVAL;
 use super::proof::Proof;
+use super::ranges::Ranges;
 use super::seen_ids::SeenIds;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
@@ -48,9 +49,13 @@ pub struct Collector {
     pub(super) lease: CollectorLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
-    /// The catalog of the last pass.
+    /// The last catalog.
     pub(super) catalog: Option<Catalog>,
+    /// When it was read. None: the next pass reads it.
+    pub(super) catalog_read_at: Option<DateTime<Utc>>,
     pub(super) builds: SeenIds<Uuid>,
+    /// Which of the builds of the overlap are known.
+    pub(super) ranges: Ranges,
     /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones
     /// are found by their builds.
     pub(super) claims: SeenIds<Uuid>,
@@ -135,7 +140,9 @@ impl Collector {
             lease,
             reader: Some(reader),
             catalog: None,
+            catalog_read_at: None,
             builds: SeenIds::new(SEEN_LIMIT),
+            ranges: Ranges::default(),
             claims: SeenIds::new(SEEN_LIMIT),
             usage: SeenIds::new(SEEN_LIMIT),
             unreadable: HashSet::new(),
