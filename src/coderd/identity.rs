@@ -45,7 +45,8 @@ impl Reader {
             "the deployment id is unknown: set source.deployment_id, or let an administrator run:\npsql --set reader={} --file src/coderd/grants.sql CODERD_DATABASE_URL",
             self.user
         );
-        let query = match self.access(DEPLOYMENT_ID).await? {
+        self.identity_access = self.access(DEPLOYMENT_ID).await?;
+        let query = match self.identity_access {
             Some(Access::Function) => "select tallyline.deployment_id()",
             Some(Access::Tables) => {
                 "select (select value from site_configs where key = 'deployment_id')"
@@ -63,8 +64,12 @@ impl Reader {
         })
     }
 
-    /// The facts that exist and that the role may read.
+    /// The facts that exist and that the role may read. Once it has read both, one statement reads
+    /// them again, without the catalog.
     pub async fn identity_facts(&mut self) -> Result<IdentityFacts, CoderdError> {
+        if let Some(facts) = self.reread_identity().await {
+            return Ok(facts);
+        }
         let mut problems = Vec::new();
         let mut known = |fact: Result<Uuid, CoderdError>| match fact {
             Ok(id) => Ok(Some(id)),
@@ -77,7 +82,26 @@ impl Reader {
         let (deployment_id, organization_id) =
             (known(self.deployment_id().await)?, known(self.default_organization().await)?);
         let problem = (!problems.is_empty()).then(|| problems.join("\n"));
+        self.identity_access = self.identity_access.filter(|_| problem.is_none());
         Ok(IdentityFacts { deployment_id, organization_id, problem })
+    }
+
+    /// Both facts by one statement. None: they were not known, or the statement fails.
+    async fn reread_identity(&mut self) -> Option<IdentityFacts> {
+        let query = match self.identity_access? {
+            Access::Function => {
+                "select tallyline.deployment_id(), (select id from organizations where is_default)"
+            }
+            Access::Tables => {
+                "select (select value from site_configs where key = 'deployment_id'), (select id from organizations where is_default)"
+            }
+        };
+        let query = sqlx::query_as(query).fetch_one(&mut self.connection);
+        let (id, organization_id): (Option<String>, Option<Uuid>) =
+            within(self.deadline, query).await.ok()?;
+        let deployment_id = Uuid::parse_str(&id?).ok()?;
+        let organization_id = Some(organization_id?);
+        Some(IdentityFacts { deployment_id: Some(deployment_id), organization_id, problem: None })
     }
 
     /// Both facts.

@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::bounds::before;
 use super::lease::CollectorLease;
+use super::pass::WIDE_INTERVAL;
 use super::proof::Proof;
+use super::ranges::Ranges;
 use super::seen_ids::SeenIds;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
@@ -47,9 +49,13 @@ pub struct Collector {
     pub(super) lease: CollectorLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
-    /// The catalog of the last pass.
+    /// The last catalog.
     pub(super) catalog: Option<Catalog>,
+    /// When it was read. None: the next pass reads it.
+    pub(super) catalog_read_at: Option<DateTime<Utc>>,
     pub(super) builds: SeenIds<Uuid>,
+    /// Which of the builds of the overlap are known.
+    pub(super) ranges: Ranges,
     /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones
     /// are found by their builds.
     pub(super) claims: SeenIds<Uuid>,
@@ -65,6 +71,8 @@ pub struct Collector {
     /// can be new; the continuous audit finds others.
     pub(super) is_swept: bool,
     pub(super) overlapped_at: Option<DateTime<Utc>>,
+    /// A time that is at or before the start of the last wide pass, in any process. None: there was
+    /// none.
     pub(super) overlapped_widely_at: Option<DateTime<Utc>>,
     pub(super) compared_at: Option<DateTime<Utc>>,
     /// The pass in which the next comparison became due; None: it is not due.
@@ -132,7 +140,9 @@ impl Collector {
             lease,
             reader: Some(reader),
             catalog: None,
+            catalog_read_at: None,
             builds: SeenIds::new(SEEN_LIMIT),
+            ranges: Ranges::default(),
             claims: SeenIds::new(SEEN_LIMIT),
             usage: SeenIds::new(SEEN_LIMIT),
             unreadable: HashSet::new(),
@@ -141,7 +151,7 @@ impl Collector {
             reported_until: last.claimed_until,
             is_swept: last.swept_at.is_some(),
             overlapped_at: None,
-            overlapped_widely_at: None,
+            overlapped_widely_at: last.started_at.map(|at| before(at, WIDE_INTERVAL)),
             compared_at: None,
             compare_due_in: None,
             read_days: ReadDays::new(),
