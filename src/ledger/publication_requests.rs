@@ -159,7 +159,8 @@ pub async fn begin(
              insert into publication_request (id, source_id, license_sha256, events, sent_at)
              select $5, $1, $6, $7, $8 where exists (select from extended)
          )
-         insert into publication_attempt (request_id, source_id, event_id) select $5, $1, event_id from extended",
+         insert into publication_attempt (request_id, source_id, event_id, content_batch_id)
+         select $5, $1, event_id, (select batch_id from newest_correction($1, event_id)) from extended",
     )
     .bind(request.source_id)
     .bind(&request.event_ids)
@@ -230,6 +231,9 @@ async fn record_attempts(
 
 /// The vendor's verdict is final. A late verdict replaces `unknown`, `not_ours` and `withdrawn`,
 /// which the vendor did not decide. An acceptance also replaces a refusal of the same event.
+///
+/// The vendor bills the first content that it accepts. Of a corrected event this is the content of
+/// the earliest attempt that it accepted or may have accepted.
 async fn settle(
     tx: &mut PgConnection,
     outcome: &RequestOutcome<'_>,
@@ -248,7 +252,14 @@ async fn settle(
                  and (publication.state in ('pending', 'unknown', 'not_ours', 'withdrawn') or publication.state = 'refused' and new.state = 'published')
              returning publication.event_id, publication.state
          )
-         insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $2, state from settled",
+         insert into settlement (source_id, event_id, batch_id, state, content_batch_id)
+         select $1, event_id, $2, state, case when exists (select from newest_correction($1, settled.event_id)) then (
+                 select content_batch_id from publication_attempt attempt join publication_request request on request.id = request_id
+                 where attempt.source_id = $1 and attempt.event_id = settled.event_id
+                     and (request_id = $6 or settled.state = 'published'
+                         and (verdict is null or verdict = 'left_out' or verdict = 'failed' and status is null))
+                 order by sent_at, request_id limit 1) end
+         from settled",
     )
     .bind(outcome.source_id)
     .bind(batch_id)
@@ -260,6 +271,7 @@ async fn settle(
             .collect::<Vec<_>>(),
     )
     .bind(settled.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .bind(outcome.id)
     .execute(tx)
     .await?;
     Ok(())

@@ -165,12 +165,12 @@ pub async fn lease(
              returning event_id, unanswered, last_message, refusals, held_for is not distinct from 'vendor_refuses' as refused_alone
          )
          select usage.id, coalesce(corrected.event_type, usage.event_type) as event_type,
-             coalesce(corrected.quantity, usage.quantity)::text as quantity, coalesce(corrected.created_at, usage.created_at) as created_at,
+             coalesce(corrected.quantity, usage.quantity)::text as quantity, coalesce(corrected.event_time, usage.created_at) as created_at,
              usage.publish_started_at, usage.published_at, usage.failure_message,
              usage.confirmed_at is not null or corrected.event_id is not null as confirmed, leased.unanswered, leased.last_message,
              leased.refusals, leased.refused_alone
          from usage_event usage join leased on leased.event_id = usage.id
-             left join current_correction corrected on corrected.source_id = usage.source_id and corrected.event_id = usage.id
+             left join lateral newest_correction(usage.source_id, usage.id) corrected on true
          where usage.source_id = $1 and usage.id = any(array(select event_id from leased))
          order by 4, usage.id",
     )
