@@ -387,3 +387,30 @@ async fn usage_is_compared_where_coderd_sorts_ids_in_another_way() {
         .collect();
     assert_eq!(missing, ["B", "ä"]);
 }
+
+#[tokio::test]
+async fn of_a_slice_with_many_builds_of_one_instant_only_these_are_read() {
+    let mut site = Site::new().await;
+    let first = old_build(&site, TimeDelta::days(100)).await;
+    let later = old_build(&site, TimeDelta::days(90)).await;
+    sweep(&mut site).await;
+    // more than two slices, which the ledger does not have
+    for copy in [
+        "create table copied as select gen_random_uuid() as job_id, gen_random_uuid() as build_id, n from generate_series(1, 10001) n where $1 is not null",
+        "insert into provisioner_jobs (id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,
+             storage_method, type, input, worker_id, file_id)
+         select copied.job_id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,
+             storage_method, type, input, worker_id, file_id
+         from copied, provisioner_jobs where id = (select job_id from workspace_builds where id = $1)",
+        "insert into workspace_builds select (jsonb_populate_record(build, jsonb_build_object('id', copied.build_id, 'job_id', copied.job_id,
+             'build_number', copied.n + 1))).* from copied, workspace_builds build where build.id = $1",
+    ] {
+        site.tamper_source(copy, first).await;
+    }
+    let report = site.audit().await;
+    assert_eq!(differences(&report).len(), 10_001);
+    assert!(differences(&report).iter().all(|(_, kind, _)| *kind == "missing"));
+    // before the instant, the instant, the rest, and two of usage: only the instant's rows are read
+    assert_eq!((number(&report, SOURCE, "slices"), number(&report, SOURCE, DIFFERED)), (5, 1));
+    assert!(differences(&report).iter().all(|(_, _, id)| *id != event_id(later)));
+}
