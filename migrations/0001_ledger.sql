@@ -424,6 +424,9 @@ create table publication (
 -- leases and attempts update a row in its page, which needs space there
 with (fillfactor = 70);
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
+-- leases read the held rows apart from the others, and only those that are due
+create index publication_unheld on publication (source_id, event_created_at, event_id) where state = 'pending' and held_for is null;
+create index publication_held on publication (source_id, next_attempt_at) where state = 'pending' and held_for is not null;
 
 -- How each publication left the queue, each later verdict of the vendor, and each return to the queue by a correction. Rows are only
 -- added. The newest row up to a sequence is the state at that sequence; without a row the publication was pending. publication.state
