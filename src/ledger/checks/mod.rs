@@ -17,7 +17,8 @@ pub use publications::{KeyPage, PublicationKey};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use self::page::{newest, older, snapshot};
+pub(super) use self::page::snapshot;
+use self::page::{newest, older};
 use super::{AuditItem, Difference, Sequence};
 
 /// The checks of one snapshot.
