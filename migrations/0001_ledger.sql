@@ -41,6 +41,8 @@ create table batch (
     held integer not null default 0,
     -- publications that the batch settles without a verdict of the vendor
     settled integer not null default 0,
+    -- sequences begin at 1: the audit walks them from there
+    constraint batch_sequence_is_positive check (sequence > 0),
     constraint batch_counts_balance check (records = accepted + duplicates + conflicts + rejects + held),
     constraint batch_of_the_log_names_its_range check (
         (kind in ('log', 'replay')) = (topic is not null and partition is not null and generation is not null and first_offset is not null and next_offset is not null)),
@@ -81,7 +83,7 @@ create table operator_act (
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
         check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate',
-            'correct', 'prune')),
+            'correct', 'prune', 'sign')),
     -- the target: a plan's hash, an operation, a stage, a deployment, `retention`; or a reject
     subject text,
     reject_id bigint,
@@ -90,6 +92,8 @@ create table operator_act (
     constraint operator_act_is_done_to_one_thing check (num_nonnulls(subject, reject_id) = 1)
 );
 create index operator_act_by_batch on operator_act (batch_id);
+-- Acts other than those of single rejects are few.
+create index operator_act_by_kind on operator_act (act, id) where reject_id is null;
 create index operator_act_by_reject on operator_act (reject_id) where reject_id is not null;
 
 -- A Coder deployment. Its introduction is in the ledger before its first event.
@@ -293,6 +297,7 @@ create table reject (
         case when payload_removed_at is null
             then headers is not null and num_nonnulls(headers_sha256, payload_sha256, unsigned_headers_sha256) = 0
             else num_nonnulls(headers, payload) = 0 and num_nulls(headers_sha256, unsigned_headers_sha256) = 0 end),
+    constraint reject_removal_follows_its_end check (payload_removed_at is null or state <> 'open'),
     constraint reject_is_unique unique (topic, partition, generation, log_offset),
     constraint reject_names_the_whole_body check ((whole_bytes is null) = (whole_sha256 is null)),
     constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null)),
@@ -337,6 +342,7 @@ create table position (
 
 -- The offset from which a partition's records need a valid signature. The first consumer with keys writes it for all partitions.
 -- A later partition or generation has no row: all its records need one. The recovery of a restored ledger lowers it to the position.
+-- The act `sign` has the offsets as first written.
 create table signature_cutover (
     topic text not null,
     partition integer not null,
@@ -540,6 +546,10 @@ create table publication_request (
     status integer,
     error text,
     batch_id bigint,
+    -- the first later batch of its source that covers it while it has no answer, and the SHA-256 of its event ids then
+    open_batch_id bigint,
+    event_ids_sha256 bytea,
+    constraint publication_request_is_covered_with_its_events check ((open_batch_id is null) = (event_ids_sha256 is null)),
     -- when retention removed its attempts and its error, the number of these attempts by verdict, and the error's SHA-256; null: kept
     attempts_removed_at timestamptz,
     verdicts jsonb,
@@ -551,6 +561,8 @@ create table publication_request (
 -- Retention reads requests in the order in which they were sent.
 create index publication_request_by_age on publication_request (sent_at, id) where attempts_removed_at is null;
 create index publication_request_by_batch on publication_request (batch_id) where batch_id is not null;
+create index publication_request_open on publication_request (source_id, sent_at) where batch_id is null and open_batch_id is null;
+create index publication_request_by_open_batch on publication_request (open_batch_id) where open_batch_id is not null;
 create index publication_request_by_source on publication_request (source_id, sent_at);
 create table publication_attempt (
     request_id uuid not null references publication_request,
@@ -609,6 +621,17 @@ create table license (
 );
 create index license_by_batch on license (batch_id);
 
+-- Events that coderd lost when its database was restored to an earlier time. The ledger keeps them.
+create table source_lost (
+    source_id smallint not null references source,
+    event_id text not null,
+    -- the batch of the operator's act
+    batch_id bigint not null references batch,
+    act_id bigint not null references operator_act,
+    primary key (source_id, event_id)
+);
+create index source_lost_by_batch on source_lost (batch_id);
+
 -- The content of each batch: SHA-256 of its own columns and of the digests of its parts. Text of an array quotes its elements, so that
 -- fields cannot run into each other, and it does not depend on settings of the session.
 create view batch_content as
@@ -654,6 +677,11 @@ create view chained_row as
                 encode(covered_error, 'hex'), covered_verdicts::text]
         from covered_request where batch_id is not null
         union all
+        select open_batch_id, 'requests', 'request ' || id || ' without an answer', null,
+            array['open_request.v1', id::text, source_id::text, encode(license_sha256, 'hex'), events::text,
+                encode(timestamptz_send(sent_at), 'hex'), encode(event_ids_sha256, 'hex')]
+        from publication_request where open_batch_id is not null
+        union all
         select batch_id, 'attempts', event_id, null,
             array['attempt.v2', request_id::text, attempt.source_id::text, event_id, verdict, message, content_batch_id::text]
         from publication_attempt attempt join publication_request request on request.id = request_id where batch_id is not null
@@ -687,6 +715,10 @@ create view chained_row as
         select batch_id, 'facts', 'first start of workspace ' || workspace_id || ' of source ' || source_id, null,
             array['start_change.v1', source_id::text, workspace_id::text, previous_build_id::text, next_build_id::text]
         from first_start_change
+        union all
+        select batch_id, 'facts', 'lost event ' || event_id || ' of source ' || source_id, null,
+            array['lost.v1', source_id::text, event_id, act_id::text]
+        from source_lost
         union all
         select batch_id, 'facts', 'act ' || id, null,
             array['act.v1', id::text, encode(timestamptz_send(acted_at), 'hex'), actor, act, subject, reject_id::text, reason, detail::text]
@@ -897,14 +929,6 @@ create table recovery_source (
     -- the operator's act which states that the source no longer exists; the recovery does not wait for it
     given_up_act_id bigint references operator_act,
     primary key (recovery_id, source_id)
-);
-
--- Events that coderd lost when its database was restored to an earlier time. The ledger keeps them.
-create table source_lost (
-    source_id smallint not null references source,
-    event_id text not null,
-    act_id bigint not null references operator_act,
-    primary key (source_id, event_id)
 );
 
 -- The latest findings of the continuous audit, one row per joint, or per joint and deployment, by the database's clock.

@@ -7,14 +7,18 @@ use std::collections::{BTreeSet, HashMap};
 use sha2::{Digest as _, Sha256};
 
 use super::deep_findings::DeepFindings;
+use super::incarnations::Incarnations;
 use super::joint::{Audit, Joint};
 use crate::event::Topic;
 use crate::ledger::parts::{EVENTS, place_of};
-use crate::ledger::{BatchPart, ChainedBatch, Difference, Head, KeptEvent, NamedRow, chain, head};
+use crate::ledger::{
+    BatchPart, BatchPlace, ChainedBatch, Head, KeptEvent, NamedRow, OutsideBatch, chain, head,
+    restored,
+};
 
 const CHAIN: &str = "chain of the ledger";
 
-/// The most batches without a sequence in the list.
+/// The most batches outside the chain in the list.
 const LISTED: i64 = 100;
 
 impl Audit {
@@ -35,7 +39,7 @@ impl Audit {
         let mut walk = Walk::new();
         let ledger = self.ledger.with_statements(chain::STATEMENTS);
         loop {
-            let (after, number) = (walk.sequence, until.sequence.number);
+            let (after, number) = (walk.place, until.sequence.number);
             let page = ledger.run(async |conn| chain::page(conn, after, number).await).await?;
             if page.is_empty() {
                 break;
@@ -53,18 +57,16 @@ impl Audit {
             progress(u64::try_from(page.len())?);
         }
         walk.end(until);
-        for id in ledger.run(async |conn| chain::outside(conn, LISTED).await).await? {
-            walk.found.differs(
-                "batch_outside_the_chain",
-                format!("batch {id}"),
-                "it has no sequence: it was added or changed by hand",
-            );
+        for batch in ledger.run(async |conn| chain::outside(conn, LISTED).await).await? {
+            walk.found.push(batch.difference());
         }
+        let incarnations = Incarnations {
+            current: until.sequence.incarnation,
+            restores: ledger.run(restored::restores).await?,
+        };
+        incarnations.check(&mut walk.found);
         if let Some(earlier) = earlier {
-            let incarnation = earlier.sequence.incarnation;
-            let (past, recovered) =
-                ledger.run(async |conn| head::incarnations(conn, incarnation).await).await?;
-            walk.compare_head(earlier, until, past || recovered);
+            incarnations.compare(earlier, walk.at_earlier.take(), until, &mut walk.found);
         }
         Ok(walk.finish())
     }
@@ -120,6 +122,8 @@ impl Audit {
 struct Walk {
     /// The sequence of that batch; 0 before the first.
     sequence: i64,
+    /// The place of the last batch that was read.
+    place: BatchPlace,
     /// Its recorded chain; none: it was removed.
     chain: Option<Vec<u8>>,
     /// The recorded chain at the earlier head's sequence.
@@ -133,6 +137,7 @@ impl Walk {
         let empty = vec![0; 32];
         Walk {
             sequence: 0,
+            place: (0, i64::MAX),
             chain: Some(empty),
             at_earlier: None,
             batches: 0,
@@ -144,6 +149,12 @@ impl Walk {
     /// fits. The next batch is compared with the recorded chain, so that each misfit is reported
     /// once.
     fn link(&mut self, batch: &ChainedBatch) -> bool {
+        self.place = (batch.sequence, batch.id);
+        if batch.sequence == self.sequence {
+            let batch = OutsideBatch { id: batch.id, sequence: Some(batch.sequence) };
+            self.found.push(batch.difference());
+            return false;
+        }
         let follows = batch.sequence == self.sequence + 1;
         let expected = self.chain.as_ref().map(|before| {
             Sha256::new().chain_update(before).chain_update(&batch.content).finalize().to_vec()
@@ -180,45 +191,6 @@ impl Walk {
                 "the ledger's head differs from the chain of its newest batch",
             );
         }
-    }
-
-    /// Judges a head that was printed earlier. `restored`: the ledger is known to have been
-    /// restored from a backup at some time.
-    fn compare_head(&mut self, earlier: Head, until: Head, restored: bool) {
-        if earlier.sequence.number == 0 {
-            self.at_earlier = Some(vec![0; 32]);
-        }
-        let id = earlier.sequence.to_string();
-        let is_current = earlier.sequence.incarnation == until.sequence.incarnation;
-        if self.at_earlier.as_deref() == Some(earlier.chain.as_slice()) {
-            return self
-                .found
-                .joint
-                .number("batches_up_to_the_given_head", earlier.sequence.number);
-        }
-        if !is_current && restored {
-            let detail = format!(
-                "head of an earlier incarnation: the ledger was restored since and is now {}. It may have lost batches up to this head; \
-                 the acts `recover` say when",
-                until.sequence
-            );
-            let kind = "head_of_an_earlier_incarnation".into();
-            return self.found.joint.open.push(Difference { kind, id, detail });
-        }
-        let (kind, detail) = if !is_current {
-            let detail = "the ledger never had this incarnation, and no act recovered it";
-            ("head_of_another_ledger", detail.to_owned())
-        } else if earlier.sequence.number > until.sequence.number {
-            let detail = format!(
-                "the ledger ends at {}: its newest batches were removed. If it was restored from a backup, run `recover plan --lost ledger`",
-                until.sequence
-            );
-            ("head_beyond_the_ledger", detail)
-        } else {
-            let detail = "the chain has another value there: batches up to it were changed, and the chain was recomputed";
-            ("head_differs", detail.to_owned())
-        };
-        self.found.differs(kind, id, detail);
     }
 
     fn finish(mut self) -> Joint {

@@ -1,12 +1,12 @@
 //! Rereads every record in the log and compares it with its row, and every row with its own digest.
 //! It names each event that was changed, removed or added by hand.
 
-use super::deep_findings::{DeepFindings, LISTED};
+use super::deep_findings::DeepFindings;
 use super::deep_records::PageRows;
 use super::joint::{Audit, Joint};
 use crate::event::{self, ParseError, Topic};
 use crate::ledger::{
-    Arrival, Disposition, KeptEvent, KeptRange, Refusal, corrected, kept, row_checks,
+    Arrival, Disposition, KeptEvent, KeptRange, Refusal, RowReading, corrected, kept, row_checks,
 };
 use crate::log::{LogError, Record};
 
@@ -56,12 +56,10 @@ impl Audit {
             let rows = self.rows(topic, &mut found).await?;
             found.joint.number(name, rows);
         }
-        let listed = i64::try_from(LISTED)?;
         let ledger = self.ledger.with_statements(row_checks::STATEMENTS);
-        for difference in
-            ledger.run(async |conn| row_checks::differences(conn, listed).await).await?
-        {
-            found.push(difference);
+        let mut reading = RowReading::default();
+        while let Some(differences) = ledger.run(async |conn| reading.read(conn).await).await? {
+            differences.into_iter().for_each(|difference| found.push(difference));
         }
         found.joint.number("differences", found.differences);
         Ok(found.joint)

@@ -4,7 +4,7 @@ use super::joint::Joint;
 use crate::ledger::Difference;
 
 /// The most differences in the list; their number covers all.
-pub(super) const LISTED: usize = 1_000;
+const LISTED: usize = 1_000;
 
 /// Differences until now.
 pub(super) struct DeepFindings {

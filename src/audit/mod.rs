@@ -6,6 +6,7 @@ mod continuous;
 mod deep;
 mod deep_findings;
 mod deep_records;
+mod incarnations;
 mod joint;
 mod log;
 mod reading;

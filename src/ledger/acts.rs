@@ -38,6 +38,8 @@ words! {
         Correct = "correct",
         /// Rows were removed under the settings of retention.
         Prune = "prune",
+        /// Records of the log need a signature from then on.
+        Sign = "sign",
     }
 }
 

@@ -6,7 +6,7 @@ use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 
 use super::kept::events_of;
-use super::{BatchPart, KeptEvent};
+use super::{BatchPart, Difference, KeptEvent};
 use crate::event::Topic;
 
 /// A batch with the digests that its chain needs.
@@ -48,25 +48,37 @@ const PAGE_BATCHES: i64 = 500;
 /// Number of statements of [`page`].
 pub const STATEMENTS: u32 = 7;
 
-/// The batches after a sequence up to `until`, in order; empty at the end. Reads all rows of up to
+/// The place of a batch in the walk: its sequence and its id. Batches with the same sequence, which
+/// only a change by hand makes, have different places.
+pub type BatchPlace = (i64, i64);
+
+/// A batch that is outside the sequences of the chain.
+#[derive(Clone, Debug, FromRow)]
+pub struct OutsideBatch {
+    pub id: i64,
+    pub sequence: Option<i64>,
+}
+
+/// The batches after a place up to the sequence `until`, in order; empty at the end. Reads all rows of up to
 /// 500 batches, by index: about 20,000 rows, or those of one batch.
 pub async fn page(
     conn: &mut PgConnection,
-    after: i64,
+    after: BatchPlace,
     until: i64,
 ) -> Result<Vec<ChainedBatch>, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
     let mut batches: Vec<ChainedBatch> = sqlx::query_as(
         "select content.* from (
-             select id, sum(rows) over (order by sequence) - rows as before
+             select id, sum(rows) over (order by sequence, id) - rows as before
              from (select id, sequence, (select coalesce(sum(rows), 0) from batch_part where batch_id = batch.id) as rows
-                   from batch where sequence > $1 and sequence <= $2 order by sequence limit $3) as next
-         ) as counted join batch_content content using (id) where before < $4 order by sequence",
+                   from batch where (sequence, id) > ($1, $5) and sequence <= $2 order by sequence, id limit $3) as next
+         ) as counted join batch_content content using (id) where before < $4 order by sequence, id",
     )
-    .bind(after)
+    .bind(after.0)
     .bind(until)
     .bind(PAGE_BATCHES)
     .bind(PAGE_ROWS)
+    .bind(after.1)
     .fetch_all(&mut *tx)
     .await?;
     let ids: Vec<i64> = batches.iter().map(|batch| batch.id).collect();
@@ -157,10 +169,39 @@ pub async fn rows(
     .await
 }
 
-/// Committed batches without a sequence or chain: only a change by hand makes one.
-pub async fn outside(conn: &mut PgConnection, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
-    sqlx::query_scalar("select id from batch where sequence is null order by id limit $1")
-        .bind(limit)
-        .fetch_all(conn)
-        .await
+/// Committed batches that the walk cannot reach: without a sequence, before the first one, or beyond
+/// the ledger's last. Only a change by hand makes one. Reads only these, by index.
+pub async fn outside(
+    conn: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<OutsideBatch>, sqlx::Error> {
+    sqlx::query_as(
+        "(select id, sequence from batch where sequence is null limit $1)
+         union all
+         (select id, sequence from batch where sequence < 1 order by sequence limit $1)
+         union all
+         (select id, sequence from batch where sequence >= (select next_sequence from ledger) order by sequence limit $1)
+         limit $1",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+impl OutsideBatch {
+    /// The batch as a difference.
+    #[must_use]
+    pub fn difference(&self) -> Difference {
+        let detail = match self.sequence {
+            None => "it has no sequence: it was added or changed by hand".to_owned(),
+            Some(number) => format!(
+                "its sequence {number} is outside the ledger's: it was added or changed by hand"
+            ),
+        };
+        Difference {
+            kind: "batch_outside_the_chain".into(),
+            id: format!("batch {}", self.id),
+            detail,
+        }
+    }
 }

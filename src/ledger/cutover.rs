@@ -8,9 +8,11 @@ use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
 use sqlx::FromRow;
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::passes::void_passes;
+use super::{ActKind, NewAct, PROGRAM, Subject, acts};
 use crate::event::{Signatures, TopicPartition};
 
 /// The reason why a process without a signing key appends nothing.
@@ -82,7 +84,7 @@ pub async fn signed_from(
 /// partition without a position needs signatures from offset 0. While a restored ledger catches up,
 /// each cutover is the position. An earlier cutover may be lost, and valid events arrive signed.
 /// Passes that rely on records beyond the cutover become void, and each collector must open again.
-/// A ledger keeps its first cutover.
+/// A ledger keeps its first cutover, and its act has the offsets.
 pub async fn begin(
     conn: &mut PgConnection,
     ends: &[(TopicPartition, i64)],
@@ -100,20 +102,33 @@ pub async fn begin(
     {
         return Ok(());
     }
-    sqlx::query(
-        "insert into signature_cutover (topic, partition, generation, first_offset, recorded_at)
+    let offsets: Json<Vec<serde_json::Value>> = sqlx::query_scalar(
+        "with begun as (insert into signature_cutover (topic, partition, generation, first_offset, recorded_at)
          select log.topic, log.partition, current_generation(log.topic, log.partition),
              case when exists (select from recovery where closed_at is null) then coalesce(next_offset, 0)
                  when next_offset is null then 0 else greatest(log_end, next_offset) end, $4
          from unnest($1::text[], $2::integer[], $3::bigint[]) as log (topic, partition, log_end)
-         left join position using (topic, partition)",
+         left join position using (topic, partition)
+         returning topic, partition, generation, first_offset)
+         select coalesce(jsonb_agg(begun order by topic, partition), '[]') from begun",
     )
     .bind(ends.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
     .bind(ends.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
     .bind(ends.iter().map(|(_, end)| *end).collect::<Vec<_>>())
     .bind(now)
-    .execute(&mut *tx)
+    .fetch_one(&mut *tx)
     .await?;
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    let act = NewAct {
+        actor: PROGRAM,
+        act: ActKind::Sign,
+        subject: Subject::Named("log"),
+        reason: "a consumer has keys for the first time",
+        detail: serde_json::json!({ "offsets": offsets }),
+    };
+    acts::insert(&mut tx, &act, now).await?;
     sqlx::query(void_passes!(
         "select source_id, pass_id from collector_pass_offset noted left join signature_cutover using (topic, partition)
          where noted.next_offset > coalesce(first_offset, 0)"

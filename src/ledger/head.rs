@@ -9,7 +9,6 @@ use sqlx::postgres::{PgTypeInfo, PgValueRef};
 use sqlx::{Decode, PgConnection, Postgres, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
-use uuid::Uuid;
 
 use super::Sequence;
 
@@ -107,24 +106,10 @@ pub async fn at(conn: &mut PgConnection, number: i64) -> Result<Option<Head>, sq
     .await
 }
 
-/// Whether the ledger had this incarnation before, and whether an operator's act ever recovered the
-/// ledger after a restore.
-pub async fn incarnations(
-    conn: &mut PgConnection,
-    incarnation: Uuid,
-) -> Result<(bool, bool), sqlx::Error> {
-    sqlx::query_as(
-        "select exists (select from past_incarnation past where past.incarnation = $1),
-             exists (select from operator_act where act = 'recover')",
-    )
-    .bind(incarnation)
-    .fetch_one(conn)
-    .await
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     use super::*;
 

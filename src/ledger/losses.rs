@@ -95,8 +95,9 @@ pub async fn record(
     revoke_leases(&mut tx, ALL_COLLECTORS).await?;
     let act_id = acts::insert(&mut tx, act, now).await?;
     sqlx::query(
-        "insert into source_lost (source_id, event_id, act_id)
-         select $1, event_id, $3 from unnest($2::text[]) as lost (event_id) order by event_id on conflict do nothing",
+        "insert into source_lost (source_id, event_id, batch_id, act_id)
+         select $1, event_id, act.batch_id, act.id from unnest($2::text[]) as lost (event_id) join operator_act act on act.id = $3
+         order by event_id on conflict do nothing",
     )
     .bind(source_id)
     .bind(event_ids)

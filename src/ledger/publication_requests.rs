@@ -7,6 +7,7 @@ use sqlx::Connection as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::open_requests::{ANSWERED_WITHIN, cover};
 use super::publications::{insert_verdicts, lock};
 use super::{HeldFor, PublicationState};
 use crate::words::words;
@@ -205,6 +206,7 @@ pub async fn record_outcome(
     record_attempts(&mut tx, outcome).await?;
     settle(&mut tx, outcome, batch_id).await?;
     reschedule(&mut tx, outcome, now).await?;
+    cover(&mut tx, outcome.source_id, batch_id, now - ANSWERED_WITHIN).await?;
     tx.commit().await?;
     Ok(Recorded::Now)
 }

@@ -9,6 +9,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
+use super::open_requests::cover;
 use super::rows;
 use crate::event::UsageQuantity;
 use crate::words::words;
@@ -339,7 +340,8 @@ pub async fn old(
 }
 
 /// Settles pending rows that `holder` has leased or that are not leased, in one batch, if there are
-/// any. While a restored ledger catches up, no event is treated as too old.
+/// any. The batch also covers the source's requests without an answer. While a restored ledger
+/// catches up, no event is treated as too old.
 pub async fn settle(
     conn: &mut PgConnection,
     source_id: i16,
@@ -380,6 +382,7 @@ pub async fn settle(
     .bind(settlement == Settlement::NotOurs)
     .fetch_all(&mut *tx)
     .await?;
+    cover(&mut tx, source_id, batch_id, now).await?;
     tx.commit().await?;
     let count = |state| states.iter().filter(|found| **found == state).count();
     Ok(Settled {

@@ -4,7 +4,9 @@
 //! leases, and marks pending publications as possibly sent in the lost time.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::Connection as _;
+use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -66,6 +68,60 @@ impl RestoreEvidence {
             RestoreEvidence::Reported { incarnation, .. } => *incarnation,
         }
     }
+}
+
+/// A restore of the ledger, in the detail of its act `recover`. The chain covers the act.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The incarnations that ended with it, as far as they are known.
+    pub ended: Vec<Uuid>,
+    /// The incarnation that began.
+    pub began: Uuid,
+    /// The last sequence that the ledger shares with the ended incarnations, at most: its last one
+    /// when the restore was detected, or the one before a batch that it is known to lack.
+    pub up_to: i64,
+}
+
+/// The restore's name in the detail.
+const RESTORE: &str = "restore";
+
+impl Restore {
+    async fn of(
+        conn: &mut PgConnection,
+        evidence: &RestoreEvidence,
+    ) -> Result<Restore, sqlx::Error> {
+        let query = "select gen_random_uuid(), incarnation, next_sequence - 1 from ledger";
+        let (began, current, last): (Uuid, Uuid, i64) =
+            sqlx::query_as(query).fetch_one(conn).await?;
+        let mut ended = evidence.lost();
+        ended.push(current);
+        ended.sort_unstable();
+        ended.dedup();
+        let up_to = match evidence {
+            RestoreEvidence::Batch(lacking) => last.min(lacking.sequence - 1),
+            RestoreEvidence::Position { .. } | RestoreEvidence::Reported { .. } => last,
+        };
+        Ok(Restore { ended, began, up_to })
+    }
+
+    fn noted_in<'a>(&self, act: &NewAct<'a>) -> NewAct<'a> {
+        let mut act = act.clone();
+        act.detail[RESTORE] = serde_json::json!(self);
+        act
+    }
+}
+
+/// The restores of the ledger, in the order of their sequences. Reads the acts `recover`, which are
+/// few, by index.
+pub async fn restores(conn: &mut PgConnection) -> Result<Vec<Restore>, sqlx::Error> {
+    let rows: Vec<Json<Restore>> = sqlx::query_scalar(
+        "select detail -> $1 from operator_act join batch on batch.id = batch_id
+         where act = 'recover' and reject_id is null and jsonb_exists(detail, $1) order by sequence",
+    )
+    .bind(RESTORE)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|Json(restore)| restore).collect())
 }
 
 /// A source in use, and its last pass.
@@ -141,7 +197,8 @@ pub async fn record(
         .bind(now)
         .execute(&mut *tx)
         .await?;
-    let act_id = acts::insert(&mut tx, act, now).await?;
+    let restore = Restore::of(&mut tx, restored).await?;
+    let act_id = acts::insert(&mut tx, &restore.noted_in(act), now).await?;
     sqlx::query("select from ledger for update").execute(&mut *tx).await?;
     if !is_restored(&mut tx, restored).await? {
         return Ok(false);
@@ -150,9 +207,10 @@ pub async fn record(
         "with over as (
              insert into past_incarnation select incarnation from ledger union select unnest($1::uuid[]) on conflict do nothing
          )
-         update ledger set incarnation = gen_random_uuid()",
+         update ledger set incarnation = $2",
     )
     .bind(restored.lost())
+    .bind(restore.began)
     .execute(&mut *tx)
     .await?;
     if !insert_recovery(&mut tx, restored, act_id, now).await? {

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection, Row};
 
 use super::page::{gap, sequences, snapshot};
-use super::query::{check, known_of};
+use super::query::{LISTED, check, known_of};
 use crate::event::TopicPartition;
 use crate::ledger::positions::last_record;
-use crate::ledger::{AuditItem, Difference, LastRecord};
+use crate::ledger::{AuditItem, Difference, LastRecord, OutsideBatch, chain};
 
 /// Batches in one sum.
 const SUMMED: i64 = 50_000;
@@ -177,6 +177,14 @@ async fn sum(
         from = last;
         sums += ChainSums::from_row(&row)?;
     }
+}
+
+/// Batches without a sequence, or with one before the first: no page has them. Those beyond the
+/// last sequence are in the newest page.
+pub(super) async fn outside(tx: &mut PgConnection) -> Result<Vec<Difference>, sqlx::Error> {
+    let mut found = chain::outside(tx, LISTED).await?;
+    found.retain(|batch| batch.sequence.is_none_or(|sequence| sequence < 1));
+    Ok(found.iter().map(OutsideBatch::difference).collect())
 }
 
 /// What still differs of the known gaps and broken chains.

@@ -17,7 +17,8 @@ pub use publications::{KeyPage, PublicationKey};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use self::page::{newest, older, snapshot};
+pub(super) use self::page::snapshot;
+use self::page::{newest, older};
 use super::{AuditItem, Difference, Sequence};
 
 /// The checks of one snapshot.
@@ -60,6 +61,7 @@ pub async fn log_joint(
     let new = newest(&mut tx, request.audited, sequence.number).await?;
     let new = log_page(&mut tx, &new).await?;
     let mut known = chains::known(&mut tx, sequence.number, request.known).await?;
+    known.extend(chains::outside(&mut tx).await?);
     known.extend(events::known(&mut tx, request.known).await?);
     if new.is_last {
         known.extend(events::passed_beyond_an_end(&mut tx).await?);

@@ -33,7 +33,7 @@ pub struct BatchPage {
 
 /// A snapshot in which each statement uses an index: with old statistics the planner could read a
 /// whole table for one page.
-pub(super) async fn snapshot(
+pub(in crate::ledger) async fn snapshot(
     conn: &mut PgConnection,
 ) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
