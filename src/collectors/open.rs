@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
-use super::bounds::before;
+use super::bounds::{WIDE_INTERVAL, before};
 use super::lease::CollectorLease;
-use super::pass::WIDE_INTERVAL;
 use super::proof::Proof;
 use super::ranges::Ranges;
 use super::seen_ids::SeenIds;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::bounds::{Bounds, before, is_due};
+use super::bounds::{Bounds, WIDE_INTERVAL, before, is_due};
 use super::licenses::LicenseVerifier;
 use super::open::{Collector, SEEN_LIMIT};
 use super::proof::Proof;
@@ -13,7 +13,7 @@ use super::report::{PassReport, PassTotals};
 use super::seen_ids::SeenIds;
 use super::settings::CollectError;
 use super::{identity, licenses, runtime};
-use crate::coderd::{Catalog, CoderdError, Horizon, LicenseRow, Reader};
+use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, positions};
 
@@ -23,10 +23,6 @@ const CATALOG_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
 const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
-/// How often a pass reaches back over the whole overlap, counted from the last such pass: coderd's
-/// database reads all of its rows.
-pub(super) const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
-
 /// The ends of the log's partitions.
 struct Ends {
     offsets: Vec<(TopicPartition, i64)>,
@@ -49,9 +45,8 @@ impl Collector {
         };
         let mut done = self.pass_with(&mut reader).await;
         if self.catalog_is_cached
-            && let Err(CollectError::Coderd(
-                CoderdError::Missing { .. } | CoderdError::NotGranted { .. },
-            )) = done
+            && let Err(CollectError::Coderd(error)) = &done
+            && error.is_of_schema()
         {
             self.catalog_read_at = None;
             reader = self.database.connect().await?;
