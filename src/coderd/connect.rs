@@ -8,7 +8,6 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 
 use super::CoderdError;
-use super::functions::Access;
 
 /// The longest time to open a connection.
 const CONNECT_SECONDS: u64 = 10;
@@ -86,7 +85,7 @@ impl Database {
         // The server ends a slow statement first; this deadline is for a server that does not
         // answer at all.
         let deadline = self.statement_timeout.saturating_add(Duration::from_secs(15));
-        Ok(Reader { connection, user, deadline, identity_access: None })
+        Ok(Reader { connection, user, deadline, identity_query: None })
     }
 
     /// Why the server refuses the login. None: it does not.
@@ -110,8 +109,8 @@ pub struct Reader {
     pub(super) connection: PgConnection,
     pub(super) user: String,
     pub(super) deadline: Duration,
-    /// How the deployment id was read, if both facts of the identity were known.
-    pub(super) identity_access: Option<Access>,
+    /// Reads both facts of the identity. None: one of them was not known.
+    pub(super) identity_query: Option<&'static str>,
 }
 
 impl Reader {

@@ -45,10 +45,17 @@ impl Reader {
             "the deployment id is unknown: set source.deployment_id, or let an administrator run:\npsql --set reader={} --file src/coderd/grants.sql CODERD_DATABASE_URL",
             self.user
         );
-        self.identity_access = self.access(DEPLOYMENT_ID).await?;
-        let query = match self.identity_access {
-            Some(Access::Function) => "select tallyline.deployment_id()",
+        let query = match self.access(DEPLOYMENT_ID).await? {
+            Some(Access::Function) => {
+                self.identity_query = Some(
+                    "select tallyline.deployment_id(), (select id from organizations where is_default)",
+                );
+                "select tallyline.deployment_id()"
+            }
             Some(Access::Tables) => {
+                self.identity_query = Some(
+                    "select (select value from site_configs where key = 'deployment_id'), (select id from organizations where is_default)",
+                );
                 "select (select value from site_configs where key = 'deployment_id')"
             }
             None => return Err(CoderdError::UnknownIdentity(unknown)),
@@ -67,7 +74,10 @@ impl Reader {
     /// The facts that exist and that the role may read. Once it has read both, one statement reads
     /// them again, without the catalog.
     pub async fn identity_facts(&mut self) -> Result<IdentityFacts, CoderdError> {
-        if let Some(facts) = self.reread_identity().await {
+        if let Some(query) = self.identity_query.take()
+            && let Some(facts) = self.reread_identity(query).await?
+        {
+            self.identity_query = Some(query);
             return Ok(facts);
         }
         let mut problems = Vec::new();
@@ -82,26 +92,27 @@ impl Reader {
         let (deployment_id, organization_id) =
             (known(self.deployment_id().await)?, known(self.default_organization().await)?);
         let problem = (!problems.is_empty()).then(|| problems.join("\n"));
-        self.identity_access = self.identity_access.filter(|_| problem.is_none());
+        self.identity_query = self.identity_query.filter(|_| problem.is_none());
         Ok(IdentityFacts { deployment_id, organization_id, problem })
     }
 
-    /// Both facts by one statement. None: they were not known, or the statement fails.
-    async fn reread_identity(&mut self) -> Option<IdentityFacts> {
-        let query = match self.identity_access? {
-            Access::Function => {
-                "select tallyline.deployment_id(), (select id from organizations where is_default)"
-            }
-            Access::Tables => {
-                "select (select value from site_configs where key = 'deployment_id'), (select id from organizations where is_default)"
-            }
-        };
+    /// Both facts by this statement. None: one is unknown now.
+    async fn reread_identity(
+        &mut self,
+        query: &'static str,
+    ) -> Result<Option<IdentityFacts>, CoderdError> {
         let query = sqlx::query_as(query).fetch_one(&mut self.connection);
-        let (id, organization_id): (Option<String>, Option<Uuid>) =
-            within(self.deadline, query).await.ok()?;
-        let deployment_id = Uuid::parse_str(&id?).ok()?;
-        let organization_id = Some(organization_id?);
-        Some(IdentityFacts { deployment_id: Some(deployment_id), organization_id, problem: None })
+        let facts: (Option<String>, Option<Uuid>) = match within(self.deadline, query).await {
+            Err(error) if error.is_of_schema() => return Ok(None),
+            facts => facts?,
+        };
+        let deployment_id = facts.0.and_then(|id| Uuid::parse_str(&id).ok());
+        let known = deployment_id.is_some() && facts.1.is_some();
+        Ok(known.then_some(IdentityFacts {
+            deployment_id,
+            organization_id: facts.1,
+            problem: None,
+        }))
     }
 
     /// Both facts.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::bounds::{Bounds, before, is_due};
+use super::bounds::{Bounds, WIDE_INTERVAL, before, is_due};
 use super::licenses::LicenseVerifier;
 use super::open::{Collector, SEEN_LIMIT};
 use super::proof::Proof;
@@ -23,10 +23,6 @@ const CATALOG_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
 const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
-/// How often a pass reaches back over the whole overlap, counted from the last such pass: coderd's
-/// database reads all of its rows.
-pub(super) const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
-
 /// The ends of the log's partitions.
 struct Ends {
     offsets: Vec<(TopicPartition, i64)>,
@@ -36,7 +32,7 @@ struct Ends {
 
 impl Collector {
     /// Reads rows that can be new, appends the new ones, and records how far the source is
-    /// complete. After an error the next pass reconnects and reads the same rows. It appends an
+    /// complete. If coderd has changed since its catalog was read, it begins again. After an error the next pass reconnects and reads the same rows. It appends an
     /// acknowledged row only once.
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
         self.lease.check()?;
@@ -47,7 +43,16 @@ impl Collector {
                 self.database.connect().await?
             }
         };
-        let report = self.pass_with(&mut reader).await?;
+        let mut done = self.pass_with(&mut reader).await;
+        if self.catalog_is_cached
+            && let Err(CollectError::Coderd(error)) = &done
+            && error.is_of_schema()
+        {
+            self.catalog_read_at = None;
+            reader = self.database.connect().await?;
+            done = self.pass_with(&mut reader).await;
+        }
+        let report = done?;
         self.reader = Some(reader);
         Ok(report)
     }
@@ -136,23 +141,20 @@ impl Collector {
         .await
     }
 
-    /// The catalog, at most a minute old. A statement that names a part that has gone since fails,
-    /// and the next pass connects and reads the catalog. A catalog that lacks a part is read in
-    /// each pass: rows of that part can come at any time. Logs missing parts when it changes.
+    /// The catalog, at most a minute old. A catalog that lacks a part is read in each pass: rows of
+    /// that part can come at any time. Logs missing parts when it changes.
     async fn read_catalog(
         &mut self,
         reader: &mut Reader,
         started_at: DateTime<Utc>,
     ) -> Result<Catalog, CollectError> {
-        if let Some(catalog) = &self.catalog
-            && catalog.usage_events
-            && catalog.sees_transactions()
-            && !is_due(self.catalog_read_at, started_at, CATALOG_INTERVAL)
-        {
+        self.catalog_is_cached = !is_due(self.catalog_read_at, started_at, CATALOG_INTERVAL);
+        if let Some(catalog) = self.catalog.as_ref().filter(|_| self.catalog_is_cached) {
             return Ok(catalog.clone());
         }
         let catalog = reader.catalog().await?;
-        self.catalog_read_at = Some(started_at);
+        let is_whole = catalog.usage_events && catalog.sees_transactions();
+        self.catalog_read_at = is_whole.then_some(started_at);
         if self.catalog.as_ref() != Some(&catalog) {
             for missing in catalog.missing() {
                 tracing::info!(missing, "not in this version of coderd");

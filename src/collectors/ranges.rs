@@ -177,7 +177,8 @@ mod tests {
         let joined = ranges.0.iter().filter_map(|range| range.mark).map(|mark| mark.jobs).sum();
         assert_eq!(all, joined);
         assert!(ranges.0.len() < 10, "{}", ranges.0.len());
-        let due = ranges.due(Reach { floor: at(1100), complete_until: None, ..reach(900, 0, 1300) });
+        let due =
+            ranges.due(Reach { floor: at(1100), complete_until: None, ..reach(900, 0, 1300) });
         assert!(due[0].since <= at(1100) && due[0].until > at(1100), "{due:?}");
     }
 

@@ -3,9 +3,8 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::bounds::{Bounds, before};
+use super::bounds::{Bounds, WIDE_INTERVAL, before};
 use super::open::Collector;
-use super::pass::WIDE_INTERVAL;
 use super::ranges::{Range, Reach};
 use super::report::PassTotals;
 use super::settings::CollectError;
