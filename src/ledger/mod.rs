@@ -89,6 +89,7 @@ pub use findings::Finding;
 pub use generations::{NewGeneration, PartitionGenerations};
 pub use head::{Head, InvalidHead};
 pub use holds::{Hold, HoldScope, holds};
+pub use first_starts::CorrectedEvent;
 pub use identity::{IdentityRefusal, ReportedIdentity, SourceIdentity};
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
