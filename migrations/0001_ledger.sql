@@ -443,7 +443,7 @@ create table settlement (
     batch_id bigint not null references batch,
     state text not null constraint settlement_state_is_known
         check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours', 'withdrawn')),
-    -- of a verdict, the batch of the correction whose content the vendor judged; null: the content as accepted
+    -- of an acceptance, the batch of the correction whose content the vendor bills; null: the content as accepted
     content_batch_id bigint,
     constraint settlement_is_unique primary key (source_id, event_id, batch_id)
 );
@@ -472,6 +472,8 @@ create table correction (
     -- of corrected usage, as in usage_event
     event_type text,
     quantity numeric(20, 0),
+    -- of usage, whether the vendor may have accepted the content before, in an attempt whose answer is not recorded
+    unanswered boolean not null default false,
     constraint correction_is_unique primary key (source_id, event_id, batch_id),
     constraint correction_has_events_with_digests check (
         (before_event is null) = (before_digest is null) and num_nulls(after_event, digest, event_time) in (0, 3)),
@@ -709,7 +711,7 @@ create view chained_row as
         select batch_id, 'facts', 'correction of ' || event_id || ' of source ' || source_id, null,
             array['correction.v2', source_id::text, event_id, act_id::text, topic, build_id::text, accepted_batch_id::text,
                 before_event::text, encode(before_digest, 'hex'), after_event::text, encode(digest, 'hex'), event_type, quantity::text,
-                encode(timestamptz_send(event_time), 'hex')]
+                encode(timestamptz_send(event_time), 'hex'), unanswered::text]
         from correction
         union all
         select batch_id, 'facts', 'first start of workspace ' || workspace_id || ' of source ' || source_id, null,

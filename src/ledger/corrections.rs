@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::first_starts::CorrectedEvent;
 use super::publications::lock;
 use super::slices::{self, Presence};
-use super::{NewAct, PublicationState, Sequence, acts, first_starts};
+use super::{Act, ActFilter, ActKind, NewAct, PublicationState, Sequence, acts, first_starts};
 use crate::event::{Event, Payload, Topic};
 
 /// A correction to write.
@@ -77,6 +77,46 @@ pub enum Correction {
     InFlight(String),
     /// An event or a publication is not as it was when planned.
     Changed,
+}
+
+/// The first of these events that a publisher has leased: a request with it may be in flight. Of all
+/// deployments, or of one.
+pub async fn in_flight(
+    conn: &mut PgConnection,
+    deployment_id: Option<Uuid>,
+    ids: &[String],
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select event_id from source join publication on source_id = source.id
+         where ($1 is null or deployment_id = $1) and event_id = any($2) and state = 'pending' and leased_until > clock_timestamp()
+         order by event_id limit 1",
+    )
+    .bind(deployment_id)
+    .bind(ids)
+    .fetch_optional(conn)
+    .await
+}
+
+/// The act that executed this plan, if it made the current content of all its events.
+pub async fn executed(
+    conn: &mut PgConnection,
+    hash: &str,
+    ids: &[String],
+) -> Result<Option<Act>, sqlx::Error> {
+    let filter = ActFilter {
+        act: Some(ActKind::Correct),
+        subject: Some(hash.to_owned()),
+        ..ActFilter::default()
+    };
+    let Some(act) = acts::list(conn, &filter, 1).await?.pop() else { return Ok(None) };
+    let current: Vec<String> = sqlx::query_scalar(
+        "select event_id from correction c where act_id = $1
+             and batch_id = (select batch_id from newest_correction(c.source_id, c.event_id)) order by event_id collate \"C\"",
+    )
+    .bind(act.id)
+    .fetch_all(conn)
+    .await?;
+    Ok((current == ids).then_some(act))
 }
 
 /// Writes the corrections of one source as one batch, with the state of their publications and the
@@ -147,12 +187,13 @@ async fn insert(
     };
     sqlx::query(
         "insert into correction (source_id, batch_id, act_id, event_id, topic, build_id, accepted_batch_id, before_event, before_digest,
-             after_event, digest, event_time, event_type, quantity)
+             after_event, digest, event_time, event_type, quantity, unanswered)
          select $1, $2, $3, event_id, topic, build_id, accepted_batch_id, before_event, before_digest, after_event, digest, event_time,
-             event_type, quantity::numeric
+             event_type, quantity::numeric, unanswered
          from unnest($4::text[], $5::text[], $6::uuid[], $7::bigint[], $8::jsonb[], $9::bytea[], $10::jsonb[], $11::bytea[], $12::timestamptz[],
-                 $13::text[], $14::text[])
-             as new (event_id, topic, build_id, accepted_batch_id, before_event, before_digest, after_event, digest, event_time, event_type, quantity)",
+                 $13::text[], $14::text[], $15::boolean[])
+             as new (event_id, topic, build_id, accepted_batch_id, before_event, before_digest, after_event, digest, event_time, event_type,
+                 quantity, unanswered)",
     )
     .bind(source_id)
     .bind(batch_id)
@@ -168,6 +209,7 @@ async fn insert(
     .bind(column(corrections, |one| one.after.as_ref().map(Event::time)))
     .bind(column(corrections, |one| usage(one).map(|usage| usage.usage_type().as_str())))
     .bind(column(corrections, |one| usage(one).map(|usage| usage.number().to_string())))
+    .bind(column(corrections, |one| one.publication.is_some_and(|now| now.unanswered)))
     .execute(tx)
     .await?;
     Ok(())

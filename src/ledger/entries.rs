@@ -27,17 +27,9 @@ const PAGE_EVENTS: i64 = 20_000;
 /// Maximum number of batches in a page.
 const PAGE_BATCHES: i64 = 500;
 
-/// A page of the batches after `sequence`, in order; empty at the end. Events are as accepted.
+/// A page of the batches after `sequence`, in order; empty at the end. Events and first starts are
+/// as corrected up to the sequence `corrected_to`; 0: as accepted.
 pub async fn after(
-    conn: &mut PgConnection,
-    sequence: i64,
-    limit: i64,
-) -> Result<Vec<Entry>, sqlx::Error> {
-    after_corrected(conn, sequence, limit, 0).await
-}
-
-/// The same with events, and first starts, as corrected up to the sequence `corrected_to`.
-pub async fn after_corrected(
     conn: &mut PgConnection,
     sequence: i64,
     limit: i64,

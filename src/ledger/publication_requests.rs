@@ -234,8 +234,8 @@ async fn record_attempts(
 /// The vendor's verdict is final. A late verdict replaces `unknown`, `not_ours` and `withdrawn`,
 /// which the vendor did not decide. An acceptance also replaces a refusal of the same event.
 ///
-/// The vendor bills the first content that it accepts. Of a corrected event this is the content of
-/// the earliest attempt that it accepted or may have accepted.
+/// The vendor bills the first content that it accepts. Of a corrected event, this is the content
+/// that it may have accepted before a correction, or else that of this request.
 async fn settle(
     tx: &mut PgConnection,
     outcome: &RequestOutcome<'_>,
@@ -255,12 +255,14 @@ async fn settle(
              returning publication.event_id, publication.state
          )
          insert into settlement (source_id, event_id, batch_id, state, content_batch_id)
-         select $1, event_id, $2, state, case when exists (select from newest_correction($1, settled.event_id)) then (
-                 select content_batch_id from publication_attempt attempt join publication_request request on request.id = request_id
-                 where attempt.source_id = $1 and attempt.event_id = settled.event_id
-                     and (request_id = $6 or settled.state = 'published'
-                         and (verdict is null or verdict = 'left_out' or verdict = 'failed' and status is null))
-                 order by sent_at, request_id limit 1) end
+         select $1, event_id, $2, state, case when state = 'published' and exists (select from newest_correction($1, event_id)) then (
+             select content from (
+                 select c.batch_id as until, (select max(earlier.batch_id) from correction earlier
+                     where earlier.source_id = $1 and earlier.event_id = c.event_id and earlier.batch_id < c.batch_id) as content
+                 from correction c where c.source_id = $1 and c.event_id = settled.event_id and c.unanswered
+                 union all
+                 select null, content_batch_id from publication_attempt where request_id = $6 and source_id = $1 and event_id = settled.event_id
+             ) as sent order by until nulls last limit 1) end
          from settled",
     )
     .bind(outcome.source_id)
