@@ -170,6 +170,7 @@ create table workspace_build (
 );
 create index workspace_build_by_batch on workspace_build (batch_id);
 create index workspace_build_by_completion on workspace_build (source_id, completed_at);
+create index workspace_build_first_start on workspace_build (source_id, workspace_id) where first_successful_start;
 create index workspace_build_gone on workspace_build (source_id, build_id) where gone_at is not null;
 
 -- Each workspace has one first successful start. Only this build is counted as a creation, even if the source later names another.
@@ -429,6 +430,9 @@ create table publication (
 -- leases and attempts update a row in its page, which needs space there
 with (fillfactor = 70);
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
+-- leases read the held rows apart from the others, and only those that are due
+create index publication_unheld on publication (source_id, event_created_at, event_id) where state = 'pending' and held_for is null;
+create index publication_held on publication (source_id, next_attempt_at) where state = 'pending' and held_for is not null;
 
 -- How each publication left the queue, each later verdict of the vendor, and each return to the queue by a correction. Rows are only
 -- added. The newest row up to a sequence is the state at that sequence; without a row the publication was pending. publication.state
@@ -439,6 +443,8 @@ create table settlement (
     batch_id bigint not null references batch,
     state text not null constraint settlement_state_is_known
         check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours', 'withdrawn')),
+    -- of an acceptance, the batch of the correction whose content the vendor bills; null: the content as accepted
+    content_batch_id bigint,
     constraint settlement_is_unique primary key (source_id, event_id, batch_id)
 );
 create index settlement_by_batch on settlement (batch_id);
@@ -461,31 +467,39 @@ create table correction (
     before_digest bytea,
     after_event jsonb,
     digest bytea,
-    -- the same of corrected usage, as in usage_event
+    -- the corrected event's time
+    event_time timestamptz,
+    -- of corrected usage, as in usage_event
     event_type text,
     quantity numeric(20, 0),
-    created_at timestamptz,
+    -- of usage, whether the vendor may have accepted the content before, in an attempt whose answer is not recorded
+    unanswered boolean not null default false,
     constraint correction_is_unique primary key (source_id, event_id, batch_id),
     constraint correction_has_events_with_digests check (
-        (before_event is null) = (before_digest is null) and (after_event is null) = (digest is null)),
-    constraint correction_changes_the_event check (before_digest is distinct from digest),
+        (before_event is null) = (before_digest is null) and num_nulls(after_event, digest, event_time) in (0, 3)),
+    constraint correction_changes_the_event check (before_event is distinct from after_event),
     constraint correction_of_usage_has_its_columns check (
-        num_nonnulls(event_type, quantity, created_at) = case when build_id is null and digest is not null then 3 else 0 end)
+        num_nonnulls(event_type, quantity) = case when build_id is null and digest is not null then 2 else 0 end)
 );
 create index correction_by_batch on correction (batch_id);
 create index correction_by_accepted_batch on correction (accepted_batch_id);
--- Corrections are written one at a time, so a later one has a greater batch id.
-create view current_correction as
-    select distinct on (source_id, event_id) * from correction order by source_id, event_id, batch_id desc;
--- Corrected events that coderd has, with their time.
+create index correction_by_time on correction (source_id, topic, event_time) where digest is not null;
+create index correction_of_first_start on correction (source_id, (after_event -> 'data' ->> 'workspace_id'))
+    where after_event -> 'data' ->> 'first_successful_start' = 'true';
+-- The newest correction of an event, read by key. Corrections are written one at a time, so a later one has a greater batch id.
+-- PostgreSQL expands it in the query.
+create function newest_correction(of_source smallint, of_event text) returns setof correction language sql stable as $$
+    select * from correction where source_id = of_source and event_id = of_event order by batch_id desc limit 1
+$$;
+-- Corrected events that coderd has.
 create view corrected_event as
-    select source_id, event_id, build_id, digest, (after_event ->> 'time')::timestamptz as event_time
-    from current_correction where digest is not null;
+    select * from correction c where digest is not null
+        and not exists (select from correction later where (later.source_id, later.event_id) = (c.source_id, c.event_id) and later.batch_id > c.batch_id);
 
 -- Corrected usage that coderd has, with its content at a sequence. PostgreSQL expands the function in the query.
 create function corrected_usage(up_to bigint) returns table (source_id smallint, id text, batch_id bigint, event_type text,
     quantity numeric, created_at timestamptz, corrected_sequence bigint) language sql stable as $$
-    select n.source_id, n.event_id, n.accepted_batch_id, n.event_type, n.quantity, n.created_at, n.sequence
+    select n.source_id, n.event_id, n.accepted_batch_id, n.event_type, n.quantity, n.event_time, n.sequence
     from (select distinct on (c.source_id, c.event_id) c.*, b.sequence from correction c join batch b on b.id = c.batch_id
           where c.build_id is null and b.sequence <= up_to order by c.source_id, c.event_id, b.sequence desc) n
     where n.digest is not null
@@ -559,6 +573,8 @@ create table publication_attempt (
     verdict text constraint publication_attempt_verdict_is_known
         check (verdict in ('accepted', 'refused', 'refused_for_now', 'left_out', 'failed')),
     message text,
+    -- the batch of the correction whose content was sent; null: the content as accepted
+    content_batch_id bigint,
     primary key (request_id, source_id, event_id)
 )
 -- each row is updated once in its page, with its verdict
@@ -669,10 +685,10 @@ create view chained_row as
         from publication_request where open_batch_id is not null
         union all
         select batch_id, 'attempts', event_id, null,
-            array['attempt.v1', request_id::text, attempt.source_id::text, event_id, verdict, message]
+            array['attempt.v2', request_id::text, attempt.source_id::text, event_id, verdict, message, content_batch_id::text]
         from publication_attempt attempt join publication_request request on request.id = request_id where batch_id is not null
         union all
-        select batch_id, 'settlements', event_id, null, array['settlement.v1', source_id::text, event_id, state]
+        select batch_id, 'settlements', event_id, null, array['settlement.v2', source_id::text, event_id, state, content_batch_id::text]
         from settlement
         union all
         select batch_id, 'facts', 'license ' || license_id || ' of source ' || source_id, null,
@@ -693,9 +709,9 @@ create view chained_row as
         from workspace_first_start start join source on source.id = source_id where build_id is null
         union all
         select batch_id, 'facts', 'correction of ' || event_id || ' of source ' || source_id, null,
-            array['correction.v1', source_id::text, event_id, act_id::text, topic, build_id::text, accepted_batch_id::text,
+            array['correction.v2', source_id::text, event_id, act_id::text, topic, build_id::text, accepted_batch_id::text,
                 before_event::text, encode(before_digest, 'hex'), after_event::text, encode(digest, 'hex'), event_type, quantity::text,
-                encode(timestamptz_send(created_at), 'hex')]
+                encode(timestamptz_send(event_time), 'hex'), unanswered::text]
         from correction
         union all
         select batch_id, 'facts', 'first start of workspace ' || workspace_id || ' of source ' || source_id, null,

@@ -128,7 +128,7 @@ async fn fill(database: &Database, events: i64) -> Result<()> {
     let mut connection = database.connect().await?;
     let offset: i64 =
         sqlx::query_scalar("select max(id) + 1 from batch").fetch_one(&mut connection).await?;
-    // the batches of events, then those of verdicts
+    // the batches of events, then one of verdicts for each request
     sqlx::query(
         "insert into batch (kind, recorded_at, topic, partition, generation, first_offset, next_offset, records, accepted)
          select 'log', now(), 'tallyline.agent-usage.v1', 0, 1, n, n + $2, $2, $2 from generate_series(0, $1 - 1, $2) n order by n",
@@ -139,7 +139,7 @@ async fn fill(database: &Database, events: i64) -> Result<()> {
     .await?;
     sqlx::query("insert into batch (kind, recorded_at) select 'verdicts', now() from generate_series(1, $1 / $2)")
         .bind(events)
-        .bind(BATCH)
+        .bind(REQUEST)
         .execute(&mut connection)
         .await?;
     // foreign keys are not checked: the rows are right
@@ -153,10 +153,10 @@ async fn fill(database: &Database, events: i64) -> Result<()> {
         "insert into publication (source_id, event_id, event_created_at, queued_batch_id, state, attempts, next_attempt_at)
          select 1, id, created_at, batch_id, 'published', 1, created_at from usage_event where $1 + $2 + $3 + $4 > 0".to_owned(),
         "insert into settlement (source_id, event_id, batch_id, state)
-         select 1, md5('usage' || n)::uuid::text, $3 + $1 / $2 + (n - 1) / $2, 'published' from generate_series(1, $1) n where $4 > 0".to_owned(),
+         select 1, md5('usage' || n)::uuid::text, $3 + $1 / $2 + (n - 1) / $4, 'published' from generate_series(1, $1) n".to_owned(),
         format!(
             "insert into publication_request (id, source_id, license_sha256, events, sent_at, answered_at, status, batch_id)
-             select {request}, 1, sha256('license'), $4, now(), now(), 200, $3 + $1 / $2 + (n - 1) / $2 from generate_series(1, $1, $4) n"
+             select {request}, 1, sha256('license'), $4, now(), now(), 200, $3 + $1 / $2 + (n - 1) / $4 from generate_series(1, $1, $4) n"
         ),
         format!(
             "insert into publication_attempt (request_id, source_id, event_id, verdict)

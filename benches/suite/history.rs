@@ -81,10 +81,11 @@ impl History {
         Ok(history)
     }
 
-    /// Starts a process of the site. Its statements on coderd's database have the collector's role.
+    /// Starts a process of the site. Its statements on coderd's database have the collector's role:
+    /// it audits only if no audit has ended.
     pub fn start(&self, roles: &[&str]) -> Result<Process> {
         let pipeline = Pipeline::migrated(&format!(
-            "ledger.url = '{}'\nlog.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\nsource.coderd_url = '{}'\n",
+            "ledger.url = '{}'\nlog.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\nsource.coderd_url = '{}'\naudit.interval_seconds = 86400\n",
             self.ledger.url,
             self.brokers,
             self.prefix,

@@ -112,11 +112,7 @@ pub(super) async fn step(
     let source_id = sides.source.id;
     step.gone = audit.ledger.run(async |conn| slices::gone(conn, source_id).await).await?;
     sides.reader.close().await;
-    let awaited = turns.in_flight.values().map(|row| row.after_pass).min();
-    // all rows that an earlier step found are judged: that step's audit is complete
-    step.is_unsettled =
-        awaited.is_some() && turns.awaited_pass.is_none_or(|last| awaited <= Some(last));
-    turns.awaited_pass = awaited;
+    step.is_unsettled = turns.settle();
     step.behind = turns.is_behind;
     step.progress = serde_json::to_value(&turns)?;
     Ok(step)

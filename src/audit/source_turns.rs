@@ -86,29 +86,32 @@ impl Turns {
     }
 
     fn times(&self, has_usage: bool) -> TurnTimes {
-        let short = [&self.recent_usage.ended_at(), &self.source_usage.ended_at()];
-        let (recent_usage, older_usage) = match has_usage {
-            true => (short.map(|at| *at).to_vec(), vec![self.older_usage.ended_at()]),
-            false => (vec![], vec![]),
-        };
-        let first = |due: &[Option<DateTime<Utc>>]| due.iter().flatten().min().copied();
-        TurnTimes {
-            recent_turn_ended_at: all_ended(
-                [self.recent_builds.ended_at()].into_iter().chain(recent_usage),
-            ),
-            recent_turn_due_at: first(&[
-                self.recent_builds.due_at(RECENT_TURN),
-                self.recent_usage.due_at(RECENT_TURN),
-                self.source_usage.due_at(RECENT_TURN),
-            ]),
-            whole_turn_ended_at: all_ended(
-                [self.older_builds.ended_at()].into_iter().chain(older_usage),
-            ),
-            whole_turn_due_at: first(&[
-                self.older_builds.due_at(WHOLE_TURN),
-                self.older_usage.due_at(WHOLE_TURN),
-            ]),
+        let mut recent_ended = vec![self.recent_builds.ended_at()];
+        let mut older_ended = vec![self.older_builds.ended_at()];
+        if has_usage {
+            recent_ended.extend([self.recent_usage.ended_at(), self.source_usage.ended_at()]);
+            older_ended.push(self.older_usage.ended_at());
         }
+        let recent_due = [
+            self.recent_builds.due_at(RECENT_TURN),
+            self.recent_usage.due_at(RECENT_TURN),
+            self.source_usage.due_at(RECENT_TURN),
+        ];
+        let older_due = [self.older_builds.due_at(WHOLE_TURN), self.older_usage.due_at(WHOLE_TURN)];
+        TurnTimes {
+            recent_turn_ended_at: all_ended(recent_ended),
+            recent_turn_due_at: recent_due.into_iter().flatten().min(),
+            whole_turn_ended_at: all_ended(older_ended),
+            whole_turn_due_at: older_due.into_iter().flatten().min(),
+        }
+    }
+
+    /// Takes over the oldest awaited pass. Returns whether the step does not count as an audit: rows
+    /// wait for a pass, and those of no earlier step have all been judged.
+    pub fn settle(&mut self) -> bool {
+        let before = self.awaited_pass;
+        self.awaited_pass = self.in_flight.values().map(|row| row.after_pass).min();
+        self.awaited_pass.is_some_and(|now| before.is_none_or(|before| now <= before))
     }
 }
 
@@ -327,5 +330,38 @@ mod tests {
         let turns: Turns =
             serde_json::from_value(serde_json::json!({"recent_builds": 5})).unwrap_or_default();
         assert_eq!(turns.recent_builds, Turn::default());
+    }
+
+    #[test]
+    fn a_step_counts_as_an_audit_when_the_rows_in_flight_of_an_earlier_one_are_judged() {
+        let mut turns = Turns::default();
+        let wait = |turns: &mut Turns, id: &str, after_pass| {
+            turns.in_flight.insert(id.to_owned(), InFlight { after_pass, passed: false });
+        };
+        assert!(!turns.settle(), "no row is in flight");
+        wait(&mut turns, "a", 5);
+        assert!(turns.settle(), "the first step waits for a pass after 5");
+        wait(&mut turns, "b", 6);
+        assert!(turns.settle(), "no such pass has come");
+        turns.in_flight.remove("a");
+        assert!(!turns.settle(), "the rows of the first step are judged");
+        assert!(turns.settle(), "those of the second one are not");
+        turns.in_flight.clear();
+        assert!(!turns.settle());
+    }
+
+    #[test]
+    fn a_turn_of_the_source_has_ended_when_builds_and_usage_have() {
+        let at = |days: i64| DateTime::UNIX_EPOCH + TimeDelta::days(days);
+        let mut turns = Turns { new_until: Some(at(100)), ..Turns::default() };
+        turns.begin(at(100), true);
+        turns.recent_builds.advance(None, at(100));
+        let times = turns.times(true);
+        assert_eq!((times.recent_turn_ended_at, times.recent_turn_due_at), (None, Some(at(101))));
+        assert_eq!((times.whole_turn_ended_at, times.whole_turn_due_at), (None, Some(at(130))));
+        turns.recent_usage.advance(None, at(101));
+        turns.source_usage.advance(None, at(101));
+        let times = turns.times(true);
+        assert_eq!((times.recent_turn_ended_at, times.recent_turn_due_at), (Some(at(100)), None));
     }
 }

@@ -60,12 +60,11 @@ pub(super) async fn run(events: Events, context: &Context) -> Result<Exit, Failu
             let execution = CorrectionExecution { correction: request, hash };
             let corrected = via.run(&execution, &actor, context).await?;
             context.output.answer(&corrected, || {
-                let events = corrected.plan.events.len();
-                format!(
-                    "{}{events} corrected, from ledger sequence {} on\n",
-                    table(&corrected.plan),
-                    corrected.sequence
-                )
+                let from = format!("from ledger sequence {} on", corrected.sequence);
+                match &corrected.plan {
+                    Some(plan) => format!("{}{} corrected, {from}\n", table(plan), plan.events.len()),
+                    None => format!("this plan was executed before: corrected {from}\n"),
+                }
             })?;
         }
     }
@@ -92,12 +91,13 @@ fn table(plan: &CorrectionPlan) -> String {
             event.event_id.clone(),
             shown(event.before.as_ref()),
             shown(event.after.as_ref()),
+            or_dash(Some(event.differs.join(", ")).filter(|names| !names.is_empty())),
             confirmed,
             state,
         ]
     });
     let mut text = or_none(columns(
-        ["EVENT ID", "IN THE LEDGER", "IN CODERD", "CONFIRMED", "PUBLICATION"],
+        ["EVENT ID", "IN THE LEDGER", "IN CODERD", "DIFFERS IN", "CONFIRMED", "PUBLICATION"],
         events,
     ));
     let licenses = plan.licenses.iter().map(|row| {

@@ -18,6 +18,26 @@ pub struct BuildKey {
     pub build_id: Option<Uuid>,
 }
 
+/// The completed builds of a range of time, to see whether it has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]
+pub struct RangeMark {
+    /// Completed jobs of builds.
+    pub jobs: i64,
+    /// The sum of PostgreSQL's hashes of their ids.
+    pub ids: i64,
+}
+
+impl RangeMark {
+    /// The mark of two ranges together.
+    #[must_use]
+    pub fn plus(self, other: RangeMark) -> RangeMark {
+        RangeMark {
+            jobs: self.jobs.saturating_add(other.jobs),
+            ids: self.ids.saturating_add(other.ids),
+        }
+    }
+}
+
 /// A completed build with its current names.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct BuildRow {
@@ -66,16 +86,21 @@ pub struct BuildRow {
     /// `provisioner_jobs.completed_at`
     pub completed_at: Time,
     /// `organizations.name`
+    #[sqlx(default)]
     pub organization_name: String,
     /// `templates.name`
+    #[sqlx(default)]
     pub template_name: String,
     /// `template_versions.name`
+    #[sqlx(default)]
     pub template_version_name: String,
     /// `template_version_presets.name`; empty without a preset
+    #[sqlx(default)]
     pub preset_name: String,
     /// `workspaces.name`
     pub workspace_name: String,
     /// `users.username` of the owner
+    #[sqlx(default)]
     pub owner_name: String,
 }
 
@@ -142,61 +167,91 @@ const KEYS_BY_TIME: &str = concat!(
      order by done.completed_at, done.id"
 );
 
+/// The marks of the ranges from `$1` until before `$2`, in their order. It reads each row of them, but
+/// sorts and returns none.
+const RANGE_MARKS: &str = concat!(
+    workers!(),
+    ",
+     range as (select since, until, number from unnest($1::timestamptz[], $2::timestamptz[]) with ordinality as asked (since, until, number))
+     select coalesce(sum(jobs), 0)::bigint as jobs, coalesce(sum(ids), 0)::bigint as ids
+     from range left join lateral (
+         select found.* from worker cross join lateral (
+             select count(*) as jobs, sum(uuid_hash(id)) as ids from provisioner_jobs
+             where worker_id = worker.worker_id and organization_id = worker.organization_id
+                 and completed_at >= range.since and completed_at < range.until and type = 'workspace_build'
+         ) found
+         union all
+         select found.* from unassigned cross join lateral (
+             select count(*) as jobs, sum(uuid_hash(id)) as ids from provisioner_jobs
+             where worker_id is null and organization_id = unassigned.organization_id
+                 and completed_at >= range.since and completed_at < range.until and type = 'workspace_build'
+         ) found
+     ) counted on true
+     group by number order by number"
+);
+
 /// The prebuild stages of these builds and of the first builds of their workspaces.
 macro_rules! stages {
     (Function) => {
-        "select build_id, stage from tallyline.prebuild_stages($1 || array(select id from first_build))"
+        "select build_id, stage from tallyline.prebuild_stages(array(select build_id from build union select first_build_id from build))"
     };
     (Tables) => {
-        "select build.id as build_id, job.input ->> 'prebuilt_workspace_stage' as stage
-         from workspace_builds build join provisioner_jobs job on job.id = build.job_id
-         where build.id = any($1 || array(select id from first_build)) and job.type = 'workspace_build'"
+        "select build.id as build_id, job.stage
+         from (select build_id from build union select first_build_id from build) asked
+         cross join lateral (select id, job_id from workspace_builds where id = asked.build_id limit 1) build
+         cross join lateral (
+             select input ->> 'prebuilt_workspace_stage' as stage from provisioner_jobs where id = build.job_id and type = 'workspace_build' limit 1
+         ) job"
     };
 }
 
-/// `provisioner_state` can be megabytes: columns are always named. Foreign keys guarantee
-/// workspace, organization, template and owner.
+/// `provisioner_state` can be megabytes: columns are always named. Foreign keys guarantee the
+/// workspace. Each `limit 1` makes a look-up by index that the planner cannot exchange for a read
+/// of a whole table.
 macro_rules! build_rows {
     ($has_ai_task:literal, $access:ident) => {
         concat!(
-            "with first_build as (
-                 select build.id as of_build_id, first_build.id, first_build.initiator_id
-                 from workspace_builds build
-                 join workspace_builds first_build on first_build.workspace_id = build.workspace_id and first_build.build_number = 1
-                 where build.id = any($1)
+            "with build as materialized (
+                 select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
+                     build.template_version_preset_id as preset_id, workspaces.owner_id, build.initiator_id, build.transition::text as transition,
+                     build.reason::text as reason, job.job_status::text as status, build.build_number, workspaces.name as workspace_name,
+                     case when build.build_number = 1 then build.id else first_build.id end as first_build_id,
+                     case when build.build_number = 1 then build.initiator_id else first_build.initiator_id end as first_build_initiator_id,
+                     build.transition = 'start' and job.job_status = 'succeeded' and not exists (
+                         select from workspace_builds earlier join provisioner_jobs earlier_job on earlier_job.id = earlier.job_id
+                         where earlier.workspace_id = build.workspace_id and earlier.build_number < build.build_number
+                             and earlier.transition = 'start' and earlier_job.job_status = 'succeeded'
+                     ) as first_successful_start,
+                     build.has_ai_task, build.has_external_agent, build.daily_cost, job.created_at, job.started_at, job.completed_at
+                 from (select distinct unnest($1::uuid[]) as id) asked
+                 cross join lateral (
+                     select id, workspace_id, template_version_id, template_version_preset_id, initiator_id, transition, reason, build_number, job_id, ",
+            $has_ai_task,
+            " as has_ai_task, has_external_agent, daily_cost
+                     from workspace_builds where id = asked.id limit 1
+                 ) build
+                 cross join lateral (
+                     select job_status, created_at, started_at, completed_at from provisioner_jobs
+                     where id = build.job_id and completed_at is not null limit 1
+                 ) job
+                 cross join lateral (
+                     select organization_id, template_id, owner_id, name from workspaces where id = build.workspace_id limit 1
+                 ) workspaces
+                 left join lateral (
+                     select id, initiator_id from workspace_builds
+                     where workspace_id = build.workspace_id and build_number = 1 and build.build_number > 1 limit 1
+                 ) first_build on true
              ),
              stage as materialized (
                  ",
             stages!($access),
             "
              )
-             select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
-                 build.template_version_preset_id as preset_id, workspaces.owner_id, build.initiator_id,
-                 build.transition::text as transition, build.reason::text as reason, job.job_status::text as status, build.build_number,
-                 stage.stage, first_stage.stage as first_build_stage, first_build.initiator_id as first_build_initiator_id,
-                 build.transition = 'start' and job.job_status = 'succeeded' and not exists (
-                     select from workspace_builds earlier join provisioner_jobs earlier_job on earlier_job.id = earlier.job_id
-                     where earlier.workspace_id = build.workspace_id and earlier.build_number < build.build_number
-                         and earlier.transition = 'start' and earlier_job.job_status = 'succeeded'
-                 ) as first_successful_start,
-                 ",
-            $has_ai_task,
-            " as has_ai_task, build.has_external_agent, build.daily_cost, job.created_at, job.started_at, job.completed_at,
-                 organizations.name as organization_name, templates.name as template_name, version.name as template_version_name,
-                 coalesce(preset.name, '') as preset_name, workspaces.name as workspace_name, owner.username as owner_name
-             from workspace_builds build
-             join provisioner_jobs job on job.id = build.job_id
-             join workspaces on workspaces.id = build.workspace_id
-             join organizations on organizations.id = workspaces.organization_id
-             join templates on templates.id = workspaces.template_id
-             join template_versions version on version.id = build.template_version_id
-             join users owner on owner.id = workspaces.owner_id
-             left join template_version_presets preset on preset.id = build.template_version_preset_id
-             left join stage on stage.build_id = build.id
-             left join first_build on first_build.of_build_id = build.id
-             left join stage first_stage on first_stage.build_id = first_build.id
-             where build.id = any($1) and job.completed_at is not null
-             order by job.completed_at, build.id"
+             select build.*, stage.stage, first_stage.stage as first_build_stage
+             from build
+             left join stage on stage.build_id = build.build_id
+             left join stage first_stage on first_stage.build_id = build.first_build_id
+             order by build.completed_at, build.build_id"
         )
     };
 }
@@ -221,6 +276,16 @@ impl Reader {
     ) -> Result<Vec<BuildKey>, CoderdError> {
         let query =
             sqlx::query_as(KEYS_BY_TIME).bind(after.0).bind(after.1).bind(limit).bind(until);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
+    }
+
+    /// The marks of these ranges of time, each from its first time until before its second.
+    pub async fn range_marks(
+        &mut self,
+        ranges: &[(Time, Time)],
+    ) -> Result<Vec<RangeMark>, CoderdError> {
+        let (since, until): (Vec<Time>, Vec<Time>) = ranges.iter().copied().unzip();
+        let query = sqlx::query_as(RANGE_MARKS).bind(since).bind(until);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
@@ -263,12 +328,14 @@ impl Reader {
         build_ids: &[Uuid],
     ) -> Result<Vec<BuildRow>, CoderdError> {
         let query = match (catalog.has_ai_task, catalog.stages) {
-            (true, Access::Function) => build_rows!("build.has_ai_task", Function),
+            (true, Access::Function) => build_rows!("has_ai_task", Function),
             (false, Access::Function) => build_rows!("null::boolean", Function),
-            (true, Access::Tables) => build_rows!("build.has_ai_task", Tables),
+            (true, Access::Tables) => build_rows!("has_ai_task", Tables),
             (false, Access::Tables) => build_rows!("null::boolean", Tables),
         };
-        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection))
-            .await
+        let query = sqlx::query_as(query).bind(build_ids);
+        let rows: Vec<BuildRow> =
+            within(self.deadline, query.fetch_all(&mut self.connection)).await?;
+        self.with_names(rows).await
     }
 }

@@ -85,7 +85,7 @@ impl Database {
         // The server ends a slow statement first; this deadline is for a server that does not
         // answer at all.
         let deadline = self.statement_timeout.saturating_add(Duration::from_secs(15));
-        Ok(Reader { connection, user, deadline })
+        Ok(Reader { connection, user, deadline, identity_query: None })
     }
 
     /// Why the server refuses the login. None: it does not.
@@ -109,6 +109,8 @@ pub struct Reader {
     pub(super) connection: PgConnection,
     pub(super) user: String,
     pub(super) deadline: Duration,
+    /// Reads both facts of the identity. None: one of them was not known.
+    pub(super) identity_query: Option<&'static str>,
 }
 
 impl Reader {

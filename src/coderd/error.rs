@@ -58,6 +58,17 @@ pub enum CoderdError {
     Query(#[source] sqlx::Error),
 }
 
+impl CoderdError {
+    /// Whether a change of coderd's schema or of the role's rights can be the cause.
+    #[must_use]
+    pub fn is_of_schema(&self) -> bool {
+        matches!(
+            self,
+            CoderdError::Missing { .. } | CoderdError::NotGranted { .. } | CoderdError::Query(_)
+        )
+    }
+}
+
 impl From<sqlx::Error> for CoderdError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|answer| answer.code()).map(Cow::into_owned);

@@ -54,36 +54,44 @@ end
 $$;
 
 -- Single values of tables that also contain secrets. A function body is a string, so coderd's migrations may drop or rename its tables.
+-- In plpgsql a session plans a body once, not at each call.
 create schema if not exists tallyline;
 grant usage on schema tallyline to :"reader";
 
 -- The prebuild stage of workspace builds. The inputs of other jobs contain the values of Terraform variables.
 create or replace function tallyline.prebuild_stages(build_ids uuid[]) returns table (build_id uuid, stage text)
-    language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select build.id, job.input ->> 'prebuilt_workspace_stage'
+    language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query select build.id, job.input ->> 'prebuilt_workspace_stage'
     from public.workspace_builds build join public.provisioner_jobs job on job.id = build.job_id
-    where build.id = any(build_ids) and job.type = 'workspace_build'
+    where build.id = any(build_ids) and job.type = 'workspace_build';
+end
 $$;
 
 -- coderd's deployment id. Its table also contains coderd's signing keys.
 create or replace function tallyline.deployment_id() returns text
-    language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select value from public.site_configs where key = 'deployment_id'
+    language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select value from public.site_configs where key = 'deployment_id');
+end
 $$;
 
 -- When the oldest open transaction of this database began, including prepared ones, and whether this function can see all of them. It
 -- cannot without pg_read_all_stats, on a standby (the writers are elsewhere), or while track_activities is off. Autovacuum and replication
 -- write no row of coderd.
 create or replace function tallyline.oldest_transaction(out started_at timestamptz, out sees_all boolean)
-    language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
     select min(open.started_at), pg_has_role(current_user, 'pg_read_all_stats', 'usage') and not pg_is_in_recovery()
         and current_setting('track_activities')::boolean
+    into started_at, sees_all
     from (
         select xact_start as started_at from pg_stat_activity
         where datname = current_database() and pid <> pg_backend_pid() and backend_type not in ('autovacuum worker', 'walsender')
         union all
         select prepared from pg_prepared_xacts where database = current_database()
-    ) open
+    ) open;
+end
 $$;
 
 revoke all on function tallyline.prebuild_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() from public;

@@ -46,8 +46,16 @@ impl Reader {
             self.user
         );
         let query = match self.access(DEPLOYMENT_ID).await? {
-            Some(Access::Function) => "select tallyline.deployment_id()",
+            Some(Access::Function) => {
+                self.identity_query = Some(
+                    "select tallyline.deployment_id(), (select id from organizations where is_default)",
+                );
+                "select tallyline.deployment_id()"
+            }
             Some(Access::Tables) => {
+                self.identity_query = Some(
+                    "select (select value from site_configs where key = 'deployment_id'), (select id from organizations where is_default)",
+                );
                 "select (select value from site_configs where key = 'deployment_id')"
             }
             None => return Err(CoderdError::UnknownIdentity(unknown)),
@@ -63,8 +71,15 @@ impl Reader {
         })
     }
 
-    /// The facts that exist and that the role may read.
+    /// The facts that exist and that the role may read. Once it has read both, one statement reads
+    /// them again, without the catalog.
     pub async fn identity_facts(&mut self) -> Result<IdentityFacts, CoderdError> {
+        if let Some(query) = self.identity_query.take()
+            && let Some(facts) = self.reread_identity(query).await?
+        {
+            self.identity_query = Some(query);
+            return Ok(facts);
+        }
         let mut problems = Vec::new();
         let mut known = |fact: Result<Uuid, CoderdError>| match fact {
             Ok(id) => Ok(Some(id)),
@@ -77,7 +92,27 @@ impl Reader {
         let (deployment_id, organization_id) =
             (known(self.deployment_id().await)?, known(self.default_organization().await)?);
         let problem = (!problems.is_empty()).then(|| problems.join("\n"));
+        self.identity_query = self.identity_query.filter(|_| problem.is_none());
         Ok(IdentityFacts { deployment_id, organization_id, problem })
+    }
+
+    /// Both facts by this statement. None: one is unknown now.
+    async fn reread_identity(
+        &mut self,
+        query: &'static str,
+    ) -> Result<Option<IdentityFacts>, CoderdError> {
+        let query = sqlx::query_as(query).fetch_one(&mut self.connection);
+        let facts: (Option<String>, Option<Uuid>) = match within(self.deadline, query).await {
+            Err(error) if error.is_of_schema() => return Ok(None),
+            facts => facts?,
+        };
+        let deployment_id = facts.0.and_then(|id| Uuid::parse_str(&id).ok());
+        let known = deployment_id.is_some() && facts.1.is_some();
+        Ok(known.then_some(IdentityFacts {
+            deployment_id,
+            organization_id: facts.1,
+            problem: None,
+        }))
     }
 
     /// Both facts.

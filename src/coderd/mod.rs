@@ -6,6 +6,7 @@
 //! missing.
 
 mod baseline;
+mod build_names;
 mod builds;
 mod catalog;
 mod connect;
@@ -21,7 +22,7 @@ mod usage;
 mod usage_days;
 
 pub use baseline::CreationsRow;
-pub use builds::{BuildKey, BuildRow};
+pub use builds::{BuildKey, BuildRow, RangeMark};
 pub use catalog::Catalog;
 pub use connect::{Database, Reader};
 pub use error::CoderdError;

@@ -2,6 +2,10 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+/// How often a pass reaches back over the whole overlap, counted from the last such pass: coderd's
+/// database reads all of its rows.
+pub(super) const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
+
 /// What one pass reads, and the completeness that it may report.
 pub(super) struct Bounds {
     /// Where an incremental pass begins; None: everything is read.

@@ -13,6 +13,8 @@ mod licenses;
 mod open;
 mod pass;
 mod proof;
+mod ranges;
+mod recent;
 mod report;
 mod run;
 mod runtime;

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
-use super::bounds::before;
+use super::bounds::{WIDE_INTERVAL, before};
 use super::lease::CollectorLease;
 use super::proof::Proof;
+use super::ranges::Ranges;
 use super::seen_ids::SeenIds;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
@@ -47,9 +48,15 @@ pub struct Collector {
     pub(super) lease: CollectorLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
-    /// The catalog of the last pass.
+    /// The last catalog.
     pub(super) catalog: Option<Catalog>,
+    /// When it was read. None: the next pass reads it.
+    pub(super) catalog_read_at: Option<DateTime<Utc>>,
+    /// Whether the current pass uses one that an earlier pass has read.
+    pub(super) catalog_is_cached: bool,
     pub(super) builds: SeenIds<Uuid>,
+    /// Which of the builds of the overlap are known.
+    pub(super) ranges: Ranges,
     /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones
     /// are found by their builds.
     pub(super) claims: SeenIds<Uuid>,
@@ -65,6 +72,8 @@ pub struct Collector {
     /// can be new; the continuous audit finds others.
     pub(super) is_swept: bool,
     pub(super) overlapped_at: Option<DateTime<Utc>>,
+    /// The start of the last wide pass, or an earlier time: another process may have made it. None:
+    /// there was none.
     pub(super) overlapped_widely_at: Option<DateTime<Utc>>,
     pub(super) compared_at: Option<DateTime<Utc>>,
     /// The pass in which the next comparison became due; None: it is not due.
@@ -132,7 +141,10 @@ impl Collector {
             lease,
             reader: Some(reader),
             catalog: None,
+            catalog_read_at: None,
+            catalog_is_cached: false,
             builds: SeenIds::new(SEEN_LIMIT),
+            ranges: Ranges::default(),
             claims: SeenIds::new(SEEN_LIMIT),
             usage: SeenIds::new(SEEN_LIMIT),
             unreadable: HashSet::new(),
@@ -141,7 +153,7 @@ impl Collector {
             reported_until: last.claimed_until,
             is_swept: last.swept_at.is_some(),
             overlapped_at: None,
-            overlapped_widely_at: None,
+            overlapped_widely_at: last.claimed_until.map(|at| before(at, WIDE_INTERVAL)),
             compared_at: None,
             compare_due_in: None,
             read_days: ReadDays::new(),

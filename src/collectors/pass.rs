@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::bounds::{Bounds, before, is_due};
+use super::bounds::{Bounds, WIDE_INTERVAL, before, is_due};
 use super::licenses::LicenseVerifier;
 use super::open::{Collector, SEEN_LIMIT};
 use super::proof::Proof;
+use super::ranges::Ranges;
 use super::report::{PassReport, PassTotals};
 use super::seen_ids::SeenIds;
 use super::settings::CollectError;
@@ -16,14 +17,12 @@ use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, positions};
 
+/// How often a pass reads coderd's catalog.
+const CATALOG_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// How often a pass reaches back over [`SHORT_OVERLAP`].
 const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 /// Clocks of replicas differ by less than this, nearly always.
 const SHORT_OVERLAP: TimeDelta = TimeDelta::minutes(10);
-/// How often a pass reaches back over the whole overlap: coderd's database reads all of its rows. So
-/// only rows that come up to the overlap less this time late are certain to be found by passes.
-const WIDE_INTERVAL: TimeDelta = TimeDelta::minutes(30);
-
 /// The ends of the log's partitions.
 struct Ends {
     offsets: Vec<(TopicPartition, i64)>,
@@ -33,15 +32,27 @@ struct Ends {
 
 impl Collector {
     /// Reads rows that can be new, appends the new ones, and records how far the source is
-    /// complete. After an error the next pass reconnects and reads the same rows. It appends an
+    /// complete. If coderd has changed since its catalog was read, it begins again. After an error the next pass reconnects and reads the same rows. It appends an
     /// acknowledged row only once.
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
         self.lease.check()?;
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
-            None => self.database.connect().await?,
+            None => {
+                self.catalog_read_at = None;
+                self.database.connect().await?
+            }
         };
-        let report = self.pass_with(&mut reader).await?;
+        let mut done = self.pass_with(&mut reader).await;
+        if self.catalog_is_cached
+            && let Err(CollectError::Coderd(error)) = &done
+            && error.is_of_schema()
+        {
+            self.catalog_read_at = None;
+            reader = self.database.connect().await?;
+            done = self.pass_with(&mut reader).await;
+        }
+        let report = done?;
         self.reader = Some(reader);
         Ok(report)
     }
@@ -54,7 +65,7 @@ impl Collector {
         let started_at = self.clock.now();
         self.check_signatures().await?;
         self.identify(reader).await?;
-        let catalog = self.read_catalog(reader).await?;
+        let catalog = self.read_catalog(reader, started_at).await?;
         let requested_sweep = self.requested_sweep().await?;
         let bounds = self.bounds(reader.horizon(&catalog).await?, started_at, requested_sweep);
         self.pass_number = self.next_pass();
@@ -130,9 +141,20 @@ impl Collector {
         .await
     }
 
-    /// Reads the catalog. Logs missing parts when the catalog changes.
-    async fn read_catalog(&mut self, reader: &mut Reader) -> Result<Catalog, CollectError> {
+    /// The catalog, at most a minute old. A catalog that lacks a part is read in each pass: rows of
+    /// that part can come at any time. Logs missing parts when it changes.
+    async fn read_catalog(
+        &mut self,
+        reader: &mut Reader,
+        started_at: DateTime<Utc>,
+    ) -> Result<Catalog, CollectError> {
+        self.catalog_is_cached = !is_due(self.catalog_read_at, started_at, CATALOG_INTERVAL);
+        if let Some(catalog) = self.catalog.as_ref().filter(|_| self.catalog_is_cached) {
+            return Ok(catalog.clone());
+        }
         let catalog = reader.catalog().await?;
+        let is_whole = catalog.usage_events && catalog.sees_transactions();
+        self.catalog_read_at = is_whole.then_some(started_at);
         if self.catalog.as_ref() != Some(&catalog) {
             for missing in catalog.missing() {
                 tracing::info!(missing, "not in this version of coderd");
@@ -146,7 +168,8 @@ impl Collector {
     /// the source.
     ///
     /// Once a minute the pass reaches back over minutes, and seldom over the whole overlap. A
-    /// replica with a slow clock can write rows later than the margin.
+    /// replica with a slow clock can write rows later than the margin. A wide pass counts the
+    /// overlap from the last wide pass: a row that came since then, up to the overlap late, is found.
     fn bounds(
         &self,
         horizon: Horizon,
@@ -161,7 +184,7 @@ impl Collector {
         let is_wide = is_due(self.overlapped_widely_at, started_at, WIDE_INTERVAL);
         let overlap = before(now, self.settings.overlap);
         let reach = match is_wide {
-            true => overlap,
+            true => self.wide_reach(now),
             false => overlap.max(before(now, SHORT_OVERLAP)),
         };
         let from = self.reread_from.filter(|_| self.is_swept && requested_sweep.is_none());
@@ -175,6 +198,11 @@ impl Collector {
             is_wide,
             requested_sweep,
         }
+    }
+
+    /// Where a wide pass at `now` begins.
+    pub(super) fn wide_reach(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        before(self.overlapped_widely_at.map_or(now, |at| at.min(now)), self.settings.overlap)
     }
 
     /// The mark of the sweep that an operator has requested. It waits until passes can be compared
@@ -259,6 +287,7 @@ impl Collector {
         }
         self.reported_until = self.reported_until.max(report.complete_until);
         self.reread_from = Some(bounds.next_from);
+        self.ranges.join(bounds.next_from);
         self.is_swept |= report.full_sweep;
         if bounds.overlaps {
             self.overlapped_at = Some(bounds.started_at);
@@ -266,7 +295,7 @@ impl Collector {
         if bounds.is_wide {
             self.overlapped_widely_at = Some(bounds.started_at);
         }
-        let next_from = bounds.next_from.min(before(bounds.now, self.settings.overlap));
+        let next_from = bounds.next_from.min(self.wide_reach(bounds.now));
         self.builds.forget(next_from, self.pass_in_ledger);
         self.claims.forget(next_from, self.pass_in_ledger);
         self.usage.forget(
@@ -287,6 +316,7 @@ impl Collector {
             tracing::info!("ledger positions are within the log again, rereading all rows");
             (self.builds, self.claims, self.usage) =
                 (SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT));
+            self.ranges = Ranges::default();
             self.passes_ahead.clear();
             self.proof = Proof::default();
             self.reread_from = None;

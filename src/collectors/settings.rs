@@ -32,8 +32,9 @@ pub struct Settings {
     /// How far clocks of coderd's replicas and of the database may differ. Completeness is this
     /// much earlier; the next pass starts there.
     pub margin: TimeDelta,
-    /// How far a pass reaches back each half hour, and always if the oldest open transaction cannot
-    /// be seen. Once a minute it reaches back up to ten minutes of this.
+    /// How late a row may come that passes find for certain. Each half hour a pass reaches back this
+    /// far from the last such pass, and each pass does from now if the oldest open transaction
+    /// cannot be seen. Once a minute it reaches back up to ten minutes of this.
     pub overlap: TimeDelta,
     /// Time between comparisons of daily usage counts with coderd's; zero: in every pass.
     pub compare_interval: TimeDelta,

@@ -15,10 +15,6 @@ use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition, Usage
 use crate::ledger::{collector_requests, known};
 use crate::log::{AppendError, Log, LogError};
 
-/// Pages of rows in one read of keys by time. Each read begins with every worker, so a larger read
-/// costs coderd less.
-const KEY_PAGES: i64 = 20;
-
 /// A row that is not known yet, as a message.
 struct Candidate<Id> {
     id: Id,
@@ -42,31 +38,32 @@ impl Collector {
         bounds: &Bounds,
         totals: &mut PassTotals,
     ) -> Result<(), CollectError> {
-        let page = self.settings.page;
-        let page_of_keys = match bounds.from {
-            Some(_) => page.saturating_mul(KEY_PAGES),
-            None => page,
-        };
-        let mut swept = Uuid::nil();
-        let mut recent = (Time::from(bounds.from.unwrap_or(bounds.now)), Uuid::nil());
-        loop {
-            self.lease.check()?;
-            let keys = match bounds.from {
-                Some(_) => reader.recent_build_keys(recent, page_of_keys).await?,
-                None => reader.build_keys(swept, page).await?,
-            };
-            for keys in keys.chunks(usize::try_from(page).unwrap_or(usize::MAX)) {
-                self.take_builds(reader, catalog, keys, totals).await?;
-            }
-            self.count_rows(bounds, keys.len(), totals).await?;
-            match keys.last() {
-                Some(last) if full(keys.len(), page_of_keys) => {
-                    (swept, recent) = (last.job_id, (last.completed_at, last.job_id))
-                }
-                _ => break,
-            }
+        match bounds.from {
+            Some(from) => self.recent_builds(reader, catalog, (from, bounds), totals).await?,
+            None => self.all_builds(reader, catalog, bounds, totals).await?,
         }
         self.reread_unreadable(reader, catalog, totals).await
+    }
+
+    async fn all_builds(
+        &mut self,
+        reader: &mut Reader,
+        catalog: &Catalog,
+        bounds: &Bounds,
+        totals: &mut PassTotals,
+    ) -> Result<(), CollectError> {
+        let page = self.settings.page;
+        let mut swept = Uuid::nil();
+        loop {
+            self.lease.check()?;
+            let keys = reader.build_keys(swept, page).await?;
+            self.take_builds(reader, catalog, &keys, totals).await?;
+            self.count_rows(bounds, keys.len(), totals).await?;
+            match keys.last() {
+                Some(last) if full(keys.len(), page) => swept = last.job_id,
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Rereads a page of the builds that an earlier pass could not read. A build that coderd no
@@ -390,7 +387,7 @@ impl Collector {
     }
 }
 
-fn full(length: usize, page: i64) -> bool {
+pub(super) fn full(length: usize, page: i64) -> bool {
     i64::try_from(length).is_ok_and(|length| length >= page)
 }
 

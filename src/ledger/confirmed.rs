@@ -83,11 +83,11 @@ pub async fn builds(
 ) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
     let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
         "select e.build_id, false, confirmed_at is not null or c.event_id is not null from workspace_build e
-             left join current_correction c on c.source_id = e.source_id and c.event_id = 'workspace_build_completed:' || e.build_id
+             left join lateral newest_correction(e.source_id, 'workspace_build_completed:' || e.build_id) c on true
          where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)
          union all
          select e.build_id, true, confirmed_at is not null or c.event_id is not null from prebuild_claim e
-             left join current_correction c on c.source_id = e.source_id and c.event_id = 'prebuild_claimed:' || e.build_id
+             left join lateral newest_correction(e.source_id, 'prebuild_claimed:' || e.build_id) c on true
          where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)",
     )
     .bind(source_id)
@@ -107,7 +107,7 @@ pub async fn usage(
     source_id: i16,
     ids: &[String],
 ) -> Result<HashSet<String>, sqlx::Error> {
-    let query = "select e.id from usage_event e left join current_correction c on c.source_id = e.source_id and c.event_id = e.id
+    let query = "select e.id from usage_event e left join lateral newest_correction(e.source_id, e.id) c on true
          where e.source_id = $1 and e.id = any($2)
              and (confirmed_at is not null and c.event_id is null or c.digest is not null)";
     let rows: Vec<String> =

@@ -7,9 +7,10 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::first_starts::CorrectedEvent;
 use super::publications::lock;
 use super::slices::{self, Presence};
-use super::{NewAct, PublicationState, Sequence, acts, first_starts};
+use super::{Act, ActFilter, ActKind, NewAct, PublicationState, Sequence, acts, first_starts};
 use crate::event::{Event, Payload, Topic};
 
 /// A correction to write.
@@ -29,6 +30,17 @@ pub struct NewCorrection {
     pub publication: Option<PublicationNow>,
 }
 
+impl NewCorrection {
+    pub fn corrected(&self) -> CorrectedEvent<'_> {
+        let NewCorrection { before, after, accepted_batch_id, .. } = self;
+        CorrectedEvent {
+            before: before.as_ref(),
+            after: after.as_ref(),
+            accepted_batch_id: *accepted_batch_id,
+        }
+    }
+}
+
 /// A publication, as far as a correction depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct PublicationNow {
@@ -39,16 +51,18 @@ pub struct PublicationNow {
 
 impl PublicationNow {
     /// The state after a correction. An event that coderd does not have leaves the queue. A vendor
-    /// that may have accepted it leaves the state unknown. An event that coderd has after all
-    /// returns to the queue, and the publisher decides whether it is too old.
+    /// that may have accepted it leaves the state unknown. An event that coderd has with other
+    /// content returns to the queue if the vendor does not have it. The publisher decides whether it
+    /// is too old.
     #[must_use]
     pub fn state_after(self, is_gone: bool) -> PublicationState {
         match (self.state, is_gone) {
             (PublicationState::Pending, true) if self.unanswered => PublicationState::Unknown,
             (PublicationState::Pending, true) => PublicationState::Withdrawn,
-            (PublicationState::Withdrawn | PublicationState::Expired, false) => {
-                PublicationState::Pending
-            }
+            (
+                PublicationState::Withdrawn | PublicationState::Expired | PublicationState::Refused,
+                false,
+            ) => PublicationState::Pending,
             (state, _) => state,
         }
     }
@@ -65,11 +79,50 @@ pub enum Correction {
     Changed,
 }
 
+/// The first of these events that a publisher has leased: a request with it may be in flight. Of all
+/// deployments, or of one.
+pub async fn in_flight(
+    conn: &mut PgConnection,
+    deployment_id: Option<Uuid>,
+    ids: &[String],
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select event_id from source join publication on source_id = source.id
+         where ($1 is null or deployment_id = $1) and event_id = any($2) and state = 'pending' and leased_until > clock_timestamp()
+         order by event_id limit 1",
+    )
+    .bind(deployment_id)
+    .bind(ids)
+    .fetch_optional(conn)
+    .await
+}
+
+/// The act that executed this plan, if it made the current content of all its events.
+pub async fn executed(
+    conn: &mut PgConnection,
+    hash: &str,
+    ids: &[String],
+) -> Result<Option<Act>, sqlx::Error> {
+    let filter = ActFilter {
+        act: Some(ActKind::Correct),
+        subject: Some(hash.to_owned()),
+        ..ActFilter::default()
+    };
+    let Some(act) = acts::list(conn, &filter, 1).await?.pop() else { return Ok(None) };
+    let current: Vec<String> = sqlx::query_scalar(
+        "select event_id from correction c where act_id = $1
+             and batch_id = (select batch_id from newest_correction(c.source_id, c.event_id)) order by event_id collate \"C\"",
+    )
+    .bind(act.id)
+    .fetch_all(conn)
+    .await?;
+    Ok((current == ids).then_some(act))
+}
+
 /// Writes the corrections of one source as one batch, with the state of their publications and the
 /// first starts of their workspaces. Writes nothing unless everything is as it was planned.
 ///
-/// A few statements for any number of events. Only a build that was a workspace's first start adds
-/// a statement that reads the source's builds.
+/// A few statements for any number of events, which read and write rows by key.
 pub async fn record(
     conn: &mut PgConnection,
     source_id: i16,
@@ -96,7 +149,7 @@ pub async fn record(
     let newest = newest(&mut tx, source_id, &ids).await?;
     let publications = publications(&mut tx, source_id, &ids).await?;
     let is_as_planned = |one: &NewCorrection| {
-        newest.get(&one.event_id).is_none_or(|newest| digest_of(newest) == digest_of(&one.before))
+        newest.get(&one.event_id).is_none_or(|newest| *newest == one.before)
             && publications.get(&one.event_id) == one.publication.as_ref()
     };
     if !corrections.iter().all(is_as_planned) {
@@ -109,10 +162,10 @@ pub async fn record(
         .await?;
     insert(&mut tx, source_id, corrections, batch_id, act_id).await?;
     settle(&mut tx, source_id, corrections, batch_id, now).await?;
-    unmark(&mut tx, source_id, corrections, now).await?;
-    let events: Vec<_> =
-        corrections.iter().map(|one| (one.before.as_ref(), one.after.as_ref())).collect();
+    let events: Vec<_> = corrections.iter().map(NewCorrection::corrected).collect();
     first_starts::follow(&mut tx, source_id, &events, batch_id).await?;
+    // after the first starts, as a consumer's batch: the two never deadlock
+    unmark(&mut tx, source_id, corrections, now).await?;
     tx.commit().await?;
     let query = "select named_sequence(sequence) from batch where id = $1";
     Ok(Correction::Done(sqlx::query_scalar(query).bind(batch_id).fetch_one(conn).await?))
@@ -125,33 +178,40 @@ async fn insert(
     batch_id: i64,
     act_id: i64,
 ) -> Result<(), sqlx::Error> {
-    for one in corrections {
-        let usage = match one.after.as_ref().map(|event| &event.payload) {
-            Some(Payload::Usage(usage)) => Some(usage),
-            _ => None,
-        };
-        sqlx::query(
-            "insert into correction (source_id, event_id, batch_id, act_id, topic, build_id, accepted_batch_id, before_event, before_digest,
-                 after_event, digest, event_type, quantity, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::numeric, $14)",
-        )
-        .bind(source_id)
-        .bind(&one.event_id)
-        .bind(batch_id)
-        .bind(act_id)
-        .bind(one.topic)
-        .bind(one.build_id)
-        .bind(one.accepted_batch_id)
-        .bind(one.before.as_ref().map(Event::to_structured))
-        .bind(digest_of(&one.before))
-        .bind(one.after.as_ref().map(Event::to_structured))
-        .bind(digest_of(&one.after))
-        .bind(usage.map(|usage| usage.quantity.usage_type()))
-        .bind(usage.map(|usage| usage.quantity.number().to_string()))
-        .bind(usage.map(|usage| usage.created_at))
-        .execute(&mut *tx)
-        .await?;
+    fn column<'a, T>(all: &'a [NewCorrection], of: impl Fn(&'a NewCorrection) -> T) -> Vec<T> {
+        all.iter().map(of).collect()
     }
+    let usage = |one: &NewCorrection| match one.after.as_ref().map(|event| &event.payload) {
+        Some(Payload::Usage(usage)) => Some(usage.quantity),
+        _ => None,
+    };
+    sqlx::query(
+        "insert into correction (source_id, batch_id, act_id, event_id, topic, build_id, accepted_batch_id, before_event, before_digest,
+             after_event, digest, event_time, event_type, quantity, unanswered)
+         select $1, $2, $3, event_id, topic, build_id, accepted_batch_id, before_event, before_digest, after_event, digest, event_time,
+             event_type, quantity::numeric, unanswered
+         from unnest($4::text[], $5::text[], $6::uuid[], $7::bigint[], $8::jsonb[], $9::bytea[], $10::jsonb[], $11::bytea[], $12::timestamptz[],
+                 $13::text[], $14::text[], $15::boolean[])
+             as new (event_id, topic, build_id, accepted_batch_id, before_event, before_digest, after_event, digest, event_time, event_type,
+                 quantity, unanswered)",
+    )
+    .bind(source_id)
+    .bind(batch_id)
+    .bind(act_id)
+    .bind(column(corrections, |one| one.event_id.as_str()))
+    .bind(column(corrections, |one| one.topic.name()))
+    .bind(column(corrections, |one| one.build_id))
+    .bind(column(corrections, |one| one.accepted_batch_id))
+    .bind(column(corrections, |one| one.before.as_ref().map(Event::to_structured)))
+    .bind(column(corrections, |one| digest_of(&one.before)))
+    .bind(column(corrections, |one| one.after.as_ref().map(Event::to_structured)))
+    .bind(column(corrections, |one| digest_of(&one.after)))
+    .bind(column(corrections, |one| one.after.as_ref().map(Event::time)))
+    .bind(column(corrections, |one| usage(one).map(|usage| usage.usage_type().as_str())))
+    .bind(column(corrections, |one| usage(one).map(|usage| usage.number().to_string())))
+    .bind(column(corrections, |one| one.publication.is_some_and(|now| now.unanswered)))
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -233,7 +293,7 @@ pub async fn newest(
     ids: &[String],
 ) -> Result<HashMap<String, Option<Event>>, sqlx::Error> {
     let rows: Vec<(String, Option<serde_json::Value>)> = sqlx::query_as(
-        "select event_id, after_event from current_correction where source_id = $1 and event_id = any($2)",
+        "select event_id, after_event from unnest($2::text[]) as asked (id) cross join lateral newest_correction($1, asked.id)",
     )
     .bind(source_id)
     .bind(ids)
@@ -266,16 +326,18 @@ pub async fn publications(
     Ok(rows.into_iter().map(|row| (row.event_id, row.publication)).collect())
 }
 
-/// The type and quantity of these published events when the vendor accepted them: what it bills.
+/// The type and quantity that the vendor bills of these published events: of the content that was
+/// sent. Reads a few rows by key for each event.
 pub async fn billed(
     conn: &mut PgConnection,
     source_id: i16,
     ids: &[String],
 ) -> Result<HashMap<String, (String, String)>, sqlx::Error> {
     let rows: Vec<(String, String, String)> = sqlx::query_as(
-        "select s.event_id, usage.event_type, usage.quantity::text
-         from settlement s join batch b on b.id = s.batch_id cross join lateral usage_as_of(b.sequence) usage
-         where s.source_id = $1 and s.event_id = any($2) and s.state = 'published' and usage.source_id = $1 and usage.id = s.event_id",
+        "select usage.id, coalesce(sent.event_type, usage.event_type), coalesce(sent.quantity, usage.quantity)::text
+         from settlement s join usage_event usage on usage.source_id = s.source_id and usage.id = s.event_id
+             left join correction sent on (sent.source_id, sent.event_id, sent.batch_id) = (s.source_id, s.event_id, s.content_batch_id)
+         where s.source_id = $1 and s.event_id = any($2) and s.state = 'published'",
     )
     .bind(source_id)
     .bind(ids)

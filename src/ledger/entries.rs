@@ -1,7 +1,7 @@
 //! Reads the ledger forward, batch by batch in sequence order. A reader keeps a snapshot open for
 //! one page at most.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::Connection as _;
 use sqlx::postgres::PgRow;
@@ -27,17 +27,9 @@ const PAGE_EVENTS: i64 = 20_000;
 /// Maximum number of batches in a page.
 const PAGE_BATCHES: i64 = 500;
 
-/// A page of the batches after `sequence`, in order; empty at the end. Events are as accepted.
+/// A page of the batches after `sequence`, in order; empty at the end. Events and first starts are
+/// as corrected up to the sequence `corrected_to`; 0: as accepted.
 pub async fn after(
-    conn: &mut PgConnection,
-    sequence: i64,
-    limit: i64,
-) -> Result<Vec<Entry>, sqlx::Error> {
-    after_corrected(conn, sequence, limit, 0).await
-}
-
-/// The same with events, and first starts, as corrected up to the sequence `corrected_to`.
-pub async fn after_corrected(
     conn: &mut PgConnection,
     sequence: i64,
     limit: i64,
@@ -95,7 +87,7 @@ async fn facts(
     corrected_to: i64,
 ) -> Result<Vec<OrderedFact>, sqlx::Error> {
     let mut found = Vec::new();
-    let corrections = Corrections::read(tx, ids, corrected_to).await?;
+    let mut corrections = Corrections::read(tx, ids, corrected_to).await?;
     let builds = "select e.*, s.deployment_id, coalesce(f.build_id = e.build_id, false) as has_first_start
          from workspace_build e join source s on s.id = e.source_id
              left join workspace_first_start f
@@ -110,7 +102,11 @@ async fn facts(
         (Topic::PrebuildClaims, claims),
         (Topic::AgentUsage, usage),
     ] {
-        for row in &sqlx::query(query).bind(ids).fetch_all(&mut *tx).await? {
+        let rows = sqlx::query(query).bind(ids).fetch_all(&mut *tx).await?;
+        if topic == Topic::WorkspaceBuilds {
+            corrections.read_first_starts(tx, &rows, corrected_to).await?;
+        }
+        for row in &rows {
             let event = Event {
                 deployment: row.try_get("deployment_id")?,
                 payload: payload_of(topic, row)?,
@@ -147,7 +143,7 @@ fn as_accepted(row: &PgRow, mut event: Event) -> Result<Event, sqlx::Error> {
     Ok(event)
 }
 
-/// What corrections change in a page: normally nothing.
+/// The changes of a page's events by corrections: normally none.
 struct Corrections {
     events: HashMap<(i16, String), Option<Event>>,
     first_starts: HashMap<(i16, Uuid), Option<Uuid>>,
@@ -159,7 +155,35 @@ impl Corrections {
             0 => HashMap::new(),
             _ => corrected::of_batches(tx, ids, at).await?,
         };
-        Ok(Corrections { events, first_starts: first_starts::before_changes(tx, at).await? })
+        Ok(Corrections { events, first_starts: HashMap::new() })
+    }
+
+    /// Reads the first starts at the sequence `at` of the workspaces of these builds that a later
+    /// correction has changed.
+    async fn read_first_starts(
+        &mut self,
+        tx: &mut PgConnection,
+        builds: &[PgRow],
+        at: i64,
+    ) -> Result<(), sqlx::Error> {
+        if builds.is_empty() || !first_starts::have_changed(tx, at).await? {
+            return Ok(());
+        }
+        let mut workspaces = HashSet::new();
+        for row in builds {
+            if row.try_get("first_successful_start")? {
+                workspaces.insert((row.try_get("source_id")?, row.try_get("workspace_id")?));
+            }
+        }
+        for ((source_id, _), event) in &self.events {
+            if let Some(Event { payload: Payload::Build(build), .. }) = event
+                && build.first_successful_start
+            {
+                workspaces.insert((*source_id, build.workspace_id));
+            }
+        }
+        self.first_starts = first_starts::before_changes(tx, at, &workspaces).await?;
+        Ok(())
     }
 
     fn is_empty(&self) -> bool {

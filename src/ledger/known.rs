@@ -36,7 +36,7 @@ pub async fn builds(
     build_ids: &[Uuid],
 ) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
     let query = "select e.build_id, coalesce(c.digest, e.digest) from workspace_build e
-         left join current_correction c on c.source_id = e.source_id and c.event_id = 'workspace_build_completed:' || e.build_id
+         left join lateral newest_correction(e.source_id, 'workspace_build_completed:' || e.build_id) c on true
          where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)";
     let rows: Vec<(Uuid, Digest)> =
         sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
@@ -50,7 +50,7 @@ pub async fn claims(
     build_ids: &[Uuid],
 ) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
     let query = "select e.build_id, coalesce(c.digest, e.digest) from prebuild_claim e
-         left join current_correction c on c.source_id = e.source_id and c.event_id = 'prebuild_claimed:' || e.build_id
+         left join lateral newest_correction(e.source_id, 'prebuild_claimed:' || e.build_id) c on true
          where e.source_id = $1 and e.build_id = any($2) and (c.event_id is null or c.digest is not null)";
     let rows: Vec<(Uuid, Digest)> =
         sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
@@ -96,7 +96,7 @@ pub async fn usage(
     ids: &[String],
 ) -> Result<HashMap<String, Digest>, sqlx::Error> {
     let query = "select e.id, coalesce(c.digest, e.digest) from usage_event e
-         left join current_correction c on c.source_id = e.source_id and c.event_id = e.id
+         left join lateral newest_correction(e.source_id, e.id) c on true
          where e.source_id = $1 and e.id = any($2) and (c.event_id is null or c.digest is not null)";
     let rows: Vec<(String, Digest)> =
         sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(conn).await?;

@@ -91,6 +91,7 @@ pub use findings::{Finding, OverdueTurn, TurnRows};
 pub use generations::{NewGeneration, PartitionGenerations};
 pub use head::{Head, InvalidHead};
 pub use holds::{Hold, HoldScope, holds};
+pub use first_starts::CorrectedEvent;
 pub use identity::{IdentityRefusal, ReportedIdentity, SourceIdentity};
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;

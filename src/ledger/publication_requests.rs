@@ -160,7 +160,8 @@ pub async fn begin(
              insert into publication_request (id, source_id, license_sha256, events, sent_at)
              select $5, $1, $6, $7, $8 where exists (select from extended)
          )
-         insert into publication_attempt (request_id, source_id, event_id) select $5, $1, event_id from extended",
+         insert into publication_attempt (request_id, source_id, event_id, content_batch_id)
+         select $5, $1, event_id, (select batch_id from newest_correction($1, event_id)) from extended",
     )
     .bind(request.source_id)
     .bind(&request.event_ids)
@@ -232,6 +233,9 @@ async fn record_attempts(
 
 /// The vendor's verdict is final. A late verdict replaces `unknown`, `not_ours` and `withdrawn`,
 /// which the vendor did not decide. An acceptance also replaces a refusal of the same event.
+///
+/// The vendor bills the first content that it accepts. Of a corrected event, this is the content
+/// that it may have accepted before a correction, or else that of this request.
 async fn settle(
     tx: &mut PgConnection,
     outcome: &RequestOutcome<'_>,
@@ -250,7 +254,16 @@ async fn settle(
                  and (publication.state in ('pending', 'unknown', 'not_ours', 'withdrawn') or publication.state = 'refused' and new.state = 'published')
              returning publication.event_id, publication.state
          )
-         insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $2, state from settled",
+         insert into settlement (source_id, event_id, batch_id, state, content_batch_id)
+         select $1, event_id, $2, state, case when state = 'published' and exists (select from newest_correction($1, event_id)) then (
+             select content from (
+                 select c.batch_id as until, (select max(earlier.batch_id) from correction earlier
+                     where earlier.source_id = $1 and earlier.event_id = c.event_id and earlier.batch_id < c.batch_id) as content
+                 from correction c where c.source_id = $1 and c.event_id = settled.event_id and c.unanswered
+                 union all
+                 select null, content_batch_id from publication_attempt where request_id = $6 and source_id = $1 and event_id = settled.event_id
+             ) as sent order by until nulls last limit 1) end
+         from settled",
     )
     .bind(outcome.source_id)
     .bind(batch_id)
@@ -262,6 +275,7 @@ async fn settle(
             .collect::<Vec<_>>(),
     )
     .bind(settled.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .bind(outcome.id)
     .execute(tx)
     .await?;
     Ok(())

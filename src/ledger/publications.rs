@@ -41,7 +41,8 @@ words! {
         CoderdDiffers = "coderd_differs",
         /// The vendor's rules do not allow the event.
         VendorRules = "vendor_rules",
-        /// The vendor refuses the whole request, even if it contains only this event.
+        /// The vendor refuses the whole request, even if it contains only this event. For a short
+        /// time also events of a refused request that are not sent apart yet.
         VendorRefuses = "vendor_refuses",
     }
 }
@@ -63,6 +64,8 @@ pub struct Publication {
     pub refusals: u32,
     /// Whether the vendor has refused a whole request with this event alone.
     pub refused_alone: bool,
+    /// When its hold began, if it is held.
+    pub held_since: Option<DateTime<Utc>>,
     /// Whether coderd is known to have had the event as it was accepted.
     pub confirmed: bool,
     /// The latest message about it.
@@ -140,11 +143,13 @@ pub struct Pending {
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is
-/// not due, or that another request has leased, does not hold back the others.
+/// Leases at most `limit` due rows of events later than `after`: rows that are not held, oldest
+/// event first, then held rows, the earliest due first. A row that is not due, or that another
+/// request has leased, does not hold back the others.
 ///
 /// Reads the leased rows by key, because the planner does not know `limit` and would read whole
-/// tables. The search for due rows passes those before them that are leased or not due.
+/// tables. The search passes rows that are not held and are leased or not due. Of the held rows it
+/// passes only leased ones.
 pub async fn lease(
     conn: &mut PgConnection,
     source_id: i16,
@@ -154,24 +159,64 @@ pub async fn lease(
     length: Duration,
     now: DateTime<Utc>,
 ) -> Result<Vec<Publication>, sqlx::Error> {
+    lease_up_to(conn, source_id, holder, after, [limit, limit], length, now).await
+}
+
+/// The same without held rows.
+pub async fn lease_unheld(
+    conn: &mut PgConnection,
+    source_id: i16,
+    holder: &str,
+    after: DateTime<Utc>,
+    limit: i64,
+    length: Duration,
+    now: DateTime<Utc>,
+) -> Result<Vec<Publication>, sqlx::Error> {
+    lease_up_to(conn, source_id, holder, after, [limit, 0], length, now).await
+}
+
+/// The limits are of all rows and of held rows.
+async fn lease_up_to(
+    conn: &mut PgConnection,
+    source_id: i16,
+    holder: &str,
+    after: DateTime<Utc>,
+    [limit, held]: [i64; 2],
+    length: Duration,
+    now: DateTime<Utc>,
+) -> Result<Vec<Publication>, sqlx::Error> {
     let rows = sqlx::query(
-        "with due as (
+        "with unheld as (
              select event_id from publication
-             where source_id = $1 and state = 'pending' and (next_attempt_at <= $2 or next_attempt_at > $7) and event_created_at > $3
-                 and (leased_until is null or leased_until <= clock_timestamp())
+             where source_id = $1 and state = 'pending' and held_for is null and (next_attempt_at <= $2 or next_attempt_at > $7)
+                 and event_created_at > $3 and (leased_until is null or leased_until <= clock_timestamp())
              order by event_created_at, event_id limit $4 for update skip locked
+         ), held as (
+             select event_id from publication
+             where source_id = $1 and state = 'pending' and held_for is not null and next_attempt_at <= $2
+                 and event_created_at > $3 and (leased_until is null or leased_until <= clock_timestamp())
+             order by next_attempt_at limit least($8, $4 - (select count(*) from unheld)) for update skip locked
+         ), mistimed as (
+             select event_id from publication
+             where source_id = $1 and state = 'pending' and held_for is not null and next_attempt_at > $7
+                 and event_created_at > $3 and (leased_until is null or leased_until <= clock_timestamp())
+             order by next_attempt_at
+             limit least($8, $4 - (select count(*) from unheld) - (select count(*) from held)) for update skip locked
+         ), due as (
+             select event_id from unheld union all select event_id from held union all select event_id from mistimed
          ), leased as (
              update publication set leased_by = $5, leased_until = clock_timestamp() + make_interval(secs => $6)
              where source_id = $1 and event_id = any(array(select event_id from due))
-             returning event_id, unanswered, last_message, refusals, held_for is not distinct from 'vendor_refuses' as refused_alone
+             returning event_id, unanswered, last_message, refusals, held_since,
+                 held_for is not distinct from 'vendor_refuses' and refusals > 0 as refused_alone
          )
          select usage.id, coalesce(corrected.event_type, usage.event_type) as event_type,
-             coalesce(corrected.quantity, usage.quantity)::text as quantity, coalesce(corrected.created_at, usage.created_at) as created_at,
+             coalesce(corrected.quantity, usage.quantity)::text as quantity, coalesce(corrected.event_time, usage.created_at) as created_at,
              usage.publish_started_at, usage.published_at, usage.failure_message,
              usage.confirmed_at is not null or corrected.event_id is not null as confirmed, leased.unanswered, leased.last_message,
-             leased.refusals, leased.refused_alone
+             leased.refusals, leased.refused_alone, leased.held_since
          from usage_event usage join leased on leased.event_id = usage.id
-             left join current_correction corrected on corrected.source_id = usage.source_id and corrected.event_id = usage.id
+             left join lateral newest_correction(usage.source_id, usage.id) corrected on true
          where usage.source_id = $1 and usage.id = any(array(select event_id from leased))
          order by 4, usage.id",
     )
@@ -182,6 +227,7 @@ pub async fn lease(
     .bind(holder)
     .bind(length.as_secs_f64())
     .bind(now + LONGEST_WAIT)
+    .bind(held)
     .fetch_all(&mut *conn)
     .await?;
     rows.iter().map(publication_of).collect()
@@ -447,6 +493,7 @@ fn publication_of(row: &PgRow) -> Result<Publication, sqlx::Error> {
         unanswered: row.try_get("unanswered")?,
         refusals: u32::try_from(row.try_get::<i32, _>("refusals")?).unwrap_or(u32::MAX),
         refused_alone: row.try_get("refused_alone")?,
+        held_since: row.try_get("held_since")?,
         confirmed: row.try_get("confirmed")?,
         last_message: row.try_get("last_message")?,
     })

@@ -197,9 +197,12 @@ async fn record_first_starts(
         return Ok(());
     }
     first.sort_by_key(|new| (new.source_id, build(new).workspace_id, build(new).build_number));
+    first.dedup_by_key(|new| (new.source_id, build(new).workspace_id));
+    // the conflict locks the existing row: a correction that removes it waits for this batch
     sqlx::query(
-        "insert into workspace_first_start (source_id, workspace_id, build_id)
-         select * from unnest($1::smallint[], $2::uuid[], $3::uuid[]) on conflict do nothing",
+        "insert into workspace_first_start as kept (source_id, workspace_id, build_id)
+         select * from unnest($1::smallint[], $2::uuid[], $3::uuid[])
+         on conflict on constraint workspace_first_start_is_unique do update set build_id = kept.build_id where false",
     )
     .bind(values(&first, |new| new.source_id))
     .bind(values(&first, |new| build(new).workspace_id))

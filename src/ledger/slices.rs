@@ -73,7 +73,7 @@ pub async fn events(
                  and not exists (select from correction c where c.source_id = e.source_id and c.event_id = 'workspace_build_completed:' || e.build_id)
              union all
              select e.build_id, c.digest, true from corrected_event c join workspace_build e on e.source_id = c.source_id and e.build_id = c.build_id
-             where c.source_id = $1 and c.event_id = 'workspace_build_completed:' || c.build_id and e.gone_at is null and e.build_id <> all($4)
+             where c.source_id = $1 and c.topic = 'tallyline.workspace-builds.v1' and e.gone_at is null and e.build_id <> all($4)
                  and c.event_time >= $2 and c.event_time < $3
          ), claim as (
              select build_id, digest, confirmed_at is not null as is_confirmed from prebuild_claim e
@@ -81,7 +81,7 @@ pub async fn events(
                  and not exists (select from correction c where c.source_id = e.source_id and c.event_id = 'prebuild_claimed:' || e.build_id)
              union all
              select e.build_id, c.digest, true from corrected_event c join prebuild_claim e on e.source_id = c.source_id and e.build_id = c.build_id
-             where c.source_id = $1 and c.event_id = 'prebuild_claimed:' || c.build_id and e.gone_at is null and e.build_id <> all($4)
+             where c.source_id = $1 and c.topic = 'tallyline.prebuild-claims.v1' and e.gone_at is null and e.build_id <> all($4)
                  and c.event_time >= $2 and c.event_time < $3
          )
          select builds, builds_digest, unconfirmed_builds, claims, claims_digest, unconfirmed_claims from
@@ -109,7 +109,8 @@ pub async fn build_ids(
                   and completed_at >= $2 and completed_at < $3 and (completed_at, build_id) > ($2, $4)
               order by completed_at, build_id limit $5)
              union
-             (select event_time, build_id from corrected_event where source_id = $1 and build_id is not null
+             (select event_time, build_id from corrected_event where source_id = $1
+                  and topic in ('tallyline.workspace-builds.v1', 'tallyline.prebuild-claims.v1')
                   and event_time >= $2 and event_time < $3 and (event_time, build_id) > ($2, $4)
               order by event_time, build_id limit $5)
          ) as events order by completed_at, build_id limit $5";
@@ -141,7 +142,7 @@ pub async fn usage(
               order by created_at, id limit $5)
              union all
              (select c.event_time, e.id, c.digest, true from corrected_event c join usage_event e on e.source_id = c.source_id and e.id = c.event_id
-              where c.source_id = $1 and e.gone_at is null and c.event_time >= $2 and c.event_time < $3 and (c.event_time, e.id) > ($2, $4)
+              where c.source_id = $1 and c.topic = 'tallyline.agent-usage.v1' and e.gone_at is null and c.event_time >= $2 and c.event_time < $3 and (c.event_time, e.id) > ($2, $4)
               order by c.event_time, e.id limit $5)
          ) as events order by created_at, id limit $5";
     sqlx::query_as(query)
@@ -193,7 +194,7 @@ pub async fn unknown_usage(
 ) -> Result<Vec<String>, sqlx::Error> {
     let query = "select id from unnest($2::text[]) as asked (id)
          where not exists (select from usage_event e where e.source_id = $1 and e.id = asked.id and e.gone_at is null)
-             or exists (select from current_correction c where c.source_id = $1 and c.event_id = asked.id and c.digest is null)";
+             or exists (select from newest_correction($1, asked.id) c where c.digest is null)";
     sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(conn).await
 }
 

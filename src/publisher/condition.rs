@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::ledger::PublishRefusal;
+use crate::ledger::{PublishRefusal, Recovering};
 
 /// The condition of one source's publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,13 @@ impl Condition {
                 | Condition::Stopped(_)
         )
     }
+}
+
+pub(super) fn recovering(recovery: &Recovering) -> Condition {
+    let since = recovery.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    Condition::Recovering(format!(
+        "the ledger was restored from a backup (detected at {since}) and has not caught up: `tallyline status` shows the remaining work"
+    ))
 }
 
 impl fmt::Display for Condition {

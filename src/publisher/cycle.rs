@@ -21,11 +21,18 @@ pub struct Cycle {
     /// Events that wait: coderd has just reserved them, or in shadow mode has not published them
     /// yet.
     pub waiting: usize,
-    /// The failed request that ended the cycle; the first one of several.
+    /// The failed request that ended the cycle; the first one of several. Or the vendor refused
+    /// requests for their content, and answered none with verdicts.
     pub failure: Option<SendError>,
 }
 
 impl Cycle {
+    /// Whether the source waits longer after each such cycle. A refusal for its content holds back
+    /// only its events, which have waits of their own.
+    pub(super) fn is_failed(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| !failure.is_refused_for_its_content())
+    }
+
     /// Counts the recorded attempts of a request.
     pub(super) fn count(&mut self, attempts: &[Attempt]) {
         self.requests += 1;

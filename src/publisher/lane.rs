@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use chrono::TimeDelta;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -16,17 +17,17 @@ use super::{Condition, Cycle, Publisher};
 use crate::ledger::Publication;
 use crate::tallyman::{MAX_EVENTS_PER_REQUEST, SendError};
 
-/// Events that one lane has leased for a request.
-struct Leased {
+/// A lane's lease of events.
+pub(super) struct Lease<'a> {
     /// The lease's own holder, so that no other lane writes under it.
-    holder: String,
-    events: Vec<Publication>,
-    signing: Arc<Signing>,
+    pub holder: String,
+    /// The right to halve a request that the vendor refuses.
+    pub halving: Option<SemaphorePermit<'a>>,
 }
 
 impl Publisher {
-    /// Sends due events until there are none, or until no further request may begin. Counts its
-    /// work up to an error, too.
+    /// Sends due events until there are none and no lane has any, or until no further request may
+    /// begin. Counts its work up to an error, too.
     pub(super) async fn lane(&self, lanes: &Lanes<'_>) -> (Cycle, anyhow::Result<()>) {
         let mut cycle = Cycle::default();
         let end = self.send_due(lanes, &mut cycle).await;
@@ -37,14 +38,13 @@ impl Publisher {
     }
 
     async fn send_due(&self, lanes: &Lanes<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
-        while let Some(leased) = self.lease_next(lanes).await? {
-            let (holder, signing) = (leased.holder, leased.signing);
-            let ids: Vec<String> =
-                leased.events.iter().map(|event| event.event_id.clone()).collect();
-            let end = self.publish(lanes, &holder, &signing, leased.events, cycle).await;
+        while let Some((mut lease, events)) = self.lease_next(lanes, cycle).await? {
+            let ids: Vec<String> = events.iter().map(|event| event.event_id.clone()).collect();
+            let end = self.publish(lanes, &mut lease, events, cycle).await;
             if !matches!(end, Ok(true)) {
-                self.release(lanes.source_id, &holder, &ids).await;
+                self.release(lanes.source_id, &lease.holder, &ids).await;
             }
+            lanes.end_work(lease.halving);
             end?;
             if cycle.failure.is_some() {
                 break;
@@ -53,67 +53,70 @@ impl Publisher {
         Ok(())
     }
 
-    /// Leases the events of one request. None: no more are due, or nothing may be sent.
-    async fn lease_next(&self, lanes: &Lanes<'_>) -> anyhow::Result<Option<Leased>> {
-        let mut turn = lanes.turn.lock().await;
-        if turn.drained || lanes.over.is_cancelled() {
-            return Ok(None);
+    /// Leases the events of one request. While other lanes have leased events, it waits for more.
+    /// A lease of fewer events than a request takes is followed by a rest, so that later requests
+    /// are not small. None: no more are due, or nothing may be sent.
+    async fn lease_next<'a>(
+        &self,
+        lanes: &'a Lanes<'_>,
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<Option<(Lease<'a>, Vec<Publication>)>> {
+        let mut drained = lanes.turn.lock().await;
+        while !lanes.over.is_cancelled() {
+            if *drained && !lanes.wait_for_more(self.settings.rest()).await {
+                break;
+            }
+            let Some(round) = self.round(lanes, 0, cycle).await? else { break };
+            let (holder, halving) = (Uuid::new_v4().to_string(), lanes.halving());
+            let now = round.earlier(self.ledger.clock.now());
+            let with_held = halving.is_some();
+            let events = self
+                .lease(lanes.source_id, &holder, now, MAX_EVENTS_PER_REQUEST, with_held)
+                .await?;
+            *drained = events.len() < MAX_EVENTS_PER_REQUEST;
+            if !events.is_empty() {
+                lanes.begin_work();
+                let is_held = events.iter().any(|event| event.held_since.is_some());
+                return Ok(Some((Lease { holder, halving: halving.filter(|_| is_held) }, events)));
+            }
         }
-        if self.is_paused() {
-            lanes.halt();
-            return Ok(None);
-        }
-        if turn.round.as_ref().is_none_or(|round| round.is_over(Instant::now())) {
-            turn.round = self.begin_round(lanes).await?;
-        }
-        let Some(round) = &mut turn.round else {
-            lanes.halt();
-            return Ok(None);
-        };
-        let holder = Uuid::new_v4().to_string();
-        let now = round.earlier(self.ledger.clock.now());
-        let events = self.lease(lanes.source_id, &holder, now, MAX_EVENTS_PER_REQUEST).await?;
-        round.add(events.len());
-        let signing = Arc::clone(&round.signing);
-        turn.drained = events.len() < MAX_EVENTS_PER_REQUEST;
-        Ok((!events.is_empty()).then_some(Leased { holder, events, signing }))
+        Ok(None)
     }
 
     /// Publishes leased events: in one request, or in several if the vendor refuses a whole request
     /// for its content. Then each half is sent by itself, down to the single event, which is held.
-    /// If the vendor takes none of the halves, the source waits: the cause may not be the events.
+    /// If the vendor takes none of the halves and nothing of another lane, the cycle has failed.
     ///
-    /// The next lease is of a full request again. Events that were held so are retried apart from
-    /// others, which need not be halved again.
+    /// The next lease is of a full request again. Events that were refused alone are sent apart, so
+    /// that the others need not be halved again.
     ///
     /// Returns whether it has ended all leases.
-    async fn publish(
+    async fn publish<'a>(
         &self,
-        lanes: &Lanes<'_>,
-        holder: &str,
-        signing: &Signing,
+        lanes: &'a Lanes<'_>,
+        lease: &mut Lease<'a>,
         events: Vec<Publication>,
         cycle: &mut Cycle,
     ) -> anyhow::Result<bool> {
         let (refused_alone, others) = events.into_iter().partition(|event| event.refused_alone);
         let mut parts: Vec<Vec<Publication>> = vec![refused_alone, others];
-        let (mut refusal, mut is_answered, mut has_leases) = (None::<SendError>, false, true);
+        let (mut refusal, mut is_halved, mut has_leases) = (None::<SendError>, false, true);
         while let Some(part) = parts.pop() {
             if part.is_empty() {
                 continue;
             }
             let Some(permit) = lanes.permit().await else { return Ok(false) };
-            if self.is_paused() {
-                lanes.halt();
-                return Ok(false);
-            }
-            let part = self.last_check(lanes, holder, part, cycle).await?;
-            match self.send(lanes, holder, signing, part, permit, cycle).await? {
+            let Some(round) = self.round(lanes, part.len(), cycle).await? else { return Ok(false) };
+            let part = self.last_check(lanes, &lease.holder, part, cycle).await?;
+            match self.send(lanes, lease, &round.signing, part, permit, cycle).await? {
                 Sent::Nothing => {}
-                Sent::Answered => is_answered = true,
+                Sent::Answered => self.show_working(lanes),
                 Sent::Refused(mut first, error) => {
                     warn!(source = %self.settings.deployment, events = first.len(), %error, "the vendor refuses a whole request: each half is sent by itself");
-                    refusal = Some(error);
+                    is_halved = true;
+                    if first.iter().any(|event| !event.refused_alone) {
+                        refusal = Some(error);
+                    }
                     let second = first.split_off(first.len() / 2);
                     parts.extend([second, first]);
                 }
@@ -126,7 +129,7 @@ impl Publisher {
                     lanes.halt();
                     return Ok(false);
                 }
-                Sent::LeaseLost if refusal.is_some() => {
+                Sent::LeaseLost if is_halved => {
                     debug!("a lease of a half expired: its events are due again");
                     has_leases = false;
                 }
@@ -135,15 +138,60 @@ impl Publisher {
                 ),
             }
         }
-        if !is_answered {
-            cycle.failure = refusal;
+        if let Some(error) = refusal {
+            lanes.set_refused(error);
         }
         Ok(has_leases)
     }
 
+    /// A cycle may last: its condition does not wait for its end.
+    fn show_working(&self, lanes: &Lanes<'_>) {
+        lanes.set_answered();
+        if !lanes.over.is_cancelled() {
+            self.condition.set(Condition::Working);
+        }
+    }
+
+    /// The current round, with this number of further events. Begins one if it is over. Each later
+    /// round of a cycle shows the queue. None: nothing may be sent, and all lanes end.
+    async fn round(
+        &self,
+        lanes: &Lanes<'_>,
+        events: usize,
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<Option<Round>> {
+        let mut current = lanes.round.lock().await;
+        if lanes.over.is_cancelled() {
+            return Ok(None);
+        }
+        if self.is_paused() {
+            lanes.halt();
+            return Ok(None);
+        }
+        if current.as_ref().is_none_or(|round| round.is_over(events, Instant::now())) {
+            let is_later = current.is_some();
+            *current = self.begin_round(lanes, cycle).await?;
+            if is_later {
+                self.show_queue(lanes.source_id).await?;
+                self.telemetry.publishes(self.settings.deployment, self.condition.publishes());
+            }
+        }
+        let Some(round) = &mut *current else {
+            lanes.halt();
+            return Ok(None);
+        };
+        round.add(events);
+        Ok(Some(round.clone()))
+    }
+
     /// Reads coderd's identity, publish marks, licenses and clock, and whether the source is held
-    /// or retired. None: nothing may be sent, and the condition says why.
-    pub(super) async fn begin_round(&self, lanes: &Lanes<'_>) -> anyhow::Result<Option<Round>> {
+    /// or retired. Settles events that are too old. None: nothing may be sent, and the condition
+    /// shows why.
+    async fn begin_round(
+        &self,
+        lanes: &Lanes<'_>,
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<Option<Round>> {
         if self.is_retired().await? {
             return Ok(None);
         }
@@ -152,6 +200,8 @@ impl Publisher {
         if self.stops_for_coderd(&mut reader, lanes.source_id).await? || self.is_held().await? {
             return Ok(None);
         }
+        let (source_id, settled) = (lanes.source_id, &mut cycle.settled);
+        self.settle_old(&mut reader, source_id, settled, &lanes.over).await?;
         // the license may have been replaced, especially after a 401
         let rows = reader.licenses().await?;
         let now = self.ledger.clock.now();

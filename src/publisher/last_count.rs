@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use crate::ledger::Pending;
 
-/// The shortest time between two counts of a backlog that is longer than what a count of the oldest rows reads.
+/// The shortest time between two counts of a long backlog. A count of the oldest rows does not
+/// cover it.
 const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The latest count of a long backlog.

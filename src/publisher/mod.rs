@@ -3,8 +3,8 @@
 //! One [`Publisher`] serves one source. Several lanes send at the same time (`lanes`): each leases
 //! due events, checks coderd's own rows (`source_check`), and writes the request down. It sends the
 //! request under the license that coderd itself would use (`signing`). It records each event's
-//! verdict with its request (`send`). Several processes may publish the same source: leases separate
-//! their events.
+//! verdict with its request (`send`). Several processes may publish the same source: leases
+//! separate their events.
 
 mod backlog;
 mod condition;
@@ -31,7 +31,7 @@ pub use telemetry::PublisherTelemetry;
 
 use std::time::Duration;
 
-use chrono::SecondsFormat;
+use condition::recovering;
 use last_count::LastCount;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -100,7 +100,7 @@ impl Publisher {
         let mut waits = Backoff::new(self.settings.first_wait, self.settings.longest_wait);
         while !stop.is_cancelled() {
             let is_running = match self.cycle(stop).await {
-                Ok(Cycle { failure: None, .. }) => {
+                Ok(cycle) if !cycle.is_failed() => {
                     waits.reset();
                     stop.run_until_cancelled(self.rest()).await.is_some()
                 }
@@ -203,8 +203,9 @@ impl Publisher {
         }
     }
 
-    /// Does all due work once. It checks `stop` before each request. An error also sets the condition.
-    /// A failed request is not an error but the cycle's [`failure`](Cycle::failure).
+    /// Does all due work, until nothing is due and no request is in flight. It checks `stop` before
+    /// each request. An error also sets the condition. A failed request is not an error but the
+    /// cycle's [`failure`](Cycle::failure).
     pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
         let outcome = self.whole_cycle(stop).await;
         match &outcome {
@@ -244,12 +245,8 @@ impl Publisher {
         if self.is_retired().await? {
             return Ok(Cycle::default());
         }
-        if let Some(recovering) = self.ledger.run(recoveries::open).await? {
-            let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let why = format!(
-                "the ledger was restored from a backup (detected at {since}) and has not caught up: `tallyline status` shows the remaining work"
-            );
-            self.condition.set(Condition::Recovering(why));
+        if let Some(recovery) = self.ledger.run(recoveries::open).await? {
+            self.condition.set(recovering(&recovery));
             return Ok(Cycle::default());
         }
         let mut cycle = Cycle::default();
@@ -261,13 +258,10 @@ impl Publisher {
             if self.identify(&mut reader).await?.is_none() {
                 return Ok(cycle);
             }
-            let done = match self.settings.sole {
-                true => self.sole(&mut reader, source_id, &mut cycle, stop).await,
-                false => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
-            };
-            // counts the work before an error, too
-            self.telemetry.cycle(&cycle);
-            done?;
+            match self.settings.sole {
+                true => self.sole(&mut reader, source_id, &mut cycle, stop).await?,
+                false => self.shadow(&mut reader, source_id, &mut cycle, stop).await?,
+            }
             self.reader = Some(reader);
         }
         self.show_queue(source_id).await?;
@@ -275,7 +269,7 @@ impl Publisher {
     }
 
     /// coderd's own deployment id, if coderd belongs to this source; if not, sets the condition. If
-    /// the role cannot read a fact, only mode `shadow` goes on.
+    /// the role cannot read a fact, only mode `shadow` continues.
     async fn identify(&self, reader: &mut Reader) -> anyhow::Result<Option<Uuid>> {
         let facts = reader.identity_facts().await?;
         let refusal = self

@@ -57,28 +57,39 @@ impl Publisher {
         Ok(())
     }
 
-    /// Leases at most `limit` due events that are not too old at `now`.
+    /// Leases at most `limit` due events that are not too old at `now`. Held events come last, if
+    /// at all.
     pub(super) async fn lease(
         &self,
         source_id: i16,
         holder: &str,
         now: DateTime<Utc>,
         limit: usize,
+        with_held: bool,
     ) -> anyhow::Result<Vec<Publication>> {
         let (after, limit) = (sendable_after(now), i64::try_from(limit)?);
         let (length, at) = (self.settings.lease, self.ledger.clock.now());
         let leased = self.ledger.run(async |conn| {
-            publications::lease(conn, source_id, holder, after, limit, length, at).await
+            match with_held {
+                true => publications::lease(conn, source_id, holder, after, limit, length, at).await,
+                false => {
+                    publications::lease_unheld(conn, source_id, holder, after, limit, length, at)
+                        .await
+                }
+            }
         });
         Ok(leased.await?)
     }
 
-    /// The facts that operators have recorded about these events.
+    /// The facts that operators have recorded about these events. Reads nothing without an event.
     pub(super) async fn statements(
         &self,
         source_id: i16,
         ids: &[String],
     ) -> anyhow::Result<HashMap<String, OperatorStatement>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
         let (lost, refused) = self
             .ledger
             .run(async |conn| {
@@ -146,6 +157,7 @@ impl Publisher {
                     .await
                 })
                 .await?;
+            self.telemetry.settled(&more);
             settled.not_ours += more.not_ours;
             settled.expired += more.expired;
             settled.unknown += more.unknown;

@@ -9,17 +9,18 @@ use uuid::Uuid;
 
 use super::signing::SigningLicense;
 
-/// A round ends once this number of events is leased.
+/// The largest number of events that are sent in one round.
 const ROUND_EVENTS: usize = 1_000;
 
 /// A round ends after this time.
 const ROUND_TIME: Duration = Duration::from_secs(5);
 
 /// The facts that are read once for all requests of a round.
+#[derive(Clone)]
 pub(super) struct Round {
     pub signing: Arc<Signing>,
     begun: Instant,
-    leased: usize,
+    sent: usize,
     /// How far the process's clock is ahead of coderd's database.
     ahead: TimeDelta,
 }
@@ -35,15 +36,16 @@ pub(super) struct Signing {
 impl Round {
     /// `ahead` is how far the process's clock is ahead of coderd's database.
     pub fn new(signing: Arc<Signing>, begun: Instant, ahead: TimeDelta) -> Self {
-        Round { signing, begun, leased: 0, ahead }
+        Round { signing, begun, sent: 0, ahead }
     }
 
-    pub fn is_over(&self, now: Instant) -> bool {
-        self.leased >= ROUND_EVENTS || now.duration_since(self.begun) >= ROUND_TIME
+    /// Whether these further events need another round.
+    pub fn is_over(&self, events: usize, now: Instant) -> bool {
+        self.sent + events > ROUND_EVENTS || now.duration_since(self.begun) >= ROUND_TIME
     }
 
-    pub fn add(&mut self, leased: usize) {
-        self.leased += leased;
+    pub fn add(&mut self, events: usize) {
+        self.sent += events;
     }
 
     /// The earlier of the process's clock and the clock of coderd's database.
@@ -65,16 +67,17 @@ mod tests {
     #[test]
     fn a_round_ends_after_1000_events() {
         let mut round = round();
-        round.add(999);
-        assert!(!round.is_over(round.begun));
-        round.add(1);
-        assert!(round.is_over(round.begun));
+        round.add(900);
+        assert!(!round.is_over(100, round.begun));
+        round.add(100);
+        assert!(!round.is_over(0, round.begun));
+        assert!(round.is_over(1, round.begun));
     }
 
     #[test]
     fn a_round_ends_after_5_seconds() {
         let round = round();
-        assert!(!round.is_over(round.begun + Duration::from_millis(4_999)));
-        assert!(round.is_over(round.begun + Duration::from_secs(5)));
+        assert!(!round.is_over(1, round.begun + Duration::from_millis(4_999)));
+        assert!(round.is_over(0, round.begun + Duration::from_secs(5)));
     }
 }

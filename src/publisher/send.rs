@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::condition::recovering;
+use super::lane::Lease;
 use super::lanes::Lanes;
 use super::round::Signing;
 use super::sole::held;
@@ -16,7 +18,7 @@ use super::{Condition, Cycle, Publisher};
 use crate::cause::{self, LastingFault, Remedy};
 use crate::ledger::{
     Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome,
-    holds, publication_requests, retirements,
+    holds, publication_requests, recoveries, retirements,
 };
 use crate::retry::{Backoff, wait_after};
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
@@ -26,15 +28,17 @@ const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);
 
 /// The end of one request.
 pub(super) enum Sent {
-    /// No event was sent, or the vendor refuses a request with this event alone, which is held.
+    /// No event was sent, or the vendor refuses a request for its content whose events are held:
+    /// a single event, or several that another lane halves later.
     Nothing,
     /// The vendor's verdicts are recorded.
     Answered,
-    /// The vendor refuses the whole request for its content. Its events are still leased.
+    /// The vendor refuses the whole request for its content. Its events are still leased, to be
+    /// sent in halves.
     Refused(Vec<Publication>, SendError),
     /// The request failed; its events are due.
     Failed(SendError),
-    /// The source is held or retired, so nothing was sent.
+    /// The source is held or retired, or the ledger is restored, so nothing was sent.
     Withheld(Condition),
     /// A lease was lost before the request was written down, so nothing was sent.
     LeaseLost,
@@ -51,16 +55,16 @@ impl Publisher {
     /// Sends leased events under one license and for one deployment. With the answer it releases
     /// `in_flight`, so that another request can begin before the verdicts are recorded. After a
     /// failure none begins.
-    pub(super) async fn send(
+    pub(super) async fn send<'a>(
         &self,
-        lanes: &Lanes<'_>,
-        holder: &str,
+        lanes: &'a Lanes<'_>,
+        lease: &mut Lease<'a>,
         signing: &Signing,
         events: Vec<Publication>,
         in_flight: SemaphorePermit<'_>,
         cycle: &mut Cycle,
     ) -> anyhow::Result<Sent> {
-        let source_id = lanes.source_id;
+        let (source_id, holder) = (lanes.source_id, lease.holder.as_str());
         let (events, outgoing) = self.outgoing(source_id, holder, events, cycle).await?;
         if events.is_empty() {
             return Ok(Sent::Nothing);
@@ -85,8 +89,15 @@ impl Publisher {
             lanes.end();
         }
         drop(in_flight);
-        let (now, is_split) = (self.ledger.clock.now(), is_content && events.len() > 1);
-        let attempts = self.attempts(&events, &answer, now);
+        let (now, is_refused) = (self.ledger.clock.now(), is_content && events.len() > 1);
+        if is_refused && lease.halving.is_none() {
+            lease.halving = lanes.halving();
+        }
+        let is_split = is_refused && lease.halving.is_some();
+        let mut attempts = self.attempts(&events, &answer, now);
+        if is_refused && !is_split {
+            attempts.iter_mut().for_each(|one| one.held_for = Some(HeldFor::VendorRefuses));
+        }
         let outcome = RequestOutcome {
             id: request.id,
             source_id,
@@ -98,7 +109,10 @@ impl Publisher {
             lease: is_split.then_some(self.settings.lease),
         };
         self.record(&outcome, begun).await?;
-        cycle.count(&outcome.attempts);
+        let mut request = Cycle::default();
+        request.count(&outcome.attempts);
+        self.telemetry.request(&request);
+        cycle.add(request);
         info!(request = %outcome.id, events = events.len(), status = outcome.status, license_id = signing.license.id, "request recorded");
         let Err(error) = answer else { return Ok(Sent::Answered) };
         self.telemetry.send_error(&error);
@@ -109,7 +123,7 @@ impl Publisher {
         })
     }
 
-    /// Writes the request down, unless the source is held or retired by now.
+    /// Writes the request down, unless the source is held or retired or the ledger is restored.
     async fn begin(&self, request: &NewRequest<'_>) -> anyhow::Result<Begun> {
         let (deployment, now) = (self.settings.deployment, self.ledger.clock.now());
         self.ledger
@@ -120,9 +134,12 @@ impl Publisher {
                 if let Some(hold) = holds::of_deployment(conn, deployment).await? {
                     return Ok(Begun::Withheld(held(&hold)));
                 }
-                anyhow::Ok(match publication_requests::begin(conn, request, now).await? {
-                    true => Begun::Written,
-                    false => Begun::LeaseLost,
+                if publication_requests::begin(conn, request, now).await? {
+                    return Ok(Begun::Written);
+                }
+                anyhow::Ok(match recoveries::open(conn).await? {
+                    Some(recovery) => Begun::Withheld(recovering(&recovery)),
+                    None => Begun::LeaseLost,
                 })
             })
             .await

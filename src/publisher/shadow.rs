@@ -44,7 +44,7 @@ impl Publisher {
         cycle: &mut Cycle,
     ) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
-        let leased = self.lease(source_id, &self.holder, now, PAGE).await?;
+        let leased = self.lease(source_id, &self.holder, now, PAGE, true).await?;
         let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let read = async {
             anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?))

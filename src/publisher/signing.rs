@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::coderd::LicenseRow;
 use crate::license::{LicenseError, PublicKeys, VerifiedLicense, pick_publishing_license};
 
-/// The license that signs, with its token. The token lives only as long as a request needs it, and
-/// `Debug` omits it.
+/// The license that signs, with its token. The token is only in memory, for a round and the
+/// requests that begin in it. `Debug` omits it.
 pub struct SigningLicense {
     /// coderd's id of the license.
     pub id: i32,

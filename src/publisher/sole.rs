@@ -15,10 +15,6 @@ impl Publisher {
         cycle: &mut Cycle,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        if self.stops_for_coderd(reader, source_id).await? || self.is_held().await? {
-            return Ok(());
-        }
-        self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         let lanes = Lanes::new(reader, source_id, self.settings.concurrency, stop);
         let all = (0..lanes.number()).map(|_| self.lane(&lanes));
         let mut fault = None;
@@ -29,6 +25,7 @@ impl Publisher {
         if let Some(fault) = fault {
             return Err(fault);
         }
+        cycle.failure = cycle.failure.take().or_else(|| lanes.refusal());
         if cycle.failure.is_none() && !lanes.is_halted() {
             self.condition.set(Condition::Working);
         }

@@ -121,6 +121,7 @@ mod tests {
             unanswered: false,
             refusals: 0,
             refused_alone: false,
+            held_since: None,
             confirmed: true,
             last_message: None,
         }

@@ -6,7 +6,7 @@ use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use uuid::Uuid;
 
 use super::Cycle;
-use crate::ledger::Pending;
+use crate::ledger::{Pending, Settled};
 use crate::tallyman::SendError;
 
 /// Counters and gauges of this process's publishers. Names begin with `tallyline_publisher_`;
@@ -84,17 +84,18 @@ impl PublisherTelemetry {
         ]
     }
 
-    pub(super) fn cycle(&self, cycle: &Cycle) {
-        let add = |counter: &IntCounterVec, label: &str, number: usize| {
-            counter.with_label_values(&[label]).inc_by(number as u64)
-        };
+    /// Counts the recorded verdicts of a request.
+    pub(super) fn request(&self, cycle: &Cycle) {
         add(&self.verdicts, "accepted", cycle.accepted);
         add(&self.verdicts, "refused", cycle.refused);
         add(&self.verdicts, "refused_for_now", cycle.refused_for_now);
         add(&self.verdicts, "left_out", cycle.left_out);
-        add(&self.settled, "not_ours", cycle.settled.not_ours);
-        add(&self.settled, "expired", cycle.settled.expired);
-        add(&self.settled, "unknown", cycle.settled.unknown);
+    }
+
+    pub(super) fn settled(&self, settled: &Settled) {
+        add(&self.settled, "not_ours", settled.not_ours);
+        add(&self.settled, "expired", settled.expired);
+        add(&self.settled, "unknown", settled.unknown);
     }
 
     pub(super) fn send_error(&self, error: &SendError) {
@@ -129,4 +130,8 @@ impl PublisherTelemetry {
             None => drop(self.stopped.remove_label_values(&[&source])),
         }
     }
+}
+
+fn add(counter: &IntCounterVec, label: &str, number: usize) {
+    counter.with_label_values(&[label]).inc_by(number as u64);
 }

@@ -61,8 +61,8 @@ impl<T: Clone + Default> Totals<T> {
         Arc::make_mut(&mut total.part)
     }
 
-    /// Removes `agents` from the part of that number by `remove`, which tells whether the part is
-    /// empty afterwards. An empty part goes.
+    /// Removes `agents` from the part of that number by `remove`, which returns whether the part is
+    /// empty then. An empty part is removed.
     fn remove(&mut self, number: i64, agents: u128, remove: impl FnOnce(&mut T) -> bool) {
         let Ok(place) = self.place(number) else { return };
         let total = &mut self.0[place];

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::clock::Clock;
-use tallyline::ledger::{Ledger, LedgerSettings, findings};
+use tallyline::ledger::{Ledger, LedgerSettings, TurnRows, findings};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::status;
+use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::migrated;
+use crate::support::process::run_tallyline;
 use crate::support::{Database, eventually};
 
 const SECONDS: Duration = Duration::from_secs(60);
@@ -92,10 +95,17 @@ impl Filled {
 
     /// One round of the audit: until each joint has read the newest batch.
     async fn round(&self) {
-        sqlx::query("update audit_finding set audited_at = audited_at - interval '1 day'")
-            .execute(&self.database.pool)
-            .await
-            .unwrap();
+        self.round_of(Duration::from_secs(3600)).await;
+    }
+
+    /// The same, of an audit with this interval.
+    async fn round_of(&self, every: Duration) {
+        for earlier in [
+            "update audit_finding set audited_at = audited_at - interval '1 day'",
+            "update audit_progress set stepped_at = stepped_at - interval '1 day'",
+        ] {
+            sqlx::query(earlier).execute(&self.database.pool).await.unwrap();
+        }
         let audit = Audit {
             ledger: self.ledger.clone(),
             log: self.log.clone(),
@@ -103,7 +113,7 @@ impl Filled {
             patience: Duration::ZERO,
         };
         let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), false).unwrap();
-        let (every, late_after) = (Duration::from_secs(3600), 3);
+        let late_after = 3;
         let continuous = Continuous { audit, every, late_after, holder: "test".into(), telemetry };
         let stop = CancellationToken::new();
         let ended = async {
@@ -120,6 +130,12 @@ impl Filled {
         tokio::join!(continuous.run(&stop), ended);
         let found = self.ledger.run(findings::list).await.unwrap();
         assert!(found.iter().all(|finding| finding.differences == 0), "{found:?}");
+    }
+
+    /// The turns that the status shows as overdue.
+    async fn overdue(&self) -> Vec<TurnRows> {
+        let status = status::read(&self.ledger, &self.log, SECONDS).await.unwrap();
+        status.overdue_turns.iter().map(|turn| turn.rows).collect()
     }
 
     async fn turns_have_ended(&self) -> bool {
@@ -151,4 +167,63 @@ async fn a_round_of_the_audit_and_a_status_read_as_much_after_200_000_builds_as_
     }
     assert!((rests[0] - rests[1]).abs() < 1_000, "{rests:?}");
     assert!((statuses[0] - statuses[1]).abs() < 20_000, "{statuses:?}");
+}
+
+#[tokio::test]
+async fn a_turn_with_more_pages_than_steps_ends_in_its_time() {
+    let mut site = Filled::with(200_000).await;
+    let begun = Clock::system().now();
+    let clock = Clock::manual(begun);
+    site.ledger.clock = clock.clone();
+    // two steps a day, and four pages of batches
+    let every = TimeDelta::hours(12);
+    for _ in 0..2 {
+        site.round_of(every.to_std().unwrap()).await;
+        clock.set(clock.now() + every);
+    }
+    let found = site.ledger.run(findings::list).await.unwrap();
+    for finding in &found {
+        let ended_at = finding.recent_turn_ended_at.expect("it has ended");
+        assert!(ended_at - begun <= TimeDelta::hours(24), "{finding:?}");
+        assert_eq!(finding.recent_turn_due_at, None);
+    }
+    assert_eq!(found.len(), 2);
+}
+
+#[tokio::test]
+async fn the_end_of_a_turn_does_not_move_with_new_batches() {
+    let site = Filled::with(200_000).await;
+    site.round().await;
+    let ends = async || -> Vec<(i64, i64)> {
+        let query = "select (progress->'recent'->'until'->>'sequence')::bigint, (progress->'audited'->>'sequence')::bigint from audit_progress";
+        sqlx::query_as(query).fetch_all(&site.database.pool).await.unwrap()
+    };
+    assert_eq!(ends().await, [(401, 401); 2], "the turns have begun");
+    sqlx::query("insert into batch (kind, recorded_at) values ('operator', now())")
+        .execute(&site.database.pool)
+        .await
+        .unwrap();
+    site.round().await;
+    assert_eq!(ends().await, [(401, 402); 2]);
+}
+
+#[tokio::test]
+async fn a_turn_that_has_not_ended_in_its_time_is_shown_as_overdue() {
+    let mut site = Filled::with(200_000).await;
+    let now = Clock::system().now();
+    let clock = Clock::manual(now - TimeDelta::days(2));
+    site.ledger.clock = clock.clone();
+    site.round().await;
+    assert_eq!(site.overdue().await, []);
+    clock.set(now);
+    assert_eq!(site.overdue().await, [TurnRows::Recent; 2], "of log and vendor");
+    let pipeline = NamedTempFile::new().unwrap();
+    let text = format!("roles = ['serve']\nledger.url = '{}'\n", site.database.url);
+    std::fs::write(pipeline.path(), text).unwrap();
+    let path = pipeline.path().to_str().unwrap();
+    let shown = run_tallyline(&["status", "--pipeline", path], &[]).await;
+    assert!(shown.stdout.contains("TURNS ARE OVERDUE"), "{}", shown.stdout);
+    // the next step reads what is due
+    site.round().await;
+    assert_eq!(site.overdue().await, []);
 }

@@ -387,7 +387,7 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_rema
         .unwrap();
     assert_eq!(offsets, [1, 3]);
     let facts = ledger
-        .run(async |conn| entries::after(conn, 0, i64::MAX).await)
+        .run(async |conn| entries::after(conn, 0, i64::MAX, 0).await)
         .await
         .unwrap()
         .into_iter()

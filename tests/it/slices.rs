@@ -9,12 +9,12 @@ use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::clock::Clock;
 use tallyline::coderd;
 use tallyline::event::PREBUILDS_USER;
-use tallyline::ledger::{Finding, findings};
+use tallyline::ledger::{Finding, findings, late_audits};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::audit::{SOURCE, Site, differences, number, open, remarks};
+use crate::audit::{LOG, SOURCE, Site, differences, number, open, remarks};
 use crate::support::coderd::Build;
 use crate::support::eventually;
 
@@ -30,6 +30,11 @@ struct Audits {
 
 impl Audits {
     fn start(site: &Site, every: Duration) -> Audits {
+        Audits::start_with(site, every, 1_000)
+    }
+
+    /// Audits that are late after this number of intervals.
+    fn start_with(site: &Site, every: Duration, late_after: u32) -> Audits {
         let clock = Clock::manual(site.ledger.clock.now());
         let mut ledger = site.ledger.clone();
         ledger.clock = clock.clone();
@@ -42,7 +47,6 @@ impl Audits {
             patience: Duration::from_secs(20),
         };
         let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
-        let late_after = 1_000;
         let continuous = Continuous { audit, every, late_after, holder: "test".into(), telemetry };
         let stop = CancellationToken::new();
         let signal = stop.clone();
@@ -185,6 +189,73 @@ async fn sweep(site: &mut Site) {
     site.collect().await;
 }
 
+/// Deletes a build from the ledger while audits run and no pass comes. Returns once an audit has
+/// found that it is missing.
+async fn lose_without_passes(site: &Site, build: Uuid, audits: &Audits) {
+    let lose = "delete from workspace_build where build_id = $1";
+    sqlx::query(lose).bind(build).execute(&site.ledger.pool).await.unwrap();
+    audits.clock.set(audits.clock.now() + TimeDelta::days(31));
+    let found =
+        "select count(*) > 0 from audit_progress where joint = $1 and progress->'in_flight' ? $2";
+    eventually(SOON, "the build is missing", async || {
+        sqlx::query_scalar(found)
+            .bind(SOURCE)
+            .bind(event_id(build))
+            .fetch_one(&site.ledger.pool)
+            .await
+            .unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_missing_row_is_judged_in_a_later_step_by_any_process() {
+    let mut site = Site::new().await;
+    let build = old_build(&site, TimeDelta::days(100)).await;
+    sweep(&mut site).await;
+    let audits = Audits::start(&site, Duration::from_millis(100));
+    until_found(&mut site, &[]).await;
+    lose_without_passes(&site, build, &audits).await;
+    audits.stop().await;
+    assert_eq!(items(&site).await, [], "it may be in flight");
+    // the next audit is due in an hour, but the awaited pass comes
+    let audits = Audits::start(&site, Duration::from_secs(3600));
+    let id = event_id(build);
+    until_found(&mut site, &[("missing", &id)]).await;
+    audits.stop().await;
+}
+
+/// Whether the source's audit is late.
+async fn is_late(site: &Site) -> bool {
+    let late = site.ledger.run(late_audits::list).await.unwrap();
+    late.into_iter().any(|late| late.joint == SOURCE)
+}
+
+#[tokio::test]
+async fn without_passes_a_source_with_missing_rows_becomes_late_and_delays_no_other_joint() {
+    let mut site = Site::new().await;
+    let build = old_build(&site, TimeDelta::days(100)).await;
+    sweep(&mut site).await;
+    let audits = Audits::start_with(&site, Duration::from_millis(100), 10);
+    until_found(&mut site, &[]).await;
+    lose_without_passes(&site, build, &audits).await;
+    eventually(SOON, "the source is late", async || is_late(&site).await).await;
+    let audited = async || {
+        let found = site.ledger.run(findings::list).await.unwrap();
+        found.into_iter().find(|finding| finding.joint == LOG).unwrap().audited_at
+    };
+    let before = audited().await;
+    eventually(SOON, "the log is audited", async || audited().await > before).await;
+    assert!(is_late(&site).await && items(&site).await.is_empty());
+    // the passes come
+    let until = tokio::time::Instant::now() + SOON;
+    while is_late(&site).await {
+        assert!(tokio::time::Instant::now() < until, "it is still late");
+        site.collect().await;
+    }
+    audits.stop().await;
+}
+
 #[tokio::test]
 async fn a_row_that_coderd_never_had_is_found_in_the_next_turn() {
     let mut site = Site::new().await;
@@ -315,4 +386,31 @@ async fn usage_is_compared_where_coderd_sorts_ids_in_another_way() {
         .map(|(_, _, id)| id)
         .collect();
     assert_eq!(missing, ["B", "ä"]);
+}
+
+#[tokio::test]
+async fn of_a_slice_with_many_builds_of_one_instant_only_these_are_read() {
+    let mut site = Site::new().await;
+    let first = old_build(&site, TimeDelta::days(100)).await;
+    let later = old_build(&site, TimeDelta::days(90)).await;
+    sweep(&mut site).await;
+    // more than two slices, which the ledger does not have
+    for copy in [
+        "create table copied as select gen_random_uuid() as job_id, gen_random_uuid() as build_id, n from generate_series(1, 10001) n where $1 is not null",
+        "insert into provisioner_jobs (id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,
+             storage_method, type, input, worker_id, file_id)
+         select copied.job_id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,
+             storage_method, type, input, worker_id, file_id
+         from copied, provisioner_jobs where id = (select job_id from workspace_builds where id = $1)",
+        "insert into workspace_builds select (jsonb_populate_record(build, jsonb_build_object('id', copied.build_id, 'job_id', copied.job_id,
+             'build_number', copied.n + 1))).* from copied, workspace_builds build where build.id = $1",
+    ] {
+        site.tamper_source(copy, first).await;
+    }
+    let report = site.audit().await;
+    assert_eq!(differences(&report).len(), 10_001);
+    assert!(differences(&report).iter().all(|(_, kind, _)| *kind == "missing"));
+    // before the instant, the instant, the rest, and two of usage: only the instant's rows are read
+    assert_eq!((number(&report, SOURCE, "slices"), number(&report, SOURCE, DIFFERED)), (5, 1));
+    assert!(differences(&report).iter().all(|(_, _, id)| *id != event_id(later)));
 }

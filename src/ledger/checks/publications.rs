@@ -17,7 +17,8 @@ const QUEUED: &str = "queued, but not accepted";
 const NOT_QUEUED: &str = "select u.id, 'accepted, but not queued' from usage_event u
      where u.batch_id = any($1) and not exists (select from publication p where p.source_id = u.source_id and p.event_id = u.id) limit $2";
 
-/// The state of publication `p`, if the recorded answers do not support it.
+/// The state of publication `p`, if the recorded answers do not support it. A correction can return a
+/// refused event to the queue.
 macro_rules! unanswered {
     ($touched:literal) => {
         concat!(
@@ -28,7 +29,9 @@ macro_rules! unanswered {
                      and a.event_id = p.event_id and a.verdict = case p.state when 'published' then 'accepted' else 'refused' end)
                      and not exists (select from removed_answer a where (a.source_id, a.event_id, a.state) = (p.source_id, p.event_id, p.state))
                  else exists (select from publication_attempt a where a.source_id = p.source_id and a.event_id = p.event_id
-                     and a.verdict in ('accepted', 'refused')) end limit $2"
+                     and (a.verdict = 'accepted' or a.verdict = 'refused' and not exists (select from settlement back
+                         join publication_request r on r.id = a.request_id where back.source_id = p.source_id and back.event_id = p.event_id
+                             and back.state = 'pending' and back.batch_id > r.batch_id))) end limit $2"
         )
     };
 }

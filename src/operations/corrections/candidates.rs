@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::coderd::{CoderdError, Database, Reader, UsageRow};
 use crate::collectors::events;
-use crate::event::{self, Event, Payload, Topic};
+use crate::event::{self, Event, Payload, PublishMarks, Topic};
 use crate::ledger::{
     KeptEvent, NewCorrection, Source, confirmed, corrections, identity, kept, sources,
 };
@@ -20,20 +20,56 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Checks that the event differs from coderd's row and that correcting it is allowed.
+    /// Checks that the event differs from coderd's row and that correcting it is allowed. coderd
+    /// rewrites the fields outside the digest, so an event that differs only there may be true.
     pub(super) fn check(&self, allow_confirmed: bool) -> Result<(), OperationError> {
         let NewCorrection { event_id, before, after, .. } = &self.new;
+        let differs = self.differs();
         let digest = |event: &Option<Event>| event.as_ref().map(Event::digest);
+        let rewritten = format!(
+            "differs from coderd's row only in {}, which coderd may have rewritten since: correct it only if it is forged, with --allow-confirmed",
+            differs.join(", ")
+        );
         let refusal = match (before, after) {
             (None, None) => "is corrected already: coderd does not have it",
-            _ if digest(before) == digest(after) => "coderd has the same row: it is a true event",
-            (Some(_), _) if self.confirmed && !allow_confirmed => {
+            (Some(_), Some(_)) if differs.is_empty() => {
+                "coderd has the same row: it is a true event"
+            }
+            _ if allow_confirmed => return Ok(()),
+            _ if digest(before) == digest(after) => &rewritten,
+            (Some(_), _) if self.confirmed => {
                 "a signature or an audit has confirmed that coderd had it, so it remains counted: correct it only if a signing key was stolen, with --allow-confirmed"
             }
             _ => return Ok(()),
         };
         Err(OperationError::Forbidden(format!("{event_id}: {refusal}")))
     }
+
+    /// The fields that differ from coderd's row. coderd's publish marks are not part of usage.
+    pub(super) fn differs(&self) -> Vec<String> {
+        let (Some(before), Some(after)) = (&self.new.before, &self.new.after) else {
+            return Vec::new();
+        };
+        let [before, after] = [fields(before), fields(after)];
+        let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let differ = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
+        differ.cloned().collect()
+    }
+}
+
+/// The attributes and data of an event, by name, without coderd's publish marks.
+fn fields(event: &Event) -> serde_json::Map<String, serde_json::Value> {
+    let mut event = event.clone();
+    if let Payload::Usage(usage) = &mut event.payload {
+        usage.marks = PublishMarks::default();
+    }
+    let serde_json::Value::Object(mut fields) = event.to_structured() else {
+        return serde_json::Map::new();
+    };
+    if let Some(serde_json::Value::Object(data)) = fields.remove("data") {
+        fields.extend(data);
+    }
+    fields
 }
 
 impl Operations {

@@ -1,7 +1,5 @@
 //! The effect of a correction on license counts, metrics and the vendor's bill.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -56,7 +54,6 @@ impl Operations {
         candidates: &[Candidate],
     ) -> Result<CorrectionEffect, OperationError> {
         let mut licenses = Changing::<LicensesState>::begin(&self.ledger).await?;
-        let mut metrics: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         for candidate in candidates {
             let (before, after) = (&candidate.new.before, &candidate.new.after);
             let boxed = |event: &Option<Event>| event.clone().map(Box::new);
@@ -68,22 +65,12 @@ impl Operations {
                     after: boxed(after),
                 })
                 .map_err(anyhow::Error::from)?;
-            for (event, is_added) in [(before, false), (after, true)] {
-                let Some(event) = event else { continue };
-                for series in self.metrics_of(event, i64::MAX).await?.0 {
-                    let change = metrics.entry(series.family).or_default();
-                    *(if is_added { &mut change.1 } else { &mut change.0 }) += 1;
-                }
-            }
         }
         let mut licenses = windows(&licenses);
         licenses.retain(|window| window.before != window.after);
-        let metrics = metrics.into_iter();
         Ok(CorrectionEffect {
             licenses,
-            metrics: metrics
-                .map(|(family, (removed, added))| FamilyChange { family, removed, added })
-                .collect(),
+            metrics: self.metric_changes(source, candidates).await?,
             vendor: self.vendor_notes(source, candidates).await?,
         })
     }

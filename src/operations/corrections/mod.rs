@@ -5,6 +5,7 @@
 
 mod candidates;
 mod effect;
+mod metrics;
 mod request;
 
 pub use effect::{FamilyChange, VendorNote};
@@ -21,7 +22,7 @@ use uuid::Uuid;
 use self::candidates::Candidate;
 use super::effect::WindowEffect;
 use super::plan_hash::plan_hash;
-use super::{ApiRequest, Operation, OperationError, Operations, Run};
+use super::{Actor, ApiRequest, EventId, Operation, OperationError, Operations, Run};
 use crate::ledger::{
     ActKind, Correction, NewCorrection, PublicationState, Sequence, Subject, corrections,
 };
@@ -70,7 +71,10 @@ pub struct PlannedCorrection {
     /// The event by coderd's row; absent: coderd does not have it.
     #[schema(value_type = Option<Object>)]
     pub after: Option<Value>,
-    /// Whether coderd is known to have had the event as it is in the ledger.
+    /// The fields that differ, if the event has a content before and after.
+    pub differs: Vec<String>,
+    /// Whether coderd is known to have had the event as it is in the ledger. Only the fields of the
+    /// digest are compared for it.
     pub confirmed: bool,
     /// State of the publication; only of usage.
     pub publication: Option<PublicationState>,
@@ -83,8 +87,8 @@ pub struct PlannedCorrection {
 pub struct Corrected {
     /// Ledger sequence of the correction: from it on the events have the corrected content.
     pub sequence: Sequence,
-    /// The effect, as planned.
-    pub plan: CorrectionPlan,
+    /// The effect, as planned; absent: an earlier request has executed this plan.
+    pub plan: Option<CorrectionPlan>,
 }
 
 impl ApiRequest for CorrectionRequest {
@@ -115,25 +119,34 @@ impl Operation for CorrectionExecution {
         &self,
         Run { operations, actor, .. }: Run<'_>,
     ) -> Result<Corrected, OperationError> {
+        let ids: Vec<String> = self.correction.ids()?.iter().map(EventId::whole).collect();
+        let ledger = &operations.ledger;
+        let executed = ledger
+            .run(async |conn| corrections::executed(conn, &self.hash, &ids).await)
+            .await?;
+        if let Some(act) = executed {
+            return Ok(Corrected { sequence: act.sequence, plan: None });
+        }
         let deadline = tokio::time::Instant::now() + IN_FLIGHT_WAIT;
-        let ledger = operations.ledger.with_statements(STATEMENTS);
+        let deployment = self.correction.source.or(operations.deployment);
         loop {
-            let planned = operations.plan_correction(&self.correction).await?;
-            if planned.plan.hash != self.hash {
-                return Err(OperationError::plan_changed());
-            }
-            let detail =
-                json!({ "events": planned.plan.events.len(), "vendor": planned.plan.vendor });
-            let act = actor.act(ActKind::Correct, Subject::Named(&self.hash), detail);
-            let now = operations.ledger.clock.now();
-            let recorded = ledger.run(async |conn| {
-                corrections::record(conn, planned.source_id, &planned.corrections, &act, now).await
-            });
-            match recorded.await? {
-                Correction::Done(sequence) => {
-                    return Ok(Corrected { sequence, plan: planned.plan });
+            // first: the answer of a request in flight can change the plan
+            let in_flight = ledger
+                .run(async |conn| corrections::in_flight(conn, deployment, &ids).await)
+                .await?;
+            let recorded = match in_flight {
+                Some(event_id) => Correction::InFlight(event_id),
+                None => {
+                    let planned = operations.plan_correction(&self.correction).await?;
+                    match operations.record_correction(&planned, &self.hash, actor).await? {
+                        Correction::Done(sequence) => {
+                            return Ok(Corrected { sequence, plan: Some(planned.plan) });
+                        }
+                        recorded => recorded,
+                    }
                 }
-                Correction::Changed => return Err(OperationError::plan_changed()),
+            };
+            match recorded {
                 Correction::InFlight(_) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
@@ -142,13 +155,13 @@ impl Operation for CorrectionExecution {
                         "{event_id}: a publisher has leased it, and a request may be in flight: run `tallyline pause publish`, wait a minute, and execute the plan again"
                     )));
                 }
+                Correction::Changed | Correction::Done(_) => {
+                    return Err(OperationError::plan_changed());
+                }
             }
         }
     }
 }
-
-/// Long statements of an execution at most: one reads the source's builds.
-const STATEMENTS: u32 = 4;
 
 /// A plan, with its rows.
 struct Planned {
@@ -168,7 +181,8 @@ impl Operations {
             candidate.check(request.allow_confirmed)?;
         }
         let effect = self.correction_effect(&source, &candidates).await?;
-        let events: Vec<PlannedCorrection> = candidates.iter().map(planned).collect();
+        let events: Vec<PlannedCorrection> =
+            candidates.iter().map(Candidate::planned).collect();
         let hash = plan_hash(&(
             source.deployment_id,
             &events,
@@ -193,20 +207,44 @@ impl Operations {
     }
 }
 
+impl Operations {
+    /// Writes the corrections if the plan has this hash.
+    async fn record_correction(
+        &self,
+        planned: &Planned,
+        hash: &str,
+        actor: &Actor,
+    ) -> Result<Correction, OperationError> {
+        if planned.plan.hash != hash {
+            return Ok(Correction::Changed);
+        }
+        let detail = json!({ "events": planned.plan.events.len(), "vendor": planned.plan.vendor });
+        let act = actor.act(ActKind::Correct, Subject::Named(hash), detail);
+        let now = self.ledger.clock.now();
+        let recorded = self.ledger.run(async |conn| {
+            corrections::record(conn, planned.source_id, &planned.corrections, &act, now).await
+        });
+        Ok(recorded.await?)
+    }
+}
+
 /// The change of a license window. Live events may move both counts together.
 fn gain(window: &WindowEffect) -> impl Serialize + use<> {
     let change = i128::from(window.after) - i128::from(window.before);
     (window.license_id, window.start, window.end, change.to_string())
 }
 
-fn planned(candidate: &Candidate) -> PlannedCorrection {
-    let NewCorrection { event_id, before, after, publication, .. } = &candidate.new;
-    PlannedCorrection {
-        event_id: event_id.clone(),
-        before: before.as_ref().map(|event| event.to_structured()),
-        after: after.as_ref().map(|event| event.to_structured()),
-        confirmed: candidate.confirmed,
-        publication: publication.map(|now| now.state),
-        publication_after: publication.map(|now| now.state_after(after.is_none())),
+impl Candidate {
+    fn planned(&self) -> PlannedCorrection {
+        let NewCorrection { event_id, before, after, publication, .. } = &self.new;
+        PlannedCorrection {
+            event_id: event_id.clone(),
+            before: before.as_ref().map(|event| event.to_structured()),
+            after: after.as_ref().map(|event| event.to_structured()),
+            differs: self.differs(),
+            confirmed: self.confirmed,
+            publication: publication.map(|now| now.state),
+            publication_after: publication.map(|now| now.state_after(after.is_none())),
+        }
     }
 }

@@ -15,7 +15,7 @@ const MAX_EVENTS: usize = 1_000;
 /// plan when it is executed.
 ///
 /// An event that coderd does not have is corrected to nothing. An event that equals coderd's row
-/// cannot be corrected.
+/// cannot be corrected. Executing an executed plan again returns its ledger sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct CorrectionRequest {
@@ -27,8 +27,8 @@ pub struct CorrectionRequest {
     #[arg(long, value_name = "DEPLOYMENT_ID")]
     #[serde(default)]
     pub source: Option<Uuid>,
-    /// Also correct events that a signature or an audit has confirmed. coderd had them: only a
-    /// stolen key makes such an event false.
+    /// Also correct events that a signature or an audit has confirmed, or that differ only in fields
+    /// that coderd rewrites. coderd had them: only a forger makes such an event false.
     #[arg(long)]
     #[serde(default)]
     pub allow_confirmed: bool,

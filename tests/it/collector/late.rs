@@ -104,6 +104,26 @@ async fn a_build_90_s_late_or_of_a_clock_3_minutes_slow_is_found_within_two_minu
 }
 
 #[tokio::test]
+async fn a_build_up_to_an_hour_late_is_found_within_half_an_hour() {
+    for (restarted, found_after) in [(false, 31), (true, 29)] {
+        let (site, mut collector) = Site::new().await;
+        // it comes just after a pass that reaches back over the overlap
+        let id = site.build_completed(site.begun - TimeDelta::minutes(59)).await;
+        site.later(TimeDelta::minutes(29));
+        assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+        collector = site.go_on(collector, restarted).await;
+        site.later(TimeDelta::minutes(found_after));
+        let report = collector.pass().await.unwrap();
+        assert_eq!(
+            (produced(&report), report.full_sweep, report.late),
+            ((1, 0, 0), false, 1),
+            "restarted: {restarted}"
+        );
+        assert!(site.store.builds().await.contains_key(&id));
+    }
+}
+
+#[tokio::test]
 async fn usage_dated_9_days_back_is_found_within_minutes() {
     for restarted in [false, true] {
         let (site, mut collector) = Site::new().await;

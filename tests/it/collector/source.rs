@@ -150,7 +150,7 @@ async fn a_workspace_that_was_started_before_the_baseline_is_not_created_again()
     store.consume().await;
     let counted: Vec<bool> = store
         .ledger
-        .run(async |conn| entries::after(conn, 0, i64::MAX).await)
+        .run(async |conn| entries::after(conn, 0, i64::MAX, 0).await)
         .await
         .unwrap()
         .into_iter()

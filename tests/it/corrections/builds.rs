@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use tallyline::event::{BuildStatus, Event, Payload, Topic, WorkspaceBuildCompleted};
 use tallyline::ledger::kept;
-use tallyline::operations::{OperationError, RebuildExecution, RebuildRequest, RebuildStage};
+use tallyline::operations::{
+    CorrectionExecution, CorrectionRequest, OperationError, RebuildExecution, RebuildRequest,
+    RebuildStage,
+};
 use tallyline::projection::{
     Folded, Projection, ProjectionError, ProjectionSettings, View, fold_on, fold_to,
 };
@@ -14,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{agents, agrees, balances, correct, forge, head, operations, operator, plan};
+use super::{agents, agrees, balances, correct, forge, head, operations, operator, plan, request};
 use crate::audit::Site;
 use crate::support::eventually;
 use crate::support::ledger::{act, ask, caught_up_to};
@@ -110,8 +113,13 @@ async fn a_forged_first_start_gives_way_to_the_true_one_at_a_rebuild() {
     let ids = ids.each_ref().map(String::as_str);
     let planned = plan(&site, &ids).await.unwrap();
     let change = planned.metrics.iter().find(|change| change.family == CREATIONS.name).unwrap();
-    assert_eq!((change.removed, change.added), (2, 0));
+    assert_eq!((change.removed, change.added), (2, 1), "the true first start is counted instead");
+    // a batch in flight, with another workspace's first start
+    let mut in_flight = site.ledger.pool.begin().await.unwrap();
+    let start = "insert into workspace_first_start (source_id, workspace_id, build_id) select id, gen_random_uuid(), gen_random_uuid() from source";
+    sqlx::query(start).execute(&mut *in_flight).await.unwrap();
     correct(&site, &ids).await;
+    in_flight.rollback().await.unwrap();
     balances(&site).await;
     assert_eq!(counted(&metrics(&site, i64::MAX).await), old, "metrics do not fall by themselves");
     assert_eq!(all_metrics(&site, before).await, states);
@@ -132,6 +140,28 @@ async fn a_forged_first_start_gives_way_to_the_true_one_at_a_rebuild() {
     let new = vec![("docker".to_owned(), 2), ("late".to_owned(), 1)];
     assert_eq!(counted(&metrics(&site, i64::MAX).await), new);
     assert_eq!(all_metrics(&site, before_rebuild).await, states, "as known at earlier sequences");
+}
+
+#[tokio::test]
+async fn a_build_that_differs_only_in_fields_that_coderd_rewrites_needs_the_operators_word() {
+    let site = Site::new().await;
+    let id = format!("workspace_build_completed:{}", site.creation);
+    let rename = "update templates set name = 'renamed' where id = (
+             select w.template_id from workspaces w join workspace_builds b on b.workspace_id = w.id where b.id = $1)";
+    site.tamper_source(rename, site.creation).await;
+    let refused = plan(&site, &[&id]).await;
+    assert!(
+        matches!(&refused, Err(OperationError::Forbidden(message)) if message.contains("only in template_name")),
+        "{refused:?}"
+    );
+    let correction = CorrectionRequest { allow_confirmed: true, ..request(&[&id]) };
+    let plan = ask(&operations(&site), &correction).await.unwrap();
+    assert_eq!(plan.events[0].differs, ["template_name"]);
+    let execution = CorrectionExecution { correction, hash: plan.hash };
+    act(&operations(&site), &execution, &operator()).await.unwrap();
+    balances(&site).await;
+    rebuilt(&site).await;
+    assert_eq!(creations(&metrics(&site, i64::MAX).await), [("renamed".to_owned(), 1)]);
 }
 
 /// A fold in a process, from a snapshot if there is one.
@@ -214,7 +244,8 @@ async fn a_build_and_a_claim_get_coderds_content() {
 
     let ids = [failed.id(), claim.id()];
     let corrected = correct(&site, &ids.each_ref().map(String::as_str)).await;
-    let [build, claim] = &corrected.plan.events[..] else { panic!("two events") };
+    let plan = corrected.plan.unwrap();
+    let [build, claim] = &plan.events[..] else { panic!("two events") };
     let (build, claim) = if build.after.is_some() { (build, claim) } else { (claim, build) };
     assert_eq!(build.after.as_ref().unwrap()["data"]["status"], "succeeded");
     assert_eq!(claim.after, None);

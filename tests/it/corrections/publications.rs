@@ -5,14 +5,16 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::UsageQuantity;
 use tallyline::ledger::{
-    ActKind, Correction, NewAct, NewCorrection, PublicationState, Subject, corrections,
+    ActKind, Attempt, AttemptVerdict, Correction, NewAct, NewCorrection, NewRequest,
+    PublicationState, RequestOutcome, Subject, books, corrections, publication_requests,
     publications,
 };
 use tallyline::operations::{
     Corrected, CorrectionExecution, CorrectionPlan, CorrectionRequest, OperationError, Operations,
     VendorNote,
 };
-use tallyline_sim::tallyman::{CutMoment, Cuts, Switches};
+use tallyline_sim::tallyman::{Behaviour, CutMoment, Cuts, EventRule, Switches};
+use uuid::Uuid;
 
 use super::operator;
 use crate::publisher::world::{DEPLOYMENT, World, start_time, usage};
@@ -72,13 +74,63 @@ async fn execute(
 
 async fn correct(world: &World, ids: &[&str]) -> CorrectionPlan {
     let plan = plan(world, ids).await;
-    execute(world, ids, &plan).await.unwrap().plan
+    execute(world, ids, &plan).await.unwrap().plan.unwrap()
 }
 
 /// As accepted, coderd's row equal, and published.
 async fn published(world: &World, ids: &[&str]) {
     accepted(world, ids).await;
     assert_eq!(world.cycle().await.accepted, ids.len());
+}
+
+/// The quantity that the vendor bills, according to the ledger.
+async fn billed(world: &World, id: &str) -> String {
+    let ids = [id.to_owned()];
+    let billed =
+        world.ledger.run(async |conn| corrections::billed(conn, world.source.id, &ids).await);
+    billed.await.unwrap()[id].1.clone()
+}
+
+/// Writes a request of the leased event down.
+async fn begin(world: &World, id: Uuid, event_id: &str) {
+    let request = NewRequest {
+        id,
+        source_id: world.source.id,
+        license_sha256: [1; 32],
+        event_ids: vec![event_id],
+        holder: "a publisher",
+        lease: Duration::from_secs(60),
+    };
+    let begun = world.ledger.run(async |conn| {
+        publication_requests::begin(conn, &request, world.clock.now()).await
+    });
+    begun.await.unwrap();
+}
+
+/// The vendor's answer to the request arrives.
+async fn answer(world: &World, id: Uuid, event_id: &str, verdict: AttemptVerdict) {
+    let attempt = Attempt {
+        event_id: event_id.to_owned(),
+        verdict,
+        message: None,
+        next_attempt_at: start_time(),
+        unanswered: false,
+        held_for: None,
+    };
+    let outcome = RequestOutcome {
+        id,
+        source_id: world.source.id,
+        holder: "a publisher",
+        answered_at: Some(start_time()),
+        status: Some(200),
+        error: None,
+        attempts: vec![attempt],
+        lease: None,
+    };
+    let recorded = world.ledger.run(async |conn| {
+        publication_requests::record_outcome(conn, &outcome, world.clock.now()).await
+    });
+    recorded.await.unwrap();
 }
 
 async fn lease(world: &World, holder: &str) {
@@ -114,10 +166,7 @@ async fn a_queued_event_is_withdrawn_or_sent_with_the_corrected_content() {
     assert_eq!(world.cycle().await.accepted, 1, "it is due at once");
     assert_eq!(world.states(&["gone", "other"]).await, ["withdrawn", "published"]);
     assert_eq!((world.times_billed("gone"), world.delivered()), (0, vec!["other".to_owned()]));
-    let billed = world
-        .ledger
-        .run(async |conn| corrections::billed(conn, world.source.id, &["other".to_owned()]).await);
-    assert_eq!(billed.await.unwrap()["other"].1, "30");
+    assert_eq!(billed(&world, "other").await, "30");
     world.pass(TimeDelta::days(40));
     world.cycle().await;
     assert_eq!(world.state("gone").await.0, "withdrawn", "it does not expire");
@@ -208,18 +257,67 @@ async fn an_event_in_flight_is_settled_first() {
     });
     assert_eq!(recorded.await.unwrap(), Correction::InFlight("gone".into()));
 
-    let executed = execute(&world, &["gone"], &plan);
-    let answered = async {
-        // the execution has found the lease by then, or finds it released
-        tokio::task::yield_now().await;
-        let released = world.ledger.run(async |conn| {
-            publications::release(conn, world.source.id, "a publisher", &["gone".to_owned()]).await
-        });
-        released.await.unwrap();
-    };
-    let (executed, ()) = tokio::join!(executed, answered);
-    assert_eq!(executed.unwrap().plan, plan);
+    let request = Uuid::from_u128(1);
+    begin(&world, request, "gone").await;
+    let mut executed = std::pin::pin!(execute(&world, &["gone"], &plan));
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut executed).await;
+    assert!(early.is_err(), "it waits for the answer: {early:?}");
+    answer(&world, request, "gone", AttemptVerdict::RefusedForNow).await;
+    assert_eq!(executed.await.unwrap().plan, Some(plan));
     assert_eq!(world.state("gone").await.0, "withdrawn");
+}
+
+#[tokio::test]
+async fn a_late_answer_is_about_the_content_that_was_sent() {
+    let world = World::new().await;
+    accepted(&world, &["late", "unanswered"]).await;
+    has(&world, "unanswered", 1).await;
+    world.end_leases().await;
+    for (number, id) in [(1, "late"), (2, "unanswered")] {
+        let (length, now) = (Duration::from_secs(60), world.clock.now());
+        let leased = world.ledger.run(async |conn| {
+            let (after, source_id) = (DateTime::<Utc>::UNIX_EPOCH, world.source.id);
+            publications::lease(conn, source_id, "a publisher", after, 1, length, now).await
+        });
+        assert_eq!(leased.await.unwrap()[0].event_id, id);
+        begin(&world, Uuid::from_u128(number), id).await;
+        has(&world, id, 30).await;
+    }
+    world.end_leases().await;
+    correct(&world, &["late", "unanswered"]).await;
+    assert_eq!(world.states(&["late", "unanswered"]).await, ["pending"; 2]);
+
+    answer(&world, Uuid::from_u128(1), "late", AttemptVerdict::Accepted).await;
+    assert_eq!(billed(&world, "late").await, "1", "the request had this quantity");
+    // the vendor does not tell a duplicate from a new event
+    assert_eq!(world.cycle().await.accepted, 1);
+    assert_eq!(world.states(&["late", "unanswered"]).await, ["published"; 2]);
+    assert_eq!(billed(&world, "unanswered").await, "1", "the first request may have arrived");
+}
+
+#[tokio::test]
+async fn a_refused_event_that_coderd_has_with_other_content_is_sent_again() {
+    let rule = EventRule {
+        behaviour: Behaviour::RefuseForEver,
+        ids: vec!["false".into(), "gone".into()],
+        fraction: 0.0,
+        until: None,
+        times: Some(1),
+    };
+    let world = World::with(Switches { events: vec![rule], ..Switches::default() }).await;
+    accepted(&world, &["false", "gone"]).await;
+    assert_eq!(world.cycle().await.refused, 2);
+    has(&world, "false", 30).await;
+    never_there(&world, &["gone"]).await;
+    let plan = correct(&world, &["false", "gone"]).await;
+    assert_eq!(plan.vendor, []);
+    assert_eq!(world.states(&["false", "gone"]).await, ["pending", "refused"]);
+    let differences = async || world.ledger.run(books::add_up).await.unwrap().differences;
+    assert_eq!(differences().await, []);
+    assert_eq!(world.cycle().await.accepted, 1);
+    assert_eq!(world.states(&["false", "gone"]).await, ["published", "refused"]);
+    assert_eq!((billed(&world, "false").await.as_str(), world.times_billed("false")), ("30", 1));
+    assert_eq!(differences().await, []);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 
 use super::world::{SOON, World, keys, operator};
-use crate::support::coderd::Coderd;
+use crate::support::coderd::{Build, Coderd};
 use crate::support::eventually;
 use crate::support::ledger::{act, completeness_of};
 
@@ -264,8 +264,11 @@ async fn an_oversized_row_is_one_reject_and_collection_of_its_source_continues()
 async fn passes_whose_rows_the_cutover_rejects_report_no_completeness_any_more() {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     let mut collector = opened(&world, &coderd, Signatures::default()).await;
+    // older than a later pass reads, so that none collects them again, signed
+    let completed_at = coderd.now().await - TimeDelta::hours(2);
     for _ in 0..3 {
-        coderd.creation().await;
+        let build = coderd.first_start(coderd.workspace().await).await;
+        coderd.build(&Build { completed_at, ..build }).await;
     }
     assert!(collector.pass().await.unwrap().complete_until.is_some());
     collector.close().await;

@@ -192,7 +192,10 @@ async fn a_page_reads_its_rows_by_index_and_no_others() {
         // a connection of its own, for the counts include earlier statements of a connection
         let mut connection = sqlx::PgConnection::connect(&world.database.url).await.unwrap();
         let mut tx = connection.begin().await.unwrap();
-        sqlx::query("set local enable_seqscan = off").execute(&mut *tx).await.unwrap();
+        sqlx::raw_sql("set local enable_seqscan = off; set local enable_bitmapscan = off")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
         let before = noon() + days(9);
         let page = prune::due(&mut tx, kind, before, None, &[]).await.unwrap();
         assert_eq!(i64::try_from(page.due.len()).unwrap(), most);
