@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chrono::TimeDelta;
 
 use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE};
 use super::reading::Report;
@@ -21,7 +22,9 @@ use super::turn::Pace;
 use crate::ledger::{Difference, books, known, slices, sources};
 
 /// The most second claimants of a first successful start in the list.
-const CLAIMANTS_LISTED: i64 = 100;
+const CLAIMANTS_LISTED: usize = 100;
+/// The time whose usage one statement counts.
+const COUNTED: TimeDelta = TimeDelta::hours(6);
 /// With this number of missing rows in flight, a step compares no others.
 const MOST_IN_FLIGHT: usize = 1_000;
 
@@ -59,13 +62,7 @@ pub(super) async fn compare(
     sides.identify().await?;
     let found = sides.read_whole(from_start, report, &mut joint).await?;
     found.count(&mut joint);
-    joint.number(
-        RECENT_USAGE,
-        audit
-            .ledger
-            .run(async |conn| books::recent_usage(conn, sides.source.id, sides.recent()).await)
-            .await?,
-    );
+    joint.number(RECENT_USAGE, sides.recent_usage().await?);
     sides.judge(audit, &found.suspects, &mut joint).await?;
     sides.list_gone(&mut joint).await?;
     joint.remarks.extend(
@@ -148,6 +145,23 @@ async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Res
 }
 
 impl Sides<'_> {
+    /// The number of recent usage events, counted in statements of a few hours.
+    async fn recent_usage(&self) -> anyhow::Result<i64> {
+        let (mut since, now) = (self.recent(), self.ledger.clock.now());
+        let mut count = 0;
+        while since < now {
+            let until = Some(since + COUNTED).filter(|until| *until < now);
+            count += self
+                .ledger
+                .run(async |conn| {
+                    books::usage_between(conn, self.source.id, since, until).await
+                })
+                .await?;
+            since = until.unwrap_or(now);
+        }
+        Ok(count)
+    }
+
     /// Rereads the suspects after a later collector pass, and requests missing rows from the
     /// collector.
     async fn judge(

@@ -67,6 +67,8 @@ pub struct Reading {
     kept: Vec<Difference>,
 }
 
+/// Builds that one statement reads.
+const BUILDS: i64 = 20_000;
 /// Kept differences that one statement judges.
 const JUDGED: usize = 1_000;
 
@@ -252,28 +254,51 @@ pub async fn add_up(conn: &mut PgConnection) -> Result<LedgerBooks, sqlx::Error>
 
 /// Builds that the source calls the first successful start of a workspace which has another one, at
 /// most `limit`. After coderd has removed old builds, it names the first remaining build. Each
-/// difference contains the first start that the ledger has.
+/// difference contains the first start that the ledger has. Reads all builds of the source from the
+/// newest on, in statements of 20,000.
 pub async fn second_first_starts(
     conn: &mut PgConnection,
     source_id: i16,
-    limit: i64,
+    limit: usize,
 ) -> Result<Vec<Difference>, sqlx::Error> {
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
-                 || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline')
-         from workspace_build b join workspace_first_start f using (source_id, workspace_id)
-         where source_id = $1 and b.first_successful_start and b.build_id is distinct from f.build_id
-             and not exists (select from correction c where c.source_id = b.source_id and c.event_id = 'workspace_build_completed:' || b.build_id)
-         order by b.completed_at desc limit $2",
-    )
-    .bind(source_id)
-    .bind(limit)
-    .fetch_all(conn)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail })
-        .collect())
+    let mut found = Vec::new();
+    let mut before: Option<(DateTime<Utc>, Uuid)> = None;
+    loop {
+        let rows: Vec<(DateTime<Utc>, Uuid, Option<String>)> = sqlx::query_as(
+            "with page as materialized (
+                 select build_id, workspace_id, completed_at, first_successful_start from workspace_build
+                 where source_id = $1 and completed_at <= coalesce($2, 'infinity') and ($2 is null or (completed_at, build_id) < ($2, $3))
+                 order by completed_at desc, build_id desc limit $4
+             ), second as (
+                 select b.completed_at, b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
+                     || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline') as detail
+                 from page b cross join lateral (select build_id from workspace_first_start f
+                     where f.source_id = $1 and f.workspace_id = b.workspace_id) f
+                 where b.first_successful_start and b.build_id is distinct from f.build_id and not exists (select from correction c
+                     where c.source_id = $1 and c.event_id = 'workspace_build_completed:' || b.build_id)
+             )
+             select completed_at, build_id, detail from second
+             union all
+             (select completed_at, build_id, null from page order by completed_at, build_id limit 1)
+             order by completed_at desc, build_id desc, detail nulls last",
+        )
+        .bind(source_id)
+        .bind(before.map(|(at, _)| at))
+        .bind(before.map(|(_, build_id)| build_id))
+        .bind(BUILDS)
+        .fetch_all(&mut *conn)
+        .await?;
+        let Some((at, build_id, _)) = rows.last() else { return Ok(found) };
+        before = Some((*at, *build_id));
+        for (_, build_id, detail) in rows {
+            let Some(detail) = detail else { continue };
+            if found.len() == limit {
+                return Ok(found);
+            }
+            let id = format!("workspace_build_completed:{build_id}");
+            found.push(Difference { kind: "second_first_start".into(), id, detail });
+        }
+    }
 }
 
 /// A page of the build ids of the source's accepted builds and claims that follow `after`, in
@@ -291,14 +316,22 @@ pub async fn build_ids(
     sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(conn).await
 }
 
-/// The number of the source's usage events that happened at or after `since`.
-pub async fn recent_usage(
+/// The number of the source's usage events that happened at or after `since` and before `until`.
+pub async fn usage_between(
     conn: &mut PgConnection,
     source_id: i16,
     since: DateTime<Utc>,
+    until: Option<DateTime<Utc>>,
 ) -> Result<i64, sqlx::Error> {
-    let query = "select count(*) from usage_as_of(9223372036854775807) where source_id = $1 and created_at >= $2";
-    sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(conn).await
+    sqlx::query_scalar(
+        "select count(*) from usage_as_of(9223372036854775807)
+         where source_id = $1 and created_at >= $2 and created_at < coalesce($3, 'infinity')",
+    )
+    .bind(source_id)
+    .bind(since)
+    .bind(until)
+    .fetch_one(conn)
+    .await
 }
 
 /// These of the usage events that happened at or after `since`.

@@ -335,7 +335,7 @@ async fn send(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     id
 }
 
-async fn send_as(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
+pub async fn send_as(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
     let lease = Duration::from_secs(60);
     ledger
         .run(async |conn| {
@@ -368,7 +368,7 @@ async fn send_as(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
     );
 }
 
-async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
+pub async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
     answer(ledger, source_id, event_id, id, AttemptVerdict::Accepted).await;
 }
 

@@ -2,6 +2,7 @@
 //! attacker who recomputes the chain, or removes the newest batches, is found by an earlier head.
 
 mod coverage;
+mod forged;
 
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use tallyline::audit::{Audit, Joint};
 use tallyline::clock::Clock;
 use tallyline::event::{Payload, Topic, TopicPartition, build_of};
 use tallyline::ledger::{
-    ActKind, Arrival, Baseline, BaselineRow, BatchPart, Chain, Correction, Disposition, Head,
-    Ledger, LedgerSettings, LicenseChange, LicenseState, NewAct, NewCorrection, PublicationNow,
-    PublicationState, RestoreEvidence, Settlement, Subject, chain, corrections, head, licenses,
-    publications, rejects, restored, sources,
+    ActKind, Arrival, Baseline, BaselineRow, BatchPart, Chain, Correction, Difference, Disposition,
+    Head, Ledger, LedgerSettings, LicenseChange, LicenseState, NewAct, NewCorrection,
+    PublicationNow, PublicationState, RestoreEvidence, RowReading, Settlement, Subject, chain,
+    corrections, head, licenses, losses, publications, rejects, restored, sources,
 };
 use tallyline::log::{Log, PostgresLogSettings};
 use uuid::Uuid;
 
-use crate::export::publish;
+use crate::export::{publish, send_as};
 use crate::support::ledger::{
     DEPLOYMENT, OTHER_DEPLOYMENT, arrival, event, lease_partition, migrated, newest_landmark, noon,
     partition, record_batch, refused, take_lease,
@@ -30,6 +31,8 @@ struct Books {
     database: Database,
 }
 
+/// A request whose answer is not recorded.
+const OPEN_REQUEST: Uuid = Uuid::from_u128(8);
 const BASELINE_ORGANIZATION: &str = "before";
 
 impl Books {
@@ -52,10 +55,12 @@ impl Books {
             books.record(partition(topic, 0), 8).await;
         }
         publish(&books.ledger, source_id, "usage-1").await;
+        send_as(&books.ledger, source_id, "usage-4", OPEN_REQUEST).await;
         books.settle(source_id, "usage-2").await;
         books.add_license(source_id).await;
         books.discard().await;
         books.correct(source_id).await;
+        books.lose(source_id, "usage-9").await;
         books
     }
 
@@ -182,6 +187,34 @@ impl Books {
         assert!(matches!(recorded, Correction::Done(_)), "{recorded:?}");
     }
 
+    /// Records that coderd has lost an event.
+    async fn lose(&self, source_id: i16, event_id: &str) {
+        self.tamper("insert into plan (hash, kind, request, effect, planned_at) values ('lost', 'recover', '{}', '{}', now())").await;
+        let act = NewAct {
+            actor: "sre-1",
+            act: ActKind::Recover,
+            subject: Subject::Named("lost"),
+            reason: "a reason",
+            detail: serde_json::json!({}),
+        };
+        let (ids, now) = ([event_id.to_owned()], noon());
+        let record = self.ledger.run(async |conn| {
+            losses::record(conn, source_id, &ids, &act, "lost", now).await
+        });
+        assert!(record.await.unwrap());
+    }
+
+    /// Reads the contradictions between rows.
+    async fn contradictions(&self) -> Vec<Difference> {
+        let mut reading = RowReading::default();
+        let mut found = Vec::new();
+        while let Some(page) = self.ledger.run(async |conn| reading.read(conn).await).await.unwrap()
+        {
+            found.extend(page);
+        }
+        found
+    }
+
     async fn close(&self) {
         self.ledger.pool.close().await;
         self.database.pool.close().await;
@@ -224,7 +257,7 @@ impl Books {
     /// Recomputes everything that a process would have written.
     async fn recompute_the_chain(&self) {
         let until = self.head().await.sequence.number;
-        let page = self.ledger.run(async |conn| chain::page(conn, 0, until).await).await.unwrap();
+        let page = self.ledger.run(async |conn| chain::page(conn, (0, i64::MAX), until).await).await.unwrap();
         for batch in page {
             let rows: Vec<_> =
                 batch.events.iter().map(|(_, event)| event.part_row().unwrap()).collect();
@@ -347,6 +380,24 @@ fn other_rows() -> Vec<Row> {
         ("delete from publication_attempt", "row_removed", any("attempts of batch "), "verdict"),
         ("update publication_request set status = 500", "row_changed", any("request "), "verdict"),
         ("update publication_request set batch_id = null", "row_removed", any("attempts of batch "), "verdict"),
+        // a request without an answer
+        (
+            "alter table publication_attempt disable trigger all; alter table publication_request disable trigger all;
+             delete from publication_attempt where event_id = 'usage-4'; delete from publication_request where open_batch_id is not null;
+             update publication set attempts = 0, unanswered = false where event_id = 'usage-4'",
+            "row_removed",
+            any("requests of batch "),
+            "request",
+        ),
+        ("update publication_request set open_batch_id = null, event_ids_sha256 = null", "row_removed", any("requests of batch "), "request"),
+        // events that coderd has lost
+        (
+            "insert into source_lost select source_id, 'usage-6', batch_id, act_id from source_lost",
+            "row_added",
+            any("lost event usage-6 of source "),
+            "fact",
+        ),
+        ("update source_lost set event_id = 'usage-6'", "row_added", any("lost event usage-6 of source "), "fact"),
         ("update settlement set state = 'expired' where state = 'not_ours'", "row_changed", any("usage-2"), "settlement"),
         ("delete from settlement where state = 'not_ours'", "row_removed", any("settlements of batch "), "settlement"),
         (
@@ -405,6 +456,20 @@ fn other_rows() -> Vec<Row> {
             "batch_outside_the_chain",
             any("batch "),
             "added or changed by hand",
+        ),
+        (
+            "alter table batch disable trigger all; alter table batch drop constraint batch_sequence_is_positive;
+             insert into batch (kind, sequence, recorded_at, settled) values ('verdicts', -1, now(), 0)",
+            "batch_outside_the_chain",
+            any("batch "),
+            "sequence -1 is outside",
+        ),
+        (
+            "alter table batch disable trigger all; alter table batch drop constraint batch_sequence_is_unique;
+             insert into batch (kind, sequence, recorded_at, settled) values ('verdicts', 3, now(), 0)",
+            "batch_outside_the_chain",
+            any("batch "),
+            "sequence 3 is outside",
         ),
         ("update ledger set chain = sha256('x')", "head_off_chain", any(""), "newest batch"),
         ("update ledger set next_sequence = next_sequence + 2", "batch_missing", any("sequence "), "no batch has"),
@@ -505,6 +570,10 @@ async fn heads_of_an_earlier_incarnation_accuse_no_restored_ledger() {
     let other = books.changed("update ledger set incarnation = gen_random_uuid()").await;
     let joint = other.chained(Some(lost)).await;
     assert_eq!(differences(&joint)[0].0, "head_of_another_ledger");
+    other.tamper("insert into past_incarnation select gen_random_uuid()").await;
+    let past = format!("insert into past_incarnation values ('{}')", lost.sequence.incarnation);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(past)).execute(&other.ledger.pool).await.unwrap();
+    assert_eq!(differences(&other.chained(Some(lost)).await)[0].0, "head_of_another_ledger");
 
     let again = books.changed("select").await;
     let evidence = RestoreEvidence::Batch(newest_landmark(&original.ledger).await);
@@ -518,4 +587,15 @@ async fn heads_of_an_earlier_incarnation_accuse_no_restored_ledger() {
     let joint = again.chained(Some(lost)).await;
     assert_eq!((differences(&joint), joint.open.len()), (vec![], 1));
     assert_eq!(joint.open[0].kind, "head_of_an_earlier_incarnation");
+
+    // the chain is recomputed after the restore: a head from before it must still match
+    let current = again.head().await;
+    again.tamper("update workspace_build set owner_name = 'x' where log_offset = 9").await;
+    again.recompute_the_chain().await;
+    let joint = again.chained(Some(backed_up)).await;
+    assert_eq!((differences(&joint)[0].0, joint.open.len()), ("head_differs", 0));
+    again.tamper("update ledger set incarnation = gen_random_uuid()").await;
+    let joint = again.chained(Some(current)).await;
+    let found: Vec<_> = differences(&joint).into_iter().map(|(kind, ..)| kind).collect();
+    assert_eq!((found, joint.open.len()), (vec!["incarnation_off_its_act", "head_differs"], 0));
 }

@@ -51,7 +51,7 @@ async fn the_chain_does_not_depend_on_settings_of_the_session() {
 }
 
 /// Columns that may change after the batch, or that the chain itself contains.
-const NOT_COVERED: [&str; 16] = [
+const NOT_COVERED: [&str; 22] = [
     "batch.chain",
     "batch.sequence",
     // they locate rows
@@ -66,17 +66,25 @@ const NOT_COVERED: [&str; 16] = [
     "publication_request.attempts_removed_at",
     "reject.payload_removed_at",
     "reject.unsigned_headers_sha256",
+    // the act `sign` has the offsets, and a recovery lowers them
+    "signature_cutover.first_offset",
+    "signature_cutover.generation",
+    "signature_cutover.partition",
+    "signature_cutover.recorded_at",
+    "signature_cutover.topic",
     "source.bound_deployment_id",
     "source.bound_organization_id",
     // the audit's count
     "source.gone_events",
     "source.retired_act_id",
+    // of starts before the baseline, whose rows are covered, there is none
+    "workspace_first_start.build_id",
 ];
 
 /// A further column must be covered by the content of a batch, or listed.
 #[tokio::test]
 async fn each_column_of_a_batch_and_its_rows_is_covered() {
-    const TABLES: [&str; 12] = [
+    const TABLES: [&str; 15] = [
         "batch",
         "batch_part",
         "reject",
@@ -89,6 +97,9 @@ async fn each_column_of_a_batch_and_its_rows_is_covered() {
         "first_start_change",
         "publication_request",
         "publication_attempt",
+        "signature_cutover",
+        "source_lost",
+        "workspace_first_start",
     ];
     let books = Books::filled().await;
     let mut tx = books.ledger.pool.begin().await.unwrap();
