@@ -224,7 +224,8 @@ impl Books {
     /// Recomputes everything that a process would have written.
     async fn recompute_the_chain(&self) {
         let until = self.head().await.sequence.number;
-        let page = self.ledger.run(async |conn| chain::page(conn, 0, until).await).await.unwrap();
+        let page =
+            self.ledger.run(async |conn| chain::page(conn, (0, 0), until).await).await.unwrap();
         for batch in page {
             let rows: Vec<_> =
                 batch.events.iter().map(|(_, event)| event.part_row().unwrap()).collect();
