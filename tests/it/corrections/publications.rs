@@ -263,7 +263,7 @@ async fn an_event_in_flight_is_settled_first() {
     let early = tokio::time::timeout(Duration::from_secs(1), &mut executed).await;
     assert!(early.is_err(), "it waits for the answer: {early:?}");
     answer(&world, request, "gone", AttemptVerdict::RefusedForNow).await;
-    assert_eq!(executed.await.unwrap().plan, Some(plan));
+    assert_eq!(executed.await.unwrap().plan.as_ref(), Some(&plan));
     assert_eq!(world.state("gone").await.0, "withdrawn");
 }
 
