@@ -45,7 +45,7 @@ async fn statements_of(rejects: u32) -> i64 {
     .execute(&site.database.pool)
     .await
     .unwrap();
-    assert_eq!(site.consume().await.rejects, u64::from(rejects));
+    assert_eq!(site.consume().await.rejects, rejects);
     site.number("select last_value from statements").await
 }
 
