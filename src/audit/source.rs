@@ -153,9 +153,7 @@ impl Sides<'_> {
             let until = Some(since + COUNTED).filter(|until| *until < now);
             count += self
                 .ledger
-                .run(async |conn| {
-                    books::usage_between(conn, self.source.id, since, until).await
-                })
+                .run(async |conn| books::usage_between(conn, self.source.id, since, until).await)
                 .await?;
             since = until.unwrap_or(now);
         }

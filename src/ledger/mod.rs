@@ -88,10 +88,10 @@ pub use event_history::{
 };
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
 pub use findings::{Finding, OverdueTurn, TurnRows};
+pub use first_starts::CorrectedEvent;
 pub use generations::{NewGeneration, PartitionGenerations};
 pub use head::{Head, InvalidHead};
 pub use holds::{Hold, HoldScope, holds};
-pub use first_starts::CorrectedEvent;
 pub use identity::{IdentityRefusal, ReportedIdentity, SourceIdentity};
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;

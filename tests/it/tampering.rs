@@ -198,9 +198,9 @@ impl Books {
             detail: serde_json::json!({}),
         };
         let (ids, now) = ([event_id.to_owned()], noon());
-        let record = self.ledger.run(async |conn| {
-            losses::record(conn, source_id, &ids, &act, "lost", now).await
-        });
+        let record = self
+            .ledger
+            .run(async |conn| losses::record(conn, source_id, &ids, &act, "lost", now).await);
         assert!(record.await.unwrap());
     }
 
@@ -257,7 +257,11 @@ impl Books {
     /// Recomputes everything that a process would have written.
     async fn recompute_the_chain(&self) {
         let until = self.head().await.sequence.number;
-        let page = self.ledger.run(async |conn| chain::page(conn, (0, i64::MAX), until).await).await.unwrap();
+        let page = self
+            .ledger
+            .run(async |conn| chain::page(conn, (0, i64::MAX), until).await)
+            .await
+            .unwrap();
         for batch in page {
             let rows: Vec<_> =
                 batch.events.iter().map(|(_, event)| event.part_row().unwrap()).collect();

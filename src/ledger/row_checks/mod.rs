@@ -65,7 +65,8 @@ impl RowReading {
             let is_first = std::mem::replace(&mut self.table, usize::MAX) == TABLES.len();
             return Ok(Some(differences).filter(|_| is_first));
         };
-        let Page { last, differences, removed } = table.read(&mut tx, self.after.as_deref()).await?;
+        let Page { last, differences, removed } =
+            table.read(&mut tx, self.after.as_deref()).await?;
         tx.commit().await?;
         self.counted = Some(before);
         for (sum, more) in self.removed.iter_mut().zip(removed) {

@@ -34,9 +34,27 @@ macro_rules! end {
     ($from:literal, $key:literal, $keys:literal, $bounds:literal) => {
         concat!(
             "select last, number from (
-                 select array[", $keys, "]::text[] as last, row_number() over (order by ", $key, ") as number
-                 from (select ", $key, " from ", $from, " where (", $key, ") >= (", $bounds, ") and ($2 or (", $key, ") > (", $bounds, "))
-                       order by ", $key, " limit $3) as rows
+                 select array[",
+            $keys,
+            "]::text[] as last, row_number() over (order by ",
+            $key,
+            ") as number
+                 from (select ",
+            $key,
+            " from ",
+            $from,
+            " where (",
+            $key,
+            ") >= (",
+            $bounds,
+            ") and ($2 or (",
+            $key,
+            ") > (",
+            $bounds,
+            "))
+                       order by ",
+            $key,
+            " limit $3) as rows
              ) as numbered order by number desc limit 1"
         )
     };
@@ -46,8 +64,24 @@ macro_rules! end {
 macro_rules! page {
     ($columns:literal, $from:literal, $key:literal, $bounds:literal, $until:literal) => {
         concat!(
-            "with page as materialized (select ", $columns, " from ", $from, " where (", $key, ") >= (", $bounds, ")
-                 and ($2 or (", $key, ") > (", $bounds, ")) and (", $key, ") <= (", $until, ")) "
+            "with page as materialized (select ",
+            $columns,
+            " from ",
+            $from,
+            " where (",
+            $key,
+            ") >= (",
+            $bounds,
+            ")
+                 and ($2 or (",
+            $key,
+            ") > (",
+            $bounds,
+            ")) and (",
+            $key,
+            ") <= (",
+            $until,
+            ")) "
         )
     };
 }
