@@ -121,8 +121,9 @@ impl Operation for CorrectionExecution {
     ) -> Result<Corrected, OperationError> {
         let ids: Vec<String> = self.correction.ids()?.iter().map(EventId::whole).collect();
         let ledger = &operations.ledger;
-        let executed =
-            ledger.run(async |conn| corrections::executed(conn, &self.hash, &ids).await).await?;
+        let executed = ledger
+            .run(async |conn| corrections::executed(conn, &self.hash, &ids).await)
+            .await?;
         if let Some(act) = executed {
             return Ok(Corrected { sequence: act.sequence, plan: None });
         }
@@ -180,7 +181,8 @@ impl Operations {
             candidate.check(request.allow_confirmed)?;
         }
         let effect = self.correction_effect(&source, &candidates).await?;
-        let events: Vec<PlannedCorrection> = candidates.iter().map(Candidate::planned).collect();
+        let events: Vec<PlannedCorrection> =
+            candidates.iter().map(Candidate::planned).collect();
         let hash = plan_hash(&(
             source.deployment_id,
             &events,

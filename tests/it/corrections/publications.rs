@@ -101,9 +101,9 @@ async fn begin(world: &World, id: Uuid, event_id: &str) {
         holder: "a publisher",
         lease: Duration::from_secs(60),
     };
-    let begun = world
-        .ledger
-        .run(async |conn| publication_requests::begin(conn, &request, world.clock.now()).await);
+    let begun = world.ledger.run(async |conn| {
+        publication_requests::begin(conn, &request, world.clock.now()).await
+    });
     begun.await.unwrap();
 }
 
