@@ -483,7 +483,7 @@ create table correction (
 );
 create index correction_by_batch on correction (batch_id);
 create index correction_by_accepted_batch on correction (accepted_batch_id);
-create index correction_by_time on correction (source_id, topic, event_time) where digest is not null;
+create index correction_by_time on correction (source_id, topic, event_time, event_id) where digest is not null;
 create index correction_of_first_start on correction (source_id, (after_event -> 'data' ->> 'workspace_id'))
     where after_event -> 'data' ->> 'first_successful_start' = 'true';
 -- The newest correction of an event, read by key. Corrections are written one at a time, so a later one has a greater batch id.
@@ -493,8 +493,8 @@ create function newest_correction(of_source smallint, of_event text) returns set
 $$;
 -- Corrected events that coderd has.
 create view corrected_event as
-    select * from correction c where digest is not null
-        and not exists (select from correction later where (later.source_id, later.event_id) = (c.source_id, c.event_id) and later.batch_id > c.batch_id);
+    select * from correction c where digest is not null and not exists (select from correction later
+        where later.source_id = c.source_id and later.event_id = c.event_id and later.batch_id > c.batch_id);
 
 -- Corrected usage that coderd has, with its content at a sequence. PostgreSQL expands the function in the query.
 create function corrected_usage(up_to bigint) returns table (source_id smallint, id text, batch_id bigint, event_type text,

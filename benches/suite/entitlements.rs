@@ -1,5 +1,5 @@
 //! Rows `entitlements` and `count`: the answers that coderd enforces licenses by, against a bare
-//! axum handler that returns the same bytes.
+//! axum handler that returns the same bytes; and the first one beside an intake.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::coderd::Coderd;
 use crate::http::{Bare, requests_a_second};
 use crate::process::{Pipeline, Process, answers, free_port};
 use crate::report::{Goal, Line, median};
-use crate::{Suite, Task};
+use crate::{Suite, Task, beside};
 
 const ROUNDS: usize = 3;
 const SWEPT: &str = "select exists (select from collector_progress, completeness(source_id, null) done where done.swept_pass_id > 0)";
@@ -42,6 +42,8 @@ pub async fn measure(suite: &Suite) -> Result<Vec<Line>> {
         lines.push(compare(suite, row, api, path, &serving).await?);
     }
     serving.stop().await?;
+    let half = lines[0].value / 2.0;
+    lines.push(beside::measure(suite, half).await?);
     suite.servers.remove(&ledger).await?;
     suite.servers.remove(&coderd.database).await?;
     Ok(lines)

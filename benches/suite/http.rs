@@ -43,11 +43,56 @@ pub fn requests_a_second(server: SocketAddr, path: &str, length: Duration) -> Re
     Ok(answered?.iter().sum::<u64>() as f64 / begun.elapsed().as_secs_f64())
 }
 
+/// Milliseconds from the instant at which each request is due until its answer, at a constant rate.
+/// A late request thus counts its delay, also where the client is late.
+pub fn latencies(server: SocketAddr, path: &str, rate: f64, length: Duration) -> Result<Vec<f64>> {
+    let every = Duration::from_secs_f64(CONNECTIONS as f64 / rate);
+    let begun = Instant::now();
+    let answered: Result<Vec<Vec<f64>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CONNECTIONS)
+            .map(|number| {
+                let first = begun + every * number as u32 / CONNECTIONS as u32;
+                scope.spawn(move || ask_every(server, path, first, every, begun + length))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client thread panicked"))?)
+            .collect()
+    });
+    Ok(answered?.concat())
+}
+
+/// Asks on one connection, at each due instant until `end`.
+fn ask_every(
+    server: SocketAddr,
+    path: &str,
+    first: Instant,
+    every: Duration,
+    end: Instant,
+) -> Result<Vec<f64>> {
+    let (mut connection, request) = connect(server, path)?;
+    let (mut due, mut milliseconds) = (first, Vec::new());
+    while due < end {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        connection.get_mut().write_all(request.as_bytes())?;
+        read_answer(&mut connection)?;
+        milliseconds.push(due.elapsed().as_secs_f64() * 1_000.0);
+        due += every;
+    }
+    Ok(milliseconds)
+}
+
+fn connect(server: SocketAddr, path: &str) -> Result<(BufReader<TcpStream>, String)> {
+    let connection = TcpStream::connect(server)?;
+    connection.set_nodelay(true)?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\n\r\n");
+    Ok((BufReader::new(connection), request))
+}
+
 /// Asks on one connection, one request after another. Returns the number of answers.
 fn ask_until(server: SocketAddr, path: &str, end: Instant) -> Result<u64> {
-    let mut connection = BufReader::new(TcpStream::connect(server)?);
-    connection.get_ref().set_nodelay(true)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\n\r\n");
+    let (mut connection, request) = connect(server, path)?;
     let mut answers = 0;
     while Instant::now() < end {
         connection.get_mut().write_all(request.as_bytes())?;

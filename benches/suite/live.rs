@@ -36,6 +36,7 @@ pub struct Site {
 pub struct Serving {
     pub process: Process,
     pub metrics: SocketAddr,
+    pub api: SocketAddr,
 }
 
 impl Site {
@@ -71,10 +72,12 @@ impl Site {
 
     pub fn serve(&self) -> Result<Serving> {
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let api = format!("serve.api_listen=127.0.0.1:{}", free_port()?);
-        let listen = format!("serve.metrics_listen={metrics}");
-        let process = self.pipeline.start(&["serve"], &["--set", &api, "--set", &listen])?;
-        Ok(Serving { process, metrics })
+        let api = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let settings =
+            [format!("serve.api_listen={api}"), format!("serve.metrics_listen={metrics}")];
+        let more = ["--set", settings[0].as_str(), "--set", settings[1].as_str()];
+        let process = self.pipeline.start(&["serve"], &more)?;
+        Ok(Serving { process, metrics, api })
     }
 
     /// The site's log and its coderd, for events.

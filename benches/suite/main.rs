@@ -2,6 +2,7 @@
 //! table, its figures and how to repeat them.
 
 mod audit;
+mod beside;
 mod chain;
 mod coderd;
 mod consuming;

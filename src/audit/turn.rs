@@ -173,7 +173,7 @@ impl<P: Place> Turn<P> {
     }
 }
 
-/// When all of these turns had ended once more; None: one has not ended yet.
+/// The earliest of the last ends of these turns; None: one has not ended yet.
 pub(super) fn all_ended(
     turns: impl IntoIterator<Item = Option<DateTime<Utc>>>,
 ) -> Option<DateTime<Utc>> {

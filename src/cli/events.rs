@@ -62,7 +62,9 @@ pub(super) async fn run(events: Events, context: &Context) -> Result<Exit, Failu
             context.output.answer(&corrected, || {
                 let from = format!("from ledger sequence {} on", corrected.sequence);
                 match &corrected.plan {
-                    Some(plan) => format!("{}{} corrected, {from}\n", table(plan), plan.events.len()),
+                    Some(plan) => {
+                        format!("{}{} corrected, {from}\n", table(plan), plan.events.len())
+                    }
                     None => format!("this plan was executed before: corrected {from}\n"),
                 }
             })?;

@@ -1,4 +1,5 @@
-//! The names of what builds belong to. Many builds share a name, so it is read once for all of them.
+//! The names of what builds belong to. Many builds share a name, so it is read once for all of
+//! them.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -62,9 +62,14 @@ grant usage on schema tallyline to :"reader";
 create or replace function tallyline.prebuild_stages(build_ids uuid[]) returns table (build_id uuid, stage text)
     language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return query select build.id, job.input ->> 'prebuilt_workspace_stage'
-    from public.workspace_builds build join public.provisioner_jobs job on job.id = build.job_id
-    where build.id = any(build_ids) and job.type = 'workspace_build';
+    -- Each limit keeps a look-up by index: the planner would read whole tables for many ids.
+    return query select asked.id, job.stage
+    from (select distinct unnest(build_ids) as id) asked
+    cross join lateral (select job_id from public.workspace_builds where id = asked.id limit 1) build
+    cross join lateral (
+        select input ->> 'prebuilt_workspace_stage' as stage from public.provisioner_jobs
+        where id = build.job_id and type = 'workspace_build' limit 1
+    ) job;
 end
 $$;
 

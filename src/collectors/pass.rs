@@ -32,8 +32,8 @@ struct Ends {
 
 impl Collector {
     /// Reads rows that can be new, appends the new ones, and records how far the source is
-    /// complete. If coderd has changed since its catalog was read, it begins again. After an error the next pass reconnects and reads the same rows. It appends an
-    /// acknowledged row only once.
+    /// complete. If coderd has changed since its catalog was read, it begins again. After an error
+    /// the next pass reconnects and reads the same rows. It appends an acknowledged row only once.
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
         self.lease.check()?;
         let mut reader = match self.reader.take() {
@@ -169,7 +169,8 @@ impl Collector {
     ///
     /// Once a minute the pass reaches back over minutes, and seldom over the whole overlap. A
     /// replica with a slow clock can write rows later than the margin. A wide pass counts the
-    /// overlap from the last wide pass: a row that came since then, up to the overlap late, is found.
+    /// overlap from the last wide pass, so that it finds each row that came since then, up to the
+    /// overlap late.
     fn bounds(
         &self,
         horizon: Horizon,

@@ -174,7 +174,7 @@ mod tests {
         let mut ranges = after_passes();
         let all: i64 = ranges.0.iter().filter_map(|range| range.mark).map(|mark| mark.jobs).sum();
         ranges.join(at(1300));
-        let joined = ranges.0.iter().filter_map(|range| range.mark).map(|mark| mark.jobs).sum();
+        let joined: i64 = ranges.0.iter().filter_map(|range| range.mark).map(|mark| mark.jobs).sum();
         assert_eq!(all, joined);
         assert!(ranges.0.len() < 10, "{}", ranges.0.len());
         let due =

@@ -50,7 +50,10 @@ impl Collector {
         let mut begin_of_rest = end;
         for run in changed.chunk_by(|(one, _), (next, _)| one.until == next.since) {
             for run in run.chunks(RANGES) {
-                let (since, until) = (run[0].0.since, run[run.len() - 1].0.until);
+                let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else {
+                    continue;
+                };
+                let (since, until) = (first.since, last.until);
                 if until == end {
                     begin_of_rest = since;
                 }

@@ -202,8 +202,10 @@ async fn earliest(
     corrected: &[CorrectedEvent<'_>],
 ) -> Result<Vec<(Uuid, Uuid)>, sqlx::Error> {
     let ids = corrected.iter().filter_map(|one| Some(one.before.or(one.after)?.id()));
-    let after: Vec<_> =
-        corrected.iter().filter_map(|one| Some((start(one.after)?, one.accepted_batch_id))).collect();
+    let after: Vec<_> = corrected
+        .iter()
+        .filter_map(|one| Some((start(one.after)?, one.accepted_batch_id)))
+        .collect();
     sqlx::query_as(
         "select distinct on (workspace_id) workspace_id, build_id from (
              select e.workspace_id, e.build_id, e.batch_id, e.build_number from workspace_build e

@@ -141,9 +141,10 @@ pub async fn usage(
                   and not exists (select from correction c where c.source_id = e.source_id and c.event_id = e.id)
               order by created_at, id limit $5)
              union all
-             (select c.event_time, e.id, c.digest, true from corrected_event c join usage_event e on e.source_id = c.source_id and e.id = c.event_id
-              where c.source_id = $1 and c.topic = 'tallyline.agent-usage.v1' and e.gone_at is null and c.event_time >= $2 and c.event_time < $3 and (c.event_time, e.id) > ($2, $4)
-              order by c.event_time, e.id limit $5)
+             (select event_time, event_id, digest, true from corrected_event c
+              where source_id = $1 and topic = 'tallyline.agent-usage.v1' and event_time >= $2 and event_time < $3 and (event_time, event_id) > ($2, $4)
+                  and not exists (select from usage_event e where e.source_id = c.source_id and e.id = c.event_id and e.gone_at is not null)
+              order by event_time, event_id limit $5)
          ) as events order by created_at, id limit $5";
     sqlx::query_as(query)
         .bind(source_id)

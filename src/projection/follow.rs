@@ -349,8 +349,7 @@ async fn next_page(
     end: i64,
     corrected_to: i64,
 ) -> Result<Option<Vec<Entry>>, ProjectionError> {
-    let page = ledger
-        .run(async |conn| entries::after(conn, after.number, end, corrected_to).await);
+    let page = ledger.run(async |conn| entries::after(conn, after.number, end, corrected_to).await);
     let page = page.await?;
     // Read after the page: an incarnation never returns, so the page belongs to this one.
     if ledger.run(snapshots::head).await?.incarnation != after.incarnation {

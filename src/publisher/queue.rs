@@ -69,13 +69,10 @@ impl Publisher {
     ) -> anyhow::Result<Vec<Publication>> {
         let (after, limit) = (sendable_after(now), i64::try_from(limit)?);
         let (length, at) = (self.settings.lease, self.ledger.clock.now());
-        let leased = self.ledger.run(async |conn| {
-            match with_held {
-                true => publications::lease(conn, source_id, holder, after, limit, length, at).await,
-                false => {
-                    publications::lease_unheld(conn, source_id, holder, after, limit, length, at)
-                        .await
-                }
+        let leased = self.ledger.run(async |conn| match with_held {
+            true => publications::lease(conn, source_id, holder, after, limit, length, at).await,
+            false => {
+                publications::lease_unheld(conn, source_id, holder, after, limit, length, at).await
             }
         });
         Ok(leased.await?)

@@ -76,7 +76,8 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
 }
 
 async fn events(ledger: &Ledger) -> Vec<Event> {
-    let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX, 0).await).await.unwrap();
+    let entries =
+        ledger.run(async |conn| entries::after(conn, 0, i64::MAX, 0).await).await.unwrap();
     let facts = entries.into_iter().flat_map(|entry| entry.facts);
     facts
         .filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None })
@@ -104,7 +105,8 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
     while let Some(ended) = writers.join_next().await {
         ended.unwrap();
     }
-    let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX, 0).await).await.unwrap();
+    let entries =
+        ledger.run(async |conn| entries::after(conn, 0, i64::MAX, 0).await).await.unwrap();
     assert_eq!(entries.len(), 5);
     assert!(
         matches!(entries[0].facts[..], [Fact::Introduced { deployment: DEPLOYMENT, .. }]),

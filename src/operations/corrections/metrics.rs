@@ -82,10 +82,8 @@ impl Operations {
             keys.iter().map(|key| EventId { topic, key: key.clone() }.whole()).collect();
         let kept =
             self.ledger.run(async |conn| kept::events_by_key(conn, topic, &keys).await).await?;
-        let mut newest = self
-            .ledger
-            .run(async |conn| corrections::newest(conn, source.id, &ids).await)
-            .await?;
+        let mut newest =
+            self.ledger.run(async |conn| corrections::newest(conn, source.id, &ids).await).await?;
         let events = kept.into_iter().filter(|kept| kept.source_id == source.id);
         let accepted = events.filter_map(|kept| kept.event.ok());
         Ok(accepted.filter_map(|event| newest.remove(&event.id()).unwrap_or(Some(event))).collect())

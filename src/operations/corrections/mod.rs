@@ -121,44 +121,36 @@ impl Operation for CorrectionExecution {
     ) -> Result<Corrected, OperationError> {
         let ids: Vec<String> = self.correction.ids()?.iter().map(EventId::whole).collect();
         let ledger = &operations.ledger;
-        let executed = ledger
-            .run(async |conn| corrections::executed(conn, &self.hash, &ids).await)
-            .await?;
+        let executed =
+            ledger.run(async |conn| corrections::executed(conn, &self.hash, &ids).await).await?;
         if let Some(act) = executed {
             return Ok(Corrected { sequence: act.sequence, plan: None });
         }
         let deadline = tokio::time::Instant::now() + IN_FLIGHT_WAIT;
         let deployment = self.correction.source.or(operations.deployment);
+        // a request in flight changes the plan until its answer is recorded
+        let in_flight = async || {
+            ledger.run(async |conn| corrections::in_flight(conn, deployment, &ids).await).await
+        };
         loop {
-            // first: the answer of a request in flight can change the plan
-            let in_flight = ledger
-                .run(async |conn| corrections::in_flight(conn, deployment, &ids).await)
-                .await?;
-            let recorded = match in_flight {
-                Some(event_id) => Correction::InFlight(event_id),
-                None => {
-                    let planned = operations.plan_correction(&self.correction).await?;
-                    match operations.record_correction(&planned, &self.hash, actor).await? {
-                        Correction::Done(sequence) => {
-                            return Ok(Corrected { sequence, plan: Some(planned.plan) });
-                        }
-                        recorded => recorded,
+            let mut leased = in_flight().await?;
+            if leased.is_none() {
+                let planned = operations.plan_correction(&self.correction).await?;
+                leased = match operations.record_correction(&planned, &self.hash, actor).await? {
+                    Correction::Done(sequence) => {
+                        return Ok(Corrected { sequence, plan: Some(planned.plan) });
                     }
-                }
-            };
-            match recorded {
-                Correction::InFlight(_) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                Correction::InFlight(event_id) => {
-                    return Err(OperationError::Forbidden(format!(
-                        "{event_id}: a publisher has leased it, and a request may be in flight: run `tallyline pause publish`, wait a minute, and execute the plan again"
-                    )));
-                }
-                Correction::Changed | Correction::Done(_) => {
-                    return Err(OperationError::plan_changed());
-                }
+                    Correction::InFlight(event_id) => Some(event_id),
+                    Correction::Changed => in_flight().await?,
+                };
             }
+            let event_id = leased.ok_or_else(OperationError::plan_changed)?;
+            if tokio::time::Instant::now() >= deadline {
+                return Err(OperationError::Forbidden(format!(
+                    "{event_id}: a publisher has leased it, and a request may be in flight: run `tallyline pause publish`, wait a minute, and execute the plan again"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 }
@@ -181,8 +173,7 @@ impl Operations {
             candidate.check(request.allow_confirmed)?;
         }
         let effect = self.correction_effect(&source, &candidates).await?;
-        let events: Vec<PlannedCorrection> =
-            candidates.iter().map(Candidate::planned).collect();
+        let events: Vec<PlannedCorrection> = candidates.iter().map(Candidate::planned).collect();
         let hash = plan_hash(&(
             source.deployment_id,
             &events,

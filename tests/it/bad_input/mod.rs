@@ -130,7 +130,8 @@ async fn outcome(ledger: &Ledger, offset: i64, message: &Message) -> Outcome {
 }
 
 async fn events(ledger: &Ledger) -> Vec<Event> {
-    let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX, 0).await).await.unwrap();
+    let entries =
+        ledger.run(async |conn| entries::after(conn, 0, i64::MAX, 0).await).await.unwrap();
     let facts = entries.into_iter().flat_map(|entry| entry.facts);
     facts
         .filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None })

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use tallyline::ledger::{Pausable, Pause};
+use chrono::TimeDelta;
+use prometheus::Registry;
+use tallyline::ledger::{
+    Landmark, Pausable, Pause, RestoreEvidence, publications, recoveries, restored,
+};
 use tallyline::pauses::Paused;
 use tallyline::publisher::Condition;
 use tallyline_sim::tallyman::{ServerErrors, Switches};
 
-use super::world::{World, no_mark, start_time};
+use super::world::{World, no_mark, start_time, usage};
 use crate::support::eventually;
+use crate::support::ledger::newest_landmark;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -186,4 +191,127 @@ async fn licenses_and_publish_marks_are_read_once_for_1000_events() {
     eventually(DEADLINE, "the reads are reported", || async { reads().await >= 3 }).await;
     // a round also ends after 5 seconds, which a loaded machine may need
     assert!(reads().await < 10, "{}", reads().await);
+}
+
+#[tokio::test]
+async fn usage_that_arrives_while_a_request_is_in_flight_does_not_wait_for_its_answer() {
+    let mut world = slow_vendor(60_000).await;
+    world.settings.poll = Duration::from_millis(50);
+    world.add_many(10).await;
+    let mut publisher = world.publisher();
+    let later = async {
+        in_flight(&world, 1).await;
+        world.vendor.set_switches(Switches::default()).unwrap();
+        world.add(&[usage("later", start_time())]).await;
+        eventually(DEADLINE, "the later event is published", || async {
+            world.number_in("published").await == 1
+        })
+        .await;
+        assert_eq!(world.vendor.books().in_flight, 1);
+    };
+    tokio::select! {
+        cycle = publisher.cycle(&world.stop) => panic!("unexpected answer: {cycle:?}"),
+        () = later => {}
+    }
+}
+
+#[tokio::test]
+async fn a_long_cycle_shows_its_condition_its_verdicts_and_the_queue_before_its_end() {
+    let mut world = World::new().await;
+    world.settings.concurrency = 1;
+    world.add_many(1_450).await;
+    let registry = Registry::new();
+    let mut publisher = world.publisher_in(&registry);
+    let condition = publisher.condition();
+    let number = |name: &str| {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or(0.0, |family| {
+            let of = |metric: &prometheus::proto::Metric| {
+                metric.get_gauge().value() + metric.get_counter().value()
+            };
+            family.get_metric().iter().map(of).sum()
+        })
+    };
+    let shown = async {
+        eventually(DEADLINE, "the vendor has most of it", || async {
+            world.vendor.books().billed.len() >= 1_000
+        })
+        .await;
+        world.vendor.set_switches(Switches { latency_ms: 60_000, ..Switches::default() }).unwrap();
+        eventually(DEADLINE, "the cycle shows its work", || async {
+            number("tallyline_publisher_verdicts_total") >= 900.0
+                && condition.get() == Condition::Working
+                && number("tallyline_publisher_pending") < 1_450.0
+        })
+        .await;
+    };
+    tokio::select! {
+        cycle = publisher.cycle(&world.stop) => panic!("the cycle has ended: {cycle:?}"),
+        () = shown => {}
+    }
+}
+
+#[tokio::test]
+async fn due_usage_is_leased_before_held_usage_and_held_usage_by_its_due_time() {
+    let world = World::new().await;
+    let ids = world.add_many(250).await;
+    sqlx::query("delete from usage_events where id = any($1)")
+        .bind(&ids[..200])
+        .execute(&world.coderd)
+        .await
+        .unwrap();
+    assert_eq!(world.cycle().await.held_back, 200);
+    world.pass(TimeDelta::hours(1));
+    sqlx::query("update publication set next_attempt_at = next_attempt_at - interval '1 minute' where event_id = any($1)")
+        .bind(&ids[100..200])
+        .execute(&world.ledger.pool)
+        .await
+        .unwrap();
+    let now = world.clock.now();
+    let usages: Vec<_> = (0..60).map(|number| usage(&format!("new-{number:02}"), now)).collect();
+    world.add(&usages).await;
+    let lease = async |holder: &str, limit, with_held| {
+        let (after, length) = (start_time() - TimeDelta::days(30), Duration::from_secs(60));
+        let leased = world.ledger.run(async |conn| match with_held {
+            true => {
+                publications::lease(conn, world.source.id, holder, after, limit, length, now).await
+            }
+            false => {
+                publications::lease_unheld(conn, world.source.id, holder, after, limit, length, now)
+                    .await
+            }
+        });
+        leased.await.unwrap().into_iter().map(|event| event.event_id).collect::<Vec<_>>()
+    };
+    let first = lease("first", 50, true).await;
+    assert!(first.len() == 50 && first.iter().all(|id| id.starts_with("new-")), "{first:?}");
+    assert_eq!(lease("second", 100, false).await.len(), 10, "without held usage");
+    let third = lease("third", 100, true).await;
+    assert_eq!(third, ids[100..200], "the earliest due of the held usage");
+}
+
+#[tokio::test]
+async fn a_recovery_that_opens_between_a_lease_and_its_request_is_the_shown_reason() {
+    let mut world = slow_vendor(2_000).await;
+    world.settings.concurrency = 1;
+    world.add_many(300).await;
+    let mut publisher = world.publisher();
+    let restore = async {
+        in_flight(&world, 1).await;
+        let landmark = newest_landmark(&world.ledger).await;
+        let gone =
+            Landmark { recorded_at: landmark.recorded_at + TimeDelta::seconds(1), ..landmark };
+        let evidence = RestoreEvidence::Batch(gone);
+        let now = world.clock.now();
+        let opened =
+            world.ledger.run(async |conn| restored::record_detected(conn, &evidence, now).await);
+        assert!(opened.await.unwrap());
+        assert!(world.ledger.run(recoveries::open).await.unwrap().is_some());
+    };
+    let (cycle, ()) = tokio::join!(publisher.cycle(&world.stop), restore);
+    assert_eq!(cycle.unwrap().failure, None);
+    let condition = publisher.condition().get();
+    assert!(matches!(condition, Condition::Recovering(_)), "{condition}");
+    assert_eq!(world.vendor.books().requests, 1);
 }

@@ -1,5 +1,7 @@
 //! The vendor refuses whole requests: for one event in them, or for another reason.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::ledger::HeldFor;
 use tallyline::publisher::Condition;
@@ -8,7 +10,8 @@ use tallyline::tallyman::SendError;
 use tallyline_sim::tallyman::{Poison, Switches};
 
 use super::books::DEADLINE;
-use super::world::World;
+use super::world::{World, no_mark, start_time, usage};
+use crate::support::eventually;
 
 async fn poisoned(status: u16, ids: &[&str]) -> World {
     let ids = ids.iter().map(|id| (*id).to_owned()).collect();
@@ -86,13 +89,12 @@ async fn after_a_refused_request_the_next_ones_are_full_again_and_the_poisoned_e
     world.pass(TimeDelta::hours(1));
     let before = world.vendor.books().requests;
     let now = world.clock.now();
-    let usages: Vec<_> =
-        (0..200).map(|number| super::world::usage(&format!("more-{number}"), now)).collect();
+    let usages: Vec<_> = (0..200).map(|number| usage(&format!("more-{number}"), now)).collect();
     world.add(&usages).await;
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.refused_for_now, cycle.failure), (200, 1, None));
-    // 1 + 99, 100, and the last one
-    assert_eq!(world.vendor.books().requests - before, 4);
+    // two full requests, and the poisoned event
+    assert_eq!(world.vendor.books().requests - before, 3);
 }
 
 #[tokio::test]
@@ -130,4 +132,82 @@ async fn other_statuses_make_the_source_wait_and_halve_nothing() {
         assert_eq!((cycle.requests, world.vendor.books().requests), (1, 1));
         assert_eq!(world.held_for("event-0000").await, None);
     }
+}
+
+/// 300 events that the vendor refuses: a lease for each lane of one request in flight.
+fn oldest_300() -> Vec<String> {
+    (0..300).map(|number| format!("event-{number:04}")).collect()
+}
+
+async fn poisoned_300() -> World {
+    let poison = Poison { status: 422, ids: oldest_300() };
+    let mut world = World::with(Switches { poison, ..Switches::default() }).await;
+    world.settings.concurrency = 1;
+    world
+}
+
+#[tokio::test]
+async fn usage_later_than_a_lease_of_refused_events_for_each_lane_is_published_in_the_same_cycle() {
+    let world = poisoned_300().await;
+    world.add_many(350).await;
+    let mut publisher = world.publisher();
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!((cycle.accepted, cycle.refused_for_now, cycle.failure), (50, 300, None));
+    assert_eq!(publisher.condition().get(), Condition::Working);
+    let query = "select count(*) from publication_attempt join publication_request request on request.id = request_id
+         where verdict = 'refused_for_now' and batch_id < (
+             select min(batch_id) from publication_attempt join publication_request request on request.id = request_id
+             where verdict = 'accepted')";
+    let refused_before: i64 =
+        sqlx::query_scalar(query).fetch_one(&world.ledger.pool).await.unwrap();
+    assert!(refused_before < 50, "it did not wait for the halves: {refused_before}");
+}
+
+#[tokio::test]
+async fn refused_events_do_not_lengthen_the_waits_of_their_source() {
+    let mut world = poisoned_300().await;
+    world.settings.poll = Duration::from_millis(50);
+    (world.settings.first_wait, world.settings.longest_wait) =
+        (Duration::from_secs(3_600), Duration::from_secs(3_600));
+    world.add_many(2).await;
+    let stop = world.stop.child_token();
+    let (mut publisher, signal) = (world.publisher(), stop.clone());
+    let running = tokio::spawn(async move { publisher.run(no_mark, &signal).await });
+    eventually(DEADLINE, "both are held", || async {
+        let query =
+            "select count(*) from publication where held_for = 'vendor_refuses' and refusals > 0";
+        sqlx::query_scalar::<_, i64>(query).fetch_one(&world.ledger.pool).await.unwrap() == 2
+    })
+    .await;
+    world.add(&[usage("good", start_time())]).await;
+    eventually(DEADLINE, "the later event is published", || async {
+        world.number_in("published").await == 1
+    })
+    .await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_publish_mark_of_coderd_stops_a_request_that_is_being_halved() {
+    let world = poisoned_300().await;
+    world.add_many(300).await;
+    let mut publisher = world.publisher();
+    let mark = async {
+        eventually(DEADLINE, "the halves are sent", || async {
+            world.vendor.books().requests >= 5
+        })
+        .await;
+        world.coderd_marks("event-0299", Some(start_time()), None).await;
+    };
+    let (cycle, ()) = tokio::join!(publisher.cycle(&world.stop), mark);
+    let cycle = cycle.unwrap();
+    assert!(cycle.refused_for_now < 300, "{cycle:?}");
+    assert!(matches!(publisher.condition().get(), Condition::Stopped(_)));
+    let leased: i64 =
+        sqlx::query_scalar("select count(*) from publication where leased_by is not null")
+            .fetch_one(&world.ledger.pool)
+            .await
+            .unwrap();
+    assert_eq!(leased, 0);
 }

@@ -3,6 +3,7 @@
 
 mod balance;
 mod crash;
+mod statements;
 mod walk;
 
 use std::collections::BTreeMap;

@@ -490,7 +490,7 @@ pub async fn correction(contract: &mut Contract, known: bool) {
     assert_eq!((status, &plan["events"][0]["after"]), (200, &json!(null)), "{plan}");
     let unknown = json!({ "event_ids": ["no-such-usage"] });
     assert_eq!(contract.change(Method::POST, plans, plans, Some(unknown)).await.0, 404);
-    let mut execution = json!({ "correction": request, "hash": plan["hash"] });
+    let mut execution = json!({ "correction": &request, "hash": plan["hash"] });
     let (status, problem) =
         contract.change(Method::POST, execute, execute, Some(execution.clone())).await;
     assert_eq!((status, problem["field"].as_str()), (400, Some("reason")), "{problem}");
@@ -499,8 +499,10 @@ pub async fn correction(contract: &mut Contract, known: bool) {
         contract.change(Method::POST, execute, execute, Some(execution.clone())).await;
     assert_eq!((status, &corrected["plan"]), (200, &plan), "{corrected}");
     let (status, again) = contract.change(Method::POST, execute, execute, Some(execution)).await;
+    assert_eq!((status, &again["sequence"]), (200, &corrected["sequence"]), "{again}");
+    let (status, problem) = contract.change(Method::POST, plans, plans, Some(request)).await;
     assert!(
-        status == 409 && again["message"].as_str().unwrap().contains("is corrected already"),
-        "{again}"
+        status == 409 && problem["message"].as_str().unwrap().contains("is corrected already"),
+        "{problem}"
     );
 }
