@@ -4,26 +4,17 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use chrono::TimeDelta;
-use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Lease};
 use super::round::{Round, Signing};
 use super::send::Sent;
 use super::signing::{NoLicense, signing_license};
 use super::{Condition, Cycle, Publisher};
 use crate::ledger::Publication;
 use crate::tallyman::{MAX_EVENTS_PER_REQUEST, SendError};
-
-/// A lane's lease of events.
-pub(super) struct Lease<'a> {
-    /// The lease's own holder, so that no other lane writes under it.
-    pub holder: String,
-    /// The right to halve a request that the vendor refuses.
-    pub halving: Option<SemaphorePermit<'a>>,
-}
 
 impl Publisher {
     /// Sends due events until there are none and no lane has any, or until no further request may

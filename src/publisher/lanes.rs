@@ -43,6 +43,14 @@ pub(super) struct Lanes<'a> {
     refusal: OnceLock<SendError>,
 }
 
+/// A lane's lease of events.
+pub(super) struct Lease<'a> {
+    /// The lease's own holder, so that no other lane writes under it.
+    pub holder: String,
+    /// The right to halve a request that the vendor refuses.
+    pub halving: Option<SemaphorePermit<'a>>,
+}
+
 impl<'a> Lanes<'a> {
     pub fn new(
         reader: &'a mut Reader,

@@ -10,8 +10,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::condition::recovering;
-use super::lane::Lease;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Lease};
 use super::round::Signing;
 use super::sole::held;
 use super::{Condition, Cycle, Publisher};

@@ -199,7 +199,7 @@ impl Site {
             patience: Duration::from_secs(1),
         };
         let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
-        let (every, late_after) = (Duration::from_secs(3600), 1_000);
+        let (every, late_after) = (Duration::from_secs(300), 12_000);
         let continuous = Continuous { audit, every, late_after, holder: "test".into(), telemetry };
         let stop = CancellationToken::new();
         let signal = stop.clone();
