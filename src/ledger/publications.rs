@@ -41,8 +41,7 @@ words! {
         CoderdDiffers = "coderd_differs",
         /// The vendor's rules do not allow the event.
         VendorRules = "vendor_rules",
-        /// The vendor refuses the whole request, even if it contains only this event. For a short
-        /// time also events of a refused request that are not sent apart yet.
+        /// The vendor has refused a whole request with this event.
         VendorRefuses = "vendor_refuses",
     }
 }

@@ -94,8 +94,8 @@ impl AgentCounts {
         hour
     }
 
-    /// Removes an addition by [`AgentCounts::add`]. Returns the changed hour; none: there is no such
-    /// addition, and nothing changes.
+    /// Removes an addition by [`AgentCounts::add`]. Returns the changed hour; none: it was not
+    /// added, and nothing changes.
     pub fn remove(&mut self, at: DateTime<Utc>, count: u64) -> Option<i64> {
         let micros = at.timestamp_micros();
         let ((block, hour), agents) = (place_of(micros), u128::from(count));

@@ -24,7 +24,8 @@ const CHANGES: [(&str, &str, &str); 11] = [
     ("update reject set headers_sha256 = sha256('x') where payload_removed_at is not null", "row_changed", "reject 1"),
     ("update reject set payload_sha256 = sha256('x') where payload_removed_at is not null", "reject_changed", "reject 1"),
     (
-        "update reject set payload_removed_at = now(), payload = null, headers = null, headers_sha256 = sha256(headers),
+        "update reject set state = 'discarded', act_id = (select act_id from reject where state <> 'open' limit 1),
+             payload_removed_at = now(), payload = null, headers = null, headers_sha256 = sha256(headers),
              payload_sha256 = sha256(payload), unsigned_headers_sha256 = unsigned_headers(headers) where payload_removed_at is null",
         "removed_off_its_acts",
         "reject_payloads",

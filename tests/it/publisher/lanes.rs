@@ -92,8 +92,13 @@ async fn a_publisher_that_dies_with_4_requests_in_flight_leaves_each_event_once_
     assert_eq!(unanswered, 400, "the vendor may have accepted them");
 
     world.settings.tallyman = direct;
-    world.end_leases().await;
-    assert_eq!(world.cycle().await.accepted, 950);
+    // the database may still carry out a lease of the dead publisher
+    eventually(DEADLINE, "all are published", || async {
+        world.end_leases().await;
+        world.cycle().await;
+        world.number_in("published").await == 950
+    })
+    .await;
     let books = world.vendor.books();
     assert_eq!(books.billed.len(), ids.len());
     assert!(books.billed.iter().all(|billed| billed.times == 1));

@@ -45,7 +45,7 @@ async fn statements_of(rejects: u32) -> i64 {
     .execute(&site.database.pool)
     .await
     .unwrap();
-    assert_eq!(site.consume().await.rejects, rejects);
+    assert_eq!(site.consume().await.rejects, i32::try_from(rejects).unwrap());
     site.number("select last_value from statements").await
 }
 
