@@ -1,5 +1,7 @@
 //! Reads completed builds: their keys and their rows.
 
+use std::collections::HashSet;
+
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -222,7 +224,7 @@ macro_rules! build_rows {
                              and earlier.transition = 'start' and earlier_job.job_status = 'succeeded'
                      ) as first_successful_start,
                      build.has_ai_task, build.has_external_agent, build.daily_cost, job.created_at, job.started_at, job.completed_at
-                 from (select distinct unnest($1::uuid[]) as id) asked
+                 from unnest($1::uuid[]) asked (id)
                  cross join lateral (
                      select id, workspace_id, template_version_id, template_version_preset_id, initiator_id, transition, reason, build_number, job_id, ",
             $has_ai_task,
@@ -248,8 +250,7 @@ macro_rules! build_rows {
              select build.*, stage.stage, first_stage.stage as first_build_stage
              from build
              left join stage on stage.job_id = build.job_id
-             left join stage first_stage on first_stage.job_id = build.first_job_id
-             order by build.completed_at, build.build_id"
+             left join stage first_stage on first_stage.job_id = build.first_job_id"
         )
     };
 }
@@ -319,7 +320,8 @@ impl Reader {
             .await
     }
 
-    /// The rows of these builds, by time and id, without those that coderd has removed since.
+    /// The rows of these builds, by time and id, without those that coderd has removed since. Ids in
+    /// the order of completion cost coderd less: it finds their rows together.
     pub async fn builds(
         &mut self,
         catalog: &Catalog,
@@ -331,9 +333,12 @@ impl Reader {
             (true, Access::Tables) => build_rows!("has_ai_task", Tables),
             (false, Access::Tables) => build_rows!("null::boolean", Tables),
         };
-        let query = sqlx::query_as(query).bind(build_ids);
-        let rows: Vec<BuildRow> =
+        let mut asked = HashSet::new();
+        let ids: Vec<Uuid> = build_ids.iter().copied().filter(|id| asked.insert(*id)).collect();
+        let query = sqlx::query_as(query).bind(ids);
+        let mut rows: Vec<BuildRow> =
             within(self.deadline, query.fetch_all(&mut self.connection)).await?;
+        rows.sort_unstable_by_key(|row| (row.completed_at, row.build_id));
         self.with_names(rows).await
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::FromRow;
 
 use super::connect::within;
-use super::functions::{Access, Function, OLDEST_TRANSACTION, JOB_STAGES, access, statements};
+use super::functions::{Access, Function, JOB_STAGES, OLDEST_TRANSACTION, access, statements};
 use super::{CoderdError, Reader};
 
 /// Columns that every supported version has. The grants name the same ones.

@@ -340,11 +340,8 @@ async fn a_missing_function_is_named_with_the_command_that_creates_it() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
-    run(
-        &coderd,
-        &format!("revoke execute on function tallyline.job_stages(uuid[]) from {role}"),
-    )
-    .await;
+    run(&coderd, &format!("revoke execute on function tallyline.job_stages(uuid[]) from {role}"))
+        .await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
     let mut collector = store.open(settings, &url).await.unwrap().unwrap();
     let error = collector.pass().await.unwrap_err().to_string();
