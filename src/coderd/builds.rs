@@ -1,5 +1,7 @@
 //! Reads completed builds: their keys and their rows.
 
+use std::collections::HashSet;
+
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -138,7 +140,8 @@ macro_rules! workers {
 pub(super) use workers;
 
 /// `limit 1` keeps the look-up by index: the planner takes a page to be full, and would read the
-/// whole table of builds for it.
+/// whole table of builds for it. Each parameter is in a sub-select: its value does not change the
+/// estimated cost, so PostgreSQL plans the statement a few times and not in each pass.
 ///
 /// Builds after the key (`$1`, `$2`) and completed at or before `$4`, at most `$3`.
 const KEYS_BY_TIME: &str = concat!(
@@ -150,29 +153,29 @@ const KEYS_BY_TIME: &str = concat!(
          from worker cross join lateral (
              select id, completed_at from provisioner_jobs
              where worker_id = worker.worker_id and organization_id = worker.organization_id
-                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and completed_at <= $4 and type = 'workspace_build'
-             order by completed_at, id limit $3
+                 and completed_at >= (select $1) and (completed_at, id) > ((select $1), (select $2)) and completed_at <= (select $4) and type = 'workspace_build'
+             order by completed_at, id limit (select $3)
          ) job
          union all
          select job.id, job.completed_at
          from unassigned cross join lateral (
              select id, completed_at from provisioner_jobs
              where worker_id is null and organization_id = unassigned.organization_id
-                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and completed_at <= $4 and type = 'workspace_build'
-             order by completed_at, id limit $3
+                 and completed_at >= (select $1) and (completed_at, id) > ((select $1), (select $2)) and completed_at <= (select $4) and type = 'workspace_build'
+             order by completed_at, id limit (select $3)
          ) job
-         order by completed_at, id limit $3
+         order by completed_at, id limit (select $3)
      ) done
      left join lateral (select id from workspace_builds where job_id = done.id limit 1) build on true
      order by done.completed_at, done.id"
 );
 
 /// The marks of the ranges from `$1` until before `$2`, in their order. It reads each row of them, but
-/// sorts and returns none.
+/// sorts and returns none. It is planned as [`KEYS_BY_TIME`] is.
 const RANGE_MARKS: &str = concat!(
     workers!(),
     ",
-     range as (select since, until, number from unnest($1::timestamptz[], $2::timestamptz[]) with ordinality as asked (since, until, number))
+     range as (select since, until, number from unnest((select $1::timestamptz[]), (select $2::timestamptz[])) with ordinality as asked (since, until, number))
      select coalesce(sum(jobs), 0)::bigint as jobs, coalesce(sum(ids), 0)::bigint as ids
      from range left join lateral (
          select found.* from worker cross join lateral (
@@ -190,17 +193,16 @@ const RANGE_MARKS: &str = concat!(
      group by number order by number"
 );
 
-/// The prebuild stages of these builds and of the first builds of their workspaces.
+/// The prebuild stages of the jobs of these builds and of the first builds of their workspaces.
 macro_rules! stages {
     (Function) => {
-        "select build_id, stage from tallyline.prebuild_stages(array(select build_id from build union select first_build_id from build))"
+        "select job_id, stage from tallyline.job_stages(array(select job_id from build union select first_job_id from build))"
     };
     (Tables) => {
-        "select build.id as build_id, job.stage
-         from (select build_id from build union select first_build_id from build) asked
-         cross join lateral (select id, job_id from workspace_builds where id = asked.build_id limit 1) build
+        "select job.id as job_id, job.stage
+         from (select job_id from build union select first_job_id from build) asked
          cross join lateral (
-             select input ->> 'prebuilt_workspace_stage' as stage from provisioner_jobs where id = build.job_id and type = 'workspace_build' limit 1
+             select id, input ->> 'prebuilt_workspace_stage' as stage from provisioner_jobs where id = asked.job_id and type = 'workspace_build' limit 1
          ) job"
     };
 }
@@ -215,15 +217,14 @@ macro_rules! build_rows {
                  select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
                      build.template_version_preset_id as preset_id, workspaces.owner_id, build.initiator_id, build.transition::text as transition,
                      build.reason::text as reason, job.job_status::text as status, build.build_number, workspaces.name as workspace_name,
-                     case when build.build_number = 1 then build.id else first_build.id end as first_build_id,
-                     case when build.build_number = 1 then build.initiator_id else first_build.initiator_id end as first_build_initiator_id,
+                     build.job_id, first_build.job_id as first_job_id, first_build.initiator_id as first_build_initiator_id,
                      build.transition = 'start' and job.job_status = 'succeeded' and not exists (
                          select from workspace_builds earlier join provisioner_jobs earlier_job on earlier_job.id = earlier.job_id
                          where earlier.workspace_id = build.workspace_id and earlier.build_number < build.build_number
                              and earlier.transition = 'start' and earlier_job.job_status = 'succeeded'
                      ) as first_successful_start,
                      build.has_ai_task, build.has_external_agent, build.daily_cost, job.created_at, job.started_at, job.completed_at
-                 from (select distinct unnest($1::uuid[]) as id) asked
+                 from unnest($1::uuid[]) asked (id)
                  cross join lateral (
                      select id, workspace_id, template_version_id, template_version_preset_id, initiator_id, transition, reason, build_number, job_id, ",
             $has_ai_task,
@@ -238,8 +239,7 @@ macro_rules! build_rows {
                      select organization_id, template_id, owner_id, name from workspaces where id = build.workspace_id limit 1
                  ) workspaces
                  left join lateral (
-                     select id, initiator_id from workspace_builds
-                     where workspace_id = build.workspace_id and build_number = 1 and build.build_number > 1 limit 1
+                     select job_id, initiator_id from workspace_builds where workspace_id = build.workspace_id and build_number = 1 limit 1
                  ) first_build on true
              ),
              stage as materialized (
@@ -249,9 +249,8 @@ macro_rules! build_rows {
              )
              select build.*, stage.stage, first_stage.stage as first_build_stage
              from build
-             left join stage on stage.build_id = build.build_id
-             left join stage first_stage on first_stage.build_id = build.first_build_id
-             order by build.completed_at, build.build_id"
+             left join stage on stage.job_id = build.job_id
+             left join stage first_stage on first_stage.job_id = build.first_job_id"
         )
     };
 }
@@ -321,7 +320,8 @@ impl Reader {
             .await
     }
 
-    /// The rows of these builds, by time and id, without those that coderd has removed since.
+    /// The rows of these builds, by time and id, without those that coderd has removed since. Ids in
+    /// the order of completion cost coderd less: it finds their rows together.
     pub async fn builds(
         &mut self,
         catalog: &Catalog,
@@ -333,9 +333,12 @@ impl Reader {
             (true, Access::Tables) => build_rows!("has_ai_task", Tables),
             (false, Access::Tables) => build_rows!("null::boolean", Tables),
         };
-        let query = sqlx::query_as(query).bind(build_ids);
-        let rows: Vec<BuildRow> =
+        let mut asked = HashSet::new();
+        let ids: Vec<Uuid> = build_ids.iter().copied().filter(|id| asked.insert(*id)).collect();
+        let query = sqlx::query_as(query).bind(ids);
+        let mut rows: Vec<BuildRow> =
             within(self.deadline, query.fetch_all(&mut self.connection)).await?;
+        rows.sort_unstable_by_key(|row| (row.completed_at, row.build_id));
         self.with_names(rows).await
     }
 }

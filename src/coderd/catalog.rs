@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::FromRow;
 
 use super::connect::within;
-use super::functions::{Access, Function, OLDEST_TRANSACTION, PREBUILD_STAGES, access, statements};
+use super::functions::{Access, Function, JOB_STAGES, OLDEST_TRANSACTION, access, statements};
 use super::{CoderdError, Reader};
 
 /// Columns that every supported version has. The grants name the same ones.
@@ -223,8 +223,8 @@ fn quoted(text: &str) -> Vec<String> {
 fn check(rows: &[ColumnRow], functions: &[Function], user: &str) -> Result<Access, CoderdError> {
     present(rows)?;
     let grants =
-        lacking(rows, functions.iter().filter(|function| function.name == PREBUILD_STAGES), user);
-    match access(functions, PREBUILD_STAGES) {
+        lacking(rows, functions.iter().filter(|function| function.name == JOB_STAGES), user);
+    match access(functions, JOB_STAGES) {
         Some(stages) if grants.is_empty() => Ok(stages),
         _ => Err(CoderdError::NotGranted { grants }),
     }
@@ -303,7 +303,7 @@ mod tests {
 
     fn stages() -> Function {
         Function {
-            name: PREBUILD_STAGES.into(),
+            name: JOB_STAGES.into(),
             present: true,
             schema_usable: true,
             executable: true,

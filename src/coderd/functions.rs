@@ -6,8 +6,8 @@ use sqlx::FromRow;
 use super::connect::within;
 use super::{CoderdError, Reader};
 
-/// The prebuild stage of workspace builds.
-pub(super) const PREBUILD_STAGES: &str = "prebuild_stages";
+/// The prebuild stages of the jobs of workspace builds.
+pub(super) const JOB_STAGES: &str = "job_stages";
 /// coderd's deployment id.
 pub(super) const DEPLOYMENT_ID: &str = "deployment_id";
 /// When the oldest open transaction began.
@@ -15,7 +15,7 @@ pub(super) const OLDEST_TRANSACTION: &str = "oldest_transaction";
 
 /// Each function with its arguments.
 const FUNCTIONS: [(&str, &str); 3] =
-    [(PREBUILD_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
+    [(JOB_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
 
 /// How the role reads the values of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Reader {
             "select wanted.name, function.oid is not null as present, coalesce(has_schema_privilege(schema.oid, 'usage'), false) as schema_usable,
                  coalesce(has_function_privilege(function.oid, 'execute'), false) as executable,
                  case wanted.name
-                     when 'prebuild_stages' then (
+                     when 'job_stages' then (
                          select count(*) = 1 from pg_attribute where attrelid = to_regclass('provisioner_jobs') and attname = 'input'
                              and has_column_privilege(attrelid, attnum, 'select'))
                      when 'deployment_id' then (
@@ -148,21 +148,21 @@ mod tests {
     fn an_unusable_function_needs_a_grant_or_the_script() {
         let usable = function(DEPLOYMENT_ID, true, true, true);
         assert!(statements([&usable], "reader").is_empty());
-        let missing = function(PREBUILD_STAGES, false, false, false);
+        let missing = function(JOB_STAGES, false, false, false);
         let expected =
             ["psql --set reader=reader --file src/coderd/grants.sql CODERD_DATABASE_URL"];
         assert_eq!(statements([&usable, &missing], "reader"), expected);
-        let denied = function(PREBUILD_STAGES, true, false, false);
+        let denied = function(JOB_STAGES, true, false, false);
         let expected = [
             "grant usage on schema tallyline to reader;",
-            "grant execute on function tallyline.prebuild_stages(uuid[]) to reader;",
+            "grant execute on function tallyline.job_stages(uuid[]) to reader;",
         ];
         assert_eq!(statements([&usable, &denied], "reader"), expected);
     }
 
     #[test]
     fn a_role_with_table_rights_needs_no_function() {
-        let missing = function(PREBUILD_STAGES, false, false, false);
+        let missing = function(JOB_STAGES, false, false, false);
         assert_eq!(missing.access(), None);
         let readable = Function { tables_readable: true, ..missing };
         assert_eq!(readable.access(), Some(Access::Tables));

@@ -58,17 +58,16 @@ $$;
 create schema if not exists tallyline;
 grant usage on schema tallyline to :"reader";
 
--- The prebuild stage of workspace builds. The inputs of other jobs contain the values of Terraform variables.
-create or replace function tallyline.prebuild_stages(build_ids uuid[]) returns table (build_id uuid, stage text)
+-- The prebuild stages of jobs of workspace builds that have one. The inputs of other jobs contain the values of Terraform variables.
+create or replace function tallyline.job_stages(job_ids uuid[]) returns table (job_id uuid, stage text)
     language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    -- Each limit keeps a look-up by index: the planner would read whole tables for many ids.
+    -- The limit keeps a look-up by index: the planner would read the whole table for many ids.
     return query select asked.id, job.stage
-    from (select distinct unnest(build_ids) as id) asked
-    cross join lateral (select job_id from public.workspace_builds where id = asked.id limit 1) build
+    from (select distinct unnest(job_ids) as id) asked
     cross join lateral (
         select input ->> 'prebuilt_workspace_stage' as stage from public.provisioner_jobs
-        where id = build.job_id and type = 'workspace_build' limit 1
+        where id = asked.id and type = 'workspace_build' and input ? 'prebuilt_workspace_stage' limit 1
     ) job;
 end
 $$;
@@ -99,5 +98,5 @@ begin
 end
 $$;
 
-revoke all on function tallyline.prebuild_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() from public;
-grant execute on function tallyline.prebuild_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() to :"reader";
+revoke all on function tallyline.job_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() from public;
+grant execute on function tallyline.job_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() to :"reader";

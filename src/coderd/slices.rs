@@ -94,10 +94,10 @@ macro_rules! job_stage {
 /// if the jobs do not show them.
 macro_rules! stages {
     (Function) => {
-        "select build_id, stage from tallyline.prebuild_stages(array(select build_id from build) || array(select id from first_build))"
+        "select job_id, stage from tallyline.job_stages(array(select job_id from build) || array(select job_id from first_build))"
     };
     (Tables) => {
-        "select distinct first_build.id as build_id, job.stage
+        "select distinct first_build.job_id, job.stage
          from first_build cross join lateral (
              select input ->> 'prebuilt_workspace_stage' as stage from provisioner_jobs where id = first_build.job_id and type = 'workspace_build' limit 1
          ) job"
@@ -133,7 +133,7 @@ macro_rules! build_slice {
          ) job order by completed_at, id limit $3
      ),
      build as materialized (
-         select build.id as build_id, build.workspace_id, workspaces.organization_id, build.template_version_id, build.initiator_id,
+         select job.id as job_id, build.id as build_id, build.workspace_id, workspaces.organization_id, build.template_version_id, build.initiator_id,
              build.build_number, build.transition::text as transition, job.created_at, job.started_at, job.completed_at, job.status, job.stage as job_stage
          from job
          cross join lateral (
@@ -144,7 +144,7 @@ macro_rules! build_slice {
      first_build as materialized (
          select build.build_id as of_build_id, first_build.*
          from build cross join lateral (
-             select id, initiator_id, job_id from workspace_builds where workspace_id = build.workspace_id and build_number = 1 limit 1
+             select initiator_id, job_id from workspace_builds where workspace_id = build.workspace_id and build_number = 1 limit 1
          ) first_build
          where build.build_number = 2 and build.transition = 'start'
      ),
@@ -156,9 +156,9 @@ macro_rules! build_slice {
      staged as (
          select build.*, coalesce(build.job_stage, stage.stage, '0') as stage, first_build.initiator_id as first_initiator_id, coalesce(first_stage.stage, '0') as first_stage
          from build
-         left join stage on stage.build_id = build.build_id
+         left join stage on stage.job_id = build.job_id
          left join first_build on first_build.of_build_id = build.build_id
-         left join stage first_stage on first_stage.build_id = first_build.id
+         left join stage first_stage on first_stage.job_id = first_build.job_id
      ),
      judged as (
          select *,

@@ -101,12 +101,13 @@ impl Collector {
         let from = self.source.baseline_until.map(Time::from);
         let unseen = keys.iter().filter(|key| from.is_none_or(|from| key.completed_at >= from));
         let unseen = unseen.filter_map(|key| Some((key.build_id?, key.completed_at)));
-        let unseen: HashMap<Uuid, Time> =
+        let unseen: Vec<(Uuid, Time)> =
             unseen.filter(|(id, _)| !self.builds.contains(id)).collect();
         if unseen.is_empty() {
             return Ok(());
         }
-        let ids: Vec<Uuid> = unseen.keys().copied().collect();
+        let ids: Vec<Uuid> = unseen.iter().map(|(id, _)| *id).collect();
+        let unseen: HashMap<Uuid, Time> = unseen.into_iter().collect();
         let known =
             self.ledger.run(async |conn| known::builds(conn, self.source.id, &ids).await).await?;
         let (known, unknown): (Vec<Uuid>, Vec<Uuid>) =

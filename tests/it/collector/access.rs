@@ -222,17 +222,22 @@ async fn only_the_stage_of_workspace_builds_is_read_of_job_inputs() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let workspace = coderd.workspace().await;
     let build = coderd.build(&Build { stage: 2, ..coderd.first_start(workspace).await }).await;
+    let job: Uuid = sqlx::query_scalar("select job_id from workspace_builds where id = $1")
+        .bind(build)
+        .fetch_one(&coderd.database.pool)
+        .await
+        .unwrap();
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
     let as_role = sqlx::PgPool::connect(&url).await.unwrap();
     let stages = async || -> Vec<(Uuid, Option<String>)> {
-        sqlx::query_as("select build_id, stage from tallyline.prebuild_stages($1)")
-            .bind(vec![build])
+        sqlx::query_as("select job_id, stage from tallyline.job_stages($1)")
+            .bind(vec![job])
             .fetch_all(&as_role)
             .await
             .unwrap()
     };
-    assert_eq!(stages().await, [(build, Some("2".to_owned()))]);
+    assert_eq!(stages().await, [(job, Some("2".to_owned()))]);
     run(&coderd, "update provisioner_jobs set type = 'template_version_import'").await;
     assert_eq!(stages().await, []);
 }
@@ -335,17 +340,14 @@ async fn a_missing_function_is_named_with_the_command_that_creates_it() {
     let (coderd, store) = (Coderd::new(SchemaVersion::Sep2026).await, store().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
-    run(
-        &coderd,
-        &format!("revoke execute on function tallyline.prebuild_stages(uuid[]) from {role}"),
-    )
-    .await;
+    run(&coderd, &format!("revoke execute on function tallyline.job_stages(uuid[]) from {role}"))
+        .await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
     let mut collector = store.open(settings, &url).await.unwrap().unwrap();
     let error = collector.pass().await.unwrap_err().to_string();
     assert!(
         error.ends_with(&format!(
-            "grant execute on function tallyline.prebuild_stages(uuid[]) to {role};"
+            "grant execute on function tallyline.job_stages(uuid[]) to {role};"
         )),
         "{error}"
     );
