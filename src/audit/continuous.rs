@@ -28,7 +28,7 @@ use crate::ledger::{
 
 const NAME: &str = "audit";
 /// Another process can audit this long after the lease of a dead one was renewed.
-const LEASE_LENGTH: Duration = Duration::from_secs(60);
+const LEASE_LENGTH: Duration = Duration::from_secs(30);
 /// The longest time between two reads of findings and due audits.
 const POLL: Duration = Duration::from_secs(5);
 /// The rest after an audit, in lengths of that audit: audits take at most a tenth of the time.

@@ -252,7 +252,9 @@ async fn a_pass_a_round_and_a_status_cost_the_same_with_ten_times_the_history() 
             println!("{costs}");
             assert!(large.statements <= small.statements + more, "{costs}");
             // Ten times as many rows come in an hour: the last hour and the compared days have more.
-            assert!(large.rows <= small.rows + 30_000, "{costs}");
+            // A status counts at most 8 MiB of each table, and the small tables are smaller.
+            let more = if what == "status" { 60_000 } else { 30_000 };
+            assert!(large.rows <= small.rows + more, "{costs}");
         }
     }
 }

@@ -154,6 +154,11 @@ async fn a_stop_waits_for_the_requests_in_flight() {
         site.count("select count(*) from publication where state = 'pending'").await > 0
     })
     .await;
+    eventually(SOON, "the audits allow publishing", || async {
+        site.count("select count(*) from audit_finding where good_until > clock_timestamp()").await
+            == 3
+    })
+    .await;
     first.ends_in_order().await;
     let slow = GRACE + Duration::from_secs(3);
     let latency_ms = slow.as_millis().try_into().unwrap();

@@ -152,7 +152,8 @@ const TAMPERED: [Tampering; 9] = [
         kind: "event_without_its_batch",
     },
     Tampering {
-        change: "update batch set sequence = -sequence where sequence = (select max(sequence) from batch)",
+        change: "alter table batch drop constraint if exists batch_sequence_is_positive;
+                 update batch set sequence = -sequence where sequence = (select max(sequence) from batch)",
         mend: "update batch set sequence = -sequence where sequence < 0",
         kind: "sequence_broken",
     },

@@ -160,7 +160,9 @@ async fn usage_later_than_a_lease_of_refused_events_for_each_lane_is_published_i
              where verdict = 'accepted')";
     let refused_before: i64 =
         sqlx::query_scalar(query).fetch_one(&world.ledger.pool).await.unwrap();
-    assert!(refused_before < 50, "it did not wait for the halves: {refused_before}");
+    // with one request in flight the lanes take turns: if each halved its lease, the three ended
+    // their 300 events at nearly the same time
+    assert!(refused_before < 200, "it did not wait for the halves: {refused_before}");
 }
 
 #[tokio::test]
