@@ -45,6 +45,7 @@ pub use program::start;
 use chrono::TimeDelta;
 use clap::{Parser, Subcommand, ValueEnum};
 use context::until_stopped;
+use std::pin::Pin;
 
 use self::via::{Change, Query};
 use crate::clock::Clock;
@@ -157,53 +158,60 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
     Box::pin(dispatch(command, context)).await
 }
 
+/// Makes a future on the heap, so that the caller's stack has no room for each.
+fn boxed<F: Future>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::pin(make())
+}
+
 async fn dispatch(command: Command, context: Context) -> Result<Exit, Failure> {
     match command {
         // these commands handle the stop token themselves
-        Command::Run(arguments) => run::run(arguments, context).await,
-        Command::Collect(collect) => collect::run(collect, context).await,
-        Command::Replay(replay) => replay::run(replay, context).await,
-        Command::Status(arguments) => status::run(arguments, &context).await,
+        Command::Run(arguments) => boxed(|| run::run(arguments, context)).await,
+        Command::Collect(collect) => boxed(|| collect::run(collect, context)).await,
+        Command::Replay(replay) => boxed(|| replay::run(replay, context)).await,
+        Command::Status(arguments) => boxed(|| status::run(arguments, &context)).await,
         // these commands can be dropped at any point without partial changes
         Command::Sources(arguments) => {
-            until_stopped(&context.stop, sources::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| sources::run(arguments, &context))).await
         }
         Command::AuditLog(arguments) => {
-            until_stopped(&context.stop, audit_log::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| audit_log::run(arguments, &context))).await
         }
         Command::Check(arguments) => {
-            until_stopped(&context.stop, check::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| check::run(arguments, &context))).await
         }
         Command::Migrate(arguments) => {
-            until_stopped(&context.stop, migrate::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| migrate::run(arguments, &context))).await
         }
         Command::Export(export) => {
-            until_stopped(&context.stop, export::run(export, &context)).await
+            until_stopped(&context.stop, boxed(|| export::run(export, &context))).await
         }
         Command::Rejects(rejects) => {
-            until_stopped(&context.stop, rejects::run(rejects, &context)).await
+            until_stopped(&context.stop, boxed(|| rejects::run(rejects, &context))).await
         }
         Command::Pause(arguments) => {
-            until_stopped(&context.stop, pause::pause(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| pause::pause(arguments, &context))).await
         }
         Command::Recover(recover) => {
-            until_stopped(&context.stop, recover::run(recover, &context)).await
+            until_stopped(&context.stop, boxed(|| recover::run(recover, &context))).await
         }
         Command::Rebuild(rebuild) => {
-            until_stopped(&context.stop, rebuild::run(rebuild, &context)).await
+            until_stopped(&context.stop, boxed(|| rebuild::run(rebuild, &context))).await
         }
-        Command::Prune(prune) => until_stopped(&context.stop, prune::run(prune, &context)).await,
+        Command::Prune(prune) => {
+            until_stopped(&context.stop, boxed(|| prune::run(prune, &context))).await
+        }
         Command::Resume(arguments) => {
-            until_stopped(&context.stop, pause::resume(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| pause::resume(arguments, &context))).await
         }
         Command::Audit(arguments) => {
-            until_stopped(&context.stop, audit::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| audit::run(arguments, &context))).await
         }
         Command::Events(arguments) => {
-            until_stopped(&context.stop, events::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| events::run(arguments, &context))).await
         }
         Command::Explain(arguments) => {
-            until_stopped(&context.stop, explain::run(arguments, &context)).await
+            until_stopped(&context.stop, boxed(|| explain::run(arguments, &context))).await
         }
     }
 }
